@@ -1,0 +1,85 @@
+"""Datasets. A new one is one entry of DATASETS, or a file: `{data_dir}/{name}.npz`."""
+
+import difflib
+from functools import partial
+from pathlib import Path
+
+from errors import UserError
+
+from .arrays import read_npz
+from .digits import build_digits
+from .folders import build_folder, build_imagenet
+from .loader import Loader
+from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
+from .transforms import build_eval_transform, build_train_transform
+from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
+
+__all__ = [
+    "DATASETS",
+    "AnchorNeighborView",
+    "Loader",
+    "PlainView",
+    "TwoViews",
+    "WeakStrongView",
+    "build_dataset",
+    "build_eval_transform",
+    "build_train_transform",
+]
+
+# name: builder(data_dir, split) of a dataset object (ArrayImages or FolderImages)
+DATASETS = {
+    "cifar-10": build_cifar10,
+    "cifar-20": build_cifar20,
+    "stl-10": build_stl10,
+    "imagenet": build_imagenet,
+    "imagenet_50": partial(build_imagenet, subset=50),
+    "imagenet_100": partial(build_imagenet, subset=100),
+    "imagenet_200": partial(build_imagenet, subset=200),
+    "digits": build_digits,
+}
+
+SPLITS = ("train", "test", "train+unlabeled")
+
+
+def build_dataset(config, split):
+    """One split of the dataset that a configuration names.
+
+    A file `{data_dir}/{name}.npz` is used if there is one, then the registry, then a folder
+    `{data_dir}/{name}/` with train/ and test/.
+
+    Args:
+        config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
+        split: "train", "test" (of val_db_name), or "train+unlabeled", which is "train" where
+            there are no unlabeled images.
+
+    Returns:
+        An object with `len`, `labels` (int64 (N,) or None), `classes` (names or None) and
+        `fetch(index_batches, device, num_workers)`, which yields uint8 (B, 3, H, W).
+
+    Raises:
+        UserError: unknown name, missing or damaged files.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    name = config["val_db_name" if split == "test" else "train_db_name"]
+    data_dir = Path(config.get("data_dir", "datasets")).expanduser()
+    if split == "train+unlabeled" and name != "stl-10":
+        split = "train"
+
+    npz = data_dir / f"{name}.npz"
+    if npz.is_file():
+        dataset = read_npz(npz, "test" if split == "test" else "train")
+    elif name in DATASETS:
+        dataset = DATASETS[name](data_dir, split)
+    elif (data_dir / name).is_dir():
+        dataset = build_folder(data_dir / name, split)
+    else:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"dataset {name!r}: unknown, and there is neither {npz} nor a folder {data_dir / name}; "
+            f"{hint}known: {', '.join(DATASETS)}"
+        )
+    if len(dataset) == 0:
+        raise UserError(f"dataset {name!r}, split {split!r}: holds no images")
+    return dataset

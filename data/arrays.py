@@ -1,0 +1,90 @@
+"""Images held in memory as one uint8 tensor, and `.npz` files of them."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from errors import UserError
+
+
+class ArrayImages:
+    """One split of a small dataset, kept where the arithmetic is.
+
+    Args:
+        images: uint8 tensor or array, (N, 3, H, W).
+        labels: integers (N,), or None when there are none.
+        classes: names of the classes, or None.
+    """
+
+    def __init__(self, images, labels=None, classes=None):
+        self.images = torch.as_tensor(images)
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.classes = classes
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.size(1) != 3:
+            raise ValueError(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
+        if self.labels is not None and self.labels.shape != (len(self.images),):
+            raise ValueError(f"{len(self.images)} images but labels of shape {tuple(self.labels.shape)}")
+
+    def __len__(self):
+        return len(self.images)
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the uint8 images of each index batch, (*index.shape, 3, H, W), on `device`."""
+        self.images = self.images.to(device)
+        for index in index_batches:
+            yield self.images[index.to(device, non_blocking=True)]
+
+
+def to_channels_first(images, where):
+    """uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W) -> contiguous (N, 3, H, W); grey is repeated.
+
+    Raises UserError, naming `where`, for anything else.
+    """
+    images = np.asarray(images)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(
+            f"{where}: images must be uint8 of shape (N, H, W, 3) or (N, H, W), "
+            f"found {images.dtype} {images.shape}"
+        )
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def read_npz(path, split):
+    """Read `{split}_images` and, if there, `{split}_labels` of an npz file. `split`: train or test.
+
+    The file may carry `classes`, the class names. Labels may have shape (N,) or (N, 1), as
+    MedMNIST's have. Raises UserError for a missing array or one of the wrong shape or type.
+    """
+    path = Path(path)
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable .npz file ({error})") from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
+    with archive:
+        if f"{split}_images" not in archive:
+            raise UserError(f"{path}: has no array '{split}_images', only {', '.join(archive.files) or 'nothing'}")
+        try:
+            images = archive[f"{split}_images"]
+            labels = archive[f"{split}_labels"] if f"{split}_labels" in archive else None
+            classes = archive["classes"].tolist() if "classes" in archive else None
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: cannot be read ({error}); write it again") from None
+    images = to_channels_first(images, f"{path}: {split}_images")
+    if labels is not None:
+        labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{path}: {split}_labels must be integers of shape ({len(images)},), "
+                f"found {labels.dtype} {labels.shape}"
+            )
+        if len(labels) and labels.min() < 0:
+            raise UserError(f"{path}: {split}_labels holds negative labels; leave the array out if there are none")
+    return ArrayImages(images, labels, classes)

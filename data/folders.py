@@ -1,0 +1,115 @@
+"""Images in folders, decoded by worker processes: ImageNet, its subsets, and anybody's own."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+SUBSETS = Path(__file__).parent / "imagenet_subsets"
+
+
+class FolderImages(torch.utils.data.Dataset):
+    """One split of a large dataset: files that are read when a batch asks for them.
+
+    Each image is brought to `size` x `size` pixels: shorter side resized, then the center cropped.
+
+    Args:
+        files: paths, one per image.
+        labels: integers (N,), or None.
+        classes: names of the classes, or None.
+        size: side in pixels of the images that `fetch` gives.
+    """
+
+    def __init__(self, files, labels=None, classes=None, size=256):
+        self.files = files
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.classes = classes
+        self.size = size
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        """uint8 (3, size, size)."""
+        try:
+            with Image.open(self.files[index]) as image:
+                return _resize_and_crop(image.convert("RGB"), self.size)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{self.files[index]}: cannot be read as an image ({error})") from None
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the uint8 images of each index batch, (*index.shape, 3, size, size), on `device`."""
+        index_batches = list(index_batches)
+        loader = torch.utils.data.DataLoader(
+            self,
+            batch_sampler=[index.flatten().tolist() for index in index_batches],
+            num_workers=num_workers,
+            pin_memory=torch.device(device).type == "cuda",
+        )
+        for index, images in zip(index_batches, loader, strict=True):
+            yield images.to(device, non_blocking=True).unflatten(0, index.shape)
+
+
+def _resize_and_crop(image, size):
+    width, height = image.size
+    scale = size / min(width, height)
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _image_files(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _read_classes(root, wnids, names):
+    """Files and labels of `{root}/{wnid}/*`, in the order of `wnids`."""
+    files, labels = [], []
+    for label, wnid in enumerate(wnids):
+        folder = root / wnid
+        if not folder.is_dir():
+            raise UserError(f"{folder}: this class folder is missing")
+        found = _image_files(folder)
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise UserError(f"{root}: no images found")
+    return FolderImages(files, labels, names)
+
+
+def build_imagenet(data_dir, split, subset=None):
+    """ImageNet under `{data_dir}/imagenet/ILSVRC2012_img_{train,val}/<wnid>/*`.
+
+    Args:
+        subset: 50, 100 or 200 for the published class lists, whose line number is the label; None
+            for all classes, labelled in the sorted order of their folders.
+    """
+    root = Path(data_dir) / "imagenet" / f"ILSVRC2012_img_{'val' if split == 'test' else 'train'}"
+    if not root.is_dir():
+        raise UserError(f"{root}: ImageNet is not there; set data_dir to the folder that holds imagenet/")
+    if subset is None:
+        wnids = names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    else:
+        lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()
+        wnids, names = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    return _read_classes(root, wnids, list(names))
+
+
+def build_folder(root, split):
+    """Anybody's images under `{root}/{train,test}/`: one folder per class, or no folders and no labels."""
+    root = Path(root) / split
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; a dataset of image files needs train/ and test/")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if classes:
+        return _read_classes(root, classes, classes)
+    files = _image_files(root)
+    if not files:
+        raise UserError(f"{root}: no images found ({', '.join(sorted(SUFFIXES))})")
+    return FolderImages(files)

@@ -1,0 +1,47 @@
+"""Batches of a dataset, seen through a view."""
+
+import torch
+
+from errors import UserError
+
+
+class Loader:
+    """Iterate over a dataset in batches.
+
+    Args:
+        dataset: see `data.build_dataset`.
+        view: what a step sees (`data/views.py`): `view.index(anchors)` says which images to fetch
+            for the anchors (B,), `view(images)` makes tensors of them.
+        batch_size: anchors per batch.
+        train: shuffle and drop the last incomplete batch; otherwise neither.
+        device: where the batches are made.
+        num_workers: processes that decode image files; images in memory need none.
+
+    Raises:
+        UserError: a training split smaller than one batch, which would train nothing.
+    """
+
+    def __init__(self, dataset, view, batch_size, train, device="cpu", num_workers=0):
+        if train and len(dataset) < batch_size:
+            raise UserError(
+                f"batch_size {batch_size} is larger than the training split ({len(dataset)} images), so no "
+                f"batch would be complete; set batch_size to {len(dataset)} or less"
+            )
+        self.dataset = dataset
+        self.view = view
+        self.batch_size = batch_size
+        self.train = train
+        self.device = device
+        self.num_workers = num_workers
+
+    def __len__(self):
+        if self.train:
+            return len(self.dataset) // self.batch_size
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.dataset)) if self.train else torch.arange(len(self.dataset))
+        batches = order.split(self.batch_size)[: len(self)]
+        indices = [self.view.index(anchors) for anchors in batches]
+        for images in self.dataset.fetch(indices, self.device, self.num_workers):
+            yield self.view(images)

@@ -1,0 +1,74 @@
+"""What a training step sees of the images.
+
+Each view says which images it needs for a batch of anchors, `index((B,)) -> (B, ...)`, and turns
+those, uint8 (B, ..., 3, H, W), into float network inputs (.., 3, S, S).
+"""
+
+import torch
+
+from errors import UserError
+
+
+class PlainView:
+    """The image itself: (B, 3, S, S)."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def index(self, anchors):
+        return anchors
+
+    def __call__(self, images):
+        return self.transform(images)
+
+
+class TwoViews(PlainView):
+    """Step 1: two augmentations of each image, interleaved: (2B, 3, S, S), views of image i at 2i, 2i+1."""
+
+    def __call__(self, images):
+        return self.transform(images.repeat_interleave(2, dim=0))
+
+
+class AnchorNeighborView:
+    """Step 2: each image and one of its mined neighbors, each augmented on its own: two (B, 3, S, S).
+
+    Args:
+        transform: the training augmentation.
+        neighbors: int64 (N, 1 + mined), each row starting with the image itself.
+        num_neighbors: draw uniformly from the first `num_neighbors + 1` entries of a row.
+
+    Raises:
+        UserError: more neighbors wanted than were mined.
+    """
+
+    def __init__(self, transform, neighbors, num_neighbors):
+        mined = neighbors.shape[1] - 1
+        if num_neighbors > mined:
+            raise UserError(
+                f"num_neighbors {num_neighbors} is more than the {mined} neighbors that were mined; "
+                f"set num_neighbors to {mined} or less"
+            )
+        self.transform = transform
+        self.neighbors = torch.as_tensor(neighbors)[:, : num_neighbors + 1]
+
+    def index(self, anchors):
+        drawn = torch.randint(self.neighbors.size(1), anchors.shape)
+        return torch.stack([anchors, self.neighbors[anchors, drawn]], dim=1)  # (B, 2)
+
+    def __call__(self, images):
+        pairs = self.transform(images.flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
+        return pairs[:, 0], pairs[:, 1]
+
+
+class WeakStrongView:
+    """Step 3: each image untouched and strongly augmented: two (B, 3, S, S)."""
+
+    def __init__(self, weak, strong):
+        self.weak = weak
+        self.strong = strong
+
+    def index(self, anchors):
+        return anchors
+
+    def __call__(self, images):
+        return self.weak(images), self.strong(images)

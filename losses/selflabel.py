@@ -1,0 +1,48 @@
+"""Step 3, fine-tuning through self-labeling (SCAN, section 2.3).
+
+    L = 1/sum_i w_i  sum_{i: max p_i > t}  -w_i log s_i[argmax p_i]
+
+p_i, s_i: probabilities of the weakly and of the strongly augmented image i; t: the confidence
+threshold. With class balancing w_i = n / count of i's pseudo-label among the n confident samples.
+"""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+class ConfidenceBasedCE(nn.Module):
+    """Cross-entropy of the strong view against the weak view's confident predictions.
+
+    Args:
+        threshold: t in [0, 1); a sample counts when its largest probability is strictly above.
+        apply_class_balancing: weigh each pseudo-class by the inverse of its frequency.
+    """
+
+    def __init__(self, threshold, apply_class_balancing):
+        super().__init__()
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold must be in [0, 1), got {threshold}")
+        self.threshold = threshold
+        self.apply_class_balancing = apply_class_balancing
+
+    def pseudo_labels(self, weak_logits):
+        """(B, C) -> labels (B,) int64 and the mask of confident samples (B,) bool."""
+        confidence, labels = weak_logits.detach().float().softmax(1).max(1)
+        return labels, confidence > self.threshold
+
+    def forward(self, weak_logits, strong_logits):
+        """Both (B, C). Returns a float32 scalar; zero, with zero gradients, if no sample is confident."""
+        if weak_logits.shape != strong_logits.shape or weak_logits.dim() != 2:
+            raise ValueError(
+                "weak and strong logits must both be (B, C), got "
+                f"{tuple(weak_logits.shape)} and {tuple(strong_logits.shape)}"
+            )
+        labels, confident = self.pseudo_labels(weak_logits)
+        losses = F.cross_entropy(strong_logits.float(), labels, reduction="none")  # (B,)
+        # Weights instead of a selection: the shapes do not depend on the data, so a GPU need not wait.
+        weights = confident.float()
+        if self.apply_class_balancing:
+            counts = weights.new_zeros(weak_logits.size(1)).index_add_(0, labels, weights)
+            # Only ratios matter in a weighted mean, so n / count becomes 1 / count.
+            weights = weights / counts[labels].clamp(min=1)
+        return (weights * losses).sum() / weights.sum().clamp(min=1e-12)

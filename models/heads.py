@@ -1,0 +1,68 @@
+"""What sits on the backbone: the contrastive head of step 1, the cluster heads of steps 2 and 3."""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+class ContrastiveModel(nn.Module):
+    """Backbone and projection head: images (B, 3, H, W) -> L2-normalised features (B, features_dim).
+
+    Args:
+        backbone: module that maps images to (B, dim).
+        dim: width of the backbone's features.
+        head: "mlp" (Linear, ReLU, Linear) or "linear". Raises ValueError for another name.
+        features_dim: width of the output.
+    """
+
+    def __init__(self, backbone, dim, head="mlp", features_dim=128):
+        super().__init__()
+        self.backbone = backbone
+        if head == "mlp":
+            self.contrastive_head = nn.Sequential(
+                nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, features_dim)
+            )
+        elif head == "linear":
+            self.contrastive_head = nn.Linear(dim, features_dim)
+        else:
+            raise ValueError(f"head must be 'mlp' or 'linear', got {head!r}")
+
+    def forward(self, images):
+        return F.normalize(self.contrastive_head(self.backbone(images)).float(), dim=1)
+
+
+class ClusteringModel(nn.Module):
+    """Backbone and linear cluster heads: images (B, 3, H, W) -> list of num_heads logits (B, num_clusters).
+
+    Args:
+        backbone: module that maps images to (B, dim).
+        dim: width of the backbone's features.
+        num_clusters: number of clusters of each head.
+        num_heads: number of independent heads.
+    """
+
+    def __init__(self, backbone, dim, num_clusters, num_heads=1):
+        super().__init__()
+        if num_clusters < 1 or num_heads < 1:
+            raise ValueError(f"need at least one cluster and one head, got {num_clusters} and {num_heads}")
+        self.backbone = backbone
+        self.backbone_frozen = False
+        self.cluster_head = nn.ModuleList(nn.Linear(dim, num_clusters) for _ in range(num_heads))
+
+    def forward(self, images):
+        return self.classify(self.backbone(images))
+
+    def classify(self, features):
+        """Backbone features (B, dim) -> list of num_heads logits (B, num_clusters)."""
+        return [head(features) for head in self.cluster_head]
+
+    def freeze_backbone(self):
+        """Train the heads only: no gradient in the backbone and no BatchNorm update either."""
+        self.backbone_frozen = True
+        self.backbone.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        return self

@@ -1,0 +1,87 @@
+"""Step 2 of SCAN: train cluster heads so that an image and its neighbors agree.
+
+python scan.py --config_exp configs/scan/scan_cifar10.yml
+"""
+
+import logging
+
+import data
+from losses import SCANLoss
+from models import build_model
+from utils import checkpoint, engine, metrics, neighbors, plots, report
+from utils.config import load_config, parse_arguments
+from utils.optim import build_optimizer
+from utils.run import Run, add_fresh, results_folder, run_script
+
+log = logging.getLogger("scan")
+
+
+def main(argv=None):
+    args = parse_arguments(argv, __doc__, add_fresh)
+    config = load_config(args, ["scan"])
+    run = Run(config, "scan", args.fresh)
+    pretext = results_folder(config, "pretext")
+
+    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    train_neighbors = neighbors.read(pretext / "topk-train-neighbors.npy", len(train_set))
+    val_neighbors = neighbors.read(pretext / "topk-val-neighbors.npy", len(val_set))
+    log.info("%d train and %d test images", len(train_set), len(val_set))
+    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
+    pairs = data.AnchorNeighborView(data.build_train_transform(config), train_neighbors, config.num_neighbors)
+    train = data.Loader(train_set, pairs, train=True, **loading)
+    val = data.Loader(val_set, data.PlainView(data.build_eval_transform(config)), train=False, **loading)
+
+    model = build_model(config)
+    weights, _ = checkpoint.read_weights(pretext / "model.pth.tar")
+    checkpoint.load_weights(
+        model, weights, pretext / "model.pth.tar", skip=["contrastive_head."], keep=["cluster_head."]
+    )
+    model = run.place(model)
+    if config.update_cluster_head_only:
+        model.freeze_backbone()
+    criterion = SCANLoss(**config.criterion_kwargs)
+    optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
+
+    def step(batch):
+        with run.autocast():  # two passes: anchors and neighbors have their own BatchNorm statistics
+            anchor_logits, neighbor_logits = (model(images) for images in batch)
+        losses = [criterion(*pair) for pair in zip(anchor_logits, neighbor_logits, strict=True)]
+        total, consistency, entropy = (sum(parts) for parts in zip(*losses, strict=True))  # over the heads
+        return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
+
+    best = {"best_loss": float("inf"), "best_loss_head": None}
+
+    def validate(epoch):
+        """Choose by the objective on the validation split, without labels; labels only tell the accuracy."""
+        with run.autocast():
+            probabilities = [p.cpu() for p in engine.infer(predict(model), val, "validation")]
+        objectives = [metrics.validation_objective(p, val_neighbors) for p in probabilities]
+        head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
+        if objectives[head]["loss"] < best["best_loss"]:
+            best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
+            content = {"model": model.state_dict(), "head": head}
+            checkpoint.save(content, run.folder / "model.pth.tar")
+        values = {f"val_{name}": value for name, value in objectives[head].items()}
+        if val_set.labels is not None:
+            figures = metrics.clustering_metrics(probabilities[head], val_set.labels, len(val_set.classes))
+            values["val_acc"] = figures["acc"]
+        return values
+
+    engine.train(run, model, optimizer, train, step, state=best, after_epoch=validate)
+
+    weights, head = checkpoint.read_weights(run.folder / "model.pth.tar")
+    checkpoint.load_weights(model, weights, run.folder / "model.pth.tar")
+    log.info("best model: head %d, validation loss %.4f", head, best["best_loss"])
+    probabilities = engine.infer(predict(model), val, "evaluation")[head].cpu()
+    about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "head": head}
+    report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
+    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+
+
+def predict(model):
+    """Function images -> one (B, C) of probabilities per head."""
+    return lambda images: tuple(logits.softmax(1) for logits in model(images))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,98 @@
+"""Step 3 of SCAN: fine-tune on the samples that the model is sure of, under strong augmentation.
+
+python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml
+"""
+
+import logging
+
+import torch
+
+import data
+from errors import UserError
+from losses import ConfidenceBasedCE
+from models import build_model
+from utils import checkpoint, engine, metrics, plots, report
+from utils.config import load_config, parse_arguments
+from utils.ema import EMA
+from utils.optim import build_optimizer
+from utils.run import Run, add_fresh, results_folder, run_script
+
+log = logging.getLogger("selflabel")
+
+
+def main(argv=None):
+    args = parse_arguments(argv, __doc__, add_fresh)
+    config = load_config(args, ["selflabel"])
+    if config.get("num_heads", 1) != 1:
+        raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
+    run = Run(config, "selflabel", args.fresh)
+
+    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    log.info("%d train and %d test images", len(train_set), len(val_set))
+    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
+    weak = data.build_eval_transform(config)
+    view = data.WeakStrongView(weak, data.build_train_transform(config))
+    train = data.Loader(train_set, view, train=True, **loading)
+    val = data.Loader(val_set, data.PlainView(weak), train=False, **loading)
+
+    model = build_model(config)
+    clustering = results_folder(config, "scan") / "model.pth.tar"
+    weights, head = checkpoint.read_weights(clustering)
+    checkpoint.load_weights(model, only_head(weights, head), clustering)
+    model = run.place(model)
+    criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)
+    optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
+    ema = EMA(model, config.ema_alpha) if config.use_ema else None
+
+    def step(batch):
+        weak_images, strong_images = batch
+        with torch.no_grad(), run.autocast():  # in train mode: BatchNorm learns from both views
+            weak_logits = model(weak_images)[0]
+        _, confident = criterion.pseudo_labels(weak_logits)
+        if not confident.any():
+            return None
+        with run.autocast():
+            strong_logits = model(strong_images)[0]
+        return {"loss": criterion(weak_logits, strong_logits), "confident": confident.float().mean()}
+
+    def predict(images):
+        return model(images)[0].softmax(1)
+
+    def monitor(epoch):
+        if val_set.labels is None:
+            return {}
+        with run.autocast():
+            probabilities = engine.infer(predict, val, "validation").cpu()
+        figures = metrics.clustering_metrics(probabilities, val_set.labels, len(val_set.classes))
+        return {"val_acc": figures["acc"]}
+
+    engine.train(
+        run,
+        model,
+        optimizer,
+        train,
+        step,
+        state={"ema": ema.shadow} if ema else None,
+        after_step=ema.update if ema else None,
+        after_epoch=monitor,
+    )
+
+    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
+    probabilities = engine.infer(predict, val, "evaluation").cpu()
+    about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test"}
+    report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
+    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+
+
+def only_head(weights, head):
+    """The weights with cluster head number `head` (None: the only one) as head 0, without the others."""
+    chosen = f"cluster_head.{head or 0}."
+    kept = {key: value for key, value in weights.items() if not key.startswith("cluster_head.")}
+    kept.update(
+        (key.replace(chosen, "cluster_head.0."), value) for key, value in weights.items() if key.startswith(chosen)
+    )
+    return kept
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,72 @@
+"""Step 1 of SCAN: learn features by instance discrimination, then mine nearest neighbors.
+
+python simclr.py --config_exp configs/pretext/simclr_cifar10.yml
+"""
+
+import logging
+
+import numpy as np
+
+import data
+from losses import SimCLRLoss
+from models import build_model
+from utils import checkpoint, engine, neighbors, plots, report
+from utils.config import load_config, parse_arguments
+from utils.optim import build_optimizer
+from utils.run import Run, add_fresh, run_script
+
+log = logging.getLogger("simclr")
+
+
+def main(argv=None):
+    args = parse_arguments(argv, __doc__, add_fresh)
+    config = load_config(args, ["simclr"])
+    run = Run(config, "pretext", args.fresh)
+
+    pretext_set = data.build_dataset(config, "train+unlabeled")
+    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    log.info("%d images to learn from, %d train, %d test", len(pretext_set), len(train_set), len(val_set))
+    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
+    pretext = data.Loader(
+        pretext_set, data.TwoViews(data.build_train_transform(config)), train=True, **loading
+    )
+    evaluation = data.PlainView(data.build_eval_transform(config))
+    train, val = (data.Loader(images, evaluation, train=False, **loading) for images in (train_set, val_set))
+
+    model = run.place(build_model(config))
+    criterion = SimCLRLoss(**config.criterion_kwargs)
+    optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
+
+    def step(images):  # (2B, 3, S, S), the two views of an image beside each other
+        with run.autocast():
+            features = model(images)
+        return {"loss": criterion(features.unflatten(0, (-1, 2)))}
+
+    def monitor(epoch):
+        if train_set.labels is None or val_set.labels is None:
+            return {}
+        with run.autocast():
+            bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
+        votes = neighbors.weighted_knn(
+            bank, train_set.labels, queries, len(train_set.classes), temperature=config.temperature
+        )
+        return {"knn_accuracy": (votes.cpu() == val_set.labels).double().mean().item()}
+
+    engine.train(run, model, optimizer, pretext, step, after_epoch=monitor)
+
+    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
+    figures = {"setup": config.setup, "dataset": config.train_db_name, **monitor(config.epochs)}
+    for name, loader, k in (("train", train, 20), ("val", val, 5)):
+        mined = neighbors.mine(engine.infer(model, loader, "features"), k)
+        with checkpoint.atomic(run.folder / f"topk-{name}-neighbors.npy") as path, open(path, "wb") as file:
+            np.save(file, mined.numpy())
+        if loader.dataset.labels is not None:
+            share = neighbors.agreement(mined, loader.dataset.labels, k)
+            figures[f"{name}_neighbors_of_same_class"] = share
+            log.info("%s split: %.2f %% of the %d nearest neighbors share the label", name, 100 * share, k)
+    report.write_json(figures, run.folder / "metrics.json")
+    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""What the steps share. Import from the modules: `from utils.metrics import ...`."""

@@ -1,0 +1,310 @@
+"""Command line and YAML files -> one checked configuration."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+import yaml
+from easydict import EasyDict
+
+from errors import UserError
+
+# --- what a configuration may hold ---------------------------------------------------------------
+# A leaf is a check: it returns the value, converted if need be, or raises ValueError("a ...").
+
+
+def _number(low=None, high=None, whole=False, above=None):
+    kind = "a whole number" if whole else "a number"
+    if above is not None:
+        kind += f" above {above}"
+    if low is not None:
+        kind += f" of at least {low}"
+    if high is not None:
+        kind += f" of at most {high}"
+
+    def check(value):
+        try:  # YAML reads 1e-4 (without a dot) as a string
+            value = float(value) if isinstance(value, str) else value
+            good = not isinstance(value, bool) and value == value and (not whole or value == int(value))
+            good = good and (low is None or value >= low) and (high is None or value <= high)
+            good = good and (above is None or value > above) and abs(value) != float("inf")
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise ValueError(kind)
+        return int(value) if whole else value
+
+    return check
+
+
+def _one_of(*names):
+    def check(value):
+        if value not in names:
+            near = difflib.get_close_matches(str(value), names, n=1)
+            raise ValueError(f"one of {', '.join(names)}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        return value
+
+    return check
+
+
+def _boolean(value):
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _string(value):
+    if not isinstance(value, str) or not value:
+        raise ValueError("a name")
+    return value
+
+
+def _list_of(check, length=None):
+    def check_list(value):
+        if not isinstance(value, (list, tuple)) or (length and len(value) != length):
+            raise ValueError(f"a list of {length} numbers" if length else "a list")
+        return [check(item) for item in value]
+
+    return check_list
+
+
+def _device(value):
+    if value not in ("auto", "cpu", "cuda") and not (
+        isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit()
+    ):
+        raise ValueError("auto, cpu, cuda or cuda:N")
+    return value
+
+
+_probability = {"p": _number(0, 1)}
+_positive = _number(1, whole=True)
+_normalize = {"mean": _list_of(_number(), 3), "std": _list_of(_number(above=0), 3)}
+
+ENVIRONMENT = {
+    "root_dir": _string,
+    "data_dir": _string,
+    "device": _device,
+    "precision": _one_of("auto", "bf16", "fp32"),
+}
+
+EXPERIMENT = {
+    "setup": _one_of("simclr", "moco", "scan", "selflabel"),
+    "seed": _number(0, whole=True),
+    "backbone": _string,
+    "model_kwargs": {"head": _one_of("mlp", "linear"), "features_dim": _positive},
+    "train_db_name": _string,
+    "val_db_name": _string,
+    "num_classes": _positive,
+    "num_heads": _positive,
+    "num_neighbors": _positive,
+    "update_cluster_head_only": _boolean,
+    "temperature": _number(above=0),
+    "criterion": _one_of("simclr", "scan", "confidence-cross-entropy"),
+    "criterion_kwargs": {
+        "temperature": _number(above=0),
+        "entropy_weight": _number(0),
+        "apply_class_balancing": _boolean,
+    },
+    "confidence_threshold": _number(0, 1),
+    "use_ema": _boolean,
+    "ema_alpha": _number(0, 1),
+    "epochs": _positive,
+    "optimizer": _one_of("sgd", "adam"),
+    "optimizer_kwargs": {
+        "lr": _number(above=0),
+        "momentum": _number(0),
+        "weight_decay": _number(0),
+        "nesterov": _boolean,
+    },
+    "scheduler": _one_of("cosine", "step", "constant"),
+    "scheduler_kwargs": {
+        "lr_decay_rate": _number(above=0),
+        "lr_decay_epochs": _list_of(_number(0, whole=True)),
+    },
+    "batch_size": _positive,
+    "num_workers": _number(0, whole=True),
+    "augmentation_strategy": _one_of("standard", "simclr", "ours"),
+    "augmentation_kwargs": {
+        "random_resized_crop": {"size": _positive, "scale": _list_of(_number(above=0, high=1), 2)},
+        "random_horizontal_flip": _probability,
+        "color_jitter_random_apply": _probability,
+        "color_jitter": {
+            "brightness": _number(0),
+            "contrast": _number(0),
+            "saturation": _number(0),
+            "hue": _number(0, 0.5),
+        },
+        "random_grayscale": _probability,
+        "normalize": _normalize,
+        "crop_size": _positive,
+        "num_strong_augs": _number(0, whole=True),
+        "cutout_kwargs": {"n_holes": _number(0, whole=True), "length": _positive, "random": _boolean},
+    },
+    "transformation_kwargs": {"crop_size": _positive, "normalize": _normalize},
+}
+
+DEFAULTS = {
+    "root_dir": "results",
+    "data_dir": "datasets",
+    "device": "auto",
+    "precision": "auto",
+    "seed": 0,
+    "num_workers": 0,
+    "update_cluster_head_only": False,
+    "use_ema": False,
+    "scheduler_kwargs": {},
+}
+
+_EVERY_STEP = ("backbone", "train_db_name", "val_db_name", "num_classes", "batch_size", "transformation_kwargs")
+_TRAINING = (
+    *("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler"),
+    *("augmentation_strategy", "augmentation_kwargs"),
+)
+REQUIRED = {
+    "simclr": (*_EVERY_STEP, *_TRAINING, "model_kwargs", "temperature"),
+    "moco": (*_EVERY_STEP, "model_kwargs", "temperature"),
+    "scan": (*_EVERY_STEP, *_TRAINING, "num_heads", "num_neighbors"),
+    "selflabel": (*_EVERY_STEP, *_TRAINING, "confidence_threshold"),
+}
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def parse_arguments(argv, description, add_arguments=None):
+    """The command line that all steps share: --config_env, --config_exp, --data_dir, --set."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
+    parser.add_argument("--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml")
+    parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
+    parser.add_argument(
+        *("--set", "-s"),
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override a key of either file: --set epochs=1 optimizer_kwargs.lr=0.1",
+    )
+    if add_arguments:
+        add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.data_dir:
+        args.overrides.append(f"data_dir={args.data_dir}")
+    return args
+
+
+def load_config(args, setups):
+    """Merge defaults, environment file, experiment file and `--set`, in this order, and check them.
+
+    Args:
+        args: what `parse_arguments` returned.
+        setups: the values of `setup` that the calling script can work with.
+
+    Returns:
+        EasyDict of everything, so that `config.optimizer_kwargs.lr` works.
+
+    Raises:
+        UserError: unreadable file, unknown, missing or wrong key; the message names file and key.
+    """
+    config = dict(DEFAULTS)
+    config.update(_checked(read_yaml(args.config_env), ENVIRONMENT, args.config_env))
+    experiment = _checked(read_yaml(args.config_exp), EXPERIMENT, args.config_exp)
+    for override in args.overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: expected KEY=VALUE")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+        nested = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(experiment, _checked(nested, {**ENVIRONMENT, **EXPERIMENT}, "--set"))
+    config.update(experiment)
+
+    if config.get("setup") not in setups:
+        raise UserError(
+            f"{args.config_exp}: setup is {config.get('setup')!r}, but this script needs {' or '.join(setups)}"
+        )
+    missing = [key for key in REQUIRED[config["setup"]] if key not in config]
+    if missing:
+        raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
+    return EasyDict(config)
+
+
+def experiment_of(config):
+    """The part of a configuration that decides the results: no paths, devices or worker counts."""
+    return {key: value for key, value in to_dict(config).items() if key in EXPERIMENT and key != "num_workers"}
+
+
+def to_dict(config):
+    """EasyDict -> plain dicts and lists, which YAML and checkpoints can hold."""
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def differences(old, new, prefix=""):
+    """Lines `key: old -> new` for two nested dicts."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def read_yaml(path):
+    """Read a YAML file that holds a mapping. Raises UserError with file and line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except FileNotFoundError:
+        folder = Path(path).parent
+        near = difflib.get_close_matches(Path(path).name, [p.name for p in folder.glob("*.yml")], n=1)
+        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        raise UserError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def _checked(content, schema, where, prefix=""):
+    """`content` with every key known to `schema` and every value converted by its check."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} must hold keys and values, found {content!r}")
+    result = {}
+    for key, value in content.items():
+        if key not in schema:
+            near = difflib.get_close_matches(str(key), schema, n=1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(schema)}"
+            raise UserError(f"{where}: unknown key '{prefix}{key}'; {hint}")
+        check = schema[key]
+        if isinstance(check, dict):
+            result[key] = _checked(value, check, where, f"{prefix}{key}.")
+            continue
+        try:
+            result[key] = check(value)
+        except ValueError as expected:
+            raise UserError(f"{where}: {prefix}{key} must be {expected}, found {value!r}") from None
+    return result
+
+
+def _merge(target, changes):
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value

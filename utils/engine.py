@@ -1,0 +1,111 @@
+"""The loop that all steps share: epochs of training, and passes of inference."""
+
+import logging
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+from errors import UserError
+
+from .optim import learning_rate, set_learning_rate
+
+log = logging.getLogger(__name__)
+
+
+def train(run, model, optimizer, loader, step, *, state=None, after_step=None, after_epoch=None):
+    """Train to the configured epoch, from the last checkpoint if there is one.
+
+    Args:
+        run: the Run; its configuration gives epochs and schedule.
+        model: the network, on the run's device.
+        optimizer: over the parameters that train.
+        loader: batches of the training split.
+        step: batch -> dict of scalar tensors with `loss`, or None for a batch that trains nothing.
+        state: dict of what else belongs in the checkpoint; updated in place when resuming.
+        after_step: called after each optimiser step.
+        after_epoch: called with the number of epochs done, in eval mode; returns numbers to log.
+
+    Raises:
+        UserError: the loss is no longer finite, or an epoch in which no batch trained.
+    """
+    config = run.config
+    state = {} if state is None else state
+    first = run.resume(model, optimizer, state)
+    run.save_config()
+    for epoch in range(first, config.epochs):
+        lr = learning_rate(
+            epoch, config.epochs, config.optimizer_kwargs.lr, config.scheduler, **config.scheduler_kwargs
+        )
+        set_learning_rate(optimizer, lr)
+        run.seed(epoch)
+        start = time.perf_counter()
+        metrics = _train_epoch(model, optimizer, loader, step, after_step, f"epoch {epoch + 1}/{config.epochs}")
+        seconds = time.perf_counter() - start
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"epoch {epoch + 1}: the loss is {metrics['loss']}; the checkpoint of epoch {epoch} is intact; "
+                "lower optimizer_kwargs.lr, or set precision to fp32"
+            )
+        metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
+        metrics["images_per_second"] = round(len(loader) * loader.batch_size / seconds, 1)
+        model.eval()
+        if after_epoch:
+            metrics.update(after_epoch(epoch + 1))
+        metrics["seconds"] = round(time.perf_counter() - start, 2)
+        run.log_epoch(metrics)
+        run.save_checkpoint(model, optimizer, epoch + 1, state)
+        log.info(_summary(metrics, config.epochs))
+    model.eval()
+
+
+def _train_epoch(model, optimizer, loader, step, after_step, title):
+    model.train()
+    totals, trained, skipped = {}, 0, 0
+    bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)
+    for batch in bar:
+        values = step(batch)
+        if values is None:
+            skipped += 1
+            continue
+        optimizer.zero_grad(set_to_none=True)
+        values["loss"].backward()
+        optimizer.step()
+        if after_step:
+            after_step()
+        trained += 1
+        for name, value in values.items():  # summed on the device: no step waits for a value
+            totals[name] = totals.get(name, 0) + value.detach()
+        if not bar.disable and trained % 20 == 0:
+            bar.set_postfix(loss=f"{values['loss'].item():.4f}")
+    if trained == 0:
+        raise UserError(
+            f"{title}: none of the {skipped} batches had a sample to train on; the model is not confident enough: "
+            "train the clustering step longer or lower confidence_threshold"
+        )
+    metrics = {name: total.item() / trained for name, total in totals.items()}
+    return {**metrics, "skipped_batches": skipped} if skipped else metrics
+
+
+def _summary(metrics, epochs):
+    left = (epochs - metrics["epoch"]) * metrics["seconds"]
+    hidden = ("epoch", "lr", "seconds", "images_per_second")
+    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden]
+    clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days"
+    return "  ".join(
+        [f"epoch {metrics['epoch']}/{epochs}", *shown, f"{metrics['images_per_second']:.0f} images/s", f"{clock} left"]
+    )
+
+
+@torch.no_grad()
+def infer(function, loader, title):
+    """Apply `function` to every batch and concatenate what it returns, a tensor or a tuple of tensors.
+
+    The caller puts the model in eval mode, and chooses the precision by running inside
+    `run.autocast()` or outside it (float32).
+    """
+    outputs = [function(batch) for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=None)]
+    if torch.is_tensor(outputs[0]):
+        return torch.cat(outputs)
+    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))

@@ -1,0 +1,102 @@
+"""How good is a clustering: with labels, and, for choosing a model, without."""
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn import metrics as sklearn_metrics
+
+CHUNK = 4096  # images at a time in the validation objective
+
+
+def contingency(clusters, labels, num_clusters, num_classes):
+    """Number of images of each (cluster, class) pair in one pass: int64 (num_clusters, num_classes)."""
+    pairs = np.bincount(clusters * num_classes + labels, minlength=num_clusters * num_classes)
+    return pairs.reshape(num_clusters, num_classes)
+
+
+def hungarian_match(table):
+    """One-to-one assignment of clusters to classes that explains the most images.
+
+    Args:
+        table: (num_clusters, num_classes), see `contingency`; need not be square.
+
+    Returns:
+        list of (cluster, class), sorted by cluster; with more clusters than classes some are missing.
+    """
+    return list(zip(*(axis.tolist() for axis in linear_sum_assignment(table, maximize=True)), strict=True))
+
+
+def clustering_metrics(probabilities, labels, num_classes):
+    """Compare an assignment with the true classes.
+
+    Args:
+        probabilities: float (N, C) over clusters; the assignment is the argmax.
+        labels: int64 (N,) in 0..num_classes - 1.
+
+    Returns:
+        dict: `acc` and `top5` (top-min(5, C)) after one-to-one matching, `majority_vote_acc` (each
+        cluster takes its most frequent class), `nmi`, `ari`, `ami` of the raw assignment, and
+        `matches`, pairs (cluster, class).
+    """
+    probabilities, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
+    num_clusters = probabilities.size(1)
+    top = probabilities.topk(min(5, num_clusters), dim=1).indices  # (N, 5)
+    clusters, truth = probabilities.argmax(1).numpy(), labels.numpy()
+    table = contingency(clusters, truth, num_clusters, num_classes)
+    matches = hungarian_match(table)
+    class_of = torch.full((num_clusters,), -1)
+    for cluster, name in matches:
+        class_of[cluster] = name
+    return {
+        "acc": sum(int(table[pair]) for pair in matches) / len(truth),
+        "top5": (class_of[top] == labels.unsqueeze(1)).any(1).double().mean().item(),
+        "majority_vote_acc": int(table.max(1).sum()) / len(truth),
+        "nmi": float(sklearn_metrics.normalized_mutual_info_score(truth, clusters)),
+        "ari": float(sklearn_metrics.adjusted_rand_score(truth, clusters)),
+        "ami": float(sklearn_metrics.adjusted_mutual_info_score(truth, clusters)),
+        "matches": matches,
+    }
+
+
+def confusion_matrix(clusters, labels, matches, num_clusters, num_classes):
+    """Share of each true class (rows) that its own and the other classes' clusters hold.
+
+    Columns are the classes' matched clusters in the order of the classes, then the unmatched
+    clusters. Each row is divided by its own sum; a class without images stays 0.
+
+    Returns:
+        (matrix float (num_classes, columns), the cluster of each column or None for a class
+        without one).
+    """
+    table = contingency(clusters, labels, num_clusters, num_classes).T  # (class, cluster)
+    cluster_of = {name: cluster for cluster, name in matches}
+    columns = [cluster_of.get(name) for name in range(num_classes)]
+    columns += [cluster for cluster in range(num_clusters) if cluster not in cluster_of.values()]
+    matrix = np.stack([np.zeros(num_classes) if c is None else table[:, c] for c in columns], axis=1)
+    return matrix / np.maximum(table.sum(1, keepdims=True), 1), columns
+
+
+def validation_objective(probabilities, neighbors):
+    """The SCAN objective of one head over a whole split, entropy weight 1; needs no labels.
+
+    The consistency is averaged over all stored neighbors, the image itself included; memory is
+    O(N k), not N x N.
+
+    Args:
+        probabilities: float (N, C).
+        neighbors: int64 (N, k).
+
+    Returns:
+        dict of floats: `entropy`, `consistency`, `loss` = consistency - entropy.
+    """
+    p = probabilities.float()
+    neighbors = neighbors.to(p.device)
+    total = 0.0
+    for chunk, index in zip(p.split(CHUNK), neighbors.split(CHUNK), strict=True):
+        for column in index.unbind(1):
+            similarity = (chunk * p[column]).sum(1)
+            total += -similarity.log().clamp(min=-100).double().sum().item()
+    mean = p.double().mean(0).clamp(min=1e-8)
+    entropy = -(mean * mean.log()).sum().item()
+    consistency = total / neighbors.numel()
+    return {"entropy": entropy, "consistency": consistency, "loss": consistency - entropy}

@@ -1,0 +1,29 @@
+"""Optimisers and learning-rate schedules."""
+
+import math
+
+import torch
+
+
+def build_optimizer(parameters, name, kwargs):
+    """SGD or Adam over all `parameters` that train; weight decay reaches BatchNorm and biases too."""
+    optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    return optimizers[name]([p for p in parameters if p.requires_grad], fused=True, **kwargs)
+
+
+def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=()):
+    """Learning rate of the 0-based `epoch` of `epochs`.
+
+    cosine: from lr down to lr * rate^3; step: times rate after each milestone; constant: lr.
+    """
+    if scheduler == "cosine":
+        floor = lr * lr_decay_rate**3
+        return floor + (lr - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    if scheduler == "step":
+        return lr * lr_decay_rate ** sum(epoch > milestone for milestone in lr_decay_epochs)
+    return lr
+
+
+def set_learning_rate(optimizer, lr):
+    for group in optimizer.param_groups:
+        group["lr"] = lr
