@@ -19,7 +19,7 @@ log = logging.getLogger("scan")
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_fresh)
     config = load_config(args, ["scan"])
-    run = Run(config, "scan", args.fresh)
+    run = Run(config, results_folder(config, "scan"), args.fresh)
     pretext = results_folder(config, "pretext")
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")

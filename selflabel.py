@@ -25,7 +25,7 @@ def main(argv=None):
     config = load_config(args, ["selflabel"])
     if config.get("num_heads", 1) != 1:
         raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
-    run = Run(config, "selflabel", args.fresh)
+    run = Run(config, results_folder(config, "selflabel"), args.fresh)
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
     log.info("%d train and %d test images", len(train_set), len(val_set))
@@ -89,7 +89,9 @@ def only_head(weights, head):
     chosen = f"cluster_head.{head or 0}."
     kept = {key: value for key, value in weights.items() if not key.startswith("cluster_head.")}
     kept.update(
-        (key.replace(chosen, "cluster_head.0."), value) for key, value in weights.items() if key.startswith(chosen)
+        (key.replace(chosen, "cluster_head.0."), value)
+        for key, value in weights.items()
+        if key.startswith(chosen)
     )
     return kept
 

@@ -5,15 +5,13 @@ python simclr.py --config_exp configs/pretext/simclr_cifar10.yml
 
 import logging
 
-import numpy as np
-
 import data
 from losses import SimCLRLoss
 from models import build_model
 from utils import checkpoint, engine, neighbors, plots, report
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
-from utils.run import Run, add_fresh, run_script
+from utils.run import Run, add_fresh, results_folder, run_script
 
 log = logging.getLogger("simclr")
 
@@ -21,7 +19,7 @@ log = logging.getLogger("simclr")
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_fresh)
     config = load_config(args, ["simclr"])
-    run = Run(config, "pretext", args.fresh)
+    run = Run(config, results_folder(config, "pretext"), args.fresh)
 
     pretext_set = data.build_dataset(config, "train+unlabeled")
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
@@ -57,13 +55,11 @@ def main(argv=None):
     checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
     figures = {"setup": config.setup, "dataset": config.train_db_name, **monitor(config.epochs)}
     for name, loader, k in (("train", train, 20), ("val", val, 5)):
-        mined = neighbors.mine(engine.infer(model, loader, "features"), k)
-        with checkpoint.atomic(run.folder / f"topk-{name}-neighbors.npy") as path, open(path, "wb") as file:
-            np.save(file, mined.numpy())
-        if loader.dataset.labels is not None:
-            share = neighbors.agreement(mined, loader.dataset.labels, k)
-            figures[f"{name}_neighbors_of_same_class"] = share
-            log.info("%s split: %.2f %% of the %d nearest neighbors share the label", name, 100 * share, k)
+        features = engine.infer(model, loader, f"{name} features")
+        path = run.folder / f"topk-{name}-neighbors.npy"
+        figures[f"{name}_neighbors_of_same_class"] = neighbors.mine_and_save(
+            features, loader.dataset.labels, k, path
+        )
     report.write_json(figures, run.folder / "metrics.json")
     plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 

@@ -23,12 +23,18 @@ class ArrayImages:
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         self.classes = classes
         if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.size(1) != 3:
-            raise ValueError(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
+            raise ValueError(
+                f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
+            )
         if self.labels is not None and self.labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images but labels of shape {tuple(self.labels.shape)}")
 
     def __len__(self):
         return len(self.images)
+
+    def raw(self, index):
+        """The image as it is, uint8 (3, H, W), on the CPU."""
+        return self.images[index].cpu()
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the uint8 images of each index batch, (*index.shape, 3, H, W), on `device`."""
@@ -70,7 +76,9 @@ def read_npz(path, split):
         raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
     with archive:
         if f"{split}_images" not in archive:
-            raise UserError(f"{path}: has no array '{split}_images', only {', '.join(archive.files) or 'nothing'}")
+            raise UserError(
+                f"{path}: has no array '{split}_images', only {', '.join(archive.files) or 'nothing'}"
+            )
         try:
             images = archive[f"{split}_images"]
             labels = archive[f"{split}_labels"] if f"{split}_labels" in archive else None
@@ -86,5 +94,7 @@ def read_npz(path, split):
                 f"found {labels.dtype} {labels.shape}"
             )
         if len(labels) and labels.min() < 0:
-            raise UserError(f"{path}: {split}_labels holds negative labels; leave the array out if there are none")
+            raise UserError(
+                f"{path}: {split}_labels holds negative labels; leave the array out if there are none"
+            )
     return ArrayImages(images, labels, classes)

@@ -16,5 +16,7 @@ def build_digits(data_dir, split):
     )
     index = test if split == "test" else train
     return ArrayImages(
-        to_channels_first(images[index], "digits"), bunch.target[index], [str(name) for name in bunch.target_names]
+        to_channels_first(images[index], "digits"),
+        bunch.target[index],
+        [str(name) for name in bunch.target_names],
     )

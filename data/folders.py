@@ -33,13 +33,15 @@ class FolderImages(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.files)
 
-    def __getitem__(self, index):
-        """uint8 (3, size, size)."""
+    def raw(self, index):
+        """The image as it is fetched, uint8 (3, size, size), on the CPU."""
         try:
             with Image.open(self.files[index]) as image:
                 return _resize_and_crop(image.convert("RGB"), self.size)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{self.files[index]}: cannot be read as an image ({error})") from None
+
+    __getitem__ = raw
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the uint8 images of each index batch, (*index.shape, 3, size, size), on `device`."""

@@ -119,7 +119,9 @@ def _table(images, operation, magnitude):
 
     def members(name):
         chosen = (operation == INDEX[name]).nonzero().squeeze(1)
-        return chosen.to(device, non_blocking=True), magnitude[chosen].view(-1, 1, 1).to(device, non_blocking=True)
+        return chosen.to(device, non_blocking=True), magnitude[chosen].view(-1, 1, 1).to(
+            device, non_blocking=True
+        )
 
     chosen, threshold = members("Solarize")
     table[chosen] = torch.where(value < threshold, value, 255 - value).expand(-1, 3, -1)
@@ -136,7 +138,9 @@ def _autocontrast_table(images, value):
     """Stretch each channel so that its darkest value becomes 0 and its lightest 255."""
     flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
-    scale = torch.full_like(high, 255) / (high - low)  # `255 / tensor` would round twice, as 255 * (1 / tensor)
+    scale = torch.full_like(high, 255) / (
+        high - low
+    )  # `255 / tensor` would round twice, as 255 * (1 / tensor)
     stretched = (value * scale - low * scale).clamp(0, 255).nan_to_num().long()
     return torch.where(high > low, stretched, value)
 

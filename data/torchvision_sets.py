@@ -24,6 +24,7 @@ def _open(constructor, root):
 
 def build_cifar10(data_dir, split):
     """CIFAR-10, 50 000 train and 10 000 test images of 32 x 32."""
+
     def constructor(**kwargs):
         return torchvision.datasets.CIFAR10(train=split != "test", **kwargs)
 
@@ -33,6 +34,7 @@ def build_cifar10(data_dir, split):
 
 def build_cifar20(data_dir, split):
     """CIFAR-100 with its 20 coarse labels, which torchvision's class leaves in the files."""
+
     def constructor(**kwargs):
         return torchvision.datasets.CIFAR100(train=split != "test", **kwargs)
 
@@ -52,6 +54,7 @@ def _unpickle(path):
 
 def build_stl10(data_dir, split):
     """STL-10, 96 x 96: `train` (5 000), `test` (8 000), `train+unlabeled` (105 000, labels unknown)."""
+
     def constructor(**kwargs):
         return torchvision.datasets.STL10(split=split, **kwargs)
 

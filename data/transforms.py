@@ -42,7 +42,9 @@ def center_crop(images, size):
 
 def _require_size(height, width, size):
     if min(height, width) < size:
-        raise UserError(f"crop_size {size} is larger than the images ({height} x {width}); set it to {min(height, width)} or less")
+        raise UserError(
+            f"crop_size {size} is larger than the images ({height} x {width}); set it to {min(height, width)} or less"
+        )
 
 
 # --- random resized crop and flip ----------------------------------------------------------------
@@ -117,7 +119,9 @@ def shift_hue(images, shift):
     chroma = value - low
     safe = chroma.clamp(min=1e-8)
     hue = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )  # in sextants
     hue = hue + 6 * shift.view(-1, 1, 1)
     # HSV -> RGB, https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
@@ -242,7 +246,11 @@ class StrongAugmentation:
             return images
         rows = torch.randint(height - size + 1, (n, 1)) + torch.arange(size)
         columns = torch.randint(width - size + 1, (n, 1)) + torch.arange(size)
-        flat = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).to(images.device, non_blocking=True)
+        flat = (
+            (rows[:, :, None] * width + columns[:, None, :])
+            .view(n, 1, -1)
+            .to(images.device, non_blocking=True)
+        )
         return images.flatten(2).gather(2, flat.expand(-1, 3, -1)).view(n, 3, size, size)
 
 

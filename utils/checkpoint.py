@@ -44,13 +44,25 @@ def load(path):
     """Read a checkpoint onto the CPU. Raises UserError for anything that is not one."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: " + ("a folder, not a checkpoint file" if path.is_dir() else "no such file"))
+        raise UserError(
+            f"{path}: " + ("a folder, not a checkpoint file" if path.is_dir() else "no such file")
+        )
     try:
         with torch.serialization.safe_globals(NUMPY_SCALAR):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); was the download or the copy cut short?") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}); was the download or the copy cut short?"
+        ) from None
 
 
 def read_weights(path):
@@ -67,8 +79,14 @@ def read_weights(path):
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         head = content.get("head")
         content = content["model"]
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
-        raise UserError(f"{path}: holds no state dict; expected weights saved by simclr.py, scan.py or selflabel.py")
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(torch.is_tensor(value) for value in content.values())
+    ):
+        raise UserError(
+            f"{path}: holds no state dict; expected weights saved by simclr.py, scan.py or selflabel.py"
+        )
     weights = {key.removeprefix("module."): value for key, value in content.items()}
     return weights, None if head is None else int(head)
 

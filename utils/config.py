@@ -155,16 +155,14 @@ DEFAULTS = {
     "scheduler_kwargs": {},
 }
 
-_EVERY_STEP = ("backbone", "train_db_name", "val_db_name", "num_classes", "batch_size", "transformation_kwargs")
-_TRAINING = (
-    *("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler"),
-    *("augmentation_strategy", "augmentation_kwargs"),
-)
-REQUIRED = {
-    "simclr": (*_EVERY_STEP, *_TRAINING, "model_kwargs", "temperature"),
-    "moco": (*_EVERY_STEP, "model_kwargs", "temperature"),
-    "scan": (*_EVERY_STEP, *_TRAINING, "num_heads", "num_neighbors"),
-    "selflabel": (*_EVERY_STEP, *_TRAINING, "confidence_threshold"),
+_TRAINING = ("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler")
+_TRAINING += ("augmentation_strategy", "augmentation_kwargs")
+REQUIRED = ("backbone", "train_db_name", "val_db_name", "num_classes", "batch_size", "transformation_kwargs")
+REQUIRED_TO_TRAIN = {
+    "simclr": (*_TRAINING, "temperature"),
+    "moco": (),
+    "scan": (*_TRAINING, "num_heads", "num_neighbors"),
+    "selflabel": (*_TRAINING, "confidence_threshold"),
 }
 
 
@@ -175,7 +173,9 @@ def parse_arguments(argv, description, add_arguments=None):
     """The command line that all steps share: --config_env, --config_exp, --data_dir, --set."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
-    parser.add_argument("--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml")
+    parser.add_argument(
+        "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
+    )
     parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
     parser.add_argument(
         *("--set", "-s"),
@@ -194,12 +194,13 @@ def parse_arguments(argv, description, add_arguments=None):
     return args
 
 
-def load_config(args, setups):
+def load_config(args, setups, training=True):
     """Merge defaults, environment file, experiment file and `--set`, in this order, and check them.
 
     Args:
         args: what `parse_arguments` returned.
         setups: the values of `setup` that the calling script can work with.
+        training: demand the keys of training, too, not only those of evaluation.
 
     Returns:
         EasyDict of everything, so that `config.optimizer_kwargs.lr` works.
@@ -228,7 +229,8 @@ def load_config(args, setups):
         raise UserError(
             f"{args.config_exp}: setup is {config.get('setup')!r}, but this script needs {' or '.join(setups)}"
         )
-    missing = [key for key in REQUIRED[config["setup"]] if key not in config]
+    required = REQUIRED + (REQUIRED_TO_TRAIN[config["setup"]] if training else ())
+    missing = [key for key in required if key not in config]
     if missing:
         raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
     return EasyDict(config)
@@ -236,7 +238,9 @@ def load_config(args, setups):
 
 def experiment_of(config):
     """The part of a configuration that decides the results: no paths, devices or worker counts."""
-    return {key: value for key, value in to_dict(config).items() if key in EXPERIMENT and key != "num_workers"}
+    return {
+        key: value for key, value in to_dict(config).items() if key in EXPERIMENT and key != "num_workers"
+    }
 
 
 def to_dict(config):

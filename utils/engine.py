@@ -41,7 +41,9 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
         set_learning_rate(optimizer, lr)
         run.seed(epoch)
         start = time.perf_counter()
-        metrics = _train_epoch(model, optimizer, loader, step, after_step, f"epoch {epoch + 1}/{config.epochs}")
+        metrics = _train_epoch(
+            model, optimizer, loader, step, after_step, f"epoch {epoch + 1}/{config.epochs}"
+        )
         seconds = time.perf_counter() - start
         if not math.isfinite(metrics["loss"]):
             raise UserError(
@@ -94,7 +96,12 @@ def _summary(metrics, epochs):
     shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden]
     clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days"
     return "  ".join(
-        [f"epoch {metrics['epoch']}/{epochs}", *shown, f"{metrics['images_per_second']:.0f} images/s", f"{clock} left"]
+        [
+            f"epoch {metrics['epoch']}/{epochs}",
+            *shown,
+            f"{metrics['images_per_second']:.0f} images/s",
+            f"{clock} left",
+        ]
     )
 
 

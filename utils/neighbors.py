@@ -7,6 +7,8 @@ import torch
 
 from errors import UserError
 
+from .checkpoint import atomic
+
 log = logging.getLogger(__name__)
 
 CHUNK = 1024  # queries at a time: bounds the memory at CHUNK x N similarities
@@ -30,7 +32,9 @@ def mine(features, k):
     try:
         import faiss
     except ImportError:
-        log.info("faiss is not installed: mining with torch, exact as well (pip install faiss-cpu or faiss-gpu)")
+        log.info(
+            "faiss is not installed: mining with torch, exact as well (pip install faiss-cpu or faiss-gpu)"
+        )
         return torch.cat([(chunk @ features.T).topk(k + 1).indices.cpu() for chunk in features.split(CHUNK)])
     index = faiss.IndexFlatIP(features.size(1))
     if faiss.get_num_gpus() > 0:
@@ -38,6 +42,22 @@ def mine(features, k):
     vectors = features.cpu().numpy()
     index.add(vectors)
     return torch.from_numpy(index.search(vectors, k + 1)[1])
+
+
+def mine_and_save(features, labels, k, path):
+    """Mine, write the .npy file and, with labels, say how many neighbors share the image's class.
+
+    Returns that fraction, or None without labels.
+    """
+    mined = mine(features, k)
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, mined.numpy())
+    log.info("mined %d neighbors of each of %d images: %s", k, len(mined), path)
+    if labels is None:
+        return None
+    share = agreement(mined, labels, k)
+    log.info("%.2f %% of them are of the image's class", 100 * share)
+    return share
 
 
 def agreement(neighbors, labels, k):

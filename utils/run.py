@@ -39,18 +39,17 @@ class Run:
 
     Args:
         config: the checked configuration.
-        step: "pretext", "scan" or "selflabel", the folder under `{root_dir}/{train_db_name}/`.
+        folder: pathlib.Path of the results; created.
         fresh: forget an earlier run in that folder instead of resuming it.
 
     Attributes:
-        folder: pathlib.Path of the results, created.
         device: torch.device that everything computes on.
         precision: torch dtype of the network during training and monitoring.
     """
 
-    def __init__(self, config, step, fresh=False):
+    def __init__(self, config, folder, fresh=False):
         self.config = config
-        self.folder = results_folder(config, step)
+        self.folder = folder
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
         try:
@@ -127,13 +126,17 @@ class Run:
         saved = checkpoint.load(path)
         if not isinstance(saved, dict) or "optimizer" not in saved:
             raise UserError(f"{path}: not a training checkpoint; move it away, or start over with --fresh")
-        changed = differences(saved.get("config", {}), experiment_of(self.config)) if "config" in saved else []
+        changed = (
+            differences(saved.get("config", {}), experiment_of(self.config)) if "config" in saved else []
+        )
         if changed:
             raise UserError(
                 f"{path}: written by another configuration ({'; '.join(changed)}); undo the change, "
                 "set another root_dir, or start over with --fresh"
             )
-        checkpoint.load_weights(model, {k.removeprefix("module."): v for k, v in saved["model"].items()}, path)
+        checkpoint.load_weights(
+            model, {k.removeprefix("module."): v for k, v in saved["model"].items()}, path
+        )
         optimizer.load_state_dict(saved["optimizer"])
         for key, value in state.items():
             if isinstance(value, dict):  # in place, for the object that it belongs to
@@ -151,7 +154,7 @@ class Run:
 
 
 def results_folder(config, step):
-    """`{root_dir}/{train_db_name}/{step}`."""
+    """`{root_dir}/{train_db_name}/{step}`; the steps are pretext, scan, selflabel."""
     return Path(config.root_dir).expanduser() / config.train_db_name / step
 
 
