@@ -58,7 +58,7 @@ def download():
 
 
 def convert(official, source):
-    """Official MoCo v2 checkpoint -> state dict of our ContrastiveModel; key encoder and queue are left out."""
+    """Official MoCo v2 checkpoint -> state dict of our ContrastiveModel; the rest is left out."""
     prefix = "module.encoder_q."
     weights = official.get("state_dict", {}) if isinstance(official, dict) else {}
     converted = {}

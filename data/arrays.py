@@ -15,13 +15,15 @@ class ArrayImages:
     Args:
         images: uint8 tensor or array, (N, 3, H, W).
         labels: integers (N,), or None when there are none.
-        classes: names of the classes, or None.
+        classes: names of the classes; without them the labels themselves. None without labels.
     """
 
     def __init__(self, images, labels=None, classes=None):
         self.images = torch.as_tensor(images)
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        self.classes = classes
+        self.classes = None
+        if labels is not None:
+            self.classes = classes or [str(name) for name in range(int(self.labels.max()) + 1)]
         if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.size(1) != 3:
             raise ValueError(
                 f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
@@ -70,7 +72,7 @@ def read_npz(path, split):
     path = Path(path)
     try:
         archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
@@ -81,8 +83,7 @@ def read_npz(path, split):
             )
         try:
             images = archive[f"{split}_images"]
-            labels = archive[f"{split}_labels"] if f"{split}_labels" in archive else None
-            classes = archive["classes"].tolist() if "classes" in archive else None
+            labels, classes = archive.get(f"{split}_labels"), archive.get("classes")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: cannot be read ({error}); write it again") from None
     images = to_channels_first(images, f"{path}: {split}_images")
@@ -97,4 +98,6 @@ def read_npz(path, split):
             raise UserError(
                 f"{path}: {split}_labels holds negative labels; leave the array out if there are none"
             )
-    return ArrayImages(images, labels, classes)
+        if classes is not None and len(labels) and labels.max() >= len(classes):
+            raise UserError(f"{path}: 'classes' has {len(classes)} names, but a label is {labels.max()}")
+    return ArrayImages(images, labels, None if classes is None else [str(name) for name in classes])

@@ -41,7 +41,7 @@ def draw_operations(n):
 
 
 def apply_operations(images, operation, magnitude):
-    """Apply to each uint8 image (B, 3, H, W) the operation with that index and magnitude, both (B,) on the CPU."""
+    """Apply to each uint8 image (B, 3, H, W) its operation, an index (B,), with its magnitude (B,)."""
     images = images.clone()
     for family, names in FAMILIES.items():
         members = torch.tensor([INDEX[name] for name in names])
@@ -180,7 +180,7 @@ def draw_holes(n, size, n_holes, length, random=True):
 
 
 def cut_out(images, centers, lengths):
-    """Set to 0, in normalised images, the rows and columns [center - l // 2, center + l // 2) of each hole."""
+    """Set rows and columns [center - l // 2, center + l // 2) of each hole to 0, in normalised images."""
     half = (lengths // 2).view(-1, 1, 1)
     keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
     rows = torch.arange(images.shape[-2]).view(1, -1, 1)

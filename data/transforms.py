@@ -43,7 +43,8 @@ def center_crop(images, size):
 def _require_size(height, width, size):
     if min(height, width) < size:
         raise UserError(
-            f"crop_size {size} is larger than the images ({height} x {width}); set it to {min(height, width)} or less"
+            f"crop_size {size} is larger than the images ({height} x {width}); "
+            f"set it to {min(height, width)} or less"
         )
 
 
@@ -88,7 +89,7 @@ def _resampling_matrix(start, length, full, size):
 
 
 def resized_crop(images, top, left, height, width, size, flip):
-    """Crop the boxes, resize them to `size`, mirror where `flip` (B,): float32 (B, 3, size, size) in 0-255."""
+    """Crop the boxes, resize, mirror where `flip` (B,): float32 (B, 3, size, size) in 0-255."""
     b, c, full_height, full_width = images.shape
     rows = _resampling_matrix(top, height, full_height, size)  # (B, S, H)
     columns = _resampling_matrix(left, width, full_width, size)  # (B, S, W)
@@ -152,7 +153,7 @@ def color_jitter(images, factors, order):
 
     The first three are one blend, clamp(f x + (1 - f) d), with another d each: black, the mean grey,
     the grey image. So three rounds of a blend do for the whole batch, and hue, the costly one, is
-    done before round 0, 1, 2 or after the last, once per image that it changes.
+    done before the first round or after one of them, once per image that it changes.
     """
     device = images.device
     hue_round = (order == HUE).int().argmax(1)  # (B,)
@@ -161,17 +162,17 @@ def color_jitter(images, factors, order):
     takes_mean = (blends == CONTRAST).float().to(device, non_blocking=True)
     takes_grey = (blends == SATURATION).float().to(device, non_blocking=True)
     for r in range(4):
+        if r > 0:
+            f, mean, grey = (x[:, r - 1].view(-1, 1, 1, 1) for x in (blend_factors, takes_mean, takes_grey))
+            luma = to_grey(images)
+            other = grey * luma + mean * luma.mean((2, 3), keepdim=True)
+            images = torch.addcmul((1 - f) * other, f, images).clamp_(0, 255)
         chosen = ((hue_round == r) & (factors[:, HUE] != 0)).nonzero().squeeze(1)
         if len(chosen):
             shift = factors[chosen, HUE].to(device, non_blocking=True)
             chosen = chosen.to(device, non_blocking=True)
             images = images.index_copy(0, chosen, shift_hue(images[chosen], shift))
-        if r == 3:
-            return images
-        f, mean, grey = (x[:, r].view(-1, 1, 1, 1) for x in (blend_factors, takes_mean, takes_grey))
-        luma = to_grey(images)
-        other = grey * luma + mean * luma.mean((2, 3), keepdim=True)
-        images = torch.addcmul((1 - f) * other, f, images).clamp_(0, 255)
+    return images
 
 
 def grey_where(images, chosen):

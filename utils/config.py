@@ -227,7 +227,7 @@ def load_config(args, setups, training=True):
 
     if config.get("setup") not in setups:
         raise UserError(
-            f"{args.config_exp}: setup is {config.get('setup')!r}, but this script needs {' or '.join(setups)}"
+            f"{args.config_exp}: setup is {config.get('setup')!r}, this script needs {' or '.join(setups)}"
         )
     required = REQUIRED + (REQUIRED_TO_TRAIN[config["setup"]] if training else ())
     missing = [key for key in required if key not in config]

@@ -47,8 +47,8 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
         seconds = time.perf_counter() - start
         if not math.isfinite(metrics["loss"]):
             raise UserError(
-                f"epoch {epoch + 1}: the loss is {metrics['loss']}; the checkpoint of epoch {epoch} is intact; "
-                "lower optimizer_kwargs.lr, or set precision to fp32"
+                f"epoch {epoch + 1}: the loss is {metrics['loss']}; the checkpoint of epoch {epoch} "
+                "is intact; lower optimizer_kwargs.lr, or set precision to fp32"
             )
         metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
         metrics["images_per_second"] = round(len(loader) * loader.batch_size / seconds, 1)
@@ -83,8 +83,8 @@ def _train_epoch(model, optimizer, loader, step, after_step, title):
             bar.set_postfix(loss=f"{values['loss'].item():.4f}")
     if trained == 0:
         raise UserError(
-            f"{title}: none of the {skipped} batches had a sample to train on; the model is not confident enough: "
-            "train the clustering step longer or lower confidence_threshold"
+            f"{title}: none of the {skipped} batches had a sample to train on; the model is not confident "
+            "enough: train the clustering step longer or lower confidence_threshold"
         )
     metrics = {name: total.item() / trained for name, total in totals.items()}
     return {**metrics, "skipped_batches": skipped} if skipped else metrics

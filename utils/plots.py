@@ -15,7 +15,7 @@ NOT_CURVES = ("epoch", "seconds", "images_per_second")
 def _save(figure, path):
     FigureCanvasAgg(figure)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
 
 def save_confusion_matrix(matrix, rows, columns, path):

@@ -1,7 +1,5 @@
 """The image that stands for a cluster (SCAN, section 3.4)."""
 
-import torch
-
 
 def find_prototypes(features, probabilities, n=10):
     """Per cluster: of its n most confident images, the one nearest to their mean feature.

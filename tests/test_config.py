@@ -1,0 +1,233 @@
+"""The published files load with the published values; mistakes are named with key, file and remedy."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from errors import UserError
+from utils.config import differences, load_config, parse_arguments
+
+ROOT = Path(__file__).parent.parent
+SETUPS = ["simclr", "moco", "scan", "selflabel"]
+
+
+def load(path, *overrides, env=ROOT / "configs/env.yml", training=True):
+    argv = ["--config_env", str(env), "--config_exp", str(path)]
+    args = parse_arguments(argv + (["--set", *overrides] if overrides else []), "")
+    return load_config(args, SETUPS, training)
+
+
+def published(name):
+    return load(ROOT / "configs" / name, training="eval" not in name)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write an experiment file: digits' pretext with changes; None removes a key."""
+
+    def write_file(**changes):
+        content = yaml.safe_load((ROOT / "configs/pretext/simclr_digits.yml").read_text())
+        content.update(changes)
+        path = tmp_path / "experiment.yml"
+        path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+        return path
+
+    return write_file
+
+
+# --- the published experiments -------------------------------------------------------------------
+
+PUBLISHED = [
+    *(f"pretext/{name}.yml" for name in ("simclr_cifar10", "simclr_cifar20", "simclr_stl10")),
+    *(f"pretext/moco_imagenet{n}.yml" for n in (50, 100, 200)),
+    *(f"scan/scan_{name}.yml" for name in ("cifar10", "cifar20", "stl10")),
+    *(f"{step}/{step}_imagenet_{n}.yml" for step in ("scan", "selflabel") for n in (50, 100, 200)),
+    *(f"selflabel/selflabel_{name}.yml" for name in ("cifar10", "cifar20", "stl10")),
+    "scan/imagenet_eval.yml",
+]
+
+
+def test_there_are_nineteen():
+    assert len(PUBLISHED) == len(set(PUBLISHED)) == 19
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_file_loads_and_says_how_it_is_run(name):
+    config = published(name)
+    text = (ROOT / "configs" / name).read_text()
+    assert text.startswith("# python ")
+    assert name in text.splitlines()[0]
+    assert config.train_db_name == config.val_db_name
+    size = {"cifar": 32, "stl": 96, "image": 224}[next(k for k in ("cifar", "stl", "image") if k in name)]
+    assert config.transformation_kwargs.crop_size == size
+    augmentation = config.get("augmentation_kwargs")
+    if augmentation:
+        assert augmentation.normalize == config.transformation_kwargs.normalize
+        crop = augmentation.get("crop_size") or augmentation.random_resized_crop["size"]
+        assert crop == size
+
+
+# columns as in the paper's code release: heads, heads only, neighbors, epochs, batch, optimiser, lr, decay
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cifar10", (10, 1, False, 20, 50, 128, "adam", 1e-4, 1e-4)),
+        ("cifar20", (20, 1, False, 20, 100, 512, "adam", 1e-4, 1e-4)),
+        ("stl10", (10, 1, False, 20, 100, 128, "adam", 1e-4, 1e-4)),
+        ("imagenet_50", (50, 10, True, 50, 100, 512, "sgd", 5.0, 0.0)),
+        ("imagenet_100", (100, 10, True, 50, 100, 1024, "sgd", 5.0, 0.0)),
+        ("imagenet_200", (200, 10, True, 50, 100, 1024, "sgd", 5.0, 0.0)),
+    ],
+)
+def test_clustering_values(name, expected):
+    c = published(f"scan/scan_{name}.yml")
+    assert expected == (
+        *(c.num_classes, c.num_heads, c.update_cluster_head_only, c.num_neighbors, c.epochs, c.batch_size),
+        *(c.optimizer, c.optimizer_kwargs.lr, c.optimizer_kwargs.weight_decay),
+    )
+    assert c.criterion_kwargs.entropy_weight == 5
+    assert c.scheduler == "constant"
+    assert c.augmentation_strategy == ("simclr" if "imagenet" in name else "ours")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cifar10", (True, False, 200, 1000, "adam", 1e-4, 16)),
+        ("cifar20", (True, False, 200, 1000, "adam", 1e-4, 16)),
+        ("stl10", (True, False, 100, 1000, "adam", 1e-4, 32)),
+        *((f"imagenet_{n}", (False, True, 25, 512, "sgd", 0.03, 75)) for n in (50, 100, 200)),
+    ],
+)
+def test_selflabel_values(name, expected):
+    c = published(f"selflabel/selflabel_{name}.yml")
+    assert expected == (
+        *(c.criterion_kwargs.apply_class_balancing, c.use_ema, c.epochs, c.batch_size),
+        *(c.optimizer, c.optimizer_kwargs.lr, c.augmentation_kwargs.cutout_kwargs.length),
+    )
+    assert c.confidence_threshold == 0.99
+    assert c.augmentation_kwargs.num_strong_augs == 4
+    assert c.augmentation_kwargs.cutout_kwargs.n_holes == 1
+    if c.use_ema:
+        assert c.ema_alpha == 0.999
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar20", "stl10"])
+def test_pretext_values(name):
+    c = published(f"pretext/simclr_{name}.yml")
+    assert (c.backbone, c.model_kwargs.head, c.model_kwargs.features_dim) == ("resnet18", "mlp", 128)
+    assert (c.temperature, c.criterion_kwargs.temperature, c.epochs, c.batch_size) == (0.1, 0.1, 500, 512)
+    assert c.optimizer_kwargs == {"lr": 0.4, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
+    assert (c.scheduler, c.scheduler_kwargs.lr_decay_rate) == ("cosine", 0.1)
+    a = c.augmentation_kwargs
+    assert (a.random_resized_crop.scale, a.color_jitter_random_apply.p, a.random_grayscale.p) == (
+        *([0.2, 1.0], 0.8, 0.2),
+    )
+    assert list(a.color_jitter.values()) == [0.4, 0.4, 0.4, 0.1]
+
+
+def test_normalisation():
+    values = {
+        "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+        "cifar20": ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
+        "stl10": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        "imagenet_50": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    }
+    for name, (mean, std) in values.items():
+        found = published(f"scan/scan_{name}.yml").transformation_kwargs.normalize
+        assert (found.mean, found.std) == (mean, std)
+
+
+# --- merging -------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins(write):
+    config = load(write(seed=3), "epochs=7", "optimizer_kwargs.lr=1e-3", "data_dir=/elsewhere")
+    assert (config.epochs, config.optimizer_kwargs.lr, config.data_dir, config.seed) == (
+        *(7, 1e-3, "/elsewhere", 3),
+    )
+    assert config.optimizer_kwargs.momentum == 0.9
+
+
+def test_env_file_of_others(tmp_path, write):
+    (tmp_path / "env.yml").write_text("root_dir: /work/results\n")
+    assert load(write(), env=tmp_path / "env.yml").root_dir == "/work/results"
+
+
+def test_numbers_that_yaml_reads_as_strings(write):
+    config = load(write(optimizer_kwargs={"lr": "1e-4", "weight_decay": 0}, epochs="20"))
+    assert (config.optimizer_kwargs.lr, config.epochs) == (1e-4, 20)
+
+
+def test_differences():
+    old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}
+    assert differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'"),
+        ({"optimizer_kwargs": {"learning_rate": 1}}, "unknown key 'optimizer_kwargs.learning_rate'"),
+        ({"optimizer_kwargs": 3}, "optimizer_kwargs must hold keys and values"),
+        ({"epochs": "many"}, "epochs must be a whole number of at least 1, found 'many'"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, found 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"epochs": True}, "epochs must be a whole number"),
+        ({"batch_size": -8}, "batch_size must be"),
+        ({"temperature": 0}, "temperature must be a number above 0"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"scheduler": "cosin"}, "did you mean 'cosine'"),
+        ({"optimizer": "adamw"}, "optimizer must be one of sgd, adam"),
+        ({"use_ema": "yes"}, "use_ema must be True or False"),
+        ({"confidence_threshold": 99}, "at most 1"),
+        ({"transformation_kwargs": {"normalize": {"mean": [0.5]}}}, "list of 3"),
+        ({"transformation_kwargs": {"normalize": {"std": [1, 0, 1]}}}, "above 0"),
+        ({"epochs": None, "optimizer": None}, "missing epochs, optimizer"),
+        ({"setup": "byol"}, "setup must be one of"),
+        ({"setup": None}, "setup is None"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_an_experiment(write, changes, message):
+    path = write(**changes)
+    with pytest.raises(UserError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "line 1: not valid YAML|not valid YAML"),
+        ("- a\n- b", "found list"),
+        ("", "found NoneType"),
+        ("\tx: 1", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, text, message):
+    (tmp_path / "x.yml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "x.yml")
+
+
+def test_missing_file_suggests_a_near_one():
+    with pytest.raises(UserError, match="did you mean .*scan_cifar10.yml"):
+        load(ROOT / "configs/scan/scan_cifar_10.yml")
+
+
+@pytest.mark.parametrize("override", ["epochs", "epochs=[", "nothing=1", "optimizer_kwargs=3"])
+def test_mistakes_on_the_command_line(write, override):
+    with pytest.raises(UserError, match="--set"):
+        load(write(), override)
+
+
+def test_wrong_script(write):
+    args = parse_arguments(["--config_exp", str(write())], "")
+    args.config_env = str(ROOT / "configs/env.yml")
+    with pytest.raises(UserError, match="this script needs scan"):
+        load_config(args, ["scan"])

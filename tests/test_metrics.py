@@ -1,0 +1,124 @@
+"""Metrics against slow loops and known cases; clusters that are more, fewer, or empty."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from utils import metrics
+from utils.prototypes import find_prototypes
+
+
+def one_hot(assignment, num_clusters):
+    return torch.nn.functional.one_hot(torch.as_tensor(assignment), num_clusters).float()
+
+
+def draw(n, num_clusters, num_classes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.rand(n, num_clusters, generator=generator)
+    return probabilities / probabilities.sum(1, keepdim=True), torch.randint(
+        num_classes, (n,), generator=generator
+    )
+
+
+def test_contingency_loop():
+    clusters, labels = np.array([0, 2, 2, 1, 2]), np.array([1, 0, 0, 1, 1])
+    table = metrics.contingency(clusters, labels, 4, 2)
+    for cluster, name in itertools.product(range(4), range(2)):
+        assert table[cluster, name] == sum((clusters == cluster) & (labels == name))
+
+
+@pytest.mark.parametrize(("clusters", "classes"), [(4, 4), (5, 3), (3, 5)])
+def test_accuracy_is_the_best_over_all_assignments(clusters, classes):
+    probabilities, labels = draw(200, clusters, classes)
+    assignment = probabilities.argmax(1)
+    best = 0
+    if clusters <= classes:
+        for names in itertools.permutations(range(classes), clusters):
+            best = max(best, (torch.tensor(names)[assignment] == labels).float().mean().item())
+    else:
+        for chosen in itertools.permutations(range(clusters), classes):
+            class_of = torch.full((clusters,), -1)
+            class_of[list(chosen)] = torch.arange(classes)
+            best = max(best, (class_of[assignment] == labels).float().mean().item())
+    found = metrics.clustering_metrics(probabilities, labels, classes)
+    assert found["acc"] == pytest.approx(best)
+    assert found["acc"] <= found["majority_vote_acc"]
+    assert len(found["matches"]) == min(clusters, classes)
+
+
+def test_perfect_clustering_under_other_names():
+    labels = torch.arange(50) % 5
+    found = metrics.clustering_metrics(one_hot((labels + 2) % 5, 5), labels, 5)
+    assert [found[key] for key in ("acc", "nmi", "ari", "ami", "top5")] == pytest.approx([1] * 5)
+
+
+def test_two_clusters_per_class():
+    labels = torch.arange(60) % 3
+    found = metrics.clustering_metrics(one_hot(torch.arange(60) % 6, 6), labels, 3)
+    assert found["acc"] == 0.5
+    assert found["majority_vote_acc"] == 1
+
+
+def test_fewer_than_five_clusters():
+    probabilities, labels = draw(100, 3, 3)
+    assert metrics.clustering_metrics(probabilities, labels, 3)["top5"] == 1
+
+
+def test_class_and_cluster_that_do_not_occur():
+    """The table has the size of the problem, not of the labels that happen to occur."""
+    labels = torch.tensor([0, 0, 4, 4])
+    found = metrics.clustering_metrics(one_hot([3, 3, 1, 1], 6), labels, 5)
+    assert found["acc"] == 1
+    assert {(3, 0), (1, 4)} <= set(found["matches"])
+
+
+def test_confusion_matrix_rows_are_true_classes_and_sum_to_one():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    clusters = np.array([1, 1, 1, 0, 0, 2])
+    matrix, columns = metrics.confusion_matrix(clusters, labels, [(0, 1), (1, 0)], 3, 3)
+    assert columns == [1, 0, None, 2]
+    np.testing.assert_allclose(matrix, [[0.75, 0.25, 0, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("n", [50, 5000])
+def test_validation_objective_loop(n):
+    probabilities, _ = draw(n, 4, 4)
+    neighbors = torch.randint(n, (n, 6), generator=torch.Generator().manual_seed(1))
+    found = metrics.validation_objective(probabilities, neighbors)
+    p = probabilities.tolist()
+    total = 0.0
+    for i, row in enumerate(neighbors.tolist()):
+        for j in row:
+            total -= math.log(sum(a * b for a, b in zip(p[i], p[j], strict=True)))
+    mean = probabilities.double().mean(0)
+    assert found["consistency"] == pytest.approx(total / (6 * n), rel=1e-5)
+    assert found["entropy"] == pytest.approx(float(-(mean * mean.log()).sum()), rel=1e-6)
+    assert found["loss"] == pytest.approx(found["consistency"] - found["entropy"])
+
+
+def test_validation_objective_of_disagreement_is_clamped():
+    found = metrics.validation_objective(one_hot([0, 1], 2), torch.tensor([[1], [0]]))
+    assert found["consistency"] == 100
+
+
+# --- prototypes ----------------------------------------------------------------------------------
+
+
+def test_prototypes_loop():
+    probabilities, _ = draw(300, 6, 6)
+    features = torch.randn(300, 8, generator=torch.Generator().manual_seed(3))
+    found = find_prototypes(features, probabilities)
+    for cluster in range(6):
+        members = [i for i in range(300) if probabilities[i].argmax() == cluster]
+        best = sorted(members, key=lambda i: -probabilities[i, cluster])[:10]
+        mean = features[best].mean(0)
+        assert found[cluster] == min(best, key=lambda i: (features[i] - mean).norm().item())
+
+
+def test_prototype_of_small_and_empty_clusters():
+    probabilities = one_hot([0, 0, 0, 2], 4)
+    features = torch.tensor([[0.0], [1.0], [5.0], [9.0]])
+    assert find_prototypes(features, probabilities) == [1, None, 3, None]

@@ -1,0 +1,39 @@
+"""Optimisers, and the running average of the weights."""
+
+import torch
+from torch import nn
+
+from utils.ema import EMA
+from utils.optim import build_optimizer, learning_rate
+
+
+def test_constant_schedule():
+    assert learning_rate(7, 10, 0.3, "constant") == 0.3
+
+
+def test_optimizer_takes_what_trains():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    for name in ("sgd", "adam"):
+        optimizer = build_optimizer(model.parameters(), name, {"lr": 0.1, "weight_decay": 1e-4})
+        assert [tuple(p.shape) for p in optimizer.param_groups[0]["params"]] == [(2, 2), (2,)]
+
+
+def test_ema_loop():
+    """The published behaviour: the average takes the place of the live weights, buffers stay."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    ema = EMA(model, 0.9)
+    shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    for _ in range(5):
+        model(torch.randn(8, 4) + 3)  # moves the running statistics
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        for name, p in model.named_parameters():
+            shadow[name] = 0.9 * shadow[name] + 0.1 * p.detach()
+        ema.update()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.detach(), shadow[name])
+        assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())

@@ -1,0 +1,412 @@
+"""The real scripts, end to end, on a tiny budget."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import eval as evaluation
+import moco
+import scan
+import selflabel
+import simclr
+from models import build_model
+from utils import checkpoint
+from utils.run import Run, run_script
+
+ROOT = Path(__file__).parent.parent
+STEPS = {
+    "pretext": (simclr, "configs/pretext/simclr_digits.yml", ["epochs=2"]),
+    "scan": (scan, "configs/scan/scan_digits.yml", ["epochs=2", "num_heads=2"]),
+    "selflabel": (
+        selflabel,
+        "configs/selflabel/selflabel_digits.yml",
+        ["epochs=2", "confidence_threshold=0.2"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def arguments(step, root, *overrides, flags=()):
+    _, config, budget = STEPS[step]
+    return ["--config_exp", config, "--set", f"root_dir={root}", *budget, *overrides, *flags]
+
+
+def run(step, root, *overrides, flags=()):
+    STEPS[step][0].main(arguments(step, root, *overrides, flags=flags))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Folder of a finished run of all three steps on digits."""
+    root = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for step in STEPS:
+            run(step, root)
+    return root / "digits"
+
+
+def weights(path):
+    return checkpoint.read_weights(path)[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_files(results):
+    every = {
+        "checkpoint.pth.tar",
+        "model.pth.tar",
+        "config.yml",
+        "metrics.jsonl",
+        "metrics.json",
+        "curves.png",
+        "log.txt",
+    }
+    mined = {"topk-train-neighbors.npy", "topk-val-neighbors.npy"}
+    assert {p.name for p in (results / "pretext").iterdir()} == every | mined
+    for step in ("scan", "selflabel"):
+        assert {p.name for p in (results / step).iterdir()} >= every | {"confusion_matrix.png"}
+
+
+def test_neighbors(results):
+    for name, shape in (("train", (1437, 21)), ("val", (360, 6))):
+        mined = np.load(results / "pretext" / f"topk-{name}-neighbors.npy")
+        assert mined.shape == shape
+        assert mined.dtype == np.int64
+        assert (mined[:, 0] == np.arange(shape[0])).mean() > 0.95
+
+
+def test_published_file_contents(results):
+    pretext = checkpoint.load(results / "pretext/model.pth.tar")
+    assert {key.split(".")[0] for key in pretext} == {"backbone", "contrastive_head"}
+    clustering = checkpoint.load(results / "scan/model.pth.tar")
+    assert set(clustering) == {"model", "head"}
+    assert clustering["head"] in (0, 1)
+    final = checkpoint.load(results / "selflabel/model.pth.tar")
+    assert {key for key in final if "cluster_head" in key} == {"cluster_head.0.weight", "cluster_head.0.bias"}
+    assert {"model", "optimizer", "epoch"} <= set(checkpoint.load(results / "scan/checkpoint.pth.tar"))
+
+
+def test_metrics_per_epoch(results):
+    lines = [json.loads(line) for line in (results / "scan/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert {"loss", "consistency", "entropy", "val_loss", "val_acc", "images_per_second", "lr"} <= set(
+        lines[0]
+    )
+    best = min(line["val_loss"] for line in lines)
+    assert checkpoint.load(results / "scan/checkpoint.pth.tar")["best_loss"] == pytest.approx(best)
+
+
+def test_resolved_configuration_is_saved(results):
+    saved = yaml.safe_load((results / "scan/config.yml").read_text())
+    assert (saved["epochs"], saved["seed"], saved["data_dir"]) == (2, 0, "datasets")
+
+
+# --- eval.py -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["scan", "selflabel"])
+def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
+    evaluation.main(
+        ["--config_exp", STEPS[step][1], "--model", str(results / step / "model.pth.tar")]
+        + ["--visualize_prototypes", "--output", str(tmp_path)]
+        + (["--set", "num_heads=2"] if step == "scan" else [])
+    )
+    assert {p.name for p in tmp_path.iterdir()} >= {"metrics.json", "confusion_matrix.png", "prototypes.png"}
+    now, then = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, results / step))
+    for key in ("acc", "nmi", "ari", "ami", "top5", "majority_vote_acc", "cluster_sizes", "matches"):
+        assert now[key] == then[key], key
+    assert sum(now["cluster_sizes"]) == 360
+
+
+def test_eval_of_a_pretext_checkpoint(results, tmp_path):
+    path = str(results / "pretext/model.pth.tar")
+    evaluation.main(["--config_exp", STEPS["pretext"][1], "--model", path, "--output", str(tmp_path)])
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    trained = json.loads((results / "pretext/metrics.json").read_text())
+    assert figures["top5_neighbor_accuracy"] == pytest.approx(trained["val_neighbors_of_same_class"])
+    assert figures["top1_neighbor_accuracy"] > figures["top20_neighbor_accuracy"] > 0.1
+
+
+# --- seeds and resuming --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_resumed_run_equals_the_uninterrupted_one(results, tmp_path, monkeypatch, step):
+    """Bit for bit, after a crash between the two epochs; which also shows that a seed repeats."""
+    root = tmp_path / "digits"
+    root.mkdir()
+    for done in STEPS:
+        if done == step:
+            break
+        (root / done).symlink_to(results / done)
+    log_epoch = Run.log_epoch
+
+    def crash_in_the_second_epoch(self, metrics):
+        log_epoch(self, metrics)
+        if metrics["epoch"] == 2:
+            raise MemoryError
+
+    monkeypatch.setattr(Run, "log_epoch", crash_in_the_second_epoch)
+    with pytest.raises(MemoryError):
+        run(step, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    run(step, tmp_path)
+    assert same(weights(root / step / "model.pth.tar"), weights(results / step / "model.pth.tar"))
+    assert "resuming after epoch 1" in (root / step / "log.txt").read_text()
+    lines = (root / step / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_another_seed_gives_another_model(results, tmp_path):
+    run("pretext", tmp_path, "seed=1")
+    assert not same(
+        weights(tmp_path / "digits/pretext/model.pth.tar"), weights(results / "pretext/model.pth.tar")
+    )
+
+
+def test_labels_are_not_used_for_training(results, tmp_path):
+    """With other labels, and with none, every step leaves the same weights and neighbors."""
+    from data.digits import build_digits
+
+    arrays = {}
+    for split in ("train", "test"):
+        images = build_digits("", split).images
+        arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
+        if split == "train":
+            arrays["train_labels"] = np.random.default_rng(0).integers(0, 3, len(images))
+    np.savez(tmp_path / "digits.npz", **arrays)
+    for step in STEPS:
+        run(step, tmp_path, f"data_dir={tmp_path}")
+        found, expected = (root / step / "model.pth.tar" for root in (tmp_path / "digits", results))
+        assert same(weights(found), weights(expected)), step
+    mined = [np.load(root / "pretext/topk-train-neighbors.npy") for root in (tmp_path / "digits", results)]
+    np.testing.assert_array_equal(*mined)
+    figures = json.loads((tmp_path / "digits/selflabel/metrics.json").read_text())
+    assert "acc" not in figures
+    assert sum(figures["cluster_sizes"]) == 360
+
+
+# --- variants ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def after(results, tmp_path):
+    """Folder in which only the step after the given ones is still to run."""
+
+    def link(*steps):
+        (tmp_path / "digits").mkdir()
+        for step in steps:
+            (tmp_path / "digits" / step).symlink_to(results / step)
+        return tmp_path
+
+    return link
+
+
+def test_heads_only(results, after):
+    root = after("pretext")
+    run(
+        "scan",
+        root,
+        "update_cluster_head_only=True",
+        "augmentation_kwargs.num_strong_augs=1",
+        "num_classes=13",
+    )
+    pretext, clustering = (
+        weights(results / "pretext/model.pth.tar"),
+        weights(root / "digits/scan/model.pth.tar"),
+    )
+    backbone = [key for key in clustering if key.startswith("backbone.")]
+    assert backbone
+    assert all(torch.equal(clustering[key], pretext[key]) for key in backbone)
+    figures = json.loads((root / "digits/scan/metrics.json").read_text())
+    assert (figures["num_clusters"], figures["num_classes"]) == (13, 10)
+    assert figures["acc"] <= figures["majority_vote_acc"]
+
+
+def test_ema(results, after):
+    root = after("pretext", "scan")
+    run("selflabel", root, "use_ema=True", "ema_alpha=0.9")
+    start = checkpoint.load(results / "scan/model.pth.tar")
+    final = weights(root / "digits/selflabel/model.pth.tar")
+    saved = checkpoint.load(root / "digits/selflabel/checkpoint.pth.tar")
+    statistics = [key for key in final if "running" in key or "num_batches" in key]
+    assert all(torch.equal(final[key], start["model"][key]) for key in statistics)
+    assert same(saved["ema"], final)
+    assert not torch.equal(final["backbone.conv1.weight"], start["model"]["backbone.conv1.weight"])
+
+
+def test_batches_without_a_confident_sample_are_counted(after):
+    root = after("pretext", "scan")
+    threshold = confidence_that_some_batches_miss(root)
+    run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1")
+    line = json.loads((root / "digits/selflabel/metrics.jsonl").read_text())
+    assert 0 < line["skipped_batches"] < 71
+
+
+def confidence_that_some_batches_miss(root):
+    """A threshold that about one training image in a hundred exceeds, in eval mode."""
+    import data
+    from utils.config import load_config, parse_arguments
+
+    config = load_config(parse_arguments(arguments("scan", root), ""), ["scan"])
+    model = build_model(config)
+    state, head = checkpoint.read_weights(root / "digits/scan/model.pth.tar")
+    model.load_state_dict(state)
+    transform = data.build_eval_transform(config)
+    with torch.no_grad():
+        images = data.build_dataset(config, "train").images
+        confidence = model.train()(transform(images))[head].softmax(1).amax(1)
+    return round(confidence.quantile(0.99).item(), 4)
+
+
+@pytest.mark.slow
+def test_moco(tmp_path):
+    """A file in the layout of the official MoCo v2 checkpoint, and ImageNet's folders."""
+    import torchvision
+    from PIL import Image
+
+    network = torchvision.models.resnet50(num_classes=128)
+    network.fc = torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.ReLU(), network.fc)
+    state = {f"module.encoder_q.{key}": value for key, value in network.state_dict().items()}
+    state.update({"module.queue": torch.zeros(128, 8), "module.encoder_k.fc.0.bias": torch.zeros(2048)})
+    torch.save({"epoch": 800, "state_dict": state, "arch": "resnet50"}, tmp_path / "moco.pth.tar")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 30), ("val", 4)):
+        for wnid in ("n01", "n02"):
+            folder = tmp_path / f"imagenet/ILSVRC2012_img_{split}" / wnid
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.JPEG")
+    config = ["--config_exp", "configs/pretext/moco_imagenet50.yml"]
+    config += [
+        "--set",
+        f"root_dir={tmp_path / 'results'}",
+        f"data_dir={tmp_path}",
+        "num_workers=0",
+        "batch_size=16",
+    ]
+    config += ["train_db_name=imagenet", "val_db_name=imagenet", "transformation_kwargs.crop_size=32"]
+    moco.main([*config, "--pretrained", str(tmp_path / "moco.pth.tar")])
+    folder = tmp_path / "results/imagenet/pretext"
+    assert np.load(folder / "topk-train-neighbors.npy").shape == (60, 51)
+    assert np.load(folder / "topk-val-neighbors.npy").shape == (8, 6)
+    model = weights(folder / "model.pth.tar")
+    assert torch.equal(model["backbone.layer4.2.conv3.weight"], network.layer4[2].conv3.weight)
+    assert torch.equal(model["contrastive_head.2.weight"], network.fc[2].weight)
+    evaluation.main([*config, "--model", str(folder / "model.pth.tar"), "--output", str(tmp_path / "eval")])
+    then, now = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "eval"))
+    assert now["top5_neighbor_accuracy"] == then["top5_neighbor_accuracy"]
+
+
+# --- mistakes: one clear line and a non-zero exit ------------------------------------------------
+
+
+def fails(capsys, main, argv):
+    """Run a script as its command would; return its last line of output."""
+    with pytest.raises(SystemExit) as exit_:
+        run_script(lambda: main(argv))
+    assert exit_.value.code == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert "error:" in last
+    return last
+
+
+def test_wrong_key(tmp_path, capsys):
+    (tmp_path / "x.yml").write_text((ROOT / STEPS["scan"][1]).read_text() + "learning_rate: 3\n")
+    last = fails(capsys, scan.main, ["--config_exp", str(tmp_path / "x.yml")])
+    assert "x.yml: unknown key 'learning_rate'" in last
+
+
+def test_missing_dataset(tmp_path, capsys):
+    argv = arguments("pretext", tmp_path, "train_db_name=faces", f"data_dir={tmp_path / 'none'}")
+    assert "dataset 'faces': unknown" in fails(capsys, simclr.main, argv)
+
+
+def test_missing_pretext_model(results, tmp_path, capsys):
+    assert "run the pretext step" in fails(capsys, scan.main, arguments("scan", tmp_path))
+    for name in ("topk-train-neighbors.npy", "topk-val-neighbors.npy"):
+        (tmp_path / "digits/pretext").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "digits/pretext" / name).symlink_to(results / "pretext" / name)
+    assert "pretext/model.pth.tar: no such file" in fails(capsys, scan.main, arguments("scan", tmp_path))
+
+
+def test_missing_clustering_model(tmp_path, capsys):
+    last = fails(capsys, selflabel.main, arguments("selflabel", tmp_path))
+    assert "scan/model.pth.tar: no such file" in last
+
+
+def test_more_neighbors_than_mined(after, capsys):
+    last = fails(capsys, scan.main, arguments("scan", after("pretext"), "num_neighbors=21"))
+    assert "num_neighbors 21 is more than the 20 neighbors that were mined" in last
+
+
+def test_split_smaller_than_a_batch(tmp_path, capsys):
+    last = fails(capsys, simclr.main, arguments("pretext", tmp_path, "batch_size=2000"))
+    assert "batch_size 2000 is larger than the training split (1437 images)" in last
+
+
+def test_nothing_confident(after, capsys):
+    argv = arguments("selflabel", after("pretext", "scan"), "confidence_threshold=0.999999")
+    assert "lower confidence_threshold" in fails(capsys, selflabel.main, argv)
+
+
+def test_loss_that_explodes(tmp_path, capsys):
+    argv = arguments("pretext", tmp_path, "optimizer_kwargs.lr=1.0e+30", "epochs=1")
+    assert "the loss is nan" in fails(capsys, simclr.main, argv)
+
+
+def test_resuming_with_another_configuration(results, capsys):
+    last = fails(capsys, simclr.main, arguments("pretext", results.parent, "temperature=0.7"))
+    assert "temperature: " in last
+    assert "--fresh" in last
+
+
+def test_fresh_starts_over(tmp_path):
+    run("pretext", tmp_path, "epochs=1")
+    run("pretext", tmp_path, "epochs=1", "temperature=0.7", flags=["--fresh"])
+    assert yaml.safe_load((tmp_path / "digits/pretext/config.yml").read_text())["temperature"] == 0.7
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    last = fails(capsys, simclr.main, arguments("pretext", tmp_path / "file"))
+    assert "cannot write results there" in last
+
+
+def test_no_such_gpu(tmp_path, capsys):
+    last = fails(capsys, simclr.main, arguments("pretext", tmp_path, "device=cuda:63"))
+    assert "no such GPU" in last
+
+
+def test_checkpoint_of_another_kind(results, capsys):
+    argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "pretext/model.pth.tar")]
+    assert "does not fit this model" in fails(capsys, evaluation.main, argv)
+
+
+def test_several_heads_and_no_word_which_is_best(results, capsys):
+    argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/checkpoint.pth.tar")]
+    assert "which of its heads" in fails(capsys, evaluation.main, [*argv, "--set", "num_heads=2"])
+
+
+def test_command_without_faiss(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    run("pretext", tmp_path, "epochs=1")
+    assert "faiss is not installed" in (tmp_path / "digits/pretext/log.txt").read_text()

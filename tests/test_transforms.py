@@ -1,0 +1,208 @@
+"""Crops and colours against Pillow and torchvision image by image; the laws of their random parameters."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tvf
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+
+from data import transforms
+from errors import UserError
+
+NORMALIZE = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+
+
+def batch(n=24, height=32, width=32):
+    """Images with both smooth parts and edges."""
+    walk = torch.randn(n, 3, height, width).cumsum(-1).cumsum(-2) * 4 + 128
+    return walk.clamp(0, 255).to(torch.uint8)
+
+
+def as_pil(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# --- random resized crop -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (40, 24, 16), (8, 8, 20)])
+def test_resized_crop_equals_pillow(height, width, size):
+    images = batch(24, height, width)
+    boxes = transforms.draw_resized_crops(24, height, width, (0.1, 1.0))
+    flip = torch.rand(24) < 0.5
+    out = transforms.resized_crop(images, *boxes, size, flip)
+    for i, (top, left, h, w) in enumerate(zip(*(values.tolist() for values in boxes), strict=True)):
+        crop = as_pil(images[i]).crop((left, top, left + w, top + h))
+        expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)).astype(float)
+        expected = expected[:, ::-1] if flip[i] else expected
+        # Pillow rounds to bytes after each of its two passes
+        assert np.abs(out[i].permute(1, 2, 0).numpy() - expected).max() <= 1.01
+
+
+def test_nothing_outside_the_box_bleeds_in():
+    images = torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
+    images[:, :, 4:12, 4:12] = 7
+    box = [torch.tensor([v]) for v in (4, 4, 8, 8)]
+    out = transforms.resized_crop(images, *box, 16, torch.tensor([False]))
+    assert torch.allclose(out, torch.tensor(7.0))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 48)])
+def test_boxes_are_distributed_as_torchvisions(height, width):
+    n, scale = 4000, (0.2, 1.0)
+    ours = torch.stack(transforms.draw_resized_crops(n, height, width, scale)).double()
+    image = torch.empty(3, height, width)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)])
+    theirs = theirs.T.double()
+    spread = theirs.std(1) / math.sqrt(n)
+    assert ((ours.mean(1) - theirs.mean(1)).abs() < 6 * spread).all()
+    assert ((ours.std(1) / theirs.std(1) - 1).abs() < 0.06).all()
+
+
+def test_boxes_lie_inside():
+    top, left, h, w = transforms.draw_resized_crops(5000, 9, 13, (0.05, 1.0))
+    assert (h > 0).all() and (w > 0).all() and (top >= 0).all() and (left >= 0).all()
+    assert (top + h <= 9).all() and (left + w <= 13).all()
+
+
+def test_box_that_never_fits_falls_back_to_the_center():
+    top, left, h, w = transforms.draw_resized_crops(3, 10, 100, (1.0, 1.0))  # ten times wider than high
+    assert (top.tolist(), left.tolist(), h.tolist(), w.tolist()) == ([0] * 3, [43] * 3, [10] * 3, [13] * 3)
+
+
+# --- colour --------------------------------------------------------------------------------------
+
+
+def test_color_jitter_equals_torchvision_in_the_same_order():
+    images = batch(48).float()
+    factors, order = transforms.draw_color_jitter(48, 0.8, 0.4, 0.4, 0.4, 0.1)
+    out = transforms.color_jitter(images, factors, order)
+    functions = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
+    for image, f, steps, result in zip(images, factors.tolist(), order.tolist(), out, strict=True):
+        expected = image / 255
+        for step in steps:
+            expected = functions[step](expected, f[step])
+        # torchvision's luma has one digit less for red (0.2989)
+        torch.testing.assert_close(result, expected * 255, atol=0.15, rtol=0)
+
+
+def test_color_jitter_is_near_pillows():
+    images = batch(32)
+    factors, order = transforms.draw_color_jitter(32, 1.0, 0.4, 0.4, 0.4, 0.1)
+    out = transforms.color_jitter(images.float(), factors, order)
+    functions = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
+    for image, f, steps, result in zip(images, factors.tolist(), order.tolist(), out, strict=True):
+        expected = as_pil(image)
+        for step in steps:
+            expected = functions[step](expected, f[step])
+        difference = np.abs(result.permute(1, 2, 0).numpy() - np.asarray(expected))
+        assert difference.mean() < 5  # Pillow's hue has 256 steps, and every operation rounds
+
+
+def test_color_jitter_draws():
+    factors, order = transforms.draw_color_jitter(24_000, 0.8, 0.4, 0.4, 0.4, 0.1)
+    unchanged = (factors == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(1)
+    assert unchanged.float().mean().item() == pytest.approx(0.2, abs=0.015)
+    drawn = factors[~unchanged]
+    for column, (low, high) in enumerate([(0.6, 1.4)] * 3 + [(-0.1, 0.1)]):
+        values = drawn[:, column]
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high >= values.max() > high - 0.01 * (high - low)
+        assert values.mean().item() == pytest.approx((low + high) / 2, abs=0.01 * (high - low))
+    permutations = (order * torch.tensor([64, 16, 4, 1])).sum(1).unique(return_counts=True)[1]
+    assert len(permutations) == 24
+    assert (permutations - 1000).abs().max() < 5 * 1000**0.5
+
+
+def test_grey_where():
+    images = batch(6).float()
+    chosen = torch.tensor([True, False] * 3)
+    out = transforms.grey_where(images, chosen)
+    assert torch.equal(out[1::2], images[1::2])
+    for image, result in zip(images[::2], out[::2], strict=True):
+        expected = np.asarray(as_pil(image.byte()).convert("L")).astype(float)
+        assert np.abs(result.numpy() - expected).max() <= 0.51
+        assert result.shape == image.shape
+
+
+# --- whole augmentations -------------------------------------------------------------------------
+
+SIMCLR = {
+    "random_resized_crop": {"size": 24, "scale": [0.2, 1.0]},
+    "color_jitter_random_apply": {"p": 0.8},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "random_grayscale": {"p": 0.2},
+    "normalize": NORMALIZE,
+}
+OURS = {
+    "crop_size": 24,
+    "num_strong_augs": 4,
+    "cutout_kwargs": {"n_holes": 1, "length": 16, "random": True},
+    "normalize": NORMALIZE,
+}
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [("standard", SIMCLR), ("simclr", SIMCLR), ("ours", OURS)])
+def test_augmentation(name, kwargs):
+    config = {"augmentation_strategy": name, "augmentation_kwargs": kwargs}
+    augment = transforms.build_train_transform(config)
+    images = batch(1).repeat(64, 1, 1, 1)
+    out = augment(images)
+    assert out.shape == (64, 3, 24, 24)
+    assert out.dtype == torch.float32
+    assert len(out.flatten(1).unique(dim=0)) > 60  # every image has its own randomness
+    torch.manual_seed(7)
+    first = augment(images)
+    torch.manual_seed(7)
+    assert torch.equal(augment(images), first)
+
+
+def test_flips_are_half_and_can_be_switched_off():
+    images = torch.arange(24, dtype=torch.uint8).view(1, 1, 1, 24).expand(2000, 3, 24, 24)
+    for p in (0.5, 0.0):
+        kwargs = {**OURS, "num_strong_augs": 0, "random_horizontal_flip": {"p": p}}
+        kwargs["cutout_kwargs"] = {"n_holes": 0, "length": 1, "random": True}
+        out = transforms.StrongAugmentation(**kwargs)(images)
+        assert (out[:, 0, 0, 0] > out[:, 0, 0, -1]).float().mean().item() == pytest.approx(p, abs=0.06)
+
+
+def test_random_crop_positions():
+    images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(3000, 3, 4, 4)
+    kwargs = {**OURS, "crop_size": 2, "num_strong_augs": 0, "random_horizontal_flip": {"p": 0.0}}
+    kwargs["cutout_kwargs"] = {"n_holes": 0, "length": 1, "random": True}
+    kwargs["normalize"] = {"mean": [0.0] * 3, "std": [1 / 255] * 3}
+    corners, counts = (
+        transforms.StrongAugmentation(**kwargs)(images)[:, 0, 0, 0].round().unique(return_counts=True)
+    )
+    assert corners.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert (counts - 3000 / 9).abs().max() < 5 * (3000 / 9) ** 0.5
+
+
+def test_evaluation_transform_equals_torchvision():
+    images = batch(4, 37, 32)
+    out = transforms.EvalTransform(32, NORMALIZE)(images)
+    expected = tvf.normalize(tvf.center_crop(images, [32, 32]).float() / 255, **NORMALIZE)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [transforms.EvalTransform(48, NORMALIZE)])
+def test_images_smaller_than_the_crop_are_refused(transform):
+    with pytest.raises(UserError, match="crop_size 48"):
+        transform(batch(2))
+
+
+def test_unknown_or_incomplete_strategy():
+    with pytest.raises(UserError, match="unknown name 'moco'"):
+        transforms.build_train_transform({"augmentation_strategy": "moco", "augmentation_kwargs": {}})
+    with pytest.raises(UserError, match="needs crop_size"):
+        transforms.build_train_transform(
+            {"augmentation_strategy": "ours", "augmentation_kwargs": {k: OURS[k] for k in list(OURS)[1:]}}
+        )
