@@ -45,23 +45,31 @@ def main(argv=None):
             return {}
         with run.autocast():
             bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
-        votes = neighbors.weighted_knn(
-            bank, train_set.labels, queries, len(train_set.classes), temperature=config.temperature
-        )
-        return {"knn_accuracy": (votes.cpu() == val_set.labels).double().mean().item()}
+        return {"knn_accuracy": knn_accuracy(bank, train_set, queries, val_set, config.temperature)}
 
     engine.train(run, model, optimizer, pretext, step, after_epoch=monitor)
 
     checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
-    figures = {"setup": config.setup, "dataset": config.train_db_name, **monitor(config.epochs)}
-    for name, loader, k in (("train", train, 20), ("val", val, 5)):
-        features = engine.infer(model, loader, f"{name} features")
+    bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
+    figures = {"setup": config.setup, "dataset": config.train_db_name}
+    if train_set.labels is not None and val_set.labels is not None:
+        figures["knn_accuracy"] = knn_accuracy(bank, train_set, queries, val_set, config.temperature)
+    for name, features, labels, k in (
+        ("train", bank, train_set.labels, 20),
+        ("val", queries, val_set.labels, 5),
+    ):
         path = run.folder / f"topk-{name}-neighbors.npy"
-        figures[f"{name}_neighbors_of_same_class"] = neighbors.mine_and_save(
-            features, loader.dataset.labels, k, path
-        )
+        figures[f"{name}_neighbors_of_same_class"] = neighbors.mine_and_save(features, labels, k, path)
     report.write_json(figures, run.folder / "metrics.json")
     plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+
+
+def knn_accuracy(bank, train_set, queries, val_set, temperature):
+    """Share of the validation images whose class the train split's features vote for."""
+    votes = neighbors.weighted_knn(
+        bank, train_set.labels, queries, len(train_set.classes), temperature=temperature
+    )
+    return (votes.cpu() == val_set.labels).double().mean().item()
 
 
 if __name__ == "__main__":

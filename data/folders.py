@@ -52,8 +52,11 @@ class FolderImages(torch.utils.data.Dataset):
             num_workers=num_workers,
             pin_memory=torch.device(device).type == "cuda",
         )
-        for index, images in zip(index_batches, loader, strict=True):
-            yield images.to(device, non_blocking=True).unflatten(0, index.shape)
+        try:
+            for index, images in zip(index_batches, loader, strict=True):
+                yield images.to(device, non_blocking=True).unflatten(0, index.shape)
+        except UserError as error:  # a worker process puts its traceback before the message
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
 
 
 def _resize_and_crop(image, size):

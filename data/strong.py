@@ -181,13 +181,15 @@ def draw_holes(n, size, n_holes, length, random=True):
 
 def cut_out(images, centers, lengths):
     """Set rows and columns [center - l // 2, center + l // 2) of each hole to 0, in normalised images."""
+    device = images.device
+    centers, lengths = centers.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
     half = (lengths // 2).view(-1, 1, 1)
-    keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
-    rows = torch.arange(images.shape[-2]).view(1, -1, 1)
-    columns = torch.arange(images.shape[-1]).view(1, 1, -1)
+    keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
+    rows = torch.arange(images.shape[-2], device=device).view(1, -1, 1)
+    columns = torch.arange(images.shape[-1], device=device).view(1, 1, -1)
     for row, column in (hole.unbind(1) for hole in centers.unbind(1)):
         row, column = row.view(-1, 1, 1), column.view(-1, 1, 1)
         in_rows = (rows >= row - half) & (rows < row + half)
         in_columns = (columns >= column - half) & (columns < column + half)
         keep &= ~(in_rows & in_columns).unsqueeze(1)
-    return images * keep.to(images.device, non_blocking=True)
+    return images * keep

@@ -81,8 +81,8 @@ def _resampling_matrix(start, length, full, size):
     nothing outside the box bleeds in.
     """
     scale = length.view(-1, 1, 1) / size
-    center = (torch.arange(size).view(1, -1, 1) + 0.5) * scale
-    position = torch.arange(full).view(1, 1, -1) - start.view(-1, 1, 1)
+    center = (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
+    position = torch.arange(full, device=start.device).view(1, 1, -1) - start.view(-1, 1, 1)
     inside = (position >= 0) & (position < length.view(-1, 1, 1))
     weights = (1 - (position + 0.5 - center).abs() / scale.clamp(min=1)).clamp(min=0) * inside
     return weights / weights.sum(-1, keepdim=True)
@@ -91,10 +91,12 @@ def _resampling_matrix(start, length, full, size):
 def resized_crop(images, top, left, height, width, size, flip):
     """Crop the boxes, resize, mirror where `flip` (B,): float32 (B, 3, size, size) in 0-255."""
     b, c, full_height, full_width = images.shape
+    top, left, height, width, flip = (
+        values.to(images.device, non_blocking=True) for values in (top, left, height, width, flip)
+    )
     rows = _resampling_matrix(top, height, full_height, size)  # (B, S, H)
     columns = _resampling_matrix(left, width, full_width, size)  # (B, S, W)
     columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
-    rows, columns = rows.to(images.device, non_blocking=True), columns.to(images.device, non_blocking=True)
     out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
     return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
 

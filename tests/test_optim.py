@@ -1,8 +1,10 @@
 """Optimisers, and the running average of the weights."""
 
+import pytest
 import torch
 from torch import nn
 
+from errors import UserError
 from utils.ema import EMA
 from utils.optim import build_optimizer, learning_rate
 
@@ -17,6 +19,14 @@ def test_optimizer_takes_what_trains():
     for name in ("sgd", "adam"):
         optimizer = build_optimizer(model.parameters(), name, {"lr": 0.1, "weight_decay": 1e-4})
         assert [tuple(p.shape) for p in optimizer.param_groups[0]["params"]] == [(2, 2), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("adam", {"lr": 0.1, "momentum": 0.9}), ("sgd", {"lr": 0.1, "nesterov": True})]
+)
+def test_arguments_of_another_optimizer(name, kwargs):
+    with pytest.raises(UserError, match=f"optimizer_kwargs: {name}"):
+        build_optimizer(nn.Linear(2, 2).parameters(), name, kwargs)
 
 
 def test_ema_loop():

@@ -13,7 +13,7 @@ from errors import UserError
 # A leaf is a check: it returns the value, converted if need be, or raises ValueError("a ...").
 
 
-def _number(low=None, high=None, whole=False, above=None):
+def _number(low=None, high=None, whole=False, above=None, below=None):
     kind = "a whole number" if whole else "a number"
     if above is not None:
         kind += f" above {above}"
@@ -21,13 +21,16 @@ def _number(low=None, high=None, whole=False, above=None):
         kind += f" of at least {low}"
     if high is not None:
         kind += f" of at most {high}"
+    if below is not None:
+        kind += f" below {below}"
 
     def check(value):
         try:  # YAML reads 1e-4 (without a dot) as a string
             value = float(value) if isinstance(value, str) else value
             good = not isinstance(value, bool) and value == value and (not whole or value == int(value))
             good = good and (low is None or value >= low) and (high is None or value <= high)
-            good = good and (above is None or value > above) and abs(value) != float("inf")
+            good = good and (above is None or value > above) and (below is None or value < below)
+            good = good and abs(value) != float("inf")
         except (TypeError, ValueError):
             good = False
         if not good:
@@ -105,7 +108,7 @@ EXPERIMENT = {
         "entropy_weight": _number(0),
         "apply_class_balancing": _boolean,
     },
-    "confidence_threshold": _number(0, 1),
+    "confidence_threshold": _number(0, below=1),
     "use_ema": _boolean,
     "ema_alpha": _number(0, 1),
     "epochs": _positive,
@@ -163,6 +166,13 @@ REQUIRED_TO_TRAIN = {
     "moco": (),
     "scan": (*_TRAINING, "num_heads", "num_neighbors"),
     "selflabel": (*_TRAINING, "confidence_threshold"),
+}
+
+# the criterion of each step, and the key that its criterion_kwargs hold
+CRITERION = {
+    "simclr": ("simclr", "temperature"),
+    "scan": ("scan", "entropy_weight"),
+    "selflabel": ("confidence-cross-entropy", "apply_class_balancing"),
 }
 
 
@@ -233,6 +243,13 @@ def load_config(args, setups, training=True):
     missing = [key for key in required if key not in config]
     if missing:
         raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
+    if training and config["setup"] in CRITERION:
+        name, key = CRITERION[config["setup"]]
+        if config["criterion"] != name or set(config["criterion_kwargs"]) != {key}:
+            raise UserError(
+                f"{args.config_exp}: setup {config['setup']} needs criterion {name} with criterion_kwargs.{key}"
+                f", found {config['criterion']} with {', '.join(config['criterion_kwargs']) or 'nothing'}"
+            )
     return EasyDict(config)
 
 

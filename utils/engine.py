@@ -13,6 +13,8 @@ from .optim import learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
 
+SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
+
 
 def train(run, model, optimizer, loader, step, *, state=None, after_step=None, after_epoch=None):
     """Train to the configured epoch, from the last checkpoint if there is one.
@@ -34,6 +36,7 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
     state = {} if state is None else state
     first = run.resume(model, optimizer, state)
     run.save_config()
+    last_line = -math.inf
     for epoch in range(first, config.epochs):
         lr = learning_rate(
             epoch, config.epochs, config.optimizer_kwargs.lr, config.scheduler, **config.scheduler_kwargs
@@ -58,7 +61,9 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
         metrics["seconds"] = round(time.perf_counter() - start, 2)
         run.log_epoch(metrics)
         run.save_checkpoint(model, optimizer, epoch + 1, state)
-        log.info(_summary(metrics, config.epochs))
+        if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
+            log.info(_summary(metrics, config.epochs))
+            last_line = time.perf_counter()
     model.eval()
 
 

@@ -4,11 +4,19 @@ import math
 
 import torch
 
+from errors import UserError
+
 
 def build_optimizer(parameters, name, kwargs):
-    """SGD or Adam over all `parameters` that train; weight decay reaches BatchNorm and biases too."""
-    optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    return optimizers[name]([p for p in parameters if p.requires_grad], fused=True, **kwargs)
+    """SGD or Adam over all `parameters` that train; weight decay reaches BatchNorm and biases too.
+
+    Raises UserError for arguments that the optimiser does not take.
+    """
+    optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[name]
+    try:
+        return optimizer([p for p in parameters if p.requires_grad], fused=True, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer_kwargs: {name} cannot use them ({error})") from None
 
 
 def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=()):

@@ -1,0 +1,29 @@
+# make demo    the whole method on handwritten digits, on the CPU
+# make test    the tests
+# make lint    style
+# Each sets up .venv first, from requirements.txt, if need be. Python 3.11 or newer.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/ready
+	$(RUN) demo.py
+
+test: $(VENV)/ready
+	$(RUN) -m pytest -q --durations=5
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; set PYTHON, as in: make demo PYTHON=/usr/bin/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

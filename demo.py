@@ -1,0 +1,109 @@
+"""The whole method on scikit-learn's handwritten digits: three steps, then one table.
+
+python demo.py [--seeds 0 1 2 3 4]
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+
+import data
+import eval as evaluation
+import scan
+import selflabel
+import simclr
+from models import build_model
+from utils import checkpoint, engine, metrics, report
+from utils.config import load_config, parse_arguments
+from utils.run import run_script
+
+PRETEXT = "configs/pretext/simclr_digits.yml"
+SCAN = "configs/scan/scan_digits.yml"
+SELFLABEL = "configs/selflabel/selflabel_digits.yml"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--root_dir", default="results", help="results go to ROOT_DIR/seed-N")
+    args = parser.parse_args(argv)
+    rows, minutes = {}, []
+    for seed in args.seeds:
+        root = Path(args.root_dir) / f"seed-{seed}"
+        for name, figures in run(root, seed).items():
+            rows.setdefault(name, []).append(figures)
+        minutes.append(training_minutes(root))
+    print(table(rows, args.seeds))
+    print(f"\ntraining, three steps: {', '.join(f'{value:.1f}' for value in minutes)} minutes")
+    print(f"pictures, for seed {args.seeds[-1]}:")
+    for path in sorted((root / "digits").glob("*/*.png")):
+        print(f"  {path}")
+    report.write_json({"seeds": args.seeds, "minutes": minutes, **rows}, Path(args.root_dir) / "demo.json")
+
+
+def run(root, seed):
+    """Run the four scripts as their commands would; returns {row of the table: figures on the test split}."""
+    changes = ["--set", f"root_dir={root}", f"seed={seed}"]
+    for step, config in ((simclr, PRETEXT), (scan, SCAN), (selflabel, SELFLABEL)):
+        logging.info("\n%s %s", step.__name__, config)
+        step.main(["--config_exp", config, *changes])
+    final = root / "digits/selflabel/model.pth.tar"
+    evaluation.main(["--config_exp", SELFLABEL, "--model", str(final), "--visualize_prototypes", *changes])
+    config = load_config(parse_arguments(["--config_exp", PRETEXT, *changes], ""), ["simclr"])
+    train, test = (data.build_dataset(config, split) for split in ("train", "test"))
+    return {
+        "k-means on pixels": k_means(*(split.images.flatten(1) for split in (train, test)), test, seed),
+        "k-means on SimCLR features": k_means(*simclr_features(config, root, train, test), test, seed),
+        **{
+            name: json.loads((root / f"digits/{step}/metrics.json").read_text())
+            for name, step in (("SCAN loss", "scan"), ("self-labeling", "selflabel"))
+        },
+    }
+
+
+def simclr_features(config, root, *datasets):
+    model = build_model(config)
+    source = root / "digits/pretext/model.pth.tar"
+    checkpoint.load_weights(model, checkpoint.read_weights(source)[0], source)
+    model.eval()
+    view = data.PlainView(data.build_eval_transform(config))
+    return [
+        engine.infer(model, data.Loader(images, view, 512, train=False), "features") for images in datasets
+    ]
+
+
+def k_means(train, test, dataset, seed):
+    """Fit on the train split, best of ten initialisations by inertia; figures of the test split."""
+    fitted = KMeans(10, n_init=10, random_state=seed).fit(np.asarray(train, dtype=np.float32))
+    clusters = torch.from_numpy(fitted.predict(np.asarray(test, dtype=np.float32))).long()
+    return metrics.clustering_metrics(F.one_hot(clusters, 10).float(), dataset.labels, 10)
+
+
+def table(rows, seeds):
+    """Mean over the seeds of ACC, NMI, ARI in percent, and ACC of each seed."""
+    lines = [f"{'test split, %':28}{'ACC':>7}{'NMI':>7}{'ARI':>7}"]
+    if len(seeds) > 1:
+        lines[0] += f"    {'worst ACC':>9}   ACC of seeds {', '.join(map(str, seeds))}"
+    for name, figures in rows.items():
+        means = "".join(f"{100 * np.mean([f[key] for f in figures]):7.1f}" for key in ("acc", "nmi", "ari"))
+        lines.append(f"{name:28}{means}")
+        if len(seeds) > 1:
+            acc = [100 * f["acc"] for f in figures]
+            lines[-1] += f"    {min(acc):9.1f}   {', '.join(f'{value:.1f}' for value in acc)}"
+    return "\n".join(["", *lines])
+
+
+def training_minutes(root):
+    """Minutes that the epochs of the three steps took, monitoring included."""
+    files = (root / "digits").glob("*/metrics.jsonl")
+    return sum(json.loads(line)["seconds"] for f in files for line in f.read_text().splitlines()) / 60
+
+
+if __name__ == "__main__":
+    run_script(main)
