@@ -245,10 +245,11 @@ def load_config(args, setups, training=True):
         raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
     if training and config["setup"] in CRITERION:
         name, key = CRITERION[config["setup"]]
-        if config["criterion"] != name or set(config["criterion_kwargs"]) != {key}:
+        found, keys = config["criterion"], config["criterion_kwargs"]
+        if found != name or set(keys) != {key}:
             raise UserError(
-                f"{args.config_exp}: setup {config['setup']} needs criterion {name} with criterion_kwargs.{key}"
-                f", found {config['criterion']} with {', '.join(config['criterion_kwargs']) or 'nothing'}"
+                f"{args.config_exp}: setup {config['setup']} needs criterion {name} with "
+                f"criterion_kwargs.{key}, found {found} with {', '.join(keys) or 'nothing'}"
             )
     return EasyDict(config)
 
