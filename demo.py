@@ -5,7 +5,6 @@ python demo.py [--seeds 0 1 2 3 4]
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def run(root, seed):
     """Run the four scripts as their commands would; returns {row of the table: figures on the test split}."""
     changes = ["--set", f"root_dir={root}", f"seed={seed}"]
     for step, config in ((simclr, PRETEXT), (scan, SCAN), (selflabel, SELFLABEL)):
-        logging.info("\n%s %s", step.__name__, config)
+        print(f"\n--- {step.__name__}.py --config_exp {config} --set root_dir={root} seed={seed}", flush=True)
         step.main(["--config_exp", config, *changes])
     final = root / "digits/selflabel/model.pth.tar"
     evaluation.main(["--config_exp", SELFLABEL, "--model", str(final), "--visualize_prototypes", *changes])

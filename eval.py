@@ -22,26 +22,23 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
     weights, head = checkpoint.read_weights(args.model)
-    run = Run(config, Path(args.output or Path(args.model).parent))
+    run = Run(config, Path(args.output or Path(args.model).parent / "eval"))
 
     val_set = data.build_dataset(config, "test")
     view = data.PlainView(data.build_eval_transform(config))
-    val = data.Loader(val_set, view, config.batch_size, False, run.device, config.num_workers)
+    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
+    val = data.Loader(val_set, view, train=False, **loading)
     model = build_model(config)
     checkpoint.load_weights(model, weights, args.model)
     model = run.place(model).eval()
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
 
     if config.setup in ("simclr", "moco"):
-        evaluate_neighbors(run, pretext_features(model, config.setup), val, about)
+        features = engine.infer(pretext_features(model, config.setup), val, "features")
+        evaluate_neighbors(run, features, val_set.labels, about)
         return
 
-    if head is None:
-        if len(model.cluster_head) > 1:
-            raise UserError(
-                f"{args.model}: does not say which of its heads is the best; evaluate scan's model.pth.tar"
-            )
-        head = 0
+    head = checkpoint.choose_head(weights, head, args.model)
 
     def describe(images):
         features = model.backbone(images)
@@ -60,7 +57,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--visualize_prototypes", action="store_true", help="save a sheet of one image per cluster"
     )
-    parser.add_argument("--output", help="folder for the results (default: the checkpoint's)")
+    parser.add_argument("--output", help="folder for the results (default: eval/ beside the checkpoint)")
 
 
 def pretext_features(model, setup):
@@ -70,12 +67,11 @@ def pretext_features(model, setup):
     return model
 
 
-def evaluate_neighbors(run, features, val, about):
-    """Accuracy of the top 1, 5 and 20 neighbors within the split."""
-    labels = val.dataset.labels
+def evaluate_neighbors(run, features, labels, about):
+    """Accuracy of the top 1, 5 and 20 neighbors within the split: features (N, D), labels (N,)."""
     if labels is None:
         raise UserError("the test split has no labels: nothing to compare its neighbors with")
-    mined = neighbors.mine(engine.infer(features, val, "features"), min(20, len(labels) - 1))
+    mined = neighbors.mine(features, min(20, len(labels) - 1))
     figures = dict(about)
     for k in (1, 5, 20):
         figures[f"top{k}_neighbor_accuracy"] = neighbors.agreement(mined, labels, k)

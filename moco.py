@@ -4,6 +4,7 @@ python moco.py --config_exp configs/pretext/moco_imagenet50.yml [--pretrained mo
 """
 
 import logging
+from pathlib import Path
 
 import torch
 
@@ -26,23 +27,22 @@ def main(argv=None):
     run = Run(config, results_folder(config, "pretext"))
 
     model = build_model(config)
-    source = args.pretrained or URL
-    checkpoint.load_weights(
-        model, convert(checkpoint.load(source) if args.pretrained else download(), source), source
-    )
+    source = args.pretrained or download()
+    checkpoint.load_weights(model, convert(checkpoint.load(source), source), source)
     run.save_config()
     checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
     features = pretext_features(run.place(model).eval(), config.setup)
 
     evaluation = data.PlainView(data.build_eval_transform(config))
+    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
     for split, name, k in (("train", "train", 50), ("test", "val", 5)):
         images = data.build_dataset(config, split)
-        loader = data.Loader(images, evaluation, config.batch_size, False, run.device, config.num_workers)
-        found = engine.infer(features, loader, f"{split} features")
+        neighbors.require_enough(len(images), k)
+        found = engine.infer(features, data.Loader(images, evaluation, train=False, **loading), split)
         neighbors.mine_and_save(found, images.labels, k, run.folder / f"topk-{name}-neighbors.npy")
     if images.labels is not None:
         about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test"}
-        evaluate_neighbors(run, features, loader, about)
+        evaluate_neighbors(run, found, images.labels, about)
 
 
 def add_arguments(parser):
@@ -50,11 +50,17 @@ def add_arguments(parser):
 
 
 def download():
-    """Fetch the official checkpoint into torch.hub's cache folder."""
-    try:
-        return torch.hub.load_state_dict_from_url(URL, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{URL}: cannot be downloaded ({error}); give the file with --pretrained") from None
+    """Fetch the official checkpoint into torch.hub's cache folder, once; returns its path."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(path))
+        except OSError as error:
+            raise UserError(
+                f"{URL}: cannot be downloaded ({error}); give the file with --pretrained"
+            ) from None
+    return path
 
 
 def convert(official, source):

@@ -23,8 +23,8 @@ def main(argv=None):
     pretext = results_folder(config, "pretext")
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
-    train_neighbors = neighbors.read(pretext / "topk-train-neighbors.npy", len(train_set))
-    val_neighbors = neighbors.read(pretext / "topk-val-neighbors.npy", len(val_set))
+    train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
+    val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
     log.info("%d train and %d test images", len(train_set), len(val_set))
     loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
     pairs = data.AnchorNeighborView(data.build_train_transform(config), train_neighbors, config.num_neighbors)
@@ -32,10 +32,9 @@ def main(argv=None):
     val = data.Loader(val_set, data.PlainView(data.build_eval_transform(config)), train=False, **loading)
 
     model = build_model(config)
-    weights, _ = checkpoint.read_weights(pretext / "model.pth.tar")
-    checkpoint.load_weights(
-        model, weights, pretext / "model.pth.tar", skip=["contrastive_head."], keep=["cluster_head."]
-    )
+    source = run.uses(pretext / "model.pth.tar")
+    weights, _ = checkpoint.read_weights(source, "run simclr.py or moco.py first")
+    checkpoint.load_weights(model, weights, source, skip=["contrastive_head."], keep=["cluster_head."])
     model = run.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()

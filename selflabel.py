@@ -36,9 +36,10 @@ def main(argv=None):
     val = data.Loader(val_set, data.PlainView(weak), train=False, **loading)
 
     model = build_model(config)
-    clustering = results_folder(config, "scan") / "model.pth.tar"
-    weights, head = checkpoint.read_weights(clustering)
-    checkpoint.load_weights(model, only_head(weights, head), clustering)
+    source = run.uses(results_folder(config, "scan") / "model.pth.tar")
+    weights, head = checkpoint.read_weights(source, "run scan.py first")
+    head = checkpoint.choose_head(weights, head, source)
+    checkpoint.load_weights(model, only_head(weights, head), source)
     model = run.place(model)
     criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
@@ -49,7 +50,7 @@ def main(argv=None):
         with torch.no_grad(), run.autocast():  # in train mode: BatchNorm learns from both views
             weak_logits = model(weak_images)[0]
         _, confident = criterion.pseudo_labels(weak_logits)
-        if not confident.any():
+        if not confident.any():  # the one place where a GPU is waited for at every step
             return None
         with run.autocast():
             strong_logits = model(strong_images)[0]
@@ -73,7 +74,7 @@ def main(argv=None):
         train,
         step,
         state={"ema": ema.shadow} if ema else None,
-        after_step=ema.update if ema else None,
+        after_batch=ema.update if ema else None,
         after_epoch=monitor,
     )
 
@@ -85,8 +86,8 @@ def main(argv=None):
 
 
 def only_head(weights, head):
-    """The weights with cluster head number `head` (None: the only one) as head 0, without the others."""
-    chosen = f"cluster_head.{head or 0}."
+    """The weights with cluster head number `head` as head 0, without the others."""
+    chosen = f"cluster_head.{head}."
     kept = {key: value for key, value in weights.items() if not key.startswith("cluster_head.")}
     kept.update(
         (key.replace(chosen, "cluster_head.0."), value)

@@ -15,14 +15,20 @@ from utils.run import Run, add_fresh, results_folder, run_script
 
 log = logging.getLogger("simclr")
 
+TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # mined, besides the image itself
+
 
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_fresh)
     config = load_config(args, ["simclr"])
     run = Run(config, results_folder(config, "pretext"), args.fresh)
 
-    pretext_set = data.build_dataset(config, "train+unlabeled")
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    pretext_set = train_set
+    if config.train_db_name in data.WITH_UNLABELED:
+        pretext_set = data.build_dataset(config, "train+unlabeled")
+    for images, k in ((train_set, TRAIN_NEIGHBORS), (val_set, VAL_NEIGHBORS)):
+        neighbors.require_enough(len(images), k)
     log.info("%d images to learn from, %d train, %d test", len(pretext_set), len(train_set), len(val_set))
     loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
     pretext = data.Loader(
@@ -55,8 +61,8 @@ def main(argv=None):
     if train_set.labels is not None and val_set.labels is not None:
         figures["knn_accuracy"] = knn_accuracy(bank, train_set, queries, val_set, config.temperature)
     for name, features, labels, k in (
-        ("train", bank, train_set.labels, 20),
-        ("val", queries, val_set.labels, 5),
+        ("train", bank, train_set.labels, TRAIN_NEIGHBORS),
+        ("val", queries, val_set.labels, VAL_NEIGHBORS),
     ):
         path = run.folder / f"topk-{name}-neighbors.npy"
         figures[f"{name}_neighbors_of_same_class"] = neighbors.mine_and_save(features, labels, k, path)

@@ -16,6 +16,8 @@ from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
 
 __all__ = [
     "DATASETS",
+    "FOLDERS",
+    "WITH_UNLABELED",
     "AnchorNeighborView",
     "Loader",
     "PlainView",
@@ -26,19 +28,23 @@ __all__ = [
     "build_train_transform",
 ]
 
-# name: builder(data_dir, split) of a dataset object (ArrayImages or FolderImages)
+# name: builder(data_dir, split) of an ArrayImages
 DATASETS = {
     "cifar-10": build_cifar10,
     "cifar-20": build_cifar20,
     "stl-10": build_stl10,
+    "digits": build_digits,
+}
+# name: builder(data_dir, split, size) of a FolderImages
+FOLDERS = {
     "imagenet": build_imagenet,
     "imagenet_50": partial(build_imagenet, subset=50),
     "imagenet_100": partial(build_imagenet, subset=100),
     "imagenet_200": partial(build_imagenet, subset=200),
-    "digits": build_digits,
 }
 
 SPLITS = ("train", "test", "train+unlabeled")
+WITH_UNLABELED = ("stl-10",)  # datasets whose pretext learns from more images than the train split
 
 
 def build_dataset(config, split):
@@ -49,8 +55,8 @@ def build_dataset(config, split):
 
     Args:
         config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
-        split: "train", "test" (of val_db_name), or "train+unlabeled", which is "train" where
-            there are no unlabeled images.
+            Image files are brought to 256 / 224 of `transformation_kwargs.crop_size`.
+        split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
 
     Returns:
         An object with `len`, `labels` (int64 (N,) or None), `classes` (names or None) and
@@ -63,22 +69,22 @@ def build_dataset(config, split):
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     name = config["val_db_name" if split == "test" else "train_db_name"]
     data_dir = Path(config.get("data_dir", "datasets")).expanduser()
-    if split == "train+unlabeled" and name != "stl-10":
-        split = "train"
-
+    known = {**DATASETS, **FOLDERS}
     npz = data_dir / f"{name}.npz"
     if npz.is_file():
         dataset = read_npz(npz, "test" if split == "test" else "train")
     elif name in DATASETS:
         dataset = DATASETS[name](data_dir, split)
-    elif (data_dir / name).is_dir():
-        dataset = build_folder(data_dir / name, split)
+    elif name in FOLDERS or (data_dir / name).is_dir():
+        size = round(config.get("transformation_kwargs", {}).get("crop_size", 224) * 256 / 224)
+        builder = FOLDERS.get(name, partial(build_folder, name=name))
+        dataset = builder(data_dir, split, size)
     else:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(
             f"dataset {name!r}: unknown, and there is neither {npz} nor a folder {data_dir / name}; "
-            f"{hint}known: {', '.join(DATASETS)}"
+            f"{hint}known: {', '.join(known)}"
         )
     if len(dataset) == 0:
         raise UserError(f"dataset {name!r}, split {split!r}: holds no images")

@@ -1,6 +1,7 @@
 """Images held in memory as one uint8 tensor, and `.npz` files of them."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def read_npz(path, split):
         try:
             images = archive[f"{split}_images"]
             labels, classes = archive.get(f"{split}_labels"), archive.get("classes")
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path}: cannot be read ({error}); write it again") from None
     images = to_channels_first(images, f"{path}: {split}_images")
     if labels is not None:

@@ -24,7 +24,7 @@ class FolderImages(torch.utils.data.Dataset):
         size: side in pixels of the images that `fetch` gives.
     """
 
-    def __init__(self, files, labels=None, classes=None, size=256):
+    def __init__(self, files, labels, classes, size):
         self.files = files
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         self.classes = classes
@@ -60,11 +60,12 @@ class FolderImages(torch.utils.data.Dataset):
 
 
 def _resize_and_crop(image, size):
+    # torchvision's Resize(size) and CenterCrop(size), pixel by pixel
     width, height = image.size
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)
     pixels = np.array(image.crop((left, top, left + size, top + size)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -73,22 +74,23 @@ def _image_files(folder):
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _read_classes(root, wnids, names):
-    """Files and labels of `{root}/{wnid}/*`, in the order of `wnids`."""
+def _class_folders(root):
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _read_classes(root, folders, names, size):
+    """The images of `{root}/{folder}/`; the label is the place in `folders`."""
     files, labels = [], []
-    for label, wnid in enumerate(wnids):
-        folder = root / wnid
-        if not folder.is_dir():
-            raise UserError(f"{folder}: this class folder is missing")
-        found = _image_files(folder)
+    for label, folder in enumerate(folders):
+        found = _image_files(root / folder) if (root / folder).is_dir() else []
         files += found
         labels += [label] * len(found)
     if not files:
         raise UserError(f"{root}: no images found")
-    return FolderImages(files, labels, names)
+    return FolderImages(files, labels, names, size)
 
 
-def build_imagenet(data_dir, split, subset=None):
+def build_imagenet(data_dir, split, size, subset=None):
     """ImageNet under `{data_dir}/imagenet/ILSVRC2012_img_{train,val}/<wnid>/*`.
 
     Args:
@@ -99,22 +101,30 @@ def build_imagenet(data_dir, split, subset=None):
     if not root.is_dir():
         raise UserError(f"{root}: ImageNet is not there; set data_dir to the folder that holds imagenet/")
     if subset is None:
-        wnids = names = sorted(path.name for path in root.iterdir() if path.is_dir())
+        wnids = names = _class_folders(root)
     else:
         lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()
         wnids, names = zip(*(line.split(" ", 1) for line in lines), strict=True)
-    return _read_classes(root, wnids, list(names))
+    missing = [wnid for wnid in wnids if not (root / wnid).is_dir()]
+    if missing:
+        raise UserError(f"{root}: {len(missing)} class folders are missing ({', '.join(missing[:4])})")
+    return _read_classes(root, wnids, list(names), size)
 
 
-def build_folder(root, split):
-    """Anybody's images under `{root}/{train,test}/`: one folder per class, or no folders and no labels."""
-    root = Path(root) / split
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; a dataset of image files needs train/ and test/")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if classes:
-        return _read_classes(root, classes, classes)
-    files = _image_files(root)
+def build_folder(data_dir, split, size, name):
+    """Anybody's images under `{data_dir}/{name}/{train,test}/`: a folder per class, or none and no labels."""
+    root = Path(data_dir) / name
+    train, folder = root / "train", root / split
+    for part in (train, folder):
+        if not part.is_dir():
+            raise UserError(f"{part}: no such folder; a dataset of image files needs train/ and test/")
+    present, classes = _class_folders(folder), _class_folders(train)
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        raise UserError(f"{folder}: train/ has no class folder {', '.join(unknown[:4])}")
+    if present:
+        return _read_classes(folder, classes, classes, size)
+    files = _image_files(folder)
     if not files:
-        raise UserError(f"{root}: no images found ({', '.join(sorted(SUFFIXES))})")
-    return FolderImages(files)
+        raise UserError(f"{folder}: no images found ({', '.join(sorted(SUFFIXES))})")
+    return FolderImages(files, None, None, size)

@@ -77,8 +77,8 @@ def draw_resized_crops(n, height, width, scale, ratio=(3 / 4, 4 / 3)):
 def _resampling_matrix(start, length, full, size):
     """Pillow's bilinear filter as matrices (B, size, full): output pixel <- input pixels of the box.
 
-    A triangle one input pixel wide, widened when shrinking, cut at the box and normalised, so that
-    nothing outside the box bleeds in.
+    A triangle that reaches one input pixel to each side, or further when shrinking, cut at the box and
+    normalised, so that nothing outside the box bleeds in.
     """
     scale = length.view(-1, 1, 1) / size
     center = (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
@@ -99,6 +99,16 @@ def resized_crop(images, top, left, height, width, size, flip):
     columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
     out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
     return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
+
+
+def crop(images, top, left, size):
+    """Cut a square of `size` out of each image at its own place, `top` and `left` (B, 1, 1)."""
+    device = images.device
+    within = torch.arange(size, device=device)
+    rows = top.to(device, non_blocking=True) + within.view(1, -1, 1)  # (B, S, 1)
+    columns = left.to(device, non_blocking=True) + within  # (B, 1, S)
+    source = (rows * images.size(-1) + columns).flatten(1).unsqueeze(1)  # (B, 1, S * S)
+    return images.flatten(2).gather(2, source.expand(-1, 3, -1)).unflatten(2, (size, size))
 
 
 def flip_where(images, flip):
@@ -247,14 +257,9 @@ class StrongAugmentation:
         _require_size(height, width, size)
         if height == width == size:
             return images
-        rows = torch.randint(height - size + 1, (n, 1)) + torch.arange(size)
-        columns = torch.randint(width - size + 1, (n, 1)) + torch.arange(size)
-        flat = (
-            (rows[:, :, None] * width + columns[:, None, :])
-            .view(n, 1, -1)
-            .to(images.device, non_blocking=True)
-        )
-        return images.flatten(2).gather(2, flat.expand(-1, 3, -1)).view(n, 3, size, size)
+        top = torch.randint(height - size + 1, (n, 1, 1))
+        left = torch.randint(width - size + 1, (n, 1, 1))
+        return crop(images, top, left, size)
 
 
 class EvalTransform:

@@ -1,5 +1,6 @@
 """What sits on the backbone: the contrastive head of step 1, the cluster heads of steps 2 and 3."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -52,8 +53,13 @@ class ClusteringModel(nn.Module):
         return self.classify(self.backbone(images))
 
     def classify(self, features):
-        """Backbone features (B, dim) -> list of num_heads logits (B, num_clusters)."""
-        return [head(features) for head in self.cluster_head]
+        """Backbone features (B, dim) -> list of num_heads float32 logits (B, num_clusters).
+
+        The heads cost nothing, and eight bits of a bfloat16 logit are too few to compare with a
+        confidence threshold.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return [head(features.float()) for head in self.cluster_head]
 
     def freeze_backbone(self):
         """Train the heads only: no gradient in the backbone and no BatchNorm update either."""

@@ -96,6 +96,38 @@ def test_no_state_dict(path, content):
         checkpoint.read_weights(path)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_are_refused_whatever_breaks(path, seed):
+    rng = np.random.default_rng(seed)
+    torch.save(
+        {"model": clustering().state_dict(), "head": 1}, path, _use_new_zipfile_serialization=seed % 2 == 0
+    )
+    intact = path.read_bytes()
+    refused = 0
+    for _ in range(25):
+        content = bytearray(intact)
+        for place in rng.integers(0, 2000, 5):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            checkpoint.read_weights(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 5
+
+
+def test_choice_of_the_head(path):
+    weights = clustering(num_heads=3).state_dict()
+    assert checkpoint.choose_head(weights, 2, path) == 2
+    assert checkpoint.choose_head(clustering(num_heads=1).state_dict(), None, path) == 0
+    for head, message in ((None, "which of its 3 heads"), (3, "names head 3")):
+        with pytest.raises(UserError, match=message):
+            checkpoint.choose_head(weights, head, path)
+    with pytest.raises(UserError, match="no cluster head"):
+        checkpoint.choose_head({"backbone.conv1.weight": torch.zeros(1)}, None, path)
+
+
 # --- what does not fit is refused ----------------------------------------------------------------
 
 
@@ -145,7 +177,7 @@ def test_failed_write_keeps_the_previous_file(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(UserError, match="No space left.*the previous one is intact"):
         checkpoint.save({"a": torch.zeros(3)}, path)
     assert torch.equal(checkpoint.load(path)["a"], torch.ones(3))
     assert list(path.parent.iterdir()) == [path]

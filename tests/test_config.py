@@ -190,6 +190,14 @@ def test_differences():
         ({"transformation_kwargs": {"normalize": {"mean": [0.5]}}}, "list of 3"),
         ({"transformation_kwargs": {"normalize": {"std": [1, 0, 1]}}}, "above 0"),
         ({"epochs": None, "optimizer": None}, "missing epochs, optimizer"),
+        ({"epochs": float("inf")}, "epochs must be"),
+        ({"seed": 10**20}, "seed must be"),
+        ({"optimizer_kwargs": {"momentum": 0.9}}, "missing optimizer_kwargs.lr"),
+        ({"transformation_kwargs": {"crop_size": 8}}, "missing transformation_kwargs.normalize"),
+        ({"augmentation_kwargs": {"color_jitter_random_apply": {}}}, "color_jitter_random_apply.p"),
+        ({"augmentation_kwargs": {"random_resized_crop": {"size": 8, "scale": [1, 0.2]}}}, "smaller"),
+        ({"use_ema": True}, "missing ema_alpha"),
+        ({"scheduler": "step"}, "missing scheduler_kwargs.lr_decay_epochs"),
         ({"setup": "byol"}, "setup must be one of"),
         ({"setup": None}, "setup is None"),
     ],
@@ -222,7 +230,18 @@ def test_missing_file_suggests_a_near_one():
         load(ROOT / "configs/scan/scan_cifar_10.yml")
 
 
-@pytest.mark.parametrize("override", ["epochs", "epochs=[", "nothing=1", "optimizer_kwargs=3"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "device=cuda:200",
+        "device=gpu",
+        "precision=fp16",
+        "epochs",
+        "epochs=[",
+        "nothing=1",
+        "optimizer_kwargs=3",
+    ],
+)
 def test_mistakes_on_the_command_line(write, override):
     with pytest.raises(UserError, match="--set"):
         load(write(), override)

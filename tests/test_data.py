@@ -12,6 +12,7 @@ from PIL import Image
 import data
 from data.arrays import ArrayImages
 from data.folders import FolderImages
+from data.transforms import center_crop
 from errors import UserError
 
 
@@ -65,7 +66,7 @@ def test_npz(tmp_path, grey):
 
 def test_npz_comes_before_the_registry(tmp_path):
     np.savez(tmp_path / "cifar-10.npz", train_images=pictures(3), test_images=pictures(2))
-    assert len(data.build_dataset(config("cifar-10", tmp_path), "train+unlabeled")) == 3
+    assert len(data.build_dataset(config("cifar-10", tmp_path), "train")) == 3
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_imagenet_subset_follows_the_published_list(tmp_path):
     assert len(found.classes) == 50
     assert found.classes[7] == lines[7].split(" ", 1)[1]
     (root / lines[3].split()[0]).rmdir()
-    with pytest.raises(UserError, match="class folder is missing"):
+    with pytest.raises(UserError, match="1 class folders are missing"):
         data.build_dataset(config("imagenet_50", tmp_path), "test")
 
 
@@ -224,22 +225,41 @@ def test_folder_of_unlabelled_images(tmp_path):
     assert (len(found), found.labels, found.classes) == (3, None, None)
 
 
-def test_decoding_equals_the_plain_way(tmp_path):
-    write_images(tmp_path / "a", 1, size=(400, 300), suffix="png")
-    dataset = FolderImages([tmp_path / "a" / "0.png"])
-    image = torchvision.transforms.functional.resize(Image.open(tmp_path / "a" / "0.png"), 256)
-    expected = np.asarray(torchvision.transforms.functional.center_crop(image, 256))
-    difference = np.abs(dataset.raw(0).permute(1, 2, 0).numpy().astype(int) - expected)
-    assert difference.mean() < 1
+@pytest.mark.parametrize(("height", "width"), [(400, 300), (332, 500), (256, 343), (99, 1000), (257, 256)])
+@pytest.mark.parametrize(("size", "crop"), [(256, 224), (37, None)])
+def test_decoding_equals_the_plain_way(tmp_path, height, width, size, crop):
+    """Resize(256) and CenterCrop(224) of torchvision, to the byte."""
+    write_images(tmp_path / "a", 1, size=(height, width), suffix="png")
+    dataset = FolderImages([tmp_path / "a" / "0.png"], None, None, size)
+    image = torchvision.transforms.functional.resize(Image.open(tmp_path / "a" / "0.png"), size)
+    expected = np.asarray(torchvision.transforms.functional.center_crop(image, size))
+    np.testing.assert_array_equal(dataset.raw(0).permute(1, 2, 0), expected)
+    if size == 256:
+        direct = np.asarray(torchvision.transforms.functional.center_crop(image, crop))
+        np.testing.assert_array_equal(center_crop(dataset.raw(0), crop).permute(1, 2, 0), direct)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_image_is_named(tmp_path, workers):
     write_images(tmp_path / "a", 2)
     (tmp_path / "a" / "1.JPEG").write_bytes(b"no image")
-    dataset = FolderImages(sorted((tmp_path / "a").iterdir()))
+    dataset = FolderImages(sorted((tmp_path / "a").iterdir()), None, None, 256)
     with pytest.raises(UserError, match=f"^{tmp_path}/a/1.JPEG: cannot be read[^\n]*$"):
         list(dataset.fetch([torch.tensor([0, 1])], "cpu", workers))
+
+
+def test_folder_classes_are_those_of_train(tmp_path):
+    for name, n in (("cat", 2), ("dog", 1), ("ox", 1)):
+        write_images(tmp_path / "zoo/train" / name, n)
+    write_images(tmp_path / "zoo/test/ox", 2)
+    (tmp_path / "zoo/test/.ipynb_checkpoints").mkdir()
+    small = config("zoo", tmp_path, transformation_kwargs={"crop_size": 32})
+    found = data.build_dataset(small, "test")
+    assert (found.labels.tolist(), found.classes) == ([2, 2], ["cat", "dog", "ox"])
+    assert fetch(found, [0]).shape == (1, 3, 37, 37)
+    write_images(tmp_path / "zoo/test/emu", 1)
+    with pytest.raises(UserError, match="train/ has no class folder emu"):
+        data.build_dataset(small, "test")
 
 
 # --- names ---------------------------------------------------------------------------------------

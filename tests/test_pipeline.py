@@ -345,12 +345,14 @@ def test_missing_pretext_model(results, tmp_path, capsys):
     for name in ("topk-train-neighbors.npy", "topk-val-neighbors.npy"):
         (tmp_path / "digits/pretext").mkdir(parents=True, exist_ok=True)
         (tmp_path / "digits/pretext" / name).symlink_to(results / "pretext" / name)
-    assert "pretext/model.pth.tar: no such file" in fails(capsys, scan.main, arguments("scan", tmp_path))
+    assert "pretext/model.pth.tar: no such file; run simclr.py" in fails(
+        capsys, scan.main, arguments("scan", tmp_path)
+    )
 
 
 def test_missing_clustering_model(tmp_path, capsys):
     last = fails(capsys, selflabel.main, arguments("selflabel", tmp_path))
-    assert "scan/model.pth.tar: no such file" in last
+    assert "scan/model.pth.tar: no such file; run scan.py" in last
 
 
 def test_more_neighbors_than_mined(after, capsys):
@@ -396,6 +398,100 @@ def test_no_such_gpu(tmp_path, capsys):
     assert "no such GPU" in last
 
 
+def test_changed_input_is_not_resumed(results, after, capsys):
+    root = after("pretext")
+    run("scan", root, "epochs=1")
+    (root / "digits/pretext").unlink()
+    run("pretext", root, "seed=5", "epochs=1")
+    last = fails(capsys, scan.main, arguments("scan", root, "epochs=1"))
+    assert "inputs.pretext/model.pth.tar" in last
+    assert "--fresh" in last
+
+
+def test_a_mistake_with_fresh_loses_nothing(results, capsys, tmp_path):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (results / "pretext").glob("*.tar"))
+    argv = arguments("pretext", results.parent, f"data_dir={tmp_path}", "batch_size=5000", flags=["--fresh"])
+    assert "batch_size 5000" in fails(capsys, simclr.main, argv)
+    assert (
+        sorted((path.name, path.stat().st_mtime_ns) for path in (results / "pretext").glob("*.tar")) == before
+    )
+
+
+def test_torn_line_of_metrics_does_not_hinder(results, after):
+    root = after("pretext")
+    run("scan", root, "epochs=1")
+    with open(root / "digits/scan/metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "lo')
+    run("scan", root, "epochs=1")
+    assert len((root / "digits/scan/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_original_checkpoint_without_our_state(results, after, capsys):
+    """The original's {'optimizer', 'model', 'epoch'} resumes; without what EMA needs it is refused."""
+    root = after("pretext", "scan")
+    run("selflabel", root, "epochs=1")
+    path = root / "digits/selflabel/checkpoint.pth.tar"
+    saved = checkpoint.load(path)
+    saved = {key: saved[key] for key in ("optimizer", "model", "epoch")}
+    saved["model"] = {f"module.{key}": value for key, value in saved["model"].items()}
+    torch.save(saved, path)
+    run("selflabel", root)
+    assert checkpoint.load(path)["epoch"] == 2
+    torch.save(saved, path)
+    argv = arguments("selflabel", root, "use_ema=True", "ema_alpha=0.9")
+    assert "it has no ema" in fails(capsys, selflabel.main, argv)
+
+
+def test_published_pretext_checkpoint_is_mined(results, tmp_path):
+    """Published pretext files are plain state dicts, stored under the name checkpoint.pth.tar."""
+    folder = tmp_path / "digits/pretext"
+    folder.mkdir(parents=True)
+    torch.save(weights(results / "pretext/model.pth.tar"), folder / "checkpoint.pth.tar")
+    run("pretext", tmp_path)
+    for name in ("topk-train-neighbors.npy", "topk-val-neighbors.npy"):
+        np.testing.assert_array_equal(np.load(folder / name), np.load(results / "pretext" / name))
+    assert same(weights(folder / "model.pth.tar"), weights(results / "pretext/model.pth.tar"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_precision(results, tmp_path, precision):
+    run("pretext", tmp_path, f"precision={precision}", "epochs=1")
+    line = json.loads((tmp_path / "digits/pretext/metrics.jsonl").read_text())
+    first = json.loads((results / "pretext/metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(first["loss"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_folders_of_unlabelled_images(tmp_path):
+    """All steps on image files without labels."""
+    from PIL import Image
+
+    from data.digits import build_digits
+
+    for split, n in (("train", 120), ("test", 30)):
+        folder = tmp_path / "mine" / split
+        folder.mkdir(parents=True)
+        for i, image in enumerate(build_digits("", split).images[:n]):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).resize((40, 30)).save(folder / f"{i:03}.png")
+    names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={tmp_path}", "batch_size=40", "epochs=1"]
+    for step in STEPS:
+        run(step, tmp_path, *names)
+    figures = json.loads((tmp_path / "mine/selflabel/metrics.json").read_text())
+    assert sum(figures["cluster_sizes"]) == 30
+    model = str(tmp_path / "mine/selflabel/model.pth.tar")
+    argv = [
+        "--config_exp",
+        STEPS["selflabel"][1],
+        "--model",
+        model,
+        "--visualize_prototypes",
+        "--set",
+        *names,
+    ]
+    evaluation.main(argv)
+    assert (tmp_path / "mine/selflabel/eval/prototypes.png").is_file()
+
+
 def test_checkpoint_of_another_kind(results, capsys):
     argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "pretext/model.pth.tar")]
     assert "does not fit this model" in fails(capsys, evaluation.main, argv)
@@ -403,7 +499,7 @@ def test_checkpoint_of_another_kind(results, capsys):
 
 def test_several_heads_and_no_word_which_is_best(results, capsys):
     argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/checkpoint.pth.tar")]
-    assert "which of its heads" in fails(capsys, evaluation.main, [*argv, "--set", "num_heads=2"])
+    assert "which of its 2 heads" in fails(capsys, evaluation.main, [*argv, "--set", "num_heads=2"])
 
 
 def test_command_without_faiss(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from data import transforms
+from data import strong, transforms
 from errors import UserError
 
 NORMALIZE = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
@@ -163,6 +163,44 @@ def test_augmentation(name, kwargs):
     first = augment(images)
     torch.manual_seed(7)
     assert torch.equal(augment(images), first)
+
+
+def test_simclr_is_crop_jitter_grey_normalise():
+    images = batch(16)
+    config = {"augmentation_strategy": "simclr", "augmentation_kwargs": SIMCLR}
+    out = (torch.manual_seed(3), transforms.build_train_transform(config)(images))[1]
+    torch.manual_seed(3)
+    boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
+    x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
+    x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
+    x = transforms.grey_where(x, torch.rand(16) < 0.2)
+    torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
+
+
+def test_standard_is_crop_normalise():
+    """Colour keys, which published files carry for all strategies, are not used."""
+    images = batch(16)
+    config = {"augmentation_strategy": "standard", "augmentation_kwargs": SIMCLR}
+    out = (torch.manual_seed(3), transforms.build_train_transform(config)(images))[1]
+    torch.manual_seed(3)
+    boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
+    x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
+    torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
+
+
+def test_ours_is_flip_crop_four_operations_normalise_cutout():
+    images = batch(16)
+    config = {"augmentation_strategy": "ours", "augmentation_kwargs": OURS}
+    out = (torch.manual_seed(3), transforms.build_train_transform(config)(images))[1]
+    torch.manual_seed(3)
+    x = transforms.flip_where(images, torch.rand(16) < 0.5)
+    top, left = torch.randint(9, (16, 1, 1)), torch.randint(9, (16, 1, 1))
+    x = torch.stack([tvf.crop(x[i], int(top[i]), int(left[i]), 24, 24) for i in range(16)])
+    for _ in range(4):
+        x = strong.apply_operations(x, *strong.draw_operations(16))
+    x = tvf.normalize(x / 255, **NORMALIZE)
+    x = strong.cut_out(x, *strong.draw_holes(16, (24, 24), n_holes=1, length=16, random=True))
+    torch.testing.assert_close(out, x, atol=1e-5, rtol=1e-5)
 
 
 def test_flips_are_half_and_can_be_switched_off():

@@ -1,8 +1,7 @@
 """Files of weights: written so that a crash never costs the previous one, read without running code."""
 
+import hashlib
 import os
-import pickle
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,38 +34,54 @@ def atomic(path):
 
 
 def save(content, path):
-    """torch.save, atomically."""
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
-
-
-def load(path):
-    """Read a checkpoint onto the CPU. Raises UserError for anything that is not one."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: " + ("a folder, not a checkpoint file" if path.is_dir() else "no such file")
-        )
+    """torch.save, atomically. Raises UserError, the previous file intact, when it cannot be written."""
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALAR):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with atomic(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: not a readable checkpoint ({reason}); was the download or the copy cut short?"
+            f"{path}: cannot be written ({_first_line(error)}); the previous one is intact"
         ) from None
 
 
-def read_weights(path):
-    """State dict and head index of any checkpoint that this method's programs write.
+def load(path, hint=""):
+    """Read a checkpoint onto the CPU. Raises UserError for anything that is not one.
+
+    `hint` says what to do when there is no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a checkpoint file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file" + (f"; {hint}" if hint else ""))
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALAR):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can break the unpickler in any way
+        raise UserError(
+            f"{path}: not a readable checkpoint ({_first_line(error)}); was its download or copy cut short?"
+        ) from None
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def digest(path):
+    """SHA-256 of a file, shortened; "none" if it is not there."""
+    if not Path(path).is_file():
+        return "none"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def read_weights(path, hint=""):
+    """State dict and head index of a checkpoint file; see `load` and `unwrap`."""
+    return unwrap(load(path, hint), path)
+
+
+def unwrap(content, source):
+    """State dict and head index in any checkpoint that this method's programs write.
 
     A plain state dict; `{'model', 'head'}` as the clustering step saves; or a training checkpoint
     `{'model', 'optimizer', ...}`, whose keys may start with `module.`.
@@ -74,21 +89,30 @@ def read_weights(path):
     Returns:
         (state dict, head index or None). Raises UserError if there is no state dict in it.
     """
-    content = load(path)
     head = None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         head = content.get("head")
         content = content["model"]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(torch.is_tensor(value) for value in content.values())
-    ):
+    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
         raise UserError(
-            f"{path}: holds no state dict; expected weights saved by simclr.py, scan.py or selflabel.py"
+            f"{source}: holds no state dict; expected weights of simclr.py, scan.py or selflabel.py"
         )
     weights = {key.removeprefix("module."): value for key, value in content.items()}
     return weights, None if head is None else int(head)
+
+
+def choose_head(weights, head, source):
+    """The head to use: the one that the checkpoint names, or its only one. Raises UserError otherwise."""
+    count = len({key.split(".")[1] for key in weights if key.startswith("cluster_head.")})
+    if count == 0:
+        raise UserError(f"{source}: has no cluster head; expected weights of scan.py or selflabel.py")
+    if head is None and count > 1:
+        raise UserError(
+            f"{source}: does not say which of its {count} heads is the best; use scan's model.pth.tar"
+        )
+    if head is not None and not 0 <= head < count:
+        raise UserError(f"{source}: names head {head} as the best, but has {count}")
+    return head or 0
 
 
 def load_weights(model, weights, source, skip=(), keep=()):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from pathlib import Path
 
 import yaml
@@ -31,7 +32,7 @@ def _number(low=None, high=None, whole=False, above=None, below=None):
             good = good and (low is None or value >= low) and (high is None or value <= high)
             good = good and (above is None or value > above) and (below is None or value < below)
             good = good and abs(value) != float("inf")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             good = False
         if not good:
             raise ValueError(kind)
@@ -72,11 +73,16 @@ def _list_of(check, length=None):
 
 
 def _device(value):
-    if value not in ("auto", "cpu", "cuda") and not (
-        isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit()
-    ):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)):
         raise ValueError("auto, cpu, cuda or cuda:N")
     return value
+
+
+def _scale(value):
+    low, high = _list_of(_number(above=0, high=1), 2)(value)
+    if low > high:
+        raise ValueError("a list of two shares of the area, the smaller one first")
+    return [low, high]
 
 
 _probability = {"p": _number(0, 1)}
@@ -92,7 +98,7 @@ ENVIRONMENT = {
 
 EXPERIMENT = {
     "setup": _one_of("simclr", "moco", "scan", "selflabel"),
-    "seed": _number(0, whole=True),
+    "seed": _number(0, 2**31, whole=True),
     "backbone": _string,
     "model_kwargs": {"head": _one_of("mlp", "linear"), "features_dim": _positive},
     "train_db_name": _string,
@@ -128,7 +134,7 @@ EXPERIMENT = {
     "num_workers": _number(0, whole=True),
     "augmentation_strategy": _one_of("standard", "simclr", "ours"),
     "augmentation_kwargs": {
-        "random_resized_crop": {"size": _positive, "scale": _list_of(_number(above=0, high=1), 2)},
+        "random_resized_crop": {"size": _positive, "scale": _scale},
         "random_horizontal_flip": _probability,
         "color_jitter_random_apply": _probability,
         "color_jitter": {
@@ -166,6 +172,17 @@ REQUIRED_TO_TRAIN = {
     "moco": (),
     "scan": (*_TRAINING, "num_heads", "num_neighbors"),
     "selflabel": (*_TRAINING, "confidence_threshold"),
+}
+# Within these, keys that must be there: the rest has defaults.
+REQUIRED_WITHIN = {
+    "optimizer_kwargs": ("lr",),
+    "transformation_kwargs": ("crop_size", "normalize"),
+    "normalize": ("mean", "std"),
+    "random_resized_crop": ("size", "scale"),
+    "cutout_kwargs": ("n_holes", "length"),
+    "color_jitter_random_apply": ("p",),
+    "random_grayscale": ("p",),
+    "random_horizontal_flip": ("p",),
 }
 
 # the criterion of each step, and the key that its criterion_kwargs hold
@@ -240,7 +257,11 @@ def load_config(args, setups, training=True):
             f"{args.config_exp}: setup is {config.get('setup')!r}, this script needs {' or '.join(setups)}"
         )
     required = REQUIRED + (REQUIRED_TO_TRAIN[config["setup"]] if training else ())
-    missing = [key for key in required if key not in config]
+    missing = [key for key in required if key not in config] + _missing_within(config)
+    if config["use_ema"] and "ema_alpha" not in config:
+        missing.append("ema_alpha, which use_ema needs")
+    if config.get("scheduler") == "step" and "lr_decay_epochs" not in config["scheduler_kwargs"]:
+        missing.append("scheduler_kwargs.lr_decay_epochs, which scheduler step needs")
     if missing:
         raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
     if training and config["setup"] in CRITERION:
@@ -322,6 +343,16 @@ def _checked(content, schema, where, prefix=""):
         except ValueError as expected:
             raise UserError(f"{where}: {prefix}{key} must be {expected}, found {value!r}") from None
     return result
+
+
+def _missing_within(content, prefix=""):
+    """Paths of the keys that REQUIRED_WITHIN names and `content` lacks."""
+    missing = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            missing += [f"{prefix}{key}.{name}" for name in REQUIRED_WITHIN.get(key, ()) if name not in value]
+            missing += _missing_within(value, f"{prefix}{key}.")
+    return missing
 
 
 def _merge(target, changes):

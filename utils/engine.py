@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
 
 
-def train(run, model, optimizer, loader, step, *, state=None, after_step=None, after_epoch=None):
+def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, after_epoch=None):
     """Train to the configured epoch, from the last checkpoint if there is one.
 
     Args:
@@ -26,7 +26,7 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
         loader: batches of the training split.
         step: batch -> dict of scalar tensors with `loss`, or None for a batch that trains nothing.
         state: dict of what else belongs in the checkpoint; updated in place when resuming.
-        after_step: called after each optimiser step.
+        after_batch: called after each batch, also one that trained nothing.
         after_epoch: called with the number of epochs done, in eval mode; returns numbers to log.
 
     Raises:
@@ -45,13 +45,13 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
         run.seed(epoch)
         start = time.perf_counter()
         metrics = _train_epoch(
-            model, optimizer, loader, step, after_step, f"epoch {epoch + 1}/{config.epochs}"
+            model, optimizer, loader, step, after_batch, f"epoch {epoch + 1}/{config.epochs}"
         )
         seconds = time.perf_counter() - start
         if not math.isfinite(metrics["loss"]):
             raise UserError(
-                f"epoch {epoch + 1}: the loss is {metrics['loss']}; the checkpoint of epoch {epoch} "
-                "is intact; lower optimizer_kwargs.lr, or set precision to fp32"
+                f"epoch {epoch + 1}: the loss is {metrics['loss']}; nothing of this epoch was saved; "
+                "lower optimizer_kwargs.lr, or set precision to fp32"
             )
         metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
         metrics["images_per_second"] = round(len(loader) * loader.batch_size / seconds, 1)
@@ -67,20 +67,21 @@ def train(run, model, optimizer, loader, step, *, state=None, after_step=None, a
     model.eval()
 
 
-def _train_epoch(model, optimizer, loader, step, after_step, title):
+def _train_epoch(model, optimizer, loader, step, after_batch, title):
     model.train()
     totals, trained, skipped = {}, 0, 0
     bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)
     for batch in bar:
         values = step(batch)
+        if values is not None:
+            optimizer.zero_grad(set_to_none=True)
+            values["loss"].backward()
+            optimizer.step()
+        if after_batch:
+            after_batch()
         if values is None:
             skipped += 1
             continue
-        optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
-        optimizer.step()
-        if after_step:
-            after_step()
         trained += 1
         for name, value in values.items():  # summed on the device: no step waits for a value
             totals[name] = totals.get(name, 0) + value.detach()

@@ -22,13 +22,12 @@ def mine(features, k):
 
     Args:
         features: float32 (N, D), normalised.
-        k: neighbors to mine, besides the image itself. Raises UserError unless k < N.
+        k: neighbors to mine, besides the image itself; see `require_enough`.
 
     Returns:
         int64 tensor (N, k + 1) on the CPU.
     """
-    if k >= len(features):
-        raise UserError(f"cannot mine {k} neighbors among {len(features)} images; the split is too small")
+    require_enough(len(features), k)
     try:
         import faiss
     except ImportError:
@@ -42,6 +41,12 @@ def mine(features, k):
     vectors = features.cpu().numpy()
     index.add(vectors)
     return torch.from_numpy(index.search(vectors, k + 1)[1])
+
+
+def require_enough(n, k):
+    """Raise UserError unless each of n images can have k neighbors."""
+    if k >= n:
+        raise UserError(f"cannot mine {k} neighbors among {n} images; the split is too small")
 
 
 def mine_and_save(features, labels, k, path):

@@ -18,15 +18,21 @@ log = logging.getLogger(__name__)
 
 
 def run_script(main):
-    """Call `main()` and exit: 1 and one line for a user's mistake, 130 for Ctrl-C."""
+    """Call `main()` and exit: 1 and one line for what the user can mend, 130 for Ctrl-C."""
     try:
         main()
-    except UserError as error:
-        print(colored("error:", "red", attrs=["bold"]), error, file=sys.stderr)
-        sys.exit(1)
+    except (UserError, OSError) as error:  # OSError: no space, no permission, ...; it names the file
+        _fail(error)
+    except torch.OutOfMemoryError as error:
+        _fail(f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last complete epoch", file=sys.stderr)
+        print("interrupted; training resumes from its last complete epoch (without --fresh)", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(message):
+    print(colored("error:", "red", attrs=["bold"]), message, file=sys.stderr)
+    sys.exit(1)
 
 
 def add_fresh(parser):
@@ -50,16 +56,17 @@ class Run:
     def __init__(self, config, folder, fresh=False):
         self.config = config
         self.folder = folder
+        self.fresh = fresh
+        self.inputs = {}
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                for name in ("checkpoint.pth.tar", "model.pth.tar", "metrics.jsonl"):
-                    (self.folder / name).unlink(missing_ok=True)
             self.start_logging()
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot write results there ({error}); set root_dir") from None
+            raise UserError(
+                f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
+            ) from None
         self.seed()
         log.info(
             "%s on %s, results in %s", config.setup, f"{self.device} ({str(self.precision)[6:]})", self.folder
@@ -86,6 +93,15 @@ class Run:
         """Move a model to the device, in the memory layout that convolutions like."""
         return model.to(self.device, memory_format=torch.channels_last)
 
+    def uses(self, path):
+        """Note a file that an earlier step wrote, so that a run is not resumed on another one. Returns it."""
+        self.inputs[f"{path.parent.name}/{path.name}"] = checkpoint.digest(path)
+        return path
+
+    def identity(self):
+        """What the results depend on: the experiment and the earlier steps' files."""
+        return {**experiment_of(self.config), "inputs": self.inputs}
+
     # --- what is written -------------------------------------------------------------------------
 
     def save_config(self):
@@ -101,14 +117,20 @@ class Run:
     def read_epochs(self):
         """The metrics of the epochs so far, a list of dicts."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        epochs = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                epochs.append(json.loads(line))
+            except json.JSONDecodeError:  # a line cut short by a crash; its epoch will be repeated
+                break
+        return epochs
 
     def save_checkpoint(self, model, optimizer, epochs_done, state):
         content = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "epoch": epochs_done,
-            "config": experiment_of(self.config),
+            "identity": self.identity(),
             **state,
         }
         checkpoint.save(content, self.folder / "checkpoint.pth.tar")
@@ -116,28 +138,44 @@ class Run:
     def resume(self, model, optimizer, state):
         """Load the checkpoint, if there is one, into model, optimiser and the dict `state`.
 
+        A plain state dict, as the published pretext files are, counts as a finished training. With
+        `fresh`, what an earlier run left is removed instead.
+
         Returns the number of epochs done. Raises UserError when the checkpoint is of another
         experiment, showing what differs.
         """
         path = self.folder / "checkpoint.pth.tar"
+        if self.fresh:
+            for pattern in ("*.pth.tar", "topk-*-neighbors.npy", "metrics.json*", "*.png"):
+                for file in self.folder.glob(pattern):
+                    file.unlink()
         if not path.exists():
             self._forget_epochs_after(0)
             return 0
         saved = checkpoint.load(path)
-        if not isinstance(saved, dict) or "optimizer" not in saved:
-            raise UserError(f"{path}: not a training checkpoint; move it away, or start over with --fresh")
-        changed = (
-            differences(saved.get("config", {}), experiment_of(self.config)) if "config" in saved else []
-        )
+        weights, _ = checkpoint.unwrap(saved, path)
+        if "model" not in saved:
+            log.info("%s: weights without a training state, taken as the result of a finished training", path)
+            checkpoint.load_weights(model, weights, path)
+            return self.config.epochs
+        changed = differences(saved.get("identity", self.identity()), self.identity())
         if changed:
             raise UserError(
-                f"{path}: written by another configuration ({'; '.join(changed)}); undo the change, "
+                f"{path}: written by another experiment ({'; '.join(changed)}); undo the change, "
                 "set another root_dir, or start over with --fresh"
             )
-        checkpoint.load_weights(
-            model, {k.removeprefix("module."): v for k, v in saved["model"].items()}, path
-        )
-        optimizer.load_state_dict(saved["optimizer"])
+        missing = [key for key in ("optimizer", "epoch", *state) if key not in saved]
+        if missing:
+            raise UserError(
+                f"{path}: cannot be resumed, it has no {', '.join(missing)}; start over with --fresh"
+            )
+        checkpoint.load_weights(model, weights, path)
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{path}: its optimiser is another one ({error}); start over with --fresh"
+            ) from None
         for key, value in state.items():
             if isinstance(value, dict):  # in place, for the object that it belongs to
                 value.update({name: tensor.to(self.device) for name, tensor in saved[key].items()})
@@ -175,7 +213,9 @@ def choose_device(name):
 def choose_precision(name, device):
     """`auto` is bfloat16 where the hardware computes in it, else float32."""
     if name == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        # torch.cuda.is_bf16_supported() also counts emulation, which is slow
+        gpu = device.type == "cuda"
+        native = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else _cpu_has_bf16()
         name = "bf16" if native else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
 
