@@ -32,6 +32,7 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--root_dir", default="results", help="results go to ROOT_DIR/seed-N")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # the network is too small for more, which only wait for each other
     rows, minutes = {}, []
     for seed in args.seeds:
         root = Path(args.root_dir) / f"seed-{seed}"

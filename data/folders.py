@@ -15,7 +15,9 @@ SUBSETS = Path(__file__).parent / "imagenet_subsets"
 class FolderImages(torch.utils.data.Dataset):
     """One split of a large dataset: files that are read when a batch asks for them.
 
-    Each image is brought to `size` x `size` pixels: shorter side resized, then the center cropped.
+    Each image is brought to `size` x `size` pixels: shorter side resized, then the center cropped, so
+    that batches can be made. Center crops of evaluation are torchvision's to the pixel; the random
+    crops of training are drawn within that square, not within the whole of a longer image.
 
     Args:
         files: paths, one per image.

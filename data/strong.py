@@ -70,7 +70,8 @@ def _warp(images, operation, magnitude):
     c = c + torch.where(turned, x - a * x - b * y, 0) + only("TranslateX", magnitude * width)
     f = f + torch.where(turned, y - d * x - e * y, 0) + only("TranslateY", magnitude * height)
 
-    def fixed(value):  # Pillow steps through the image in 16.16 fixed point; so do we, to the last bit
+    # Pillow steps through the image in 16.16 fixed point; so do we, to the last bit.
+    def fixed(value):
         return (value * 65536 + 0.5).floor().long().view(-1, 1, 1).to(images.device, non_blocking=True)
 
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
@@ -119,9 +120,8 @@ def _table(images, operation, magnitude):
 
     def members(name):
         chosen = (operation == INDEX[name]).nonzero().squeeze(1)
-        return chosen.to(device, non_blocking=True), magnitude[chosen].view(-1, 1, 1).to(
-            device, non_blocking=True
-        )
+        values = magnitude[chosen].view(-1, 1, 1)
+        return chosen.to(device, non_blocking=True), values.to(device, non_blocking=True)
 
     chosen, threshold = members("Solarize")
     table[chosen] = torch.where(value < threshold, value, 255 - value).expand(-1, 3, -1)
