@@ -42,7 +42,7 @@ def main(argv=None):
     print(table(rows, args.seeds))
     print(f"\ntraining, three steps: {', '.join(f'{value:.1f}' for value in minutes)} minutes")
     print(f"pictures, for seed {args.seeds[-1]}:")
-    for path in sorted((root / "digits").glob("*/*.png")):
+    for path in sorted((root / "digits").rglob("*.png")):
         print(f"  {path}")
     report.write_json({"seeds": args.seeds, "minutes": minutes, **rows}, Path(args.root_dir) / "demo.json")
 

@@ -34,7 +34,7 @@ class AnchorNeighborView:
 
     Args:
         transform: the training augmentation.
-        neighbors: int64 (N, 1 + mined), each row starting with the image itself.
+        neighbors: int64 (N, 1 + mined), each row normally starting with the image itself.
         num_neighbors: draw uniformly from the first `num_neighbors + 1` entries of a row.
 
     Raises:
