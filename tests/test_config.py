@@ -151,8 +151,8 @@ def test_the_command_line_wins(write):
 
 
 def test_env_file_of_others(tmp_path, write):
-    (tmp_path / "env.yml").write_text("root_dir: /work/results\n")
-    assert load(write(), env=tmp_path / "env.yml").root_dir == "/work/results"
+    (tmp_path / "env.yml").write_text("root_dir: /somewhere/results\n")
+    assert load(write(), env=tmp_path / "env.yml").root_dir == "/somewhere/results"
 
 
 def test_numbers_that_yaml_reads_as_strings(write):
