@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import data
 from errors import UserError
+from models import build_model
 from utils.config import differences, load_config, parse_arguments
+from utils.optim import build_optimizer
 
 ROOT = Path(__file__).parent.parent
 SETUPS = ["simclr", "moco", "scan", "selflabel"]
@@ -66,6 +70,18 @@ def test_published_file_loads_and_says_how_it_is_run(name):
         assert augmentation.normalize == config.transformation_kwargs.normalize
         crop = augmentation.get("crop_size") or augmentation.random_resized_crop["size"]
         assert crop == size
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_file_builds_its_model_and_views(name):
+    config = published(name)
+    model = build_model(config)
+    size = config.transformation_kwargs.crop_size
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    assert data.build_eval_transform(config)(images).shape == images.shape
+    if "augmentation_strategy" in config:
+        assert data.build_train_transform(config)(images).shape == images.shape
+        build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 
 
 # columns as in the paper's code release: heads, heads only, neighbors, epochs, batch, optimiser, lr, decay
