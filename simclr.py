@@ -46,8 +46,10 @@ def main(argv=None):
             features = model(images)
         return {"loss": criterion(features.unflatten(0, (-1, 2)))}
 
+    labelled = train_set.labels is not None and val_set.labels is not None
+
     def monitor(epoch):
-        if train_set.labels is None or val_set.labels is None:
+        if not labelled:
             return {}
         with run.autocast():
             bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
@@ -58,7 +60,7 @@ def main(argv=None):
     checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
     bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
     figures = {"setup": config.setup, "dataset": config.train_db_name}
-    if train_set.labels is not None and val_set.labels is not None:
+    if labelled:
         figures["knn_accuracy"] = knn_accuracy(bank, train_set, queries, val_set, config.temperature)
     for name, features, labels, k in (
         ("train", bank, train_set.labels, TRAIN_NEIGHBORS),

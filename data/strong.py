@@ -138,9 +138,8 @@ def _autocontrast_table(images, value):
     """Stretch each channel so that its darkest value becomes 0 and its lightest 255."""
     flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
-    scale = torch.full_like(high, 255) / (
-        high - low
-    )  # `255 / tensor` would round twice, as 255 * (1 / tensor)
+    # `255 / tensor` would round twice, as 255 * (1 / tensor)
+    scale = torch.full_like(high, 255) / (high - low)
     stretched = (value * scale - low * scale).clamp(0, 255).nan_to_num().long()
     return torch.where(high > low, stretched, value)
 

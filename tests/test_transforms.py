@@ -165,11 +165,18 @@ def test_augmentation(name, kwargs):
     assert torch.equal(augment(images), first)
 
 
+def augmented(images, name, kwargs):
+    """The whole augmentation; afterwards the random numbers are back where it started, to be drawn again."""
+    augment = transforms.build_train_transform({"augmentation_strategy": name, "augmentation_kwargs": kwargs})
+    state = torch.get_rng_state()
+    out = augment(images)
+    torch.set_rng_state(state)
+    return out
+
+
 def test_simclr_is_crop_jitter_grey_normalise():
     images = batch(16)
-    config = {"augmentation_strategy": "simclr", "augmentation_kwargs": SIMCLR}
-    out = (torch.manual_seed(3), transforms.build_train_transform(config)(images))[1]
-    torch.manual_seed(3)
+    out = augmented(images, "simclr", SIMCLR)
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
     x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
     x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
@@ -180,9 +187,7 @@ def test_simclr_is_crop_jitter_grey_normalise():
 def test_standard_is_crop_normalise():
     """Colour keys, which published files carry for all strategies, are not used."""
     images = batch(16)
-    config = {"augmentation_strategy": "standard", "augmentation_kwargs": SIMCLR}
-    out = (torch.manual_seed(3), transforms.build_train_transform(config)(images))[1]
-    torch.manual_seed(3)
+    out = augmented(images, "standard", SIMCLR)
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
     x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
     torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
@@ -190,9 +195,7 @@ def test_standard_is_crop_normalise():
 
 def test_ours_is_flip_crop_four_operations_normalise_cutout():
     images = batch(16)
-    config = {"augmentation_strategy": "ours", "augmentation_kwargs": OURS}
-    out = (torch.manual_seed(3), transforms.build_train_transform(config)(images))[1]
-    torch.manual_seed(3)
+    out = augmented(images, "ours", OURS)
     x = transforms.flip_where(images, torch.rand(16) < 0.5)
     top, left = torch.randint(9, (16, 1, 1)), torch.randint(9, (16, 1, 1))
     x = torch.stack([tvf.crop(x[i], int(top[i]), int(left[i]), 24, 24) for i in range(16)])

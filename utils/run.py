@@ -158,7 +158,8 @@ class Run:
             log.info("%s: weights without a training state, taken as the result of a finished training", path)
             checkpoint.load_weights(model, weights, path)
             return self.config.epochs
-        changed = differences(saved.get("identity", self.identity()), self.identity())
+        identity = self.identity()
+        changed = differences(saved.get("identity", identity), identity)
         if changed:
             raise UserError(
                 f"{path}: written by another experiment ({'; '.join(changed)}); undo the change, "
