@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.cluster import KMeans
 
 import data
 import eval as evaluation
@@ -18,7 +16,7 @@ import scan
 import selflabel
 import simclr
 from models import build_model
-from utils import checkpoint, engine, metrics, report
+from utils import engine, kmeans, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.run import run_script
 
@@ -57,9 +55,14 @@ def run(root, seed):
     evaluation.main(["--config_exp", SELFLABEL, "--model", str(final), "--visualize_prototypes", *changes])
     config = load_config(parse_arguments(["--config_exp", PRETEXT, *changes], ""), ["simclr"])
     train, test = (data.build_dataset(config, split) for split in ("train", "test"))
+
+    def k_means(*features):
+        classes = config.num_classes
+        return kmeans.score(*features, test.labels, classes, classes, seed, initialisations=10)
+
     return {
-        "k-means on pixels": k_means(*(split.images.flatten(1) for split in (train, test)), test, seed),
-        "k-means on SimCLR features": k_means(*simclr_features(config, root, train, test), test, seed),
+        "k-means on pixels": k_means(*(split.images.flatten(1) for split in (train, test))),
+        "k-means on SimCLR features": k_means(*simclr_features(config, root, train, test)),
         **{
             name: json.loads((root / f"digits/{step}/metrics.json").read_text())
             for name, step in (("SCAN loss", "scan"), ("self-labeling", "selflabel"))
@@ -70,19 +73,12 @@ def run(root, seed):
 def simclr_features(config, root, *datasets):
     model = build_model(config)
     source = root / "digits/pretext/model.pth.tar"
-    checkpoint.load_weights(model, checkpoint.read_weights(source)[0], source)
+    pretrained.fit(model, pretrained.read(source, ["pretext"])[0], source)
     model.eval()
     view = data.PlainView(data.build_eval_transform(config))
     return [
         engine.infer(model, data.Loader(images, view, 512, train=False), "features") for images in datasets
     ]
-
-
-def k_means(train, test, dataset, seed):
-    """Fit on the train split, best of ten initialisations by inertia; figures of the test split."""
-    fitted = KMeans(10, n_init=10, random_state=seed).fit(np.asarray(train, dtype=np.float32))
-    clusters = torch.from_numpy(fitted.predict(np.asarray(test, dtype=np.float32))).long()
-    return metrics.clustering_metrics(F.one_hot(clusters, 10).float(), dataset.labels, 10)
 
 
 def table(rows, seeds):

@@ -1,55 +1,74 @@
 """Evaluate a checkpoint: metrics, confusion matrix, prototypes; for a pretext one, its neighbors.
 
 python eval.py --config_exp configs/scan/scan_cifar10.yml --model model.pth.tar --visualize_prototypes
+python eval.py --config_exp configs/pretext/simclr_cifar10.yml --model model.pth.tar --kmeans
 """
 
 import logging
 from pathlib import Path
 
-import torch.nn.functional as F
+import numpy as np
+from tqdm import tqdm
 
 import data
 from errors import UserError
 from models import build_model
-from utils import checkpoint, engine, neighbors, plots, prototypes, report
+from utils import engine, kmeans, neighbors, plots, pretext, pretrained, prototypes, report
 from utils.config import load_config, parse_arguments
 from utils.run import Run, run_script
 
 log = logging.getLogger("eval")
 
+KMEANS_SEEDS = range(10)
+
 
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
-    weights, head = checkpoint.read_weights(args.model)
+    kind = "pretext" if config.setup in ("simclr", "moco") else "clustering"
+    if args.kmeans and kind != "pretext":
+        raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
+    if args.visualize_prototypes and kind != "clustering":
+        raise UserError(f"--visualize_prototypes needs clusters, but setup is {config.setup}")
+    weights, head = pretrained.read(args.model, [kind])
     run = Run(config, Path(args.output or Path(args.model).parent / "eval"))
+    model = build_model(config)
+    pretrained.fit(model, weights, args.model)
+    model = run.place(model).eval()
 
     val_set = data.build_dataset(config, "test")
     view = data.PlainView(data.build_eval_transform(config))
-    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
-    val = data.Loader(val_set, view, train=False, **loading)
-    model = build_model(config)
-    checkpoint.load_weights(model, weights, args.model)
-    model = run.place(model).eval()
+    val = data.Loader(val_set, view, train=False, **run.loading)
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
-
-    if config.setup in ("simclr", "moco"):
-        features = engine.infer(pretext_features(model, config.setup), val, "features")
-        evaluate_neighbors(run, features, val_set.labels, about)
+    if kind == "pretext":
+        if val_set.labels is None:
+            raise UserError("the test split has no labels: nothing to compare its neighbors with")
+        function = pretext.features_of(model, config.setup)
+        features = engine.infer(function, val, "test features").cpu()
+        mined = neighbors.mine(features, min(pretext.TOP, len(val_set) - 1), run.device)
+        figures = {**about, **pretext.neighbor_accuracy(mined, val_set.labels)}
+        if args.kmeans:
+            train_set = data.build_dataset(config, "train")
+            train = data.Loader(train_set, view, train=False, **run.loading)
+            with run.scratch() as scratch:
+                bank = engine.infer(function, train, "train features", Path(scratch) / "train.npy")
+                figures["kmeans"] = score_kmeans(bank, features, val_set, config.num_classes)
+        report.write_json(figures, run.folder / "metrics.json")
         return
 
-    head = checkpoint.choose_head(weights, head, args.model)
+    head = pretrained.choose_head(weights, head, args.model)
 
-    def describe(images):
+    def describe(images):  # the features only where they are needed: many, on ImageNet
         features = model.backbone(images)
-        return features, model.classify(features)[head].softmax(1)
+        probabilities = model.classify(features)[head].softmax(1)
+        return (probabilities, features) if args.visualize_prototypes else (probabilities,)
 
-    features, probabilities = (part.cpu() for part in engine.infer(describe, val, "evaluation"))
+    probabilities, *features = (part.cpu() for part in engine.infer(describe, val, "evaluation"))
     figures = report.report_clusters(
         run.folder, probabilities, val_set.labels, val_set.classes, {**about, "head": head}
     )
     if args.visualize_prototypes:
-        show_prototypes(run.folder, val_set, features, probabilities, figures)
+        show_prototypes(run.folder, val_set, *features, probabilities, figures)
 
 
 def add_arguments(parser):
@@ -57,26 +76,25 @@ def add_arguments(parser):
     parser.add_argument(
         "--visualize_prototypes", action="store_true", help="save a sheet of one image per cluster"
     )
+    parser.add_argument(
+        "--kmeans", action="store_true", help="also score k-means on a pretext model's features, ten times"
+    )
     parser.add_argument("--output", help="folder for the results (default: eval/ beside the checkpoint)")
 
 
-def pretext_features(model, setup):
-    """Function images -> normalised features: the head's, or for MoCo the backbone's, as in mining."""
-    if setup == "moco":
-        return lambda images: F.normalize(model.backbone(images), dim=1)
-    return model
-
-
-def evaluate_neighbors(run, features, labels, about):
-    """Accuracy of the top 1, 5 and 20 neighbors within the split: features (N, D), labels (N,)."""
-    if labels is None:
-        raise UserError("the test split has no labels: nothing to compare its neighbors with")
-    mined = neighbors.mine(features, min(20, len(labels) - 1))
-    figures = dict(about)
-    for k in (1, 5, 20):
-        figures[f"top{k}_neighbor_accuracy"] = neighbors.agreement(mined, labels, k)
-        log.info("top-%d neighbors of the same class: %.2f %%", k, 100 * figures[f"top{k}_neighbor_accuracy"])
-    report.write_json(figures, run.folder / "metrics.json")
+def score_kmeans(train, test, val_set, num_clusters):
+    """Mean, standard deviation and values of ACC, NMI, ARI on the test split over KMEANS_SEEDS."""
+    runs = [
+        kmeans.score(train, test, val_set.labels, num_clusters, len(val_set.classes), seed)
+        for seed in tqdm(KMEANS_SEEDS, desc="k-means", leave=False, disable=None)
+    ]
+    figures = {}
+    for name in ("acc", "nmi", "ari"):
+        values = [run[name] for run in runs]
+        figures[name] = {"mean": np.mean(values), "std": np.std(values), "values": values}
+    shown = [f"{name.upper()} {100 * f['mean']:.2f} ± {100 * f['std']:.2f}" for name, f in figures.items()]
+    log.info("k-means on the features, %d initialisations: %s %%", len(runs), "  ".join(shown))
+    return figures
 
 
 def show_prototypes(folder, dataset, features, probabilities, figures):

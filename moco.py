@@ -10,49 +10,48 @@ import torch
 
 import data
 from errors import UserError
-from eval import evaluate_neighbors, pretext_features
 from models import build_model
-from utils import checkpoint, engine, neighbors
+from utils import checkpoint, neighbors, pretext, pretrained
 from utils.config import load_config, parse_arguments
-from utils.run import Run, results_folder, run_script
+from utils.run import Run, results_folder, run_script, start_arguments
 
 log = logging.getLogger("moco")
 
 URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
+TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # mined, besides the image itself
 
 
 def main(argv=None):
-    args = parse_arguments(argv, __doc__, add_arguments)
+    arguments = start_arguments(
+        "the official checkpoint, or one of this step (default: download the official)"
+    )
+    args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["moco"])
-    run = Run(config, results_folder(config, "pretext"))
-
+    run = Run(config, results_folder(config, "pretext"), args.fresh)
     model = build_model(config)
     source = args.pretrained or download()
-    checkpoint.load_weights(model, convert(checkpoint.load(source), source), source)
-    run.save_config()
-    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
-    features = pretext_features(run.place(model).eval(), config.setup)
+    weights, _ = pretrained.read(source, ["moco", "pretext"])
+    pretrained.fit(model, convert(weights), source)
+    model = run.place(model).eval()
 
-    evaluation = data.PlainView(data.build_eval_transform(config))
-    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
-    for split, name, k in (("train", "train", 50), ("test", "val", 5)):
-        images = data.build_dataset(config, split)
+    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    for images, k in ((train_set, TRAIN_NEIGHBORS), (val_set, VAL_NEIGHBORS)):
         neighbors.require_enough(len(images), k)
-        found = engine.infer(features, data.Loader(images, evaluation, train=False, **loading), split)
-        neighbors.mine_and_save(found, images.labels, k, run.folder / f"topk-{name}-neighbors.npy")
-    if images.labels is not None:
-        about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test"}
-        evaluate_neighbors(run, found, images.labels, about)
+    log.info("%d train and %d test images", len(train_set), len(val_set))
+    view = data.PlainView(data.build_eval_transform(config))
+    train, val = (data.Loader(images, view, train=False, **run.loading) for images in (train_set, val_set))
 
-
-def add_arguments(parser):
-    parser.add_argument("--pretrained", help="the official checkpoint file (default: download it)")
+    run.take_instead_of_training(source)
+    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
+    about = {"setup": config.setup, "dataset": config.train_db_name, "pretrained": str(source)}
+    pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
 
 
 def download():
     """Fetch the official checkpoint into torch.hub's cache folder, once; returns its path."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
     if not path.is_file():
+        log.info("downloading %s to %s", URL, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path))
@@ -63,19 +62,19 @@ def download():
     return path
 
 
-def convert(official, source):
-    """Official MoCo v2 checkpoint -> state dict of our ContrastiveModel; the rest is left out."""
-    prefix = "module.encoder_q."
-    weights = official.get("state_dict", {}) if isinstance(official, dict) else {}
+def convert(weights):
+    """Official MoCo v2 state dict -> that of our ContrastiveModel; the key encoder and queue are left out.
+
+    Weights that are none of MoCo's are returned as they are.
+    """
+    prefix = "encoder_q."
     converted = {}
     for key, value in weights.items():
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
             head = name.startswith("fc.")
             converted["contrastive_head." + name[3:] if head else "backbone." + name] = value
-    if not converted:
-        raise UserError(f"{source}: not an official MoCo v2 checkpoint (no state_dict with {prefix}*)")
-    return converted
+    return converted or weights
 
 
 if __name__ == "__main__":

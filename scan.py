@@ -1,6 +1,6 @@
 """Step 2 of SCAN: train cluster heads so that an image and its neighbors agree.
 
-python scan.py --config_exp configs/scan/scan_cifar10.yml
+python scan.py --config_exp configs/scan/scan_cifar10.yml [--pretrained simclr_cifar10.pth.tar]
 """
 
 import logging
@@ -8,33 +8,34 @@ import logging
 import data
 from losses import SCANLoss
 from models import build_model
-from utils import checkpoint, engine, metrics, neighbors, plots, report
+from utils import checkpoint, engine, metrics, neighbors, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
-from utils.run import Run, add_fresh, results_folder, run_script
+from utils.run import Run, results_folder, run_script, start_arguments
 
 log = logging.getLogger("scan")
 
 
 def main(argv=None):
-    args = parse_arguments(argv, __doc__, add_fresh)
+    args = parse_arguments(
+        argv, __doc__, start_arguments("start from this pretext checkpoint (default: the pretext step's)")
+    )
     config = load_config(args, ["scan"])
     run = Run(config, results_folder(config, "scan"), args.fresh)
     pretext = results_folder(config, "pretext")
+    model = build_model(config)
+    source = run.uses(args.pretrained or pretext / "model.pth.tar", "pretext/model.pth.tar")
+    weights, _ = pretrained.read(source, ["pretext"], "run simclr.py or moco.py first")
+    pretrained.fit(model, weights, source, "backbone.")
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
     train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
     val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
     log.info("%d train and %d test images", len(train_set), len(val_set))
-    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
     pairs = data.AnchorNeighborView(data.build_train_transform(config), train_neighbors, config.num_neighbors)
-    train = data.Loader(train_set, pairs, train=True, **loading)
-    val = data.Loader(val_set, data.PlainView(data.build_eval_transform(config)), train=False, **loading)
+    train = data.Loader(train_set, pairs, train=True, **run.loading)
+    val = data.Loader(val_set, data.PlainView(data.build_eval_transform(config)), train=False, **run.loading)
 
-    model = build_model(config)
-    source = run.uses(pretext / "model.pth.tar")
-    weights, _ = checkpoint.read_weights(source, "run simclr.py or moco.py first")
-    checkpoint.load_weights(model, weights, source, skip=["contrastive_head."], keep=["cluster_head."])
     model = run.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
@@ -53,7 +54,7 @@ def main(argv=None):
     def validate(epoch):
         """Choose by the objective on the validation split, without labels; labels only tell the accuracy."""
         with run.autocast():
-            probabilities = [p.cpu() for p in engine.infer(predict(model), val, "validation")]
+            probabilities = engine.infer(predict(model), val, "validation")
         objectives = [metrics.validation_objective(p, val_neighbors) for p in probabilities]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < best["best_loss"]:
@@ -62,16 +63,19 @@ def main(argv=None):
             checkpoint.save(content, run.folder / "model.pth.tar")
         values = {f"val_{name}": value for name, value in objectives[head].items()}
         if val_set.labels is not None:
-            figures = metrics.clustering_metrics(probabilities[head], val_set.labels, len(val_set.classes))
+            figures = metrics.clustering_metrics(
+                probabilities[head].cpu(), val_set.labels, len(val_set.classes)
+            )
             values["val_acc"] = figures["acc"]
         return values
 
     engine.train(run, model, optimizer, train, step, state=best, after_epoch=validate)
 
-    weights, head = checkpoint.read_weights(run.folder / "model.pth.tar")
-    checkpoint.load_weights(model, weights, run.folder / "model.pth.tar")
+    source = run.folder / "model.pth.tar"
+    weights, head = pretrained.read(source, ["clustering"])
+    pretrained.fit(model, weights, source)
     log.info("best model: head %d, validation loss %.4f", head, best["best_loss"])
-    probabilities = engine.infer(predict(model), val, "evaluation")[head].cpu()
+    probabilities = engine.infer(lambda images: predict(model)(images)[head], val, "evaluation").cpu()
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "head": head}
     report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
     plots.save_curves(run.read_epochs(), run.folder / "curves.png")

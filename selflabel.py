@@ -1,6 +1,6 @@
 """Step 3 of SCAN: fine-tune on the samples that the model is sure of, under strong augmentation.
 
-python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml
+python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml [--pretrained scan_cifar10.pth.tar]
 """
 
 import logging
@@ -11,35 +11,40 @@ import data
 from errors import UserError
 from losses import ConfidenceBasedCE
 from models import build_model
-from utils import checkpoint, engine, metrics, plots, report
+from utils import checkpoint, engine, metrics, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.ema import EMA
 from utils.optim import build_optimizer
-from utils.run import Run, add_fresh, results_folder, run_script
+from utils.run import Run, results_folder, run_script, start_arguments
 
 log = logging.getLogger("selflabel")
 
 
 def main(argv=None):
-    args = parse_arguments(argv, __doc__, add_fresh)
+    args = parse_arguments(
+        argv,
+        __doc__,
+        start_arguments("start from this clustering checkpoint (default: the clustering step's)"),
+    )
     config = load_config(args, ["selflabel"])
     if config.get("num_heads", 1) != 1:
         raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
     run = Run(config, results_folder(config, "selflabel"), args.fresh)
 
+    model = build_model(config)
+    scan_model = results_folder(config, "scan") / "model.pth.tar"
+    source = run.uses(args.pretrained or scan_model, "scan/model.pth.tar")
+    weights, head = pretrained.read(source, ["clustering"], "run scan.py first")
+    head = pretrained.choose_head(weights, head, source)
+    pretrained.fit(model, only_head(weights, head), source)
+
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
     log.info("%d train and %d test images", len(train_set), len(val_set))
-    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
     weak = data.build_eval_transform(config)
     view = data.WeakStrongView(weak, data.build_train_transform(config))
-    train = data.Loader(train_set, view, train=True, **loading)
-    val = data.Loader(val_set, data.PlainView(weak), train=False, **loading)
+    train = data.Loader(train_set, view, train=True, **run.loading)
+    val = data.Loader(val_set, data.PlainView(weak), train=False, **run.loading)
 
-    model = build_model(config)
-    source = run.uses(results_folder(config, "scan") / "model.pth.tar")
-    weights, head = checkpoint.read_weights(source, "run scan.py first")
-    head = checkpoint.choose_head(weights, head, source)
-    checkpoint.load_weights(model, only_head(weights, head), source)
     model = run.place(model)
     criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)

@@ -1,6 +1,6 @@
 """Step 1 of SCAN: learn features by instance discrimination, then mine nearest neighbors.
 
-python simclr.py --config_exp configs/pretext/simclr_cifar10.yml
+python simclr.py --config_exp configs/pretext/simclr_cifar10.yml [--pretrained simclr_cifar10.pth.tar]
 """
 
 import logging
@@ -8,10 +8,10 @@ import logging
 import data
 from losses import SimCLRLoss
 from models import build_model
-from utils import checkpoint, engine, neighbors, plots, report
+from utils import checkpoint, engine, neighbors, plots, pretext, pretrained
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
-from utils.run import Run, add_fresh, results_folder, run_script
+from utils.run import Run, results_folder, run_script, start_arguments
 
 log = logging.getLogger("simclr")
 
@@ -19,25 +19,45 @@ TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # mined, besides the image itself
 
 
 def main(argv=None):
-    args = parse_arguments(argv, __doc__, add_fresh)
+    args = parse_arguments(
+        argv,
+        __doc__,
+        start_arguments("take this checkpoint's weights instead of training, and mine their neighbors"),
+    )
     config = load_config(args, ["simclr"])
     run = Run(config, results_folder(config, "pretext"), args.fresh)
+    model = build_model(config)
+    about = {"setup": config.setup, "dataset": config.train_db_name}
+    if args.pretrained:
+        weights, _ = pretrained.read(args.pretrained, ["pretext"])
+        pretrained.fit(model, weights, args.pretrained)
+        about["pretrained"] = args.pretrained
+    model = run.place(model)
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
-    pretext_set = train_set
-    if config.train_db_name in data.WITH_UNLABELED:
-        pretext_set = data.build_dataset(config, "train+unlabeled")
     for images, k in ((train_set, TRAIN_NEIGHBORS), (val_set, VAL_NEIGHBORS)):
         neighbors.require_enough(len(images), k)
-    log.info("%d images to learn from, %d train, %d test", len(pretext_set), len(train_set), len(val_set))
-    loading = {"batch_size": config.batch_size, "device": run.device, "num_workers": config.num_workers}
-    pretext = data.Loader(
-        pretext_set, data.TwoViews(data.build_train_transform(config)), train=True, **loading
-    )
-    evaluation = data.PlainView(data.build_eval_transform(config))
-    train, val = (data.Loader(images, evaluation, train=False, **loading) for images in (train_set, val_set))
+    log.info("%d train and %d test images", len(train_set), len(val_set))
+    view = data.PlainView(data.build_eval_transform(config))
+    train, val = (data.Loader(images, view, train=False, **run.loading) for images in (train_set, val_set))
 
-    model = run.place(build_model(config))
+    if args.pretrained:
+        run.take_instead_of_training(args.pretrained)
+    else:
+        learn(run, model, train, val)
+    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
+    pretext.finish(run, model.eval(), train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
+    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+
+
+def learn(run, model, train, val):
+    """Train by instance discrimination; `train` and `val` monitor the features by k-NN accuracy."""
+    config, images = run.config, train.dataset
+    if config.train_db_name in data.WITH_UNLABELED:
+        images = data.build_dataset(config, "train+unlabeled")
+        log.info("%d images to learn from", len(images))
+    two_views = data.TwoViews(data.build_train_transform(config))
+    loader = data.Loader(images, two_views, train=True, **run.loading)
     criterion = SimCLRLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 
@@ -46,38 +66,15 @@ def main(argv=None):
             features = model(images)
         return {"loss": criterion(features.unflatten(0, (-1, 2)))}
 
-    labelled = train_set.labels is not None and val_set.labels is not None
-
     def monitor(epoch):
-        if not labelled:
+        if train.dataset.labels is None or val.dataset.labels is None:
             return {}
         with run.autocast():
-            bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
-        return {"knn_accuracy": knn_accuracy(bank, train_set, queries, val_set, config.temperature)}
+            bank, queries = (engine.infer(model, split, "features") for split in (train, val))
+        accuracy = pretext.knn_accuracy(bank, queries, train.dataset, val.dataset, config.temperature)
+        return {"knn_accuracy": accuracy}
 
-    engine.train(run, model, optimizer, pretext, step, after_epoch=monitor)
-
-    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
-    bank, queries = (engine.infer(model, loader, "features") for loader in (train, val))
-    figures = {"setup": config.setup, "dataset": config.train_db_name}
-    if labelled:
-        figures["knn_accuracy"] = knn_accuracy(bank, train_set, queries, val_set, config.temperature)
-    for name, features, labels, k in (
-        ("train", bank, train_set.labels, TRAIN_NEIGHBORS),
-        ("val", queries, val_set.labels, VAL_NEIGHBORS),
-    ):
-        path = run.folder / f"topk-{name}-neighbors.npy"
-        figures[f"{name}_neighbors_of_same_class"] = neighbors.mine_and_save(features, labels, k, path)
-    report.write_json(figures, run.folder / "metrics.json")
-    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-
-
-def knn_accuracy(bank, train_set, queries, val_set, temperature):
-    """Share of the validation images whose class the train split's features vote for."""
-    votes = neighbors.weighted_knn(
-        bank, train_set.labels, queries, len(train_set.classes), temperature=temperature
-    )
-    return (votes.cpu() == val_set.labels).double().mean().item()
+    engine.train(run, model, optimizer, loader, step, after_epoch=monitor)
 
 
 if __name__ == "__main__":

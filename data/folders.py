@@ -1,5 +1,6 @@
 """Images in folders, decoded by worker processes: ImageNet, its subsets, and anybody's own."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ class FolderImages(torch.utils.data.Dataset):
     crops of training are drawn within that square, not within the whole of a longer image.
 
     Args:
-        files: paths, one per image.
+        files: paths, one per image; kept as one array of bytes: a million Path objects would be
+            300 MB that each worker process copies as it touches them.
         labels: integers (N,), or None.
         classes: names of the classes, or None.
         size: side in pixels of the images that `fetch` gives.
     """
 
     def __init__(self, files, labels, classes, size):
-        self.files = files
+        self.files = np.array([os.fsencode(path) for path in files])
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         self.classes = classes
         self.size = size
@@ -37,11 +39,12 @@ class FolderImages(torch.utils.data.Dataset):
 
     def raw(self, index):
         """The image as it is fetched, uint8 (3, size, size), on the CPU."""
+        path = os.fsdecode(self.files[index])
         try:
-            with Image.open(self.files[index]) as image:
+            with Image.open(path) as image:
                 return _resize_and_crop(image.convert("RGB"), self.size)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self.files[index]}: cannot be read as an image ({error})") from None
+            raise UserError(f"{path}: cannot be read as an image ({error})") from None
 
     __getitem__ = raw
 
@@ -73,7 +76,8 @@ def _resize_and_crop(image, size):
 
 
 def _image_files(folder):
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    with os.scandir(folder) as entries:
+        return sorted(entry.path for entry in entries if os.path.splitext(entry.name)[1].lower() in SUFFIXES)
 
 
 def _class_folders(root):
@@ -97,13 +101,16 @@ def build_imagenet(data_dir, split, size, subset=None):
 
     Args:
         subset: 50, 100 or 200 for the published class lists, whose line number is the label; None
-            for all classes, labelled in the sorted order of their folders.
+            for all classes, labelled in the sorted order of the train split's folders.
     """
-    root = Path(data_dir) / "imagenet" / f"ILSVRC2012_img_{'val' if split == 'test' else 'train'}"
+    train, val = (Path(data_dir) / "imagenet" / f"ILSVRC2012_img_{name}" for name in ("train", "val"))
+    root = val if split == "test" else train
     if not root.is_dir():
         raise UserError(f"{root}: ImageNet is not there; set data_dir to the folder that holds imagenet/")
+    if not _class_folders(root):
+        raise UserError(f"{root}: holds no class folders; sort its images into one folder per class (wnid)")
     if subset is None:
-        wnids = names = _class_folders(root)
+        wnids = names = _class_folders(train if train.is_dir() else val)
     else:
         lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()
         wnids, names = zip(*(line.split(" ", 1) for line in lines), strict=True)

@@ -1,5 +1,6 @@
 """Mining and voting against slow loops; files of neighbors that do not belong."""
 
+import re
 import sys
 
 import numpy as np
@@ -29,6 +30,49 @@ def test_mining_loop(with_faiss, monkeypatch, caplog):
         assert mined[i].tolist() == order[:8]
     assert mined[:, 0].tolist() == list(range(1500))  # the image itself comes first
     assert ("faiss is not installed" in caplog.text) != with_faiss
+
+
+def test_search_in_blocks_is_exact(monkeypatch):
+    """Blocks that divide neither the queries nor the bank, and a bank block smaller than k."""
+    monkeypatch.setattr(neighbors, "QUERIES", 7)
+    monkeypatch.setattr(neighbors, "BANK", 11)
+    bank, queries = features(127), features(30, seed=1)
+    similarity, index = neighbors.search(queries, bank, 15)
+    best = (queries @ bank.T).sort(1, descending=True)
+    assert torch.equal(index, best.indices[:, :15])
+    torch.testing.assert_close(similarity, best.values[:, :15])
+
+
+def clustered(n, d=16, clusters=40):
+    generator = torch.Generator().manual_seed(3)
+    centers = torch.randn(clusters, d, generator=generator)
+    points = centers[torch.randint(clusters, (n,), generator=generator)]
+    return F.normalize(points + 0.3 * torch.randn(n, d, generator=generator), dim=1)
+
+
+def test_large_splits_are_searched_approximately_with_a_measured_recall(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    bank = clustered(6000)
+    exact = neighbors.mine(bank, 20)
+    assert "recall" not in caplog.text
+    monkeypatch.setattr(neighbors, "EXACT_ON_CPU", 5000)
+    mined = neighbors.mine(bank, 20)
+    recall = (exact.unsqueeze(2) == mined.unsqueeze(1)).any(2).double().mean().item()
+    stated = float(re.search(r"recall ([\d.]+) % of the 21 exact neighbors", caplog.text)[1]) / 100
+    assert stated >= neighbors.RECALL
+    assert recall == pytest.approx(stated, abs=0.005)
+    assert (mined[:, 0] == torch.arange(6000)).all()
+    assert all(len(set(row)) == 21 for row in mined.tolist())
+
+
+def test_cells_that_hold_too_few_images(monkeypatch):
+    """Where the cells that are visited hold fewer than k images, the row is searched exactly."""
+    monkeypatch.setattr(neighbors, "EXACT_ON_CPU", 10)
+    monkeypatch.setattr(neighbors, "RECALL", 0)  # visit few cells
+    bank = clustered(2000)
+    mined = neighbors.mine(bank, 500)
+    assert mined.min() >= 0
+    assert all(len(set(row)) == 501 for row in mined.tolist())
 
 
 def test_too_few_images():

@@ -2,66 +2,24 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from steps import ROOT, STEPS, arguments, fails, run, same, weights
 
+import data
 import eval as evaluation
-import moco
 import scan
 import selflabel
 import simclr
 from models import build_model
-from utils import checkpoint
-from utils.run import Run, run_script
-
-ROOT = Path(__file__).parent.parent
-STEPS = {
-    "pretext": (simclr, "configs/pretext/simclr_digits.yml", ["epochs=2"]),
-    "scan": (scan, "configs/scan/scan_digits.yml", ["epochs=2", "num_heads=2"]),
-    "selflabel": (
-        selflabel,
-        "configs/selflabel/selflabel_digits.yml",
-        ["epochs=2", "confidence_threshold=0.2"],
-    ),
-}
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def arguments(step, root, *overrides, flags=()):
-    _, config, budget = STEPS[step]
-    return ["--config_exp", config, "--set", f"root_dir={root}", *budget, *overrides, *flags]
-
-
-def run(step, root, *overrides, flags=()):
-    STEPS[step][0].main(arguments(step, root, *overrides, flags=flags))
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Folder of a finished run of all three steps on digits."""
-    root = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        for step in STEPS:
-            run(step, root)
-    return root / "digits"
-
-
-def weights(path):
-    return checkpoint.read_weights(path)[0]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
+from utils import checkpoint, pretrained
+from utils.config import load_config, parse_arguments
+from utils.run import Run
 
 # --- what a run leaves ---------------------------------------------------------------------------
 
@@ -142,6 +100,38 @@ def test_eval_of_a_pretext_checkpoint(results, tmp_path):
     assert figures["top1_neighbor_accuracy"] > figures["top20_neighbor_accuracy"] > 0.1
 
 
+def test_eval_kmeans(results, tmp_path):
+    """Ten initialisations of scikit-learn's k-means on the training features, scored on the test split."""
+    path = results / "pretext/model.pth.tar"
+    argv = ["--config_exp", STEPS["pretext"][1], "--model", str(path), "--output", str(tmp_path)]
+    evaluation.main([*argv, "--kmeans"])
+    found = json.loads((tmp_path / "metrics.json").read_text())["kmeans"]
+    config = load_config(parse_arguments(argv[:2], ""), ["simclr"])
+    model = build_model(config)
+    model.load_state_dict(weights(path))
+    splits = [data.build_dataset(config, split) for split in ("train", "test")]
+    with torch.no_grad():
+        train, test = (model.eval()(data.build_eval_transform(config)(split.images)) for split in splits)
+    acc = []
+    for seed in range(10):
+        clusters = KMeans(10, n_init=1, random_state=seed).fit(train.numpy()).predict(test.numpy())
+        table = np.zeros((10, 10), int)
+        np.add.at(table, (clusters, splits[1].labels.numpy()), 1)
+        acc.append(table[linear_sum_assignment(-table)].sum() / 360)
+    assert found["acc"]["values"] == pytest.approx(acc, abs=0.02)  # rounding moves single images
+    assert found["acc"]["mean"] == pytest.approx(np.mean(found["acc"]["values"]))
+    assert found["acc"]["std"] == pytest.approx(np.std(found["acc"]["values"]))
+
+
+@pytest.mark.parametrize(
+    ("step", "flag", "message"),
+    [("scan", "--kmeans", "setup is scan"), ("pretext", "--visualize_prototypes", "setup is simclr")],
+)
+def test_eval_flags_of_another_kind(results, capsys, step, flag, message):
+    argv = ["--config_exp", STEPS[step][1], "--model", str(results / step / "model.pth.tar"), flag]
+    assert message in fails(capsys, evaluation.main, argv)
+
+
 # --- seeds and resuming --------------------------------------------------------------------------
 
 
@@ -205,19 +195,6 @@ def test_labels_are_not_used_for_training(results, tmp_path):
 # --- variants ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def after(results, tmp_path):
-    """Folder in which only the step after the given ones is still to run."""
-
-    def link(*steps):
-        (tmp_path / "digits").mkdir()
-        for step in steps:
-            (tmp_path / "digits" / step).symlink_to(results / step)
-        return tmp_path
-
-    return link
-
-
 def test_heads_only(results, after):
     root = after("pretext")
     run(
@@ -261,12 +238,9 @@ def test_batches_without_a_confident_sample_are_counted(after):
 
 def confidence_that_some_batches_miss(root):
     """A threshold that about one training image in a hundred exceeds, in eval mode."""
-    import data
-    from utils.config import load_config, parse_arguments
-
     config = load_config(parse_arguments(arguments("scan", root), ""), ["scan"])
     model = build_model(config)
-    state, head = checkpoint.read_weights(root / "digits/scan/model.pth.tar")
+    state, head = pretrained.read(root / "digits/scan/model.pth.tar", ["clustering"])
     model.load_state_dict(state)
     transform = data.build_eval_transform(config)
     with torch.no_grad():
@@ -275,58 +249,7 @@ def confidence_that_some_batches_miss(root):
     return round(confidence.quantile(0.99).item(), 4)
 
 
-@pytest.mark.slow
-def test_moco(tmp_path):
-    """A file in the layout of the official MoCo v2 checkpoint, and ImageNet's folders."""
-    import torchvision
-    from PIL import Image
-
-    network = torchvision.models.resnet50(num_classes=128)
-    network.fc = torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.ReLU(), network.fc)
-    state = {f"module.encoder_q.{key}": value for key, value in network.state_dict().items()}
-    state.update({"module.queue": torch.zeros(128, 8), "module.encoder_k.fc.0.bias": torch.zeros(2048)})
-    torch.save({"epoch": 800, "state_dict": state, "arch": "resnet50"}, tmp_path / "moco.pth.tar")
-    rng = np.random.default_rng(0)
-    for split, n in (("train", 30), ("val", 4)):
-        for wnid in ("n01", "n02"):
-            folder = tmp_path / f"imagenet/ILSVRC2012_img_{split}" / wnid
-            folder.mkdir(parents=True)
-            for i in range(n):
-                Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.JPEG")
-    config = ["--config_exp", "configs/pretext/moco_imagenet50.yml"]
-    config += [
-        "--set",
-        f"root_dir={tmp_path / 'results'}",
-        f"data_dir={tmp_path}",
-        "num_workers=0",
-        "batch_size=16",
-    ]
-    config += ["train_db_name=imagenet", "val_db_name=imagenet", "transformation_kwargs.crop_size=32"]
-    moco.main([*config, "--pretrained", str(tmp_path / "moco.pth.tar")])
-    folder = tmp_path / "results/imagenet/pretext"
-    assert np.load(folder / "topk-train-neighbors.npy").shape == (60, 51)
-    assert np.load(folder / "topk-val-neighbors.npy").shape == (8, 6)
-    model = weights(folder / "model.pth.tar")
-    assert torch.equal(model["backbone.layer4.2.conv3.weight"], network.layer4[2].conv3.weight)
-    assert torch.equal(model["contrastive_head.2.weight"], network.fc[2].weight)
-    evaluation.main([*config, "--model", str(folder / "model.pth.tar"), "--output", str(tmp_path / "eval")])
-    then, now = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "eval"))
-    assert now["top5_neighbor_accuracy"] == then["top5_neighbor_accuracy"]
-
-
 # --- mistakes: one clear line and a non-zero exit ------------------------------------------------
-
-
-def fails(capsys, main, argv):
-    """Run a script as its command would; return its last line of output."""
-    with pytest.raises(SystemExit) as exit_:
-        run_script(lambda: main(argv))
-    assert exit_.value.code == 1
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    last = error.strip().splitlines()[-1]
-    assert "error:" in last
-    return last
 
 
 def test_wrong_key(tmp_path, capsys):
@@ -341,13 +264,11 @@ def test_missing_dataset(tmp_path, capsys):
 
 
 def test_missing_pretext_model(results, tmp_path, capsys):
+    last = fails(capsys, scan.main, arguments("scan", tmp_path))
+    assert "pretext/model.pth.tar: no such file; run simclr.py" in last
+    (tmp_path / "digits/pretext").mkdir(parents=True)
+    (tmp_path / "digits/pretext/model.pth.tar").symlink_to(results / "pretext/model.pth.tar")
     assert "run the pretext step" in fails(capsys, scan.main, arguments("scan", tmp_path))
-    for name in ("topk-train-neighbors.npy", "topk-val-neighbors.npy"):
-        (tmp_path / "digits/pretext").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "digits/pretext" / name).symlink_to(results / "pretext" / name)
-    assert "pretext/model.pth.tar: no such file; run simclr.py" in fails(
-        capsys, scan.main, arguments("scan", tmp_path)
-    )
 
 
 def test_missing_clustering_model(tmp_path, capsys):
@@ -442,17 +363,6 @@ def test_original_checkpoint_without_our_state(results, after, capsys):
     assert "it has no ema" in fails(capsys, selflabel.main, argv)
 
 
-def test_published_pretext_checkpoint_is_mined(results, tmp_path):
-    """Published pretext files are plain state dicts, stored under the name checkpoint.pth.tar."""
-    folder = tmp_path / "digits/pretext"
-    folder.mkdir(parents=True)
-    torch.save(weights(results / "pretext/model.pth.tar"), folder / "checkpoint.pth.tar")
-    run("pretext", tmp_path)
-    for name in ("topk-train-neighbors.npy", "topk-val-neighbors.npy"):
-        np.testing.assert_array_equal(np.load(folder / name), np.load(results / "pretext" / name))
-    assert same(weights(folder / "model.pth.tar"), weights(results / "pretext/model.pth.tar"))
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_precision(results, tmp_path, precision):
     run("pretext", tmp_path, f"precision={precision}", "epochs=1")
@@ -490,11 +400,6 @@ def test_folders_of_unlabelled_images(tmp_path):
     ]
     evaluation.main(argv)
     assert (tmp_path / "mine/selflabel/eval/prototypes.png").is_file()
-
-
-def test_checkpoint_of_another_kind(results, capsys):
-    argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "pretext/model.pth.tar")]
-    assert "does not fit this model" in fails(capsys, evaluation.main, argv)
 
 
 def test_several_heads_and_no_word_which_is_best(results, capsys):

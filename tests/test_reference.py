@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import moco
 from data import strong
 from losses import ConfidenceBasedCE, SCANLoss, SimCLRLoss
 from losses.scan import entropy
 from models import build_model
-from utils import metrics, neighbors
+from utils import metrics, neighbors, pretrained
 from utils.optim import learning_rate
 from utils.prototypes import find_prototypes
 
@@ -181,6 +182,30 @@ def test_backbone_features():
 @torch.no_grad()
 def test_moco_output():
     images = torch.from_numpy(np.random.default_rng(7).standard_normal((1, 3, 224, 224))).float()
-    np.testing.assert_allclose(
-        reference_model("moco_imagenet")(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5
-    )
+    model = reference_model("moco_imagenet")
+    np.testing.assert_allclose(model(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5)
+
+    official = {  # the same weights under the official file's names
+        key.replace("contrastive_head.", "fc.").replace("backbone.", ""): value
+        for key, value in model.state_dict().items()
+    }
+    official = {f"module.encoder_q.{key}": value for key, value in official.items()}
+    converted = moco.convert(pretrained.unwrap({"state_dict": official, "epoch": 800}, "file")[0])
+    other = build_model(CONFIGS["moco_imagenet"])
+    pretrained.fit(other, converted, "file")
+    np.testing.assert_allclose(other.eval()(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"model": w, "head": np.int64(2)}])
+@torch.no_grad()
+def test_outputs_of_a_published_file(tmp_path, wrap):
+    """Through the file: torch's format before 1.6, several GPUs' prefix, the head a NumPy scalar."""
+    path = tmp_path / "scan_cifar-10.pth.tar"
+    weights = {f"module.{key}": value for key, value in reference_model("scan_cifar").state_dict().items()}
+    torch.save(wrap(weights), path, _use_new_zipfile_serialization=False)
+    weights, head = pretrained.read(path, ["clustering"])
+    model = build_model(CONFIGS["scan_cifar"])
+    pretrained.fit(model, weights, path)
+    out = torch.stack(model.eval()(tensor("x32")))
+    np.testing.assert_allclose(out, ARRAYS["m_scan_out"], rtol=1e-4, atol=1e-5)
+    assert head in (None, 2)

@@ -1,7 +1,11 @@
 """Files of weights: written so that a crash never costs the previous one, read without running code."""
 
 import hashlib
+import logging
 import os
+import re
+import warnings
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,12 +14,16 @@ import torch
 
 from errors import UserError
 
-# Published clustering checkpoints carry the index of the best head as a NumPy int64 scalar.
+log = logging.getLogger(__name__)
+
+# All that may be in a file besides tensors and plain Python: the NumPy scalars that the original
+# wrote, the index of the best head (int64) and the best loss (float64).
 NUMPY_SCALAR = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Int64DType,
+    np.dtypes.Float64DType,
 ]
 
 
@@ -45,22 +53,53 @@ def save(content, path):
 
 
 def load(path, hint=""):
-    """Read a checkpoint onto the CPU. Raises UserError for anything that is not one.
+    """Read a checkpoint onto the CPU, whatever device and version of torch (1.4 or newer) wrote it.
 
-    `hint` says what to do when there is no such file.
+    `hint` says what to do when there is no such file. Raises UserError for anything that is not a
+    checkpoint, saying what it is instead. Nothing in the file is executed.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path}: a folder, not a checkpoint file")
+        unpacked = [*path.glob("data.pkl"), *path.glob("*/data.pkl")]
+        cause = "; it was unpacked from one: download that again, and do not untar it, whatever its name says"
+        raise UserError(f"{path}: a folder, not a checkpoint file" + (cause if unpacked else ""))
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; {hint}" if hint else ""))
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALAR):
+        with torch.serialization.safe_globals(NUMPY_SCALAR), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can break the unpickler in any way
-        raise UserError(
-            f"{path}: not a readable checkpoint ({_first_line(error)}); was its download or copy cut short?"
-        ) from None
+        log.debug("%s: %s", path, error)
+        raise UserError(f"{path}: not a readable checkpoint: {_explain(path, error)}") from None
+
+
+# the first bytes of what a download or a mix-up leaves in the place of a checkpoint
+NOT_A_CHECKPOINT = {
+    rb"\s*<(!doctype|html|head|\?xml)": "a web page, saved in its place; download the file itself",
+    rb"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|.{257}ustar": "an archive; unpack it and give the file inside",
+    rb"\x93NUMPY": "a NumPy array",
+    rb"\x89HDF": "an HDF5 file",
+}
+
+
+def _explain(path, error):
+    """Why torch could not read the file, in words for the person who brought it."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "it is empty; download or copy it again"
+    for pattern, meaning in NOT_A_CHECKPOINT.items():
+        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
+            return f"it is {meaning}"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return "it is a zip archive of something else; unpack it and give the file inside"
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code:
+        return f"it holds more than weights ({code[1]}), and reading that could run code; save weights only"
+    return "it is something else, or damaged, or its download or copy was cut short; get it again"
 
 
 def _first_line(error):
@@ -73,78 +112,3 @@ def digest(path):
         return "none"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def read_weights(path, hint=""):
-    """State dict and head index of a checkpoint file; see `load` and `unwrap`."""
-    return unwrap(load(path, hint), path)
-
-
-def unwrap(content, source):
-    """State dict and head index in any checkpoint that this method's programs write.
-
-    A plain state dict; `{'model', 'head'}` as the clustering step saves; or a training checkpoint
-    `{'model', 'optimizer', ...}`, whose keys may start with `module.`.
-
-    Returns:
-        (state dict, head index or None). Raises UserError if there is no state dict in it.
-    """
-    head = None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        head = content.get("head")
-        content = content["model"]
-    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(
-            f"{source}: holds no state dict; expected weights of simclr.py, scan.py or selflabel.py"
-        )
-    weights = {key.removeprefix("module."): value for key, value in content.items()}
-    return weights, None if head is None else int(head)
-
-
-def choose_head(weights, head, source):
-    """The head to use: the one that the checkpoint names, or its only one. Raises UserError otherwise."""
-    count = len({key.split(".")[1] for key in weights if key.startswith("cluster_head.")})
-    if count == 0:
-        raise UserError(f"{source}: has no cluster head; expected weights of scan.py or selflabel.py")
-    if head is None and count > 1:
-        raise UserError(
-            f"{source}: does not say which of its {count} heads is the best; use scan's model.pth.tar"
-        )
-    if head is not None and not 0 <= head < count:
-        raise UserError(f"{source}: names head {head} as the best, but has {count}")
-    return head or 0
-
-
-def load_weights(model, weights, source, skip=(), keep=()):
-    """Load `weights` into `model`; refuse unless every weight finds its place.
-
-    Args:
-        model: the module to fill.
-        weights: state dict.
-        source: where they come from, for the message.
-        skip: prefixes of keys in `weights` that are left out (another step's head).
-        keep: prefixes of keys in `model` that stay as initialised (this step's own head).
-
-    Raises:
-        UserError: missing, unexpected or differently shaped weights, which are listed.
-    """
-    own = model.state_dict()
-    given = {key: value for key, value in weights.items() if not key.startswith(tuple(skip))}
-    missing = [key for key in own if key not in given and not key.startswith(tuple(keep))]
-    unexpected = [key for key in given if key not in own]
-    shapes = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise UserError(
-            f"{source}: does not fit this model: {'; '.join(problems)}; "
-            "check backbone, num_classes, num_heads and model_kwargs, and that the file is of this step"
-        )
-    model.load_state_dict(given, strict=False)

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -112,13 +113,46 @@ def _summary(metrics, epochs):
 
 
 @torch.no_grad()
-def infer(function, loader, title):
-    """Apply `function` to every batch and concatenate what it returns, a tensor or a tuple of tensors.
+def infer(function, loader, title, file=None):
+    """Apply `function` to every batch and put together what it returns, a tensor or a tuple of tensors.
 
     The caller puts the model in eval mode, and chooses the precision by running inside
     `run.autocast()` or outside it (float32).
+
+    Args:
+        function: batch -> tensor or tuple of tensors (B, ...).
+        loader: batches of a split, in order.
+        title: for the progress bar.
+        file: write the outputs (one tensor per batch) to this .npy file as they come, and return a CPU
+            tensor that is mapped from it: for features that would not fit in memory.
     """
-    outputs = [function(batch) for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=None)]
-    if torch.is_tensor(outputs[0]):
-        return torch.cat(outputs)
-    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+    batches = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)
+    if file is not None:
+        return _infer_to_file(map(function, batches), len(loader.dataset), file)
+    whole = []
+    for batch in batches:
+        outputs = function(batch)
+        parts = (outputs,) if torch.is_tensor(outputs) else outputs
+        if not whole:  # the outputs are copied to their place as they come: no second copy at the end
+            whole = [part.new_empty(len(loader.dataset), *part.shape[1:]) for part in parts]
+            done = 0
+        for place, part in zip(whole, parts, strict=True):
+            place[done : done + len(part)] = part
+        done += len(parts[0])
+    return whole[0] if torch.is_tensor(outputs) else tuple(whole)
+
+
+def _infer_to_file(outputs, count, path):
+    # Written, not assigned through the map: a full disk is then an OSError instead of a crash.
+    with open(path, "wb") as file:
+        for i, output in enumerate(outputs):
+            array = output.cpu().numpy()
+            if i == 0:
+                header = {
+                    "descr": array.dtype.str,
+                    "fortran_order": False,
+                    "shape": (count, *array.shape[1:]),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            array.tofile(file)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

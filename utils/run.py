@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from termcolor import colored
 
 from errors import UserError
 
-from . import checkpoint
+from . import checkpoint, pretrained
 from .config import differences, experiment_of, to_dict
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,16 @@ def _fail(message):
     sys.exit(1)
 
 
-def add_fresh(parser):
-    """The command-line flag of the steps that train."""
-    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming an earlier run")
+def start_arguments(pretrained_help):
+    """The command-line arguments that say what a step starts from: --pretrained FILE and --fresh."""
+
+    def add(parser):
+        parser.add_argument("--pretrained", metavar="FILE", help=pretrained_help)
+        parser.add_argument(
+            "--fresh", action="store_true", help="replace an earlier run's results instead of resuming it"
+        )
+
+    return add
 
 
 class Run:
@@ -51,15 +59,19 @@ class Run:
     Attributes:
         device: torch.device that everything computes on.
         precision: torch dtype of the network during training and monitoring.
+        loading: keyword arguments that every data.Loader of the run takes.
     """
 
     def __init__(self, config, folder, fresh=False):
         self.config = config
         self.folder = folder
         self.fresh = fresh
-        self.inputs = {}
+        self.inputs, self.sources = {}, []
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
+        self.loading = {
+            "batch_size": config.batch_size, "device": self.device, "num_workers": config.num_workers
+        }  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.start_logging()
@@ -75,10 +87,12 @@ class Run:
     def start_logging(self):
         """Log to the console and to log.txt."""
         console = logging.StreamHandler()
+        console.setLevel(logging.INFO)
         console.setFormatter(_ColorFormatter("%(message)s"))
         file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
+        logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instruction sets it tried
 
     def seed(self, epoch=None):
@@ -93,9 +107,18 @@ class Run:
         """Move a model to the device, in the memory layout that convolutions like."""
         return model.to(self.device, memory_format=torch.channels_last)
 
-    def uses(self, path):
-        """Note a file that an earlier step wrote, so that a run is not resumed on another one. Returns it."""
-        self.inputs[f"{path.parent.name}/{path.name}"] = checkpoint.digest(path)
+    def scratch(self):
+        """Context of a folder for large intermediate files, beside the results; removed at the end."""
+        return tempfile.TemporaryDirectory(prefix="scratch-", dir=self.folder, ignore_cleanup_errors=True)
+
+    def uses(self, path, role=None):
+        """Note a file that the run starts from, so that it is neither resumed on another one nor removed.
+
+        `role` names it in messages: by default its folder and name. Returns the path.
+        """
+        path = Path(path)
+        self.inputs[role or f"{path.parent.name}/{path.name}"] = checkpoint.digest(path)
+        self.sources.append(path)
         return path
 
     def identity(self):
@@ -146,17 +169,15 @@ class Run:
         """
         path = self.folder / "checkpoint.pth.tar"
         if self.fresh:
-            for pattern in ("*.pth.tar", "topk-*-neighbors.npy", "metrics.json*", "*.png"):
-                for file in self.folder.glob(pattern):
-                    file.unlink()
+            self._forget()
         if not path.exists():
             self._forget_epochs_after(0)
             return 0
         saved = checkpoint.load(path)
-        weights, _ = checkpoint.unwrap(saved, path)
+        weights, _ = pretrained.unwrap(saved, path)
         if "model" not in saved:
             log.info("%s: weights without a training state, taken as the result of a finished training", path)
-            checkpoint.load_weights(model, weights, path)
+            pretrained.fit(model, weights, path)
             return self.config.epochs
         identity = self.identity()
         changed = differences(saved.get("identity", identity), identity)
@@ -170,7 +191,7 @@ class Run:
             raise UserError(
                 f"{path}: cannot be resumed, it has no {', '.join(missing)}; start over with --fresh"
             )
-        checkpoint.load_weights(model, weights, path)
+        pretrained.fit(model, weights, path)
         try:
             optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError) as error:
@@ -185,6 +206,27 @@ class Run:
         log.info("resuming after epoch %d", saved["epoch"])
         self._forget_epochs_after(saved["epoch"])
         return saved["epoch"]
+
+    def take_instead_of_training(self, source):
+        """Make the folder ready for given weights; raises UserError if it holds a training of its own."""
+        path = self.folder / "checkpoint.pth.tar"
+        self.uses(source)
+        if self.fresh:
+            self._forget()
+        elif path.exists() and not path.samefile(source):
+            raise UserError(
+                f"{path}: the folder holds the training of an earlier run; set another root_dir, "
+                "or add --fresh to replace it"
+            )
+        self._forget_epochs_after(0)
+        self.save_config()
+
+    def _forget(self):
+        """Remove what an earlier run left, but nothing that this one starts from."""
+        for pattern in ("*.pth.tar", "topk-*-neighbors.npy", "metrics.json*", "*.png"):
+            for file in self.folder.glob(pattern):
+                if not any(file.samefile(source) for source in self.sources if source.exists()):
+                    file.unlink()
 
     def _forget_epochs_after(self, epochs_done):
         kept = [line for line in self.read_epochs() if line["epoch"] <= epochs_done]

@@ -1,0 +1,52 @@
+"""The real scripts on digits with a tiny budget, for the tests that run them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import scan
+import selflabel
+import simclr
+from utils import checkpoint, pretrained
+from utils.run import run_script
+
+ROOT = Path(__file__).parent.parent
+STEPS = {
+    "pretext": (simclr, "configs/pretext/simclr_digits.yml", ["epochs=2"]),
+    "scan": (scan, "configs/scan/scan_digits.yml", ["epochs=2", "num_heads=2"]),
+    "selflabel": (
+        selflabel,
+        "configs/selflabel/selflabel_digits.yml",
+        ["epochs=2", "confidence_threshold=0.2"],
+    ),
+}
+
+
+def arguments(step, root, *overrides, flags=()):
+    _, config, budget = STEPS[step]
+    return ["--config_exp", config, "--set", f"root_dir={root}", *budget, *overrides, *flags]
+
+
+def run(step, root, *overrides, flags=()):
+    STEPS[step][0].main(arguments(step, root, *overrides, flags=flags))
+
+
+def weights(path):
+    return pretrained.unwrap(checkpoint.load(path), path)[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def fails(capsys, main, argv):
+    """Run a script as its command would; return its last line of output."""
+    with pytest.raises(SystemExit) as exit_:
+        run_script(lambda: main(argv))
+    assert exit_.value.code == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert "error:" in last
+    return last

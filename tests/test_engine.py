@@ -1,0 +1,41 @@
+"""Inference puts the batches' outputs together, in memory or in a file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from utils import engine
+
+
+@pytest.fixture
+def loader():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2).contiguous()
+    return data.Loader(data.arrays.ArrayImages(images), data.PlainView(lambda images: images), 4, train=False)
+
+
+def mean(images):
+    return images.float().mean((2, 3))  # (B, 3)
+
+
+def test_one_output_and_several(loader):
+    expected = torch.arange(10.0).view(10, 1).expand(10, 3)
+    assert torch.equal(engine.infer(mean, loader, ""), expected)
+    several = engine.infer(lambda images: (mean(images), images[:, 0, 0, 0].long()), loader, "")
+    assert torch.equal(several[0], expected)
+    assert torch.equal(several[1], torch.arange(10))
+
+
+def test_to_a_file(loader, tmp_path):
+    path = tmp_path / "features.npy"
+    found = engine.infer(mean, loader, "", path)
+    assert torch.equal(found, engine.infer(mean, loader, ""))
+    np.testing.assert_array_equal(np.load(path), found)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_full_disk_is_an_error_not_a_crash(loader):
+    with pytest.raises(OSError, match="No space left"):
+        engine.infer(lambda images: mean(images).repeat(1, 100_000), loader, "", "/dev/full")

@@ -1,0 +1,184 @@
+"""Every layout of weights that users bring is recognised by its content; what does not fit is refused."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from errors import UserError
+from moco import convert
+from models import ClusteringModel, ContrastiveModel
+from models.resnet import ResNet, resnet50
+from utils import pretrained
+
+
+def clustering(num_clusters=5, num_heads=2, **kwargs):
+    return ClusteringModel(ResNet(width=4, **kwargs), 32, num_clusters, num_heads)
+
+
+def contrastive(**kwargs):
+    return ContrastiveModel(ResNet(width=4), 32, **kwargs)
+
+
+def official_moco():
+    """The layout of MoCo v2's file: two encoders and a queue, all under `module.`."""
+    own = contrastive().state_dict()
+    query = {
+        key.replace("contrastive_head.", "fc.").removeprefix("backbone."): value for key, value in own.items()
+    }
+    state = {f"module.encoder_{e}.{key}": value for e in "qk" for key, value in query.items()}
+    state.update({"module.queue": torch.zeros(128, 16), "module.queue_ptr": torch.zeros(1)})
+    return own, {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.pth.tar"
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- every layout --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("wrap", "head"),
+    [
+        (lambda weights: weights, None),
+        (lambda weights: {"model": weights, "head": 1}, 1),
+        (lambda weights: {"model": weights, "head": np.int64(1)}, 1),
+        (lambda weights: {"model": weights, "optimizer": {"state": {}}, "epoch": 3}, None),
+        (lambda weights: {"model": {f"module.{k}": v for k, v in weights.items()}, "epoch": 3}, None),
+        (
+            lambda weights: {
+                **{"model": weights, "optimizer": {}, "epoch": 3},
+                **{"best_loss": np.float64(-1.5), "best_loss_head": np.int64(1)},
+            },
+            None,  # these weights are the last epoch's, not those that this head was best with
+        ),
+    ],
+)
+def test_layouts(path, wrap, head, zipped):
+    model, other = clustering(), clustering()
+    torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=zipped)
+    weights, found = pretrained.read(path, ["clustering"])
+    assert found == head
+    pretrained.fit(other, weights, path)
+    assert same(model.state_dict(), other.state_dict())
+
+
+def test_official_moco(path):
+    own, official = official_moco()
+    torch.save(official, path, _use_new_zipfile_serialization=False)
+    weights, _ = pretrained.read(path, ["moco", "pretext"])
+    assert same(dict(sorted(convert(weights).items())), dict(sorted(own.items())))
+    assert convert(own) is own  # a converted one stays as it is
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds", "message"),
+    [
+        (contrastive().state_dict(), ["clustering"], "a pretext model .*, but a clustering model"),
+        (clustering().state_dict(), ["pretext"], "a clustering model .*, but a pretext model"),
+        (official_moco()[1], ["pretext"], "an official MoCo checkpoint .*, but a pretext model"),
+        (resnet50(224).state_dict(), ["pretext"], "a model of another program.*conv1.weight"),
+        (clustering().state_dict(), ["moco", "pretext"], "but an official MoCo .* or a pretext model"),
+    ],
+)
+def test_another_kind_is_recognised_by_its_content(path, content, kinds, message):
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        pretrained.read(path, kinds)
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model": {"a": 1}}, torch.zeros(3)])
+def test_no_state_dict(path, content):
+    torch.save(content, path)
+    with pytest.raises(UserError, match="holds no state dict"):
+        pretrained.read(path, ["pretext"])
+
+
+def test_choice_of_the_head(path):
+    weights = clustering(num_heads=3).state_dict()
+    assert pretrained.choose_head(weights, 2, path) == 2
+    assert pretrained.choose_head(clustering(num_heads=1).state_dict(), None, path) == 0
+    for head, message in ((None, "which of its 3 heads"), (3, "names head 3")):
+        with pytest.raises(UserError, match=message):
+            pretrained.choose_head(weights, head, path)
+    with pytest.raises(UserError, match="number of a cluster head, found 'best'"):
+        pretrained.unwrap({"model": weights, "head": "best"}, path)
+
+
+# --- what does not fit is refused ----------------------------------------------------------------
+
+
+def without(weights, part):
+    return {key: value for key, value in weights.items() if part not in key}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            without(clustering().state_dict(), "layer3.0.bn1.bias"),
+            r"incomplete.*: 1 missing \(backbone.layer3.0.bn1.bias\)$",
+        ),
+        ({**clustering().state_dict(), "backbone.fc.bias": torch.zeros(1)}, "1 unexpected"),
+        (
+            clustering(num_clusters=7).state_dict(),
+            r"num_classes 7, this configuration 5: 4 of another shape \(cluster_head.0.weight \(7, 32\)",
+        ),
+        (
+            clustering(num_heads=3).state_dict(),
+            r"num_heads 3, this configuration 2: 2 unexpected \(cluster_head.2",
+        ),
+        (
+            ClusteringModel(ResNet(width=8), 64, 5, 2).state_dict(),
+            "backbone ResNet-18 with 8 channels in the stem, this configuration ResNet-18 with 4",
+        ),
+        (
+            ClusteringModel(resnet50(224), 2048, 5, 2).state_dict(),
+            r"backbone ResNet-50 .* missing .*, \.\.\.\); \d+ unexpected .*; \d+ of another shape",
+        ),
+        (clustering(blocks=(1, 1, 1, 1)).state_dict(), "backbone ResNet-10 .* ResNet-18"),
+    ],
+)
+def test_weights_that_do_not_fit(weights, message):
+    model = clustering()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        pretrained.fit(model, weights, "file")
+    assert same(before, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "found"),
+    [({"head": "linear"}, "linear head to 128"), ({"features_dim": 64}, "mlp head to 64")],
+)
+def test_another_projection_head(kwargs, found):
+    with pytest.raises(UserError, match=f"model_kwargs {found}, this configuration mlp head to 128"):
+        pretrained.fit(contrastive(), contrastive(**kwargs).state_dict(), "file")
+
+
+def test_the_log_lists_every_weight(caplog):
+    caplog.set_level(logging.DEBUG)
+    weights = without(clustering().state_dict(), "layer4")
+    missing = [key for key in clustering().state_dict() if key not in weights]
+    with pytest.raises(UserError, match=f"{len(missing)} missing"):
+        pretrained.fit(clustering(), weights, "file")
+    assert all(f"\n  {key}" in caplog.text for key in missing)
+
+
+def test_the_backbone_alone_but_no_weight_of_it_may_miss():
+    pretext = contrastive().state_dict()
+    model = clustering()
+    heads = {key: value.clone() for key, value in model.cluster_head.state_dict().items()}
+    pretrained.fit(model, pretext, "file", "backbone.")
+    assert torch.equal(model.backbone.conv1.weight, pretext["backbone.conv1.weight"])
+    assert same(model.cluster_head.state_dict(), heads)
+    with pytest.raises(UserError, match="1 missing"):
+        pretrained.fit(model, without(pretext, "layer1.0.bn2.bias"), "file", "backbone.")

@@ -1,0 +1,34 @@
+"""The baseline: k-means on features."""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+
+from . import metrics
+
+log = logging.getLogger(__name__)
+
+FIT_ON = 300_000  # images at most; of more, this many are drawn at random
+
+
+def score(train, test, labels, num_clusters, num_classes, seed, initialisations=1):
+    """Fit on the train split, assign the test split, compare with its labels.
+
+    Args:
+        train, test: float32 (N, D) and (M, D).
+        labels: int64 (M,), in 0..num_classes - 1.
+        seed: of the initialisation (k-means++).
+        initialisations: the best one by inertia counts.
+
+    Returns:
+        dict, see metrics.clustering_metrics.
+    """
+    if len(train) > FIT_ON:
+        log.info("k-means is fitted on %d of %d images", FIT_ON, len(train))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        train = train[order[:FIT_ON].sort().values]
+    fitted = KMeans(num_clusters, n_init=initialisations, random_state=seed).fit(train.float().numpy())
+    clusters = torch.from_numpy(fitted.predict(test.float().numpy())).long()
+    return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)

@@ -1,0 +1,159 @@
+"""Weights that an earlier step, or somebody else, left: what they are, and whether they fit."""
+
+import logging
+import re
+
+import numpy as np
+import torch
+
+from errors import UserError
+
+from . import checkpoint
+
+log = logging.getLogger(__name__)
+
+KINDS = {
+    "pretext": "a pretext model (of simclr.py or moco.py)",
+    "clustering": "a clustering model (of scan.py or selflabel.py)",
+    "moco": "an official MoCo checkpoint (for moco.py)",
+    "other": "a model of another program",
+}
+
+
+def read(path, kinds, hint=""):
+    """State dict and head index of a checkpoint file; see `unwrap`.
+
+    Args:
+        path: the file.
+        kinds: which KINDS will do; what the file is shows in its content, not in its name.
+        hint: what to do when there is no such file.
+
+    Raises:
+        UserError: not a checkpoint, or one of another kind.
+    """
+    weights, head = unwrap(checkpoint.load(path, hint), path)
+    found = anatomy(weights)["kind"]
+    if found not in kinds:
+        names = f"keys {', '.join(list(weights)[:3])}, ..."
+        raise UserError(
+            f"{path}: {KINDS[found]}, but {' or '.join(KINDS[kind] for kind in kinds)} is needed ({names})"
+        )
+    return weights, head
+
+
+def unwrap(content, source):
+    """State dict and head index in any checkpoint that this method's programs write.
+
+    A plain state dict; `{'model', 'head'}` as the clustering step saves; a training checkpoint
+    `{'model', 'optimizer', ...}`; or MoCo's `{'state_dict', ...}`. Keys may start with `module.`.
+
+    Returns:
+        (state dict, head index or None). Raises UserError if there is no state dict in it.
+    """
+    head = None
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            head = content.get("head")
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
+        raise UserError(
+            f"{source}: holds no state dict; expected weights of simclr.py, scan.py or selflabel.py"
+        )
+    if head is not None and not isinstance(head, (int, np.integer)):
+        raise UserError(f"{source}: its head must be the number of a cluster head, found {head!r}")
+    weights = {key.removeprefix("module."): value for key, value in content.items()}
+    return weights, None if head is None else int(head)
+
+
+def anatomy(weights):
+    """What a state dict is, read off its keys and shapes.
+
+    Returns:
+        dict: `kind`, one of KINDS, and, named as the settings that decide them, `backbone`,
+        `model_kwargs`, `num_heads`, `num_classes`; each is None where there is no such part.
+    """
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
+    projection = {key: shapes[key] for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)}
+    stem = shapes.get("backbone.conv1.weight")
+    layers = sum(re.match(r"backbone\.layer\d+\.\d+\.conv", key) is not None for key in shapes) + 2
+    if heads:
+        kind = "clustering"
+    elif any(key.startswith("backbone.") for key in shapes):
+        kind = "pretext"
+    else:
+        kind = "moco" if any(key.startswith("encoder_q.") for key in shapes) else "other"
+    return {
+        "kind": kind,
+        "backbone": f"ResNet-{layers} with {stem[0]} channels in the stem" if stem else None,
+        "model_kwargs": next(
+            (
+                f"{'mlp' if '.2.' in key else 'linear'} head to {shape[0]}"
+                for key, shape in projection.items()
+            ),
+            None,
+        ),
+        "num_heads": len(heads) or None,
+        "num_classes": shapes.get("cluster_head.0.weight", [None])[0],
+    }
+
+
+def choose_head(weights, head, source):
+    """The head to use: the one that the checkpoint names, or its only one. Raises UserError otherwise."""
+    count = anatomy(weights)["num_heads"]
+    if head is None and count > 1:
+        raise UserError(
+            f"{source}: does not say which of its {count} heads is the best; use scan's model.pth.tar"
+        )
+    if head is not None and not 0 <= head < count:
+        raise UserError(f"{source}: names head {head} as the best, but has {count}")
+    return head or 0
+
+
+def fit(model, weights, source, part=""):
+    """Load `weights` into `model`; refuse unless every weight finds its place.
+
+    Args:
+        model: the module to fill.
+        weights: state dict.
+        source: where they come from, for the message.
+        part: prefix of the keys to load, such as "backbone."; what else the model has stays as it is.
+
+    Raises:
+        UserError: missing, unexpected or differently shaped weights, which are counted, with the
+            likely cause; the log file lists all of them.
+    """
+    own, given = (
+        {key: value for key, value in state.items() if key.startswith(part)}
+        for state in (model.state_dict(), weights)
+    )
+    problems = {
+        "missing": [key for key in own if key not in given],
+        "unexpected": [key for key in given if key not in own],
+        "of another shape": [
+            f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in given and given[key].shape != own[key].shape
+        ],
+    }
+    if any(problems.values()):
+        for problem, keys in problems.items():
+            log.debug(
+                "%s: %d weights %s%s", source, len(keys), problem, "".join(f"\n  {key}" for key in keys)
+            )
+        counts = "; ".join(
+            f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for problem, keys in problems.items()
+            if keys
+        )
+        raise UserError(f"{source}: does not fit this model: {_cause(given, own)}: {counts}")
+    model.load_state_dict(given, strict=False)
+
+
+def _cause(given, own):
+    """The first part in which two state dicts differ, and the setting that decides it."""
+    theirs, ours = anatomy(given), anatomy(own)
+    for setting in ("backbone", "model_kwargs", "num_heads", "num_classes"):
+        if theirs[setting] != ours[setting]:
+            return f"it has {setting} {theirs[setting]}, this configuration {ours[setting]}"
+    return "it is incomplete, or of another network"
