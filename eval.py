@@ -36,39 +36,13 @@ def main(argv=None):
     pretrained.fit(model, weights, args.model)
     model = run.place(model).eval()
 
-    val_set = data.build_dataset(config, "test")
-    view = data.PlainView(data.build_eval_transform(config))
-    val = data.Loader(val_set, view, train=False, **run.loading)
+    dataset = data.build_dataset(config, "test")
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
     if kind == "pretext":
-        if val_set.labels is None:
-            raise UserError("the test split has no labels: nothing to compare its neighbors with")
-        function = pretext.features_of(model, config.setup)
-        features = engine.infer(function, val, "test features").cpu()
-        mined = neighbors.mine(features, min(pretext.TOP, len(val_set) - 1), run.device)
-        figures = {**about, **pretext.neighbor_accuracy(mined, val_set.labels)}
-        if args.kmeans:
-            train_set = data.build_dataset(config, "train")
-            train = data.Loader(train_set, view, train=False, **run.loading)
-            with run.scratch() as scratch:
-                bank = engine.infer(function, train, "train features", Path(scratch) / "train.npy")
-                figures["kmeans"] = score_kmeans(bank, features, val_set, config.num_classes)
-        report.write_json(figures, run.folder / "metrics.json")
-        return
-
-    head = pretrained.choose_head(weights, head, args.model)
-
-    def describe(images):  # the features only where they are needed: many, on ImageNet
-        features = model.backbone(images)
-        probabilities = model.classify(features)[head].softmax(1)
-        return (probabilities, features) if args.visualize_prototypes else (probabilities,)
-
-    probabilities, *features = (part.cpu() for part in engine.infer(describe, val, "evaluation"))
-    figures = report.report_clusters(
-        run.folder, probabilities, val_set.labels, val_set.classes, {**about, "head": head}
-    )
-    if args.visualize_prototypes:
-        show_prototypes(run.folder, val_set, *features, probabilities, figures)
+        evaluate_features(run, model, dataset, about, args.kmeans)
+    else:
+        about["head"] = pretrained.choose_head(weights, head, args.model)
+        evaluate_clusters(run, model, dataset, about, args.visualize_prototypes)
 
 
 def add_arguments(parser):
@@ -82,10 +56,31 @@ def add_arguments(parser):
     parser.add_argument("--output", help="folder for the results (default: eval/ beside the checkpoint)")
 
 
-def score_kmeans(train, test, val_set, num_clusters):
+def loader(run, dataset):
+    view = data.PlainView(data.build_eval_transform(run.config))
+    return data.Loader(dataset, view, train=False, **run.loading)
+
+
+def evaluate_features(run, model, dataset, about, with_kmeans):
+    """Accuracy of the test split's nearest neighbors, and of k-means fitted on the train split."""
+    if dataset.labels is None:
+        raise UserError("the test split has no labels: nothing to compare its neighbors with")
+    function = pretext.features_of(model, run.config.setup)
+    features = engine.infer(function, loader(run, dataset), "test features").cpu()
+    mined = neighbors.mine(features, min(pretext.TOP, len(dataset) - 1), run.device)
+    figures = {**about, **pretext.neighbor_accuracy(mined, dataset.labels)}
+    if with_kmeans:
+        train = loader(run, data.build_dataset(run.config, "train"))
+        with run.scratch() as scratch:
+            bank = engine.infer(function, train, "train features", Path(scratch) / "train.npy")
+            figures["kmeans"] = score_kmeans(bank, features, dataset, run.config.num_classes)
+    report.write_json(figures, run.folder / "metrics.json")
+
+
+def score_kmeans(train, test, dataset, num_clusters):
     """Mean, standard deviation and values of ACC, NMI, ARI on the test split over KMEANS_SEEDS."""
     runs = [
-        kmeans.score(train, test, val_set.labels, num_clusters, len(val_set.classes), seed)
+        kmeans.score(train, test, dataset.labels, num_clusters, len(dataset.classes), seed)
         for seed in tqdm(KMEANS_SEEDS, desc="k-means", leave=False, disable=None)
     ]
     figures = {}
@@ -95,6 +90,21 @@ def score_kmeans(train, test, val_set, num_clusters):
     shown = [f"{name.upper()} {100 * f['mean']:.2f} ± {100 * f['std']:.2f}" for name, f in figures.items()]
     log.info("k-means on the features, %d initialisations: %s %%", len(runs), "  ".join(shown))
     return figures
+
+
+def evaluate_clusters(run, model, dataset, about, with_prototypes):
+    """Metrics and confusion matrix of one head, and the sheet of prototypes."""
+
+    def describe(images):  # the features only where they are needed: many, on ImageNet
+        features = model.backbone(images)
+        probabilities = model.classify(features)[about["head"]].softmax(1)
+        return (probabilities, features) if with_prototypes else (probabilities,)
+
+    outputs = engine.infer(describe, loader(run, dataset), "evaluation")
+    probabilities, *features = (part.cpu() for part in outputs)
+    figures = report.report_clusters(run.folder, probabilities, dataset.labels, dataset.classes, about)
+    if with_prototypes:
+        show_prototypes(run.folder, dataset, *features, probabilities, figures)
 
 
 def show_prototypes(folder, dataset, features, probabilities, figures):
