@@ -195,6 +195,23 @@ def test_imagenet_folders(tmp_path):
         data.build_dataset(config("imagenet", tmp_path), "test")
 
 
+def test_imagenet_classes_are_those_of_train(tmp_path):
+    """A class without validation images must not shift the labels of the others."""
+    for split, wnids in (("train", ("n01", "n02", "n03")), ("val", ("n01", "n03"))):
+        for wnid in wnids:
+            write_images(tmp_path / f"imagenet/ILSVRC2012_img_{split}" / wnid, 1)
+    with pytest.raises(UserError, match=r"1 class folders are missing \(n02\)"):
+        data.build_dataset(config("imagenet", tmp_path), "test")
+    (tmp_path / "imagenet/ILSVRC2012_img_val/n02").mkdir()
+    assert data.build_dataset(config("imagenet", tmp_path), "test").labels.tolist() == [0, 2]
+
+
+def test_imagenet_validation_images_that_were_not_sorted(tmp_path):
+    write_images(tmp_path / "imagenet/ILSVRC2012_img_val", 2)
+    with pytest.raises(UserError, match="no class folders; sort its images"):
+        data.build_dataset(config("imagenet", tmp_path), "test")
+
+
 def test_imagenet_subset_follows_the_published_list(tmp_path):
     lines = (data.folders.SUBSETS / "imagenet_50.txt").read_text().splitlines()
     root = tmp_path / "imagenet" / "ILSVRC2012_img_val"

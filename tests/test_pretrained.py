@@ -164,6 +164,14 @@ def test_another_projection_head(kwargs, found):
         pretrained.fit(contrastive(), contrastive(**kwargs).state_dict(), "file")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value):
+    weights = clustering().state_dict()
+    weights["backbone.bn1.bias"] = weights["backbone.bn1.bias"] + value
+    with pytest.raises(UserError, match=r"1 weights are not finite \(backbone.bn1.bias\)"):
+        pretrained.fit(clustering(), weights, "file")
+
+
 def test_the_log_lists_every_weight(caplog):
     caplog.set_level(logging.DEBUG)
     weights = without(clustering().state_dict(), "layer4")

@@ -121,7 +121,7 @@ def fit(model, weights, source, part=""):
 
     Raises:
         UserError: missing, unexpected or differently shaped weights, which are counted, with the
-            likely cause; the log file lists all of them.
+            likely cause (the log file lists all of them); or weights that are not finite.
     """
     own, given = (
         {key: value for key, value in state.items() if key.startswith(part)}
@@ -147,6 +147,11 @@ def fit(model, weights, source, part=""):
             if keys
         )
         raise UserError(f"{source}: does not fit this model: {_cause(given, own)}: {counts}")
+    broken = [key for key, value in given.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{source}: {len(broken)} weights are not finite ({', '.join(broken[:3])}); its training had failed"
+        )
     model.load_state_dict(given, strict=False)
 
 
