@@ -104,11 +104,12 @@ def evaluate_clusters(run, model, dataset, about, with_prototypes):
     probabilities, *features = (part.cpu() for part in outputs)
     figures = report.report_clusters(run.folder, probabilities, dataset.labels, dataset.classes, about)
     if with_prototypes:
-        show_prototypes(run.folder, dataset, *features, probabilities, figures)
+        figures["prototypes"] = show_prototypes(run.folder, dataset, *features, probabilities, figures)
+        report.write_json(figures, run.folder / "metrics.json")
 
 
 def show_prototypes(folder, dataset, features, probabilities, figures):
-    """Save prototypes.png: one image per cluster, titled with cluster, matched class and size."""
+    """Save prototypes.png, an image per cluster with its matched class and size; returns their indices."""
     found = prototypes.find_prototypes(features, probabilities)
     class_of = dict(figures.get("matches", []))
     images, titles = [], []
@@ -117,7 +118,8 @@ def show_prototypes(folder, dataset, features, probabilities, figures):
         titles.append(f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images")
         images.append(None if index is None else dataset.raw(index))
     plots.save_image_sheet(images, titles, folder / "prototypes.png")
-    log.info("prototypes, test images %s, in %s", found, folder / "prototypes.png")
+    log.info("prototypes in %s", folder / "prototypes.png")
+    return found
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
     for key in ("acc", "nmi", "ari", "ami", "top5", "majority_vote_acc", "cluster_sizes", "matches"):
         assert now[key] == then[key], key
     assert sum(now["cluster_sizes"]) == 360
+    empty = [index is None for index in now["prototypes"]]
+    assert empty == [size == 0 for size in now["cluster_sizes"]]
 
 
 def test_eval_of_a_pretext_checkpoint(results, tmp_path):

@@ -150,7 +150,7 @@ def fit(model, weights, source, part=""):
     broken = [key for key, value in given.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
-            f"{source}: {len(broken)} weights are not finite ({', '.join(broken[:3])}); its training had failed"
+            f"{source}: {len(broken)} weights are not finite ({', '.join(broken[:3])}); its training failed"
         )
     model.load_state_dict(given, strict=False)
 
