@@ -15,7 +15,7 @@ from errors import UserError
 from models import build_model
 from utils import engine, kmeans, neighbors, plots, pretext, pretrained, prototypes, report
 from utils.config import load_config, parse_arguments
-from utils.run import Run, run_script
+from utils.run import Run, file_argument, run_script
 
 log = logging.getLogger("eval")
 
@@ -31,7 +31,8 @@ def main(argv=None):
     if args.visualize_prototypes and kind != "clustering":
         raise UserError(f"--visualize_prototypes needs clusters, but setup is {config.setup}")
     weights, head = pretrained.read(args.model, [kind])
-    run = Run(config, Path(args.output or Path(args.model).parent / "eval"))
+    name = args.model.name.removesuffix(".tar").removesuffix(".pth")
+    run = Run(config, Path(args.output or args.model.parent / "eval" / name))
     model = build_model(config)
     pretrained.fit(model, weights, args.model)
     model = run.place(model).eval()
@@ -46,14 +47,14 @@ def main(argv=None):
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", required=True, help="the checkpoint file")
+    parser.add_argument("--model", required=True, type=file_argument, help="the checkpoint file")
     parser.add_argument(
         "--visualize_prototypes", action="store_true", help="save a sheet of one image per cluster"
     )
     parser.add_argument(
         "--kmeans", action="store_true", help="also score k-means on a pretext model's features, ten times"
     )
-    parser.add_argument("--output", help="folder for the results (default: eval/ beside the checkpoint)")
+    parser.add_argument("--output", help="folder for the results (default: eval/NAME/ beside NAME.pth.tar)")
 
 
 def loader(run, dataset):
@@ -67,13 +68,15 @@ def evaluate_features(run, model, dataset, about, with_kmeans):
         raise UserError("the test split has no labels: nothing to compare its neighbors with")
     function = pretext.features_of(model, run.config.setup)
     features = engine.infer(function, loader(run, dataset), "test features").cpu()
-    mined = neighbors.mine(features, min(pretext.TOP, len(dataset) - 1), run.device)
+    mined = neighbors.mine(features, max(1, min(pretext.TOP, len(dataset) - 1)), run.device)
     figures = {**about, **pretext.neighbor_accuracy(mined, dataset.labels)}
     if with_kmeans:
         train = loader(run, data.build_dataset(run.config, "train"))
         with run.scratch() as scratch:
-            bank = engine.infer(function, train, "train features", Path(scratch) / "train.npy")
-            figures["kmeans"] = score_kmeans(bank, features, dataset, run.config.num_classes)
+            figures["kmeans"] = score_kmeans(
+                engine.infer(function, train, "train features", scratch / "train.npy"),
+                *(features, dataset, run.config.num_classes),
+            )
     report.write_json(figures, run.folder / "metrics.json")
 
 

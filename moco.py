@@ -4,6 +4,7 @@ python moco.py --config_exp configs/pretext/moco_imagenet50.yml [--pretrained mo
 """
 
 import logging
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def main(argv=None):
     source = args.pretrained or download()
     weights, _ = pretrained.read(source, ["moco", "pretext"])
     pretrained.fit(model, convert(weights), source)
-    model = run.place(model).eval()
+    model = run.place(model)
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
     for images, k in ((train_set, TRAIN_NEIGHBORS), (val_set, VAL_NEIGHBORS)):
@@ -42,7 +43,6 @@ def main(argv=None):
     train, val = (data.Loader(images, view, train=False, **run.loading) for images in (train_set, val_set))
 
     run.take_instead_of_training(source)
-    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
     about = {"setup": config.setup, "dataset": config.train_db_name, "pretrained": str(source)}
     pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
 
@@ -55,7 +55,9 @@ def download():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path))
-        except OSError as error:
+            checkpoint.load(path)
+        except (OSError, HTTPException, UserError) as error:
+            path.unlink(missing_ok=True)  # not a part of it for the next time
             raise UserError(
                 f"{URL}: cannot be downloaded ({error}); give the file with --pretrained"
             ) from None

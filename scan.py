@@ -25,7 +25,8 @@ def main(argv=None):
     pretext = results_folder(config, "pretext")
     model = build_model(config)
     source = run.uses(args.pretrained or pretext / "model.pth.tar", "pretext/model.pth.tar")
-    weights, _ = pretrained.read(source, ["pretext"], "run simclr.py or moco.py first")
+    hint = "" if args.pretrained else "run simclr.py or moco.py first"
+    weights, _ = pretrained.read(source, ["pretext"], hint)
     pretrained.fit(model, weights, source, "backbone.")
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
@@ -73,6 +74,7 @@ def main(argv=None):
 
     source = run.folder / "model.pth.tar"
     weights, head = pretrained.read(source, ["clustering"])
+    head = pretrained.choose_head(weights, head, source)
     pretrained.fit(model, weights, source)
     log.info("best model: head %d, validation loss %.4f", head, best["best_loss"])
     probabilities = engine.infer(lambda images: predict(model)(images)[head], val, "evaluation").cpu()

@@ -34,7 +34,7 @@ def main(argv=None):
     model = build_model(config)
     scan_model = results_folder(config, "scan") / "model.pth.tar"
     source = run.uses(args.pretrained or scan_model, "scan/model.pth.tar")
-    weights, head = pretrained.read(source, ["clustering"], "run scan.py first")
+    weights, head = pretrained.read(source, ["clustering"], "" if args.pretrained else "run scan.py first")
     head = pretrained.choose_head(weights, head, source)
     pretrained.fit(model, only_head(weights, head), source)
 

@@ -8,7 +8,7 @@ import logging
 import data
 from losses import SimCLRLoss
 from models import build_model
-from utils import checkpoint, engine, neighbors, plots, pretext, pretrained
+from utils import engine, neighbors, plots, pretext, pretrained
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
 from utils.run import Run, results_folder, run_script, start_arguments
@@ -31,7 +31,7 @@ def main(argv=None):
     if args.pretrained:
         weights, _ = pretrained.read(args.pretrained, ["pretext"])
         pretrained.fit(model, weights, args.pretrained)
-        about["pretrained"] = args.pretrained
+        about["pretrained"] = str(args.pretrained)
     model = run.place(model)
 
     train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
@@ -45,8 +45,7 @@ def main(argv=None):
         run.take_instead_of_training(args.pretrained)
     else:
         learn(run, model, train, val)
-    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
-    pretext.finish(run, model.eval(), train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
+    pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
     plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 

@@ -4,7 +4,8 @@ python benchmarks/imagenet_scale.py [--images 1281167] [--dim 128] [--k 50]
 
 Features are synthetic (1000 classes of 1300 points each, spread along 16 directions and by noise), since only
 their number and width matter for memory; the recall of the approximate search is for them. Each part runs
-in a process of its own, whose peak memory is read when it ends; the table also goes to --output as JSON.
+in a process of its own, whose peak memory, resident pages of the features' file included, is read when it
+ends; the table also goes to --output as JSON.
 """
 
 import argparse
@@ -107,6 +108,7 @@ def in_a_process(function, args):
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(function, args, sender))
     process.start()
+    sender.close()  # or this end would wait for ever for a child that was killed
     result = receiver.recv()
     process.join()
     return result

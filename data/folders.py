@@ -110,7 +110,11 @@ def build_imagenet(data_dir, split, size, subset=None):
     if not _class_folders(root):
         raise UserError(f"{root}: holds no class folders; sort its images into one folder per class (wnid)")
     if subset is None:
-        wnids = names = _class_folders(train if train.is_dir() else val)
+        of_train = _class_folders(train) if train.is_dir() else []
+        wnids = names = of_train or _class_folders(val)  # those who only evaluate may lack train
+        unknown = sorted(set(_class_folders(root)) - set(wnids))
+        if unknown:
+            raise UserError(f"{train}: has no class folder {', '.join(unknown[:4])}, but {root} has")
     else:
         lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()
         wnids, names = zip(*(line.split(" ", 1) for line in lines), strict=True)

@@ -36,6 +36,16 @@ def weights(path):
     return pretrained.unwrap(checkpoint.load(path), path)[0]
 
 
+def official_moco(own):
+    """A contrastive model's state dict in the layout of MoCo v2's file: two encoders and a queue."""
+    query = {
+        key.replace("contrastive_head.", "fc.").removeprefix("backbone."): value for key, value in own.items()
+    }
+    state = {f"module.encoder_{e}.{key}": value for e in "qk" for key, value in query.items()}
+    state.update({"module.queue": torch.zeros(128, 16), "module.queue_ptr": torch.zeros(1)})
+    return {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 

@@ -202,7 +202,10 @@ def test_imagenet_classes_are_those_of_train(tmp_path):
             write_images(tmp_path / f"imagenet/ILSVRC2012_img_{split}" / wnid, 1)
     with pytest.raises(UserError, match=r"1 class folders are missing \(n02\)"):
         data.build_dataset(config("imagenet", tmp_path), "test")
-    (tmp_path / "imagenet/ILSVRC2012_img_val/n02").mkdir()
+    (tmp_path / "imagenet/ILSVRC2012_img_val/n04").mkdir()
+    with pytest.raises(UserError, match="has no class folder n04"):
+        data.build_dataset(config("imagenet", tmp_path), "test")
+    (tmp_path / "imagenet/ILSVRC2012_img_val/n04").rename(tmp_path / "imagenet/ILSVRC2012_img_val/n02")
     assert data.build_dataset(config("imagenet", tmp_path), "test").labels.tolist() == [0, 2]
 
 

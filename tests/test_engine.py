@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import data
+from errors import UserError
 from utils import engine
 
 
@@ -37,5 +38,12 @@ def test_to_a_file(loader, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_full_disk_is_an_error_not_a_crash(loader):
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="/dev/full: cannot be written .*GB are free"):
         engine.infer(lambda images: mean(images).repeat(1, 100_000), loader, "", "/dev/full")
+
+
+@pytest.mark.parametrize("file", [None, "features.npy"])
+def test_no_row_is_left_out(loader, tmp_path, file):
+    loader.train = True  # drops the last incomplete batch
+    with pytest.raises(ValueError, match="8 of 10"):
+        engine.infer(mean, loader, "", file and tmp_path / file)

@@ -70,9 +70,14 @@ def test_cells_that_hold_too_few_images(monkeypatch):
     monkeypatch.setattr(neighbors, "EXACT_ON_CPU", 10)
     monkeypatch.setattr(neighbors, "RECALL", 0)  # visit few cells
     bank = clustered(2000)
+    searched = []
+    search = neighbors.search
+    monkeypatch.setattr(neighbors, "search", lambda *args: searched.append(args[0]) or search(*args))
     mined = neighbors.mine(bank, 500)
-    assert mined.min() >= 0
+    assert len(searched) == 2  # for the recall, and for the short rows
     assert all(len(set(row)) == 501 for row in mined.tolist())
+    exact = search(bank, bank, 501)[1]
+    assert (mined == exact).all(1).sum() >= len(searched[1]) > 0
 
 
 def test_too_few_images():
@@ -105,10 +110,11 @@ def test_weighted_knn_loop(k):
     ("content", "message"),
     [
         (np.zeros((9, 6), dtype=np.int64), "split has 10"),
+        (np.zeros((10, 1), dtype=np.int64), "0 neighbors of 10 images"),
         (np.full((10, 6), 10), "outside 0..9"),
         (np.full((10, 6), -1), "outside 0..9"),
-        (np.zeros((10, 6)), "float64"),
-        (np.zeros(10, dtype=np.int64), "mine them again"),
+        (np.zeros((10, 6)), "table of whole numbers"),
+        (np.zeros(10, dtype=np.int64), "table of whole numbers"),
     ],
 )
 def test_neighbors_of_something_else(tmp_path, content, message):
@@ -120,6 +126,10 @@ def test_neighbors_of_something_else(tmp_path, content, message):
 def test_file_that_is_no_array(tmp_path):
     (tmp_path / "n.npy").write_text("<html>not found</html>")
     with pytest.raises(UserError, match="not a readable"):
+        neighbors.read(tmp_path / "n.npy", 10)
+    with open(tmp_path / "n.npy", "wb") as file:
+        np.savez(file, a=np.zeros(3))
+    with pytest.raises(UserError, match="table of whole numbers"):
         neighbors.read(tmp_path / "n.npy", 10)
     with pytest.raises(UserError, match="simclr.py"):
         neighbors.read(tmp_path / "other.npy", 10)

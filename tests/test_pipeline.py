@@ -106,7 +106,7 @@ def test_eval_kmeans(results, tmp_path):
     """Ten initialisations of scikit-learn's k-means on the training features, scored on the test split."""
     path = results / "pretext/model.pth.tar"
     argv = ["--config_exp", STEPS["pretext"][1], "--model", str(path), "--output", str(tmp_path)]
-    evaluation.main([*argv, "--kmeans"])
+    evaluation.main([*argv, "--kmeans", "--set", "device=cpu"])
     found = json.loads((tmp_path / "metrics.json").read_text())["kmeans"]
     config = load_config(parse_arguments(argv[:2], ""), ["simclr"])
     model = build_model(config)
@@ -401,7 +401,7 @@ def test_folders_of_unlabelled_images(tmp_path):
         *names,
     ]
     evaluation.main(argv)
-    assert (tmp_path / "mine/selflabel/eval/prototypes.png").is_file()
+    assert (tmp_path / "mine/selflabel/eval/model/prototypes.png").is_file()
 
 
 def test_several_heads_and_no_word_which_is_best(results, capsys):

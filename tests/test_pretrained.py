@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from steps import official_moco, same
 
 from errors import UserError
 from moco import convert
@@ -21,24 +22,9 @@ def contrastive(**kwargs):
     return ContrastiveModel(ResNet(width=4), 32, **kwargs)
 
 
-def official_moco():
-    """The layout of MoCo v2's file: two encoders and a queue, all under `module.`."""
-    own = contrastive().state_dict()
-    query = {
-        key.replace("contrastive_head.", "fc.").removeprefix("backbone."): value for key, value in own.items()
-    }
-    state = {f"module.encoder_{e}.{key}": value for e in "qk" for key, value in query.items()}
-    state.update({"module.queue": torch.zeros(128, 16), "module.queue_ptr": torch.zeros(1)})
-    return own, {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "model.pth.tar"
-
-
-def same(a, b):
-    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
 # --- every layout --------------------------------------------------------------------------------
@@ -53,6 +39,7 @@ def same(a, b):
         (lambda weights: {"model": weights, "head": np.int64(1)}, 1),
         (lambda weights: {"model": weights, "optimizer": {"state": {}}, "epoch": 3}, None),
         (lambda weights: {"model": {f"module.{k}": v for k, v in weights.items()}, "epoch": 3}, None),
+        (lambda weights: {f"module._orig_mod.{k}": v for k, v in weights.items()}, None),
         (
             lambda weights: {
                 **{"model": weights, "optimizer": {}, "epoch": 3},
@@ -72,10 +59,10 @@ def test_layouts(path, wrap, head, zipped):
 
 
 def test_official_moco(path):
-    own, official = official_moco()
-    torch.save(official, path, _use_new_zipfile_serialization=False)
+    own = contrastive().state_dict()
+    torch.save(official_moco(own), path, _use_new_zipfile_serialization=False)
     weights, _ = pretrained.read(path, ["moco", "pretext"])
-    assert same(dict(sorted(convert(weights).items())), dict(sorted(own.items())))
+    assert same(convert(weights), own)
     assert convert(own) is own  # a converted one stays as it is
 
 
@@ -84,7 +71,11 @@ def test_official_moco(path):
     [
         (contrastive().state_dict(), ["clustering"], "a pretext model .*, but a clustering model"),
         (clustering().state_dict(), ["pretext"], "a clustering model .*, but a pretext model"),
-        (official_moco()[1], ["pretext"], "an official MoCo checkpoint .*, but a pretext model"),
+        (
+            official_moco(contrastive().state_dict()),
+            ["pretext"],
+            "an official MoCo checkpoint .*, but a pretext model",
+        ),
         (resnet50(224).state_dict(), ["pretext"], "a model of another program.*conv1.weight"),
         (clustering().state_dict(), ["moco", "pretext"], "but an official MoCo .* or a pretext model"),
     ],
@@ -95,10 +86,19 @@ def test_another_kind_is_recognised_by_its_content(path, content, kinds, message
         pretrained.read(path, kinds)
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model": {"a": 1}}, torch.zeros(3)])
-def test_no_state_dict(path, content):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({}, "nothing"),
+        ({"epoch": 3, "net": {}}, "epoch, net"),
+        ([1, 2], "list"),
+        ({"model": {"a": 1}}, "a"),
+        (torch.zeros(3), "Tensor"),
+    ],
+)
+def test_no_state_dict(path, content, found):
     torch.save(content, path)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match=f"holds no state dict, but {found}; expected"):
         pretrained.read(path, ["pretext"])
 
 
@@ -106,7 +106,7 @@ def test_choice_of_the_head(path):
     weights = clustering(num_heads=3).state_dict()
     assert pretrained.choose_head(weights, 2, path) == 2
     assert pretrained.choose_head(clustering(num_heads=1).state_dict(), None, path) == 0
-    for head, message in ((None, "which of its 3 heads"), (3, "names head 3")):
+    for head, message in ((None, "which of its 3 heads"), (3, "names head 3 .* its heads are 0 to 2")):
         with pytest.raises(UserError, match=message):
             pretrained.choose_head(weights, head, path)
     with pytest.raises(UserError, match="number of a cluster head, found 'best'"):
@@ -125,26 +125,42 @@ def without(weights, part):
     [
         (
             without(clustering().state_dict(), "layer3.0.bn1.bias"),
-            r"incomplete.*: 1 missing \(backbone.layer3.0.bn1.bias\)$",
+            r"it is incomplete.*: 1 missing \(backbone.layer3.0.bn1.bias\)$",
+        ),
+        (without(clustering().state_dict(), "conv2"), "it is incomplete.*: 8 missing"),
+        (without(clustering().state_dict(), "backbone.conv1"), "it is incomplete.*: 1 missing"),
+        (clustering(num_heads=1).state_dict(), r"--set num_heads=1: 2 missing \(cluster_head.1"),
+        (
+            {key: value.to(torch.int8) for key, value in clustering().state_dict().items()},
+            r"not numbers of the right type \(backbone.conv1.weight torch.int8",
+        ),
+        (
+            {**clustering().state_dict(), "backbone.conv1.weight": torch.zeros(4, 3, 3, 3).to_sparse()},
+            "1 not numbers of the right type",
+        ),
+        (
+            {**clustering().state_dict(), "backbone.conv1.weight": torch.tensor(1.0)},
+            r"1 of another shape \(backbone.conv1.weight \(\) instead",
         ),
         ({**clustering().state_dict(), "backbone.fc.bias": torch.zeros(1)}, "1 unexpected"),
         (
             clustering(num_clusters=7).state_dict(),
-            r"num_classes 7, this configuration 5: 4 of another shape \(cluster_head.0.weight \(7, 32\)",
+            r"--set num_classes=7: 4 of another shape \(cluster_head.0.weight \(7, 32\)",
         ),
         (
             clustering(num_heads=3).state_dict(),
-            r"num_heads 3, this configuration 2: 2 unexpected \(cluster_head.2",
+            r"--set num_heads=3: 2 unexpected \(cluster_head.2",
         ),
         (
             ClusteringModel(ResNet(width=8), 64, 5, 2).state_dict(),
-            "backbone ResNet-18 with 8 channels in the stem, this configuration ResNet-18 with 4",
+            "its backbone is a ResNet-18 with 8 channels in the stem, here ResNet-18 with 4 .*--config_exp",
         ),
         (
             ClusteringModel(resnet50(224), 2048, 5, 2).state_dict(),
-            r"backbone ResNet-50 .* missing .*, \.\.\.\); \d+ unexpected .*; \d+ of another shape",
+            r"backbone is a ResNet-50 .* missing .*, \.\.\.\); \d+ unexpected .*; \d+ of another shape",
         ),
-        (clustering(blocks=(1, 1, 1, 1)).state_dict(), "backbone ResNet-10 .* ResNet-18"),
+        (clustering(blocks=(1, 1, 1, 1)).state_dict(), "of a smaller network: 48 missing"),
+        (clustering(blocks=(2, 2, 3, 2)).state_dict(), "backbone is a ResNet-20 .* here ResNet-18"),
     ],
 )
 def test_weights_that_do_not_fit(weights, message):
@@ -160,7 +176,7 @@ def test_weights_that_do_not_fit(weights, message):
     [({"head": "linear"}, "linear head to 128"), ({"features_dim": 64}, "mlp head to 64")],
 )
 def test_another_projection_head(kwargs, found):
-    with pytest.raises(UserError, match=f"model_kwargs {found}, this configuration mlp head to 128"):
+    with pytest.raises(UserError, match=f"model_kwargs is a {found}, here mlp head to 128"):
         pretrained.fit(contrastive(), contrastive(**kwargs).state_dict(), "file")
 
 
@@ -179,6 +195,13 @@ def test_the_log_lists_every_weight(caplog):
     with pytest.raises(UserError, match=f"{len(missing)} missing"):
         pretrained.fit(clustering(), weights, "file")
     assert all(f"\n  {key}" in caplog.text for key in missing)
+
+
+def test_half_precision_is_widened():
+    model, other = clustering(), clustering()
+    pretrained.fit(other, model.half().state_dict(), "file")
+    assert other.backbone.conv1.weight.dtype == torch.float32
+    assert torch.equal(other.backbone.conv1.weight.half(), model.backbone.conv1.weight)
 
 
 def test_the_backbone_alone_but_no_weight_of_it_may_miss():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from steps import arguments, fails, run, same, weights
+from steps import arguments, fails, official_moco, run, same, weights
 
 import data
 import eval as evaluation
@@ -18,7 +18,7 @@ import selflabel
 import simclr
 from errors import UserError
 from models import build_model
-from utils import checkpoint
+from utils import checkpoint, neighbors
 from utils.config import load_config, parse_arguments
 
 
@@ -79,6 +79,59 @@ def test_given_weights_do_not_replace_a_training(tmp_path, published_pretext, ca
     simclr.main([*argv, "--fresh"])
     assert same(weights(tmp_path / "digits/pretext/model.pth.tar"), weights(published_pretext))
     assert not (tmp_path / "digits/pretext/checkpoint.pth.tar").exists()
+    (tmp_path / "digits/pretext/mine.pth.tar").write_text("")
+    simclr.main([*argv, "--fresh"])
+    assert (tmp_path / "digits/pretext/mine.pth.tar").exists()  # only what the program writes is removed
+
+
+def test_a_new_model_is_never_beside_the_neighbors_of_another(tmp_path, published_pretext, monkeypatch):
+    """Interrupted between the model and its neighbors, a run leaves no neighbors."""
+    run("pretext", tmp_path, flags=start(published_pretext))
+    other = {
+        key: value * 1.01 if value.is_floating_point() else value
+        for key, value in weights(published_pretext).items()
+    }
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(neighbors, "mine", interrupt)
+        run("pretext", tmp_path, flags=start(publish(other, tmp_path / "other.pth.tar")))
+    folder = tmp_path / "digits/pretext"
+    assert same(weights(folder / "model.pth.tar"), other)
+    assert not [*folder.glob("topk-*"), *folder.glob("metrics.json"), *folder.glob("scratch*")]
+
+
+def test_mining_again_keeps_the_curves(tmp_path):
+    run("pretext", tmp_path, "epochs=1")
+    folder = tmp_path / "digits/pretext"
+    before = (folder / "metrics.jsonl").read_text()
+    run("pretext", tmp_path, "epochs=1", flags=start(folder / "checkpoint.pth.tar"))
+    assert (folder / "metrics.jsonl").read_text() == before != ""
+
+
+def test_fresh_from_its_own_checkpoint(results, after):
+    root = after("pretext", "scan")
+    run("selflabel", root, "epochs=1")
+    folder = root / "digits/selflabel"
+    run("selflabel", root, "epochs=1", flags=start(folder / "checkpoint.pth.tar", "--fresh"))
+    assert not same(weights(folder / "model.pth.tar"), weights(results / "selflabel/model.pth.tar"))
+
+
+def test_the_best_model_is_missing(results, after, capsys):
+    """A plain state dict or the original's training checkpoint cannot stand for scan's best epoch."""
+    root = after("pretext")
+    (root / "digits/scan").mkdir()
+    torch.save(weights(results / "scan/model.pth.tar"), root / "digits/scan/checkpoint.pth.tar")
+    assert "it has no model, optimizer, epoch" in fails(capsys, scan.main, arguments("scan", root))
+
+
+@pytest.mark.parametrize("given", ["", "https://example.org/model.pth.tar"])
+def test_no_file_is_given(tmp_path, capsys, given):
+    with pytest.raises(SystemExit):
+        simclr.main(arguments("pretext", tmp_path, flags=("--pretrained", given)))
+    assert "expected a file on this machine" in capsys.readouterr().err
 
 
 def test_scan_from_a_given_model(results, tmp_path, published_pretext, capsys):
@@ -120,11 +173,11 @@ def test_checkpoint_of_another_step(results, tmp_path, capsys, main, step, given
 def test_checkpoint_of_another_network(results, tmp_path, capsys):
     flags = start(results / "pretext/model.pth.tar")
     last = fails(capsys, simclr.main, arguments("pretext", tmp_path, "backbone=resnet18", flags=flags))
-    assert "backbone ResNet-10 with 16 channels in the stem, this configuration ResNet-18 with 64" in last
+    assert "its backbone is a ResNet-10 with 16 channels in the stem, here ResNet-18 with 64" in last
     assert "backbone.layer4.1.bn2.running_var" in (tmp_path / "digits/pretext/log.txt").read_text()
     flags = start(results / "scan/model.pth.tar")
     last = fails(capsys, selflabel.main, arguments("selflabel", tmp_path, "num_classes=7", flags=flags))
-    assert "it has num_classes 10, this configuration 7" in last
+    assert "it was made with num_classes 10, try --set num_classes=10" in last
 
 
 # --- MoCo and ImageNet ---------------------------------------------------------------------------
@@ -154,15 +207,16 @@ def imagenet(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def official_moco(tmp_path_factory):
-    """A network, and its file in the layout of the official checkpoint."""
+def moco_file(tmp_path_factory):
+    """torchvision's network with MoCo's head, and its file in the layout of the official checkpoint."""
     network = torchvision.models.resnet50(num_classes=128)
     network.fc = torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.ReLU(), network.fc)
-    state = {f"module.encoder_{e}.{key}": value for e in "qk" for key, value in network.state_dict().items()}
-    state["module.queue"] = torch.zeros(128, 8)
+    own = {
+        f"contrastive_head.{key[3:]}" if key.startswith("fc.") else f"backbone.{key}": value
+        for key, value in network.state_dict().items()
+    }
     path = tmp_path_factory.mktemp("moco") / "moco_v2_800ep_pretrain.pth.tar"
-    content = {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
-    torch.save(content, path, _use_new_zipfile_serialization=False)
+    torch.save(official_moco(own), path, _use_new_zipfile_serialization=False)
     return network, path
 
 
@@ -189,9 +243,9 @@ def test_every_file_is_decoded_as_the_plain_way_does(imagenet):
 
 
 @pytest.mark.slow
-def test_imagenet_from_moco_to_the_end(imagenet, official_moco, tmp_path):
+def test_imagenet_from_moco_to_the_end(imagenet, moco_file, tmp_path):
     """The published files of ImageNet-50, on small images and a short budget."""
-    network, file = official_moco
+    network, file = moco_file
     pretext = imagenet_arguments("pretext/moco_imagenet50.yml", imagenet, tmp_path)
     moco.main([*pretext, "--pretrained", str(file)])
     folder = tmp_path / "imagenet_50/pretext"
@@ -237,30 +291,32 @@ def backbone_similarity(network, imagenet):
     return features @ features.T
 
 
-def test_official_checkpoint_is_downloaded_once(official_moco, tmp_path, monkeypatch):
-    previous = torch.hub.get_dir()
-    monkeypatch.setattr(moco, "URL", official_moco[1].as_uri())
-    try:
-        torch.hub.set_dir(tmp_path / "hub")
-        path = moco.download()
-        assert path == tmp_path / "hub/checkpoints/moco_v2_800ep_pretrain.pth.tar"
-        assert path.read_bytes() == official_moco[1].read_bytes()
-        monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second download would fail
-        assert moco.download() == path
-    finally:
-        torch.hub.set_dir(previous)
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch.hub's cache, in a temporary folder."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub/checkpoints"
 
 
-def test_official_checkpoint_without_network(tmp_path, monkeypatch):
-    previous = torch.hub.get_dir()
-    monkeypatch.setattr(moco, "URL", (tmp_path / "nothing.pth.tar").as_uri())
-    try:
-        torch.hub.set_dir(tmp_path / "hub")
-        with pytest.raises(UserError, match="cannot be downloaded.*--pretrained"):
-            moco.download()
-        assert not list((tmp_path / "hub/checkpoints").iterdir())
-    finally:
-        torch.hub.set_dir(previous)
+def test_official_checkpoint_is_downloaded_once(moco_file, hub, monkeypatch):
+    monkeypatch.setattr(moco, "URL", moco_file[1].as_uri())
+    path = moco.download()
+    assert path == hub / "moco_v2_800ep_pretrain.pth.tar"
+    assert path.read_bytes() == moco_file[1].read_bytes()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second download would fail
+    assert moco.download() == path
+
+
+@pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", "half"])
+def test_official_checkpoint_that_does_not_arrive(moco_file, hub, tmp_path, monkeypatch, content):
+    """Nothing, a page, or half of it: said so, and not taken for the checkpoint the next time."""
+    served = tmp_path / "served.pth.tar"
+    if content is not None:
+        served.write_bytes(moco_file[1].read_bytes()[:1_000_000] if content == "half" else content)
+    monkeypatch.setattr(moco, "URL", served.as_uri())
+    with pytest.raises(UserError, match="cannot be downloaded.*--pretrained"):
+        moco.download()
+    assert not list(hub.iterdir())
 
 
 # --- the walk of the tutorial on STL-10 ----------------------------------------------------------
@@ -290,6 +346,6 @@ def test_stl10_from_a_published_checkpoint(tmp_path, monkeypatch):
     model = tmp_path / "stl-10/selflabel/model.pth.tar"
     evaluation.main(argv("selflabel/selflabel_stl10.yml", "--model", str(model), "--visualize_prototypes"))
     assert np.load(tmp_path / "stl-10/pretext/topk-train-neighbors.npy").shape == (22, 21)
-    assert (tmp_path / "stl-10/selflabel/eval/prototypes.png").is_file()
+    assert (tmp_path / "stl-10/selflabel/eval/model/prototypes.png").is_file()
     with pytest.raises(UserError, match="unlabeled"):  # training does need them
         simclr.main(argv("pretext/simclr_stl10.yml", "--fresh"))

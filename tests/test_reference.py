@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from steps import official_moco
 
 import moco
 from data import strong
@@ -185,12 +186,8 @@ def test_moco_output():
     model = reference_model("moco_imagenet")
     np.testing.assert_allclose(model(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5)
 
-    official = {  # the same weights under the official file's names
-        key.replace("contrastive_head.", "fc.").replace("backbone.", ""): value
-        for key, value in model.state_dict().items()
-    }
-    official = {f"module.encoder_q.{key}": value for key, value in official.items()}
-    converted = moco.convert(pretrained.unwrap({"state_dict": official, "epoch": 800}, "file")[0])
+    official, _ = pretrained.unwrap(official_moco(model.state_dict()), "file")
+    converted = moco.convert(official)
     other = build_model(CONFIGS["moco_imagenet"])
     pretrained.fit(other, converted, "file")
     np.testing.assert_allclose(other.eval()(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 # All that may be in a file besides tensors and plain Python: the NumPy scalars that the original
 # wrote, the index of the best head (int64) and the best loss (float64).
 NUMPY_SCALAR = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np.int64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # NumPy 1's name
+    (np.int64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Int64DType,
     np.dtypes.Float64DType,
@@ -48,7 +48,8 @@ def save(content, path):
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be written ({_first_line(error)}); the previous one is intact"
+            f"{path}: cannot be written ({_first_line(error)}); free some space or set another root_dir; "
+            "the previous one, if any, is intact"
         ) from None
 
 
@@ -63,9 +64,10 @@ def load(path, hint=""):
         unpacked = [*path.glob("data.pkl"), *path.glob("*/data.pkl")]
         cause = "; it was unpacked from one: download that again, and do not untar it, whatever its name says"
         raise UserError(f"{path}: a folder, not a checkpoint file" + (cause if unpacked else ""))
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file" + (f"; {hint}" if hint else ""))
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals(NUMPY_SCALAR), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can break the unpickler in any way
@@ -83,6 +85,15 @@ NOT_A_CHECKPOINT = {
 }
 
 
+def _check_sums(path):
+    """Raise if the content of a zip file (torch 1.6 and newer) is damaged, which torch does not look for."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged}")
+
+
 def _explain(path, error):
     """Why torch could not read the file, in words for the person who brought it."""
     with open(path, "rb") as file:
@@ -92,13 +103,13 @@ def _explain(path, error):
     for pattern, meaning in NOT_A_CHECKPOINT.items():
         if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
             return f"it is {meaning}"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                return "it is a zip archive of something else; unpack it and give the file inside"
-    code = re.search(r"GLOBAL (\S+)", str(error))
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # its table of contents may be damaged, too
+        if not any(name.endswith("data.pkl") for name in archive.namelist()):
+            return "it is a zip archive of something else; unpack it and give the file inside"
+    code = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
     if code:
-        return f"it holds more than weights ({code[1]}), and reading that could run code; save weights only"
+        found = code[1] or code[2]
+        return f"it holds more than weights ({found}), and reading that could run code; save weights only"
     return "it is something else, or damaged, or its download or copy was cut short; get it again"
 
 

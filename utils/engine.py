@@ -2,7 +2,9 @@
 
 import logging
 import math
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         after_epoch: called with the number of epochs done, in eval mode; returns numbers to log.
 
     Raises:
-        UserError: the loss is no longer finite, or an epoch in which no batch trained.
+        UserError: the loss, or the validation's, is no longer finite, or an epoch in which no batch trained.
     """
     config = run.config
     state = {} if state is None else state
@@ -49,16 +51,13 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
             model, optimizer, loader, step, after_batch, f"epoch {epoch + 1}/{config.epochs}"
         )
         seconds = time.perf_counter() - start
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"epoch {epoch + 1}: the loss is {metrics['loss']}; nothing of this epoch was saved; "
-                "lower optimizer_kwargs.lr, or set precision to fp32"
-            )
+        _require_finite(metrics, "loss", epoch)
         metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
         metrics["images_per_second"] = round(len(loader) * loader.batch_size / seconds, 1)
         model.eval()
         if after_epoch:
             metrics.update(after_epoch(epoch + 1))
+            _require_finite(metrics, "val_loss", epoch)
         metrics["seconds"] = round(time.perf_counter() - start, 2)
         run.log_epoch(metrics)
         run.save_checkpoint(model, optimizer, epoch + 1, state)
@@ -66,6 +65,14 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
             log.info(_summary(metrics, config.epochs))
             last_line = time.perf_counter()
     model.eval()
+
+
+def _require_finite(metrics, name, epoch):
+    if not math.isfinite(metrics.get(name, 0)):
+        raise UserError(
+            f"epoch {epoch + 1}: the {name} is {metrics[name]}; nothing of this epoch was saved; "
+            "lower optimizer_kwargs.lr, or set precision to fp32"
+        )
 
 
 def _train_epoch(model, optimizer, loader, step, after_batch, title):
@@ -128,7 +135,10 @@ def infer(function, loader, title, file=None):
     """
     batches = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)
     if file is not None:
-        return _infer_to_file(map(function, batches), len(loader.dataset), file)
+        done = _write(map(function, batches), len(loader.dataset), file)
+        _require_all(done, loader)
+        # "r+": pages that are only read cost no memory; a private map would have to fit in it
+        return torch.from_numpy(np.load(file, mmap_mode="r+"))
     whole = []
     for batch in batches:
         outputs = function(batch)
@@ -139,20 +149,33 @@ def infer(function, loader, title, file=None):
         for place, part in zip(whole, parts, strict=True):
             place[done : done + len(part)] = part
         done += len(parts[0])
+    _require_all(done, loader)
     return whole[0] if torch.is_tensor(outputs) else tuple(whole)
 
 
-def _infer_to_file(outputs, count, path):
-    # Written, not assigned through the map: a full disk is then an OSError instead of a crash.
-    with open(path, "wb") as file:
-        for i, output in enumerate(outputs):
-            array = output.cpu().numpy()
-            if i == 0:
-                header = {
-                    "descr": array.dtype.str,
-                    "fortran_order": False,
-                    "shape": (count, *array.shape[1:]),
-                }
-                np.lib.format.write_array_header_1_0(file, header)
-            array.tofile(file)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+def _require_all(done, loader):
+    if done != len(loader.dataset):
+        raise ValueError(f"inference needs every image: the loader gave {done} of {len(loader.dataset)}")
+
+
+def _write(outputs, count, path):
+    """Write `count` rows to an .npy file as they come; returns the number of rows that came."""
+    done = size = 0
+    try:
+        with open(path, "wb") as file:
+            # written, not assigned through a map: a full disk is then an error instead of a crash
+            for output in outputs:
+                array = output.cpu().numpy()
+                if done == 0:
+                    shape, size = (count, *array.shape[1:]), count * array[0].nbytes
+                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(array.tobytes())
+                done += len(array)
+    except OSError as error:
+        free = shutil.disk_usage(Path(path).parent).free
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); it needs {size / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; set another root_dir"
+        ) from None
+    return done

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
+from errors import UserError
+
 from . import metrics
 
 log = logging.getLogger(__name__)
@@ -23,12 +25,16 @@ def score(train, test, labels, num_clusters, num_classes, seed, initialisations=
         initialisations: the best one by inertia counts.
 
     Returns:
-        dict, see metrics.clustering_metrics.
+        dict, see metrics.clustering_metrics. Raises UserError for fewer images than clusters.
     """
     if len(train) > FIT_ON:
         log.info("k-means is fitted on %d of %d images", FIT_ON, len(train))
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         train = train[order[:FIT_ON].sort().values]
+    if len(train) < num_clusters:
+        raise UserError(
+            f"k-means needs at least {num_clusters} training images, one a cluster, has {len(train)}"
+        )
     fitted = KMeans(num_clusters, n_init=initialisations, random_state=seed).fit(train.float().numpy())
     clusters = torch.from_numpy(fitted.predict(test.float().numpy())).long()
     return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)

@@ -1,7 +1,7 @@
 """Nearest neighbors in feature space: mining, their quality, and classification by them.
 
-Features may be mapped from a file (see engine.infer): nothing here needs a copy of all of them, or more
-than a block of similarities at a time, except faiss's own index.
+Features may be mapped from a file (see engine.infer): apart from faiss's index nothing here copies all of
+them, or holds more than a block of similarities at a time.
 """
 
 import logging
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 QUERIES, BANK = 1024, 131072  # the block of similarities that is in memory at a time: 0.5 GiB
 
-# Without a GPU the exact search takes hours from here on; all published experiments but the one on
-# the whole of ImageNet are smaller.
+# More would take hours on a CPU when the features are wide (2048). All published experiments but the one
+# on the whole of ImageNet are smaller.
 EXACT_ON_CPU = 300_000
 RECALL = 0.99  # wanted of the approximate search, measured on as many images as:
 RECALL_SAMPLE = 1000
@@ -56,9 +56,9 @@ def search(queries, bank, k, device=None):
 def mine(features, k, device="cpu"):
     """Each row's k + 1 best matches by inner product, the first of them normally the row itself.
 
-    faiss does an exact (flat) search, on the GPUs that it sees or on the CPU; on the CPU, above
-    EXACT_ON_CPU rows, one among the most similar of about sqrt(N) cells, whose recall it measures
-    and logs. Without faiss, torch searches exactly, on `device`.
+    faiss does an exact (flat) search on `device`; on the CPU, above EXACT_ON_CPU rows, one among the most
+    similar of 2 sqrt(N) cells, whose recall it measures and logs. Where there is no faiss, or it does not
+    see the GPU or finds no room there, torch searches exactly on `device`.
 
     Args:
         features: float32 (N, D), normalised.
@@ -68,70 +68,73 @@ def mine(features, k, device="cpu"):
         int64 tensor (N, k + 1) on the CPU.
     """
     require_enough(len(features), k)
+    device = torch.device(device)
     try:
         import faiss
     except ImportError:
-        log.info(
-            "faiss is not installed: mining with torch, exact as well (pip install faiss-cpu or faiss-gpu)"
-        )
-        return search(features, features, k + 1, device)[1].cpu()
-    features = features.cpu()
-    on_gpu = faiss.get_num_gpus() > 0
-    if on_gpu or len(features) <= EXACT_ON_CPU:
-        index = faiss.IndexFlatIP(features.size(1))
-        index = faiss.index_cpu_to_all_gpus(index) if on_gpu else index
-        _add(index, features)
-    else:
-        index = _cell_index(faiss, features, k + 1)
-    mined = _search_index(index, features, k + 1)
-    short = (mined < 0).any(1)  # the cells that were searched held too few images
-    if short.any():
-        mined[short] = search(features[short], features, k + 1)[1]
-    return mined
+        faiss = None
+        log.info("faiss is not installed: torch mines, exactly as well (pip install faiss-cpu or faiss-gpu)")
+    if device.type == "cpu" and faiss:
+        features = features.cpu()
+        if len(features) > EXACT_ON_CPU:
+            return _mine_in_cells(faiss, features, k + 1)
+        return _query(_filled(faiss.IndexFlatIP(features.size(1)), features), features, k + 1)
+    if faiss and faiss.get_num_gpus() > (device.index or 0):
+        features = features.cpu()
+        try:
+            flat = faiss.IndexFlatIP(features.size(1))
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, flat)
+            return _query(_filled(index, features), features, k + 1)
+        except RuntimeError as error:  # its memory is full
+            log.info("faiss cannot search on the GPU, torch does (%s)", str(error).strip().splitlines()[-1])
+    return search(features, features, k + 1, device)[1].cpu()
 
 
-def _add(index, features):
+def _filled(index, features):
     for chunk in tqdm(features.split(BANK), desc="index", leave=False, disable=None):
         index.add(chunk.numpy())
+    return index
 
 
-def _search_index(index, queries, k):
+def _query(index, queries, k):
     found = torch.empty(len(queries), k, dtype=torch.int64)
-    chunks = zip(queries.split(16 * QUERIES), found.split(16 * QUERIES), strict=True)
     bar = tqdm(total=len(queries), desc="mining", unit="images", leave=False, disable=None)
-    for chunk, place in chunks:
+    for chunk, place in zip(queries.split(16 * QUERIES), found.split(16 * QUERIES), strict=True):
         place.copy_(torch.from_numpy(index.search(chunk.numpy(), k)[1]))
         bar.update(len(chunk))
     bar.close()
     return found
 
 
-def _cell_index(faiss, features, k):
-    """faiss index of 2 sqrt(N) cells, features in half precision, set to visit enough cells for RECALL."""
+def _mine_in_cells(faiss, features, k):
+    """Approximate: each row looks only into the cells nearest to it, as many as give RECALL on a sample."""
     n, d = features.shape
     cells = int(2 * n**0.5)
-    index = faiss.IndexIVFScalarQuantizer(
+    log.info("%d images without a GPU: approximate mining in %d cells", n, cells)
+    index = faiss.IndexIVFScalarQuantizer(  # half precision, to be half as large
         faiss.IndexFlatIP(d), d, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(n, generator=generator)
-    log.info("%d images without a GPU: approximate mining in %d cells", n, cells)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     index.train(features[order[: 64 * cells].sort().values].numpy())
-    _add(index, features)
+    _filled(index, features)
     queries = features[order[:RECALL_SAMPLE].sort().values]
     exact = search(queries, features, k)[1]
     index.nprobe, recall = 4, 0
     while recall < RECALL and index.nprobe < cells // 16:  # many more would take longer than the exact search
         index.nprobe *= 2
-        found = _search_index(index, queries, k)
+        found = _query(index, queries, k)
         recall = (exact.unsqueeze(2) == found.unsqueeze(1)).any(2).double().mean().item()
     log.log(
         logging.INFO if recall >= RECALL else logging.WARNING,
         "%d cells per image: recall %.2f %% of the %d exact neighbors, measured on %d images%s",
         index.nprobe, 100 * recall, k, len(queries),
-        "" if recall >= RECALL else "; with faiss-gpu on a GPU the search is exact",
+        "" if recall >= RECALL else "; on a GPU the search is exact",
     )  # fmt: skip
-    return index
+    mined = _query(index, features, k)
+    short = (mined < 0).any(1)  # those whose cells held fewer than k images
+    if short.any():
+        mined[short] = search(features[short], features, k)[1]
+    return mined
 
 
 def require_enough(n, k):
@@ -148,7 +151,8 @@ def save(mined, path):
 
 def agreement(neighbors, labels, k):
     """Fraction of the first k neighbors, the image itself excluded, that carry the image's label."""
-    return (labels[neighbors[:, 1 : k + 1]] == labels.unsqueeze(1)).double().mean().item()
+    same = labels[neighbors[:, 1 : k + 1]] == labels.unsqueeze(1)
+    return same.count_nonzero().item() / same.numel()
 
 
 def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1, device=None):
@@ -172,13 +176,18 @@ def read(path, dataset_size):
     try:
         neighbors = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the pretext step (simclr.py or moco.py) first") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error})") from None
-    if neighbors.ndim != 2 or neighbors.dtype.kind not in "iu" or len(neighbors) != dataset_size:
         raise UserError(
-            f"{path}: neighbors of {neighbors.shape[0] if neighbors.ndim else 0} images "
-            f"({neighbors.dtype} {neighbors.shape}), but the split has {dataset_size}; mine them again"
+            f"{path}: no such file; run the pretext step first (simclr.py or moco.py, "
+            "with --pretrained FILE to mine with given weights)"
+        ) from None
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path}: not a readable .npy file; mine the neighbors again") from None
+    if not isinstance(neighbors, np.ndarray) or neighbors.ndim != 2 or neighbors.dtype.kind not in "iu":
+        raise UserError(f"{path}: expected a table of whole numbers; mine the neighbors again")
+    if len(neighbors) != dataset_size or neighbors.shape[1] < 2:
+        raise UserError(
+            f"{path}: {neighbors.shape[1] - 1} neighbors of {len(neighbors)} images, "
+            f"but the split has {dataset_size} images; mine the neighbors again"
         )
     if neighbors.min() < 0 or neighbors.max() >= dataset_size:
         raise UserError(f"{path}: holds indices outside 0..{dataset_size - 1}; mine the neighbors again")

@@ -1,11 +1,10 @@
 """What a pretext model is for: features, the nearest neighbors among them, and how good they are."""
 
 import logging
-from pathlib import Path
 
 import torch.nn.functional as F
 
-from . import engine, neighbors, report
+from . import checkpoint, engine, neighbors, report
 
 log = logging.getLogger(__name__)
 
@@ -28,45 +27,58 @@ def knn_accuracy(bank, queries, train_set, val_set, temperature, device=None):
 
 
 def neighbor_accuracy(mined, labels):
-    """Share of the top 1, 5 and 20 neighbors, mined within a split, that are of the image's class."""
-    figures = {f"top{k}_neighbor_accuracy": neighbors.agreement(mined, labels, k) for k in (1, 5, TOP)}
-    shares = ", ".join(f"{100 * share:.2f}" for share in figures.values())
-    log.info("top-1, top-5 and top-%d neighbors of the same class: %s %%", TOP, shares)
+    """Share of the top 1, 5 and 20 neighbors, mined within a split, that are of the image's class.
+
+    A split with fewer neighbors gives fewer figures.
+    """
+    ks = [k for k in (1, 5, TOP) if k < mined.shape[1]]
+    figures = {f"top{k}_neighbor_accuracy": neighbors.agreement(mined, labels, k) for k in ks}
+    for k, share in zip(ks, figures.values(), strict=True):
+        log.info("top-%d neighbors of the image's class: %.2f %%", k, 100 * share)
     return figures
 
 
 def finish(run, model, train, val, k_train, k_val, about):
-    """Mine both splits' neighbors for the clustering step; write metrics.json.
+    """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
     The features are computed in float32 under the evaluation transform, written to a file as they come,
     and removed when the neighbors are found.
 
     Args:
-        run: the Run, whose folder takes topk-{train,val}-neighbors.npy and metrics.json.
-        model: the pretext model, in eval mode.
+        run: the Run, whose folder takes model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json.
+        model: the pretext model.
         train, val: loaders of the splits.
         k_train, k_val: neighbors to mine besides the image itself.
         about: dict of what is evaluated, put first in metrics.json.
     """
-    function = features_of(model, run.config.setup)
-    figures, features = dict(about), []
+    paths = {name: run.folder / f"topk-{name}-neighbors.npy" for name in ("train", "val")}
+    for path in (*paths.values(), run.folder / "metrics.json"):
+        path.unlink(missing_ok=True)  # never another model's neighbors beside this one
+    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
     with run.scratch() as scratch:
-        for name, loader, k in (("train", train, k_train), ("val", val, k_val)):
-            found = engine.infer(function, loader, f"{name} features", Path(scratch) / f"{name}.npy")
-            features.append(found)
-            path = run.folder / f"topk-{name}-neighbors.npy"
-            mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device)
-            neighbors.save(mined[:, : k + 1], path)
-            log.info("mined %d neighbors of each of %d images: %s", k, len(mined), path)
-            labels = loader.dataset.labels
-            if labels is not None:
-                share = figures[f"{name}_neighbors_of_same_class"] = neighbors.agreement(mined, labels, k)
-                log.info("%.2f %% of them are of the image's class", 100 * share)
-        if labels is not None:
-            figures.update(neighbor_accuracy(mined, labels))
-        if labels is not None and train.dataset.labels is not None:
+        figures = _mine(run, model.eval(), {"train": (train, k_train), "val": (val, k_val)}, paths, scratch)
+    report.write_json({**about, **figures}, run.folder / "metrics.json")
+
+
+def _mine(run, model, splits, paths, scratch):
+    function = features_of(model, run.config.setup)
+    figures, features, labels = {}, [], []
+    for name, (loader, k) in splits.items():
+        found = engine.infer(function, loader, f"{name} features", scratch / f"{name}.npy")
+        features.append(found)
+        labels.append(loader.dataset.labels)
+        mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device)
+        neighbors.save(mined[:, : k + 1], paths[name])
+        log.info("mined %d neighbors of each of %d images: %s", k, len(mined), paths[name])
+        if labels[-1] is not None:
+            share = figures[f"{name}_neighbors_of_same_class"] = neighbors.agreement(mined, labels[-1], k)
+            log.info("%.2f %% of them are of the image's class", 100 * share)
+    if labels[1] is not None:
+        figures.update(neighbor_accuracy(mined, labels[1]))
+        if labels[0] is not None:
+            datasets = (loader.dataset for loader, _ in splits.values())
             temperature = run.config.get("temperature", 0.1)
-            accuracy = knn_accuracy(*features, train.dataset, val.dataset, temperature, run.device)
+            accuracy = knn_accuracy(*features, *datasets, temperature, run.device)
             log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
             figures["knn_accuracy"] = accuracy
-    report.write_json(figures, run.folder / "metrics.json")
+    return figures

@@ -55,13 +55,17 @@ def unwrap(content, source):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             head = content.get("head")
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
+    is_dict = isinstance(content, dict)
+    if not is_dict or not content or not all(map(torch.is_tensor, content.values())):
+        found = ", ".join(map(str, list(content)[:5])) if is_dict else type(content).__name__
         raise UserError(
-            f"{source}: holds no state dict; expected weights of simclr.py, scan.py or selflabel.py"
+            f"{source}: holds no state dict, but {found or 'nothing'}; "
+            "expected weights of simclr.py, scan.py or selflabel.py"
         )
     if head is not None and not isinstance(head, (int, np.integer)):
         raise UserError(f"{source}: its head must be the number of a cluster head, found {head!r}")
-    weights = {key.removeprefix("module."): value for key, value in content.items()}
+    # what DataParallel and torch.compile put before each name
+    weights = {re.sub(r"^((module|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
     return weights, None if head is None else int(head)
 
 
@@ -72,20 +76,21 @@ def anatomy(weights):
         dict: `kind`, one of KINDS, and, named as the settings that decide them, `backbone`,
         `model_kwargs`, `num_heads`, `num_classes`; each is None where there is no such part.
     """
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    shapes = {key: tuple(value.shape) or (None,) for key, value in weights.items()}
     heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
     projection = {key: shapes[key] for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)}
-    stem = shapes.get("backbone.conv1.weight")
+    backbone = any(key.startswith("backbone.") for key in shapes)
+    stem = shapes.get("backbone.conv1.weight", "?")
     layers = sum(re.match(r"backbone\.layer\d+\.\d+\.conv", key) is not None for key in shapes) + 2
     if heads:
         kind = "clustering"
-    elif any(key.startswith("backbone.") for key in shapes):
+    elif backbone:
         kind = "pretext"
     else:
         kind = "moco" if any(key.startswith("encoder_q.") for key in shapes) else "other"
     return {
         "kind": kind,
-        "backbone": f"ResNet-{layers} with {stem[0]} channels in the stem" if stem else None,
+        "backbone": f"ResNet-{layers} with {stem[0]} channels in the stem" if backbone else None,
         "model_kwargs": next(
             (
                 f"{'mlp' if '.2.' in key else 'linear'} head to {shape[0]}"
@@ -103,10 +108,11 @@ def choose_head(weights, head, source):
     count = anatomy(weights)["num_heads"]
     if head is None and count > 1:
         raise UserError(
-            f"{source}: does not say which of its {count} heads is the best; use scan's model.pth.tar"
+            f"{source}: does not say which of its {count} heads is the best, as a training checkpoint, "
+            "whose weights are not the best epoch's, never does; use scan.py's model.pth.tar"
         )
     if head is not None and not 0 <= head < count:
-        raise UserError(f"{source}: names head {head} as the best, but has {count}")
+        raise UserError(f"{source}: names head {head} as the best, but its heads are 0 to {count - 1}")
     return head or 0
 
 
@@ -135,6 +141,12 @@ def fit(model, weights, source, part=""):
             for key in own
             if key in given and given[key].shape != own[key].shape
         ],
+        "not numbers of the right type": [
+            f"{key} {given[key].dtype}"
+            for key in own
+            if key in given
+            and (given[key].is_floating_point() != own[key].is_floating_point() or not _is_plain(given[key]))
+        ],
     }
     if any(problems.values()):
         for problem, keys in problems.items():
@@ -146,7 +158,7 @@ def fit(model, weights, source, part=""):
             for problem, keys in problems.items()
             if keys
         )
-        raise UserError(f"{source}: does not fit this model: {_cause(given, own)}: {counts}")
+        raise UserError(f"{source}: does not fit this model: {_cause(given, own, problems)}: {counts}")
     broken = [key for key, value in given.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
@@ -155,10 +167,24 @@ def fit(model, weights, source, part=""):
     model.load_state_dict(given, strict=False)
 
 
-def _cause(given, own):
-    """The first part in which two state dicts differ, and the setting that decides it."""
+def _is_plain(tensor):
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def _cause(given, own, problems):
+    """The first part in which two state dicts differ, and what to do about it."""
     theirs, ours = anatomy(given), anatomy(own)
-    for setting in ("backbone", "model_kwargs", "num_heads", "num_classes"):
-        if theirs[setting] != ours[setting]:
-            return f"it has {setting} {theirs[setting]}, this configuration {ours[setting]}"
-    return "it is incomplete, or of another network"
+    for setting in ("num_heads", "num_classes"):
+        if None is not theirs[setting] != ours[setting]:
+            return f"it was made with {setting} {theirs[setting]}, try --set {setting}={theirs[setting]}"
+    only_missing = not any(keys for problem, keys in problems.items() if problem != "missing")
+    for setting in ("backbone", "model_kwargs"):
+        if theirs[setting] is None is not ours[setting]:
+            part = "backbone" if setting == "backbone" else "contrastive head"
+            return f"it has no {part}"
+        if theirs[setting] != ours[setting] and not only_missing:
+            return (
+                f"its {setting} is a {theirs[setting]}, here {ours[setting]}; "
+                "give the --config_exp that it was made with"
+            )
+    return "it is incomplete, or of a smaller network" if only_missing else "it is of another network"

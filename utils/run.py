@@ -1,9 +1,11 @@
 """One run of one step: its folder, its log, its device, its seed."""
 
+import argparse
 import json
 import logging
+import shutil
 import sys
-import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,17 +19,21 @@ from .config import differences, experiment_of, to_dict
 
 log = logging.getLogger(__name__)
 
+# what the steps leave in the folder of results, besides config.yml and log.txt, which they rewrite or add to
+RESULTS = ("checkpoint.pth.tar", "model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy")
+RESULTS += ("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png")
+
 
 def run_script(main):
     """Call `main()` and exit: 1 and one line for what the user can mend, 130 for Ctrl-C."""
     try:
         main()
-    except (UserError, OSError) as error:  # OSError: no space, no permission, ...; it names the file
+    except (UserError, OSError) as error:  # OSError: no permission, ...; it names the file
         _fail(error)
     except torch.OutOfMemoryError as error:
         _fail(f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size")
     except KeyboardInterrupt:
-        print("interrupted; training resumes from its last complete epoch (without --fresh)", file=sys.stderr)
+        print("interrupted; training resumes after its last epoch (without --fresh)", file=sys.stderr)
         sys.exit(130)
 
 
@@ -40,12 +46,19 @@ def start_arguments(pretrained_help):
     """The command-line arguments that say what a step starts from: --pretrained FILE and --fresh."""
 
     def add(parser):
-        parser.add_argument("--pretrained", metavar="FILE", help=pretrained_help)
+        parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
         parser.add_argument(
             "--fresh", action="store_true", help="replace an earlier run's results instead of resuming it"
         )
 
     return add
+
+
+def file_argument(text):
+    """Type of a command-line argument that names a file."""
+    if not text or "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a file on this machine, found {text!r}")
+    return Path(text).expanduser()
 
 
 class Run:
@@ -91,6 +104,7 @@ class Run:
         console.setFormatter(_ColorFormatter("%(message)s"))
         file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.raiseExceptions = False  # a full disk must not print a traceback for each line of log.txt
         logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
         logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instruction sets it tried
@@ -107,9 +121,16 @@ class Run:
         """Move a model to the device, in the memory layout that convolutions like."""
         return model.to(self.device, memory_format=torch.channels_last)
 
+    @contextmanager
     def scratch(self):
         """Context of a folder for large intermediate files, beside the results; removed at the end."""
-        return tempfile.TemporaryDirectory(prefix="scratch-", dir=self.folder, ignore_cleanup_errors=True)
+        folder = self.folder / "scratch"
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def uses(self, path, role=None):
         """Note a file that the run starts from, so that it is neither resumed on another one nor removed.
@@ -118,7 +139,8 @@ class Run:
         """
         path = Path(path)
         self.inputs[role or f"{path.parent.name}/{path.name}"] = checkpoint.digest(path)
-        self.sources.append(path)
+        if path.exists():
+            self.sources.append(path)
         return path
 
     def identity(self):
@@ -170,23 +192,27 @@ class Run:
         path = self.folder / "checkpoint.pth.tar"
         if self.fresh:
             self._forget()
-        if not path.exists():
+        if self.fresh or not path.exists():
             self._forget_epochs_after(0)
             return 0
         saved = checkpoint.load(path)
         weights, _ = pretrained.unwrap(saved, path)
-        if "model" not in saved:
+        if "model" not in saved and not state:
             log.info("%s: weights without a training state, taken as the result of a finished training", path)
             pretrained.fit(model, weights, path)
             return self.config.epochs
         identity = self.identity()
+        if "identity" not in saved:
+            log.warning("%s: does not tell its configuration (written by another program)", path)
         changed = differences(saved.get("identity", identity), identity)
         if changed:
             raise UserError(
                 f"{path}: written by another experiment ({'; '.join(changed)}); undo the change, "
                 "set another root_dir, or start over with --fresh"
             )
-        missing = [key for key in ("optimizer", "epoch", *state) if key not in saved]
+        missing = [key for key in ("model", "optimizer", "epoch", *state) if key not in saved]
+        if not missing and not isinstance(saved["epoch"], int):
+            missing = ["number of epochs"]
         if missing:
             raise UserError(
                 f"{path}: cannot be resumed, it has no {', '.join(missing)}; start over with --fresh"
@@ -194,7 +220,7 @@ class Run:
         pretrained.fit(model, weights, path)
         try:
             optimizer.load_state_dict(saved["optimizer"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: its optimiser is another one ({error}); start over with --fresh"
             ) from None
@@ -210,7 +236,7 @@ class Run:
     def take_instead_of_training(self, source):
         """Make the folder ready for given weights; raises UserError if it holds a training of its own."""
         path = self.folder / "checkpoint.pth.tar"
-        self.uses(source)
+        self.sources.append(Path(source))
         if self.fresh:
             self._forget()
         elif path.exists() and not path.samefile(source):
@@ -218,15 +244,15 @@ class Run:
                 f"{path}: the folder holds the training of an earlier run; set another root_dir, "
                 "or add --fresh to replace it"
             )
-        self._forget_epochs_after(0)
+        if not path.exists():
+            self._forget_epochs_after(0)
         self.save_config()
 
     def _forget(self):
         """Remove what an earlier run left, but nothing that this one starts from."""
-        for pattern in ("*.pth.tar", "topk-*-neighbors.npy", "metrics.json*", "*.png"):
-            for file in self.folder.glob(pattern):
-                if not any(file.samefile(source) for source in self.sources if source.exists()):
-                    file.unlink()
+        for file in (self.folder / name for name in RESULTS):
+            if file.exists() and not any(file.samefile(source) for source in self.sources):
+                file.unlink()
 
     def _forget_epochs_after(self, epochs_done):
         kept = [line for line in self.read_epochs() if line["epoch"] <= epochs_done]

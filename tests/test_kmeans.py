@@ -1,0 +1,34 @@
+"""The k-means baseline: what it fits on, and what it cannot."""
+
+import pytest
+import torch
+
+from errors import UserError
+from utils import kmeans
+
+
+def blobs(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    centers = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    return centers[labels] + torch.randn(n, 2, generator=generator), labels
+
+
+def test_separate_blobs_are_found():
+    (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
+    figures = kmeans.score(train, test, labels, 3, 3, seed=0, initialisations=3)
+    assert figures["acc"] == figures["nmi"] == 1
+
+
+def test_large_splits_are_sampled(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(kmeans, "FIT_ON", 60)
+    (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
+    assert kmeans.score(train, test, labels, 3, 3, seed=0, initialisations=3)["acc"] == 1
+    assert "fitted on 60 of 90 images" in caplog.text
+
+
+def test_more_clusters_than_images():
+    (train, _), (test, labels) = blobs(4, 0), blobs(30, 1)
+    with pytest.raises(UserError, match="at least 5 training images"):
+        kmeans.score(train, test, labels, 5, 3, seed=0)
