@@ -78,7 +78,7 @@ def anatomy(weights):
     """
     shapes = {key: tuple(value.shape) or (None,) for key, value in weights.items()}
     heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
-    projection = {key: shapes[key] for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)}
+    projection = next((key for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)), None)
     backbone = any(key.startswith("backbone.") for key in shapes)
     stem = shapes.get("backbone.conv1.weight", "?")
     layers = sum(re.match(r"backbone\.layer\d+\.\d+\.conv", key) is not None for key in shapes) + 2
@@ -91,13 +91,8 @@ def anatomy(weights):
     return {
         "kind": kind,
         "backbone": f"ResNet-{layers} with {stem[0]} channels in the stem" if backbone else None,
-        "model_kwargs": next(
-            (
-                f"{'mlp' if '.2.' in key else 'linear'} head to {shape[0]}"
-                for key, shape in projection.items()
-            ),
-            None,
-        ),
+        "model_kwargs": projection
+        and f"{'mlp' if '.2.' in projection else 'linear'} head to {shapes[projection][0]}",
         "num_heads": len(heads) or None,
         "num_classes": shapes.get("cluster_head.0.weight", [None])[0],
     }
@@ -141,7 +136,7 @@ def fit(model, weights, source, part=""):
             for key in own
             if key in given and given[key].shape != own[key].shape
         ],
-        "not numbers of the right type": [
+        "of another type": [
             f"{key} {given[key].dtype}"
             for key in own
             if key in given
