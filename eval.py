@@ -37,13 +37,13 @@ def main(argv=None):
     pretrained.fit(model, weights, args.model)
     model = run.place(model).eval()
 
-    dataset = data.build_dataset(config, "test")
+    test = data.build_eval_loader(config, "test", **run.loading)
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
     if kind == "pretext":
-        evaluate_features(run, model, dataset, about, args.kmeans)
+        evaluate_features(run, model, test, about, args.kmeans)
     else:
         about["head"] = pretrained.choose_head(weights, head, args.model)
-        evaluate_clusters(run, model, dataset, about, args.visualize_prototypes)
+        evaluate_clusters(run, model, test, about, args.visualize_prototypes)
 
 
 def add_arguments(parser):
@@ -57,21 +57,17 @@ def add_arguments(parser):
     parser.add_argument("--output", help="folder for the results (default: eval/NAME/ beside NAME.pth.tar)")
 
 
-def loader(run, dataset):
-    view = data.PlainView(data.build_eval_transform(run.config))
-    return data.Loader(dataset, view, train=False, **run.loading)
-
-
-def evaluate_features(run, model, dataset, about, with_kmeans):
+def evaluate_features(run, model, test, about, with_kmeans):
     """Accuracy of the test split's nearest neighbors, and of k-means fitted on the train split."""
+    dataset = test.dataset
     if dataset.labels is None:
         raise UserError("the test split has no labels: nothing to compare its neighbors with")
     function = pretext.features_of(model, run.config.setup)
-    features = engine.infer(function, loader(run, dataset), "test features").cpu()
+    features = engine.infer(function, test, "test features").cpu()
     mined = neighbors.mine(features, max(1, min(pretext.TOP, len(dataset) - 1)), run.device)
     figures = {**about, **pretext.neighbor_accuracy(mined, dataset.labels)}
     if with_kmeans:
-        train = loader(run, data.build_dataset(run.config, "train"))
+        train = data.build_eval_loader(run.config, "train", **run.loading)
         with run.scratch() as scratch:
             figures["kmeans"] = score_kmeans(
                 engine.infer(function, train, "train features", scratch / "train.npy"),
@@ -95,7 +91,7 @@ def score_kmeans(train, test, dataset, num_clusters):
     return figures
 
 
-def evaluate_clusters(run, model, dataset, about, with_prototypes):
+def evaluate_clusters(run, model, test, about, with_prototypes):
     """Metrics and confusion matrix of one head, and the sheet of prototypes."""
 
     def describe(images):  # the features only where they are needed: many, on ImageNet
@@ -103,7 +99,8 @@ def evaluate_clusters(run, model, dataset, about, with_prototypes):
         probabilities = model.classify(features)[about["head"]].softmax(1)
         return (probabilities, features) if with_prototypes else (probabilities,)
 
-    outputs = engine.infer(describe, loader(run, dataset), "evaluation")
+    dataset = test.dataset
+    outputs = engine.infer(describe, test, "evaluation")
     probabilities, *features = (part.cpu() for part in outputs)
     figures = report.report_clusters(run.folder, probabilities, dataset.labels, dataset.classes, about)
     if with_prototypes:

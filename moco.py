@@ -35,12 +35,10 @@ def main(argv=None):
     pretrained.fit(model, convert(weights), source)
     model = run.place(model)
 
-    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
-    for images, k in ((train_set, TRAIN_NEIGHBORS), (val_set, VAL_NEIGHBORS)):
-        neighbors.require_enough(len(images), k)
-    log.info("%d train and %d test images", len(train_set), len(val_set))
-    view = data.PlainView(data.build_eval_transform(config))
-    train, val = (data.Loader(images, view, train=False, **run.loading) for images in (train_set, val_set))
+    train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
+    for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
+        neighbors.require_enough(len(loader.dataset), k)
+    log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
 
     run.take_instead_of_training(source)
     about = {"setup": config.setup, "dataset": config.train_db_name, "pretrained": str(source)}

@@ -24,6 +24,7 @@ __all__ = [
     "TwoViews",
     "WeakStrongView",
     "build_dataset",
+    "build_eval_loader",
     "build_eval_transform",
     "build_train_transform",
 ]
@@ -89,3 +90,9 @@ def build_dataset(config, split):
     if len(dataset) == 0:
         raise UserError(f"dataset {name!r}, split {split!r}: holds no images")
     return dataset
+
+
+def build_eval_loader(config, split, **loading):
+    """Batches of a whole split under the evaluation transform; `loading`: see Loader."""
+    view = PlainView(build_eval_transform(config))
+    return Loader(build_dataset(config, split), view, train=False, **loading)
