@@ -62,7 +62,7 @@ def run(root, seed):
 
     return {
         "k-means on pixels": k_means(*(split.images.flatten(1) for split in (train, test))),
-        "k-means on SimCLR features": k_means(*simclr_features(config, root, train, test)),
+        "k-means on SimCLR features": k_means(*simclr_features(config, root)),
         **{
             name: json.loads((root / f"digits/{step}/metrics.json").read_text())
             for name, step in (("SCAN loss", "scan"), ("self-labeling", "selflabel"))
@@ -70,15 +70,13 @@ def run(root, seed):
     }
 
 
-def simclr_features(config, root, *datasets):
+def simclr_features(config, root):
     model = build_model(config)
     source = root / "digits/pretext/model.pth.tar"
     pretrained.fit(model, pretrained.read(source, ["pretext"])[0], source)
     model.eval()
-    view = data.PlainView(data.build_eval_transform(config))
-    return [
-        engine.infer(model, data.Loader(images, view, 512, train=False), "features") for images in datasets
-    ]
+    loaders = (data.build_eval_loader(config, split, batch_size=512) for split in ("train", "test"))
+    return [engine.infer(model, loader, "features") for loader in loaders]
 
 
 def table(rows, seeds):

@@ -29,13 +29,13 @@ def main(argv=None):
     weights, _ = pretrained.read(source, ["pretext"], hint)
     pretrained.fit(model, weights, source, "backbone.")
 
-    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    val = data.build_eval_loader(config, "test", **run.loading)
+    train_set, val_set = data.build_dataset(config, "train"), val.dataset
     train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
     val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
     log.info("%d train and %d test images", len(train_set), len(val_set))
     pairs = data.AnchorNeighborView(data.build_train_transform(config), train_neighbors, config.num_neighbors)
     train = data.Loader(train_set, pairs, train=True, **run.loading)
-    val = data.Loader(val_set, data.PlainView(data.build_eval_transform(config)), train=False, **run.loading)
 
     model = run.place(model)
     if config.update_cluster_head_only:

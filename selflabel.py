@@ -38,12 +38,11 @@ def main(argv=None):
     head = pretrained.choose_head(weights, head, source)
     pretrained.fit(model, only_head(weights, head), source)
 
-    train_set, val_set = data.build_dataset(config, "train"), data.build_dataset(config, "test")
+    val = data.build_eval_loader(config, "test", **run.loading)
+    train_set, val_set = data.build_dataset(config, "train"), val.dataset
     log.info("%d train and %d test images", len(train_set), len(val_set))
-    weak = data.build_eval_transform(config)
-    view = data.WeakStrongView(weak, data.build_train_transform(config))
+    view = data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
     train = data.Loader(train_set, view, train=True, **run.loading)
-    val = data.Loader(val_set, data.PlainView(weak), train=False, **run.loading)
 
     model = run.place(model)
     criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)

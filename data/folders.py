@@ -107,12 +107,13 @@ def build_imagenet(data_dir, split, size, subset=None):
     root = val if split == "test" else train
     if not root.is_dir():
         raise UserError(f"{root}: ImageNet is not there; set data_dir to the folder that holds imagenet/")
-    if not _class_folders(root):
+    present = _class_folders(root)
+    if not present:
         raise UserError(f"{root}: holds no class folders; sort its images into one folder per class (wnid)")
     if subset is None:
         of_train = _class_folders(train) if train.is_dir() else []
-        wnids = names = of_train or _class_folders(val)  # those who only evaluate may lack train
-        unknown = sorted(set(_class_folders(root)) - set(wnids))
+        wnids = names = of_train or present  # those who only evaluate may lack train
+        unknown = sorted(set(present) - set(wnids))
         if unknown:
             raise UserError(f"{train}: has no class folder {', '.join(unknown[:4])}, but {root} has")
     else:

@@ -54,6 +54,7 @@ def test_layouts(path, wrap, head, zipped):
     torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=zipped)
     weights, found = pretrained.read(path, ["clustering"])
     assert found == head
+    assert list(weights) == list(model.state_dict())
     pretrained.fit(other, weights, path)
     assert same(model.state_dict(), other.state_dict())
 

@@ -143,15 +143,13 @@ def fit(model, weights, source, part=""):
             and (given[key].is_floating_point() != own[key].is_floating_point() or not _is_plain(given[key]))
         ],
     }
-    if any(problems.values()):
+    problems = {problem: keys for problem, keys in problems.items() if keys}
+    if problems:
         for problem, keys in problems.items():
-            log.debug(
-                "%s: %d weights %s%s", source, len(keys), problem, "".join(f"\n  {key}" for key in keys)
-            )
+            log.debug("%s: %d weights %s\n  %s", source, len(keys), problem, "\n  ".join(keys))
         counts = "; ".join(
             f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
             for problem, keys in problems.items()
-            if keys
         )
         raise UserError(f"{source}: does not fit this model: {_cause(given, own, problems)}: {counts}")
     broken = [key for key, value in given.items() if not value.isfinite().all()]
@@ -172,7 +170,7 @@ def _cause(given, own, problems):
     for setting in ("num_heads", "num_classes"):
         if None is not theirs[setting] != ours[setting]:
             return f"it was made with {setting} {theirs[setting]}, try --set {setting}={theirs[setting]}"
-    only_missing = not any(keys for problem, keys in problems.items() if problem != "missing")
+    only_missing = set(problems) == {"missing"}
     for setting in ("backbone", "model_kwargs"):
         if theirs[setting] is None is not ours[setting]:
             part = "backbone" if setting == "backbone" else "contrastive head"
