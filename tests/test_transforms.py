@@ -125,7 +125,7 @@ def test_color_jitter_draws():
 def test_grey_where():
     images = batch(6).float()
     chosen = torch.tensor([True, False] * 3)
-    out = transforms.grey_where(images, chosen)
+    out = transforms.grey_where_(images.clone(), chosen)
     assert torch.equal(out[1::2], images[1::2])
     for image, result in zip(images[::2], out[::2], strict=True):
         expected = np.asarray(as_pil(image.byte()).convert("L")).astype(float)
@@ -180,7 +180,7 @@ def test_simclr_is_crop_jitter_grey_normalise():
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
     x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
     x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
-    x = transforms.grey_where(x, torch.rand(16) < 0.2)
+    x = transforms.grey_where_(x, torch.rand(16) < 0.2)
     torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
 
 
