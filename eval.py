@@ -13,7 +13,7 @@ from tqdm import tqdm
 import data
 from errors import UserError
 from models import build_model
-from utils import engine, kmeans, neighbors, plots, pretext, pretrained, prototypes, report
+from utils import distributed, engine, kmeans, neighbors, plots, pretext, pretrained, prototypes, report
 from utils.config import load_config, parse_arguments
 from utils.run import Run, file_argument, run_script
 
@@ -24,6 +24,8 @@ KMEANS_SEEDS = range(10)
 
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
+    if distributed.launched():
+        raise UserError("eval.py works in one process: start it with python, not with torchrun")
     config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
     kind = "pretext" if config.setup in ("simclr", "moco") else "clustering"
     if args.kmeans and kind != "pretext":
@@ -96,7 +98,7 @@ def evaluate_clusters(run, model, test, about, with_prototypes):
 
     def describe(images):  # the features only where they are needed: many, on ImageNet
         features = model.backbone(images)
-        probabilities = model.classify(features)[about["head"]].softmax(1)
+        probabilities = model.cluster_head(features)[about["head"]].softmax(1)
         return (probabilities, features) if with_prototypes else (probabilities,)
 
     dataset = test.dataset

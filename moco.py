@@ -12,7 +12,7 @@ import torch
 import data
 from errors import UserError
 from models import build_model
-from utils import checkpoint, neighbors, pretext, pretrained
+from utils import checkpoint, distributed, neighbors, pretext, pretrained
 from utils.config import load_config, parse_arguments
 from utils.run import Run, results_folder, run_script, start_arguments
 
@@ -30,12 +30,14 @@ def main(argv=None):
     config = load_config(args, ["moco"])
     run = Run(config, results_folder(config, "pretext"), args.fresh)
     model = build_model(config)
-    source = args.pretrained or download()
+    with distributed.main_first():
+        source = args.pretrained or download()
     weights, _ = pretrained.read(source, ["moco", "pretext"])
     pretrained.fit(model, convert(weights), source)
     model = run.place(model)
 
-    train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
+    with distributed.main_first():
+        train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
     for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
         neighbors.require_enough(len(loader.dataset), k)
     log.info("%d train and %d test images", len(train.dataset), len(val.dataset))

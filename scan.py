@@ -8,7 +8,7 @@ import logging
 import data
 from losses import SCANLoss
 from models import build_model
-from utils import checkpoint, engine, metrics, neighbors, plots, pretrained, report
+from utils import distributed, engine, metrics, neighbors, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
 from utils.run import Run, results_folder, run_script, start_arguments
@@ -29,8 +29,9 @@ def main(argv=None):
     weights, _ = pretrained.read(source, ["pretext"], hint)
     pretrained.fit(model, weights, source, "backbone.")
 
-    val = data.build_eval_loader(config, "test", **run.loading)
-    train_set, val_set = data.build_dataset(config, "train"), val.dataset
+    with distributed.main_first():
+        val = data.build_eval_loader(config, "test", **run.loading)
+        train_set, val_set = data.build_dataset(config, "train"), val.dataset
     train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
     val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
     log.info("%d train and %d test images", len(train_set), len(val_set))
@@ -43,9 +44,11 @@ def main(argv=None):
     criterion = SCANLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 
+    network = run.for_training(model, train)
+
     def step(batch):
         with run.autocast():  # two passes: anchors and neighbors have their own BatchNorm statistics
-            anchor_logits, neighbor_logits = (model(images) for images in batch)
+            anchor_logits, neighbor_logits = (map(distributed.gather, network(images)) for images in batch)
         losses = [criterion(*pair) for pair in zip(anchor_logits, neighbor_logits, strict=True)]
         total, consistency, entropy = (sum(parts) for parts in zip(*losses, strict=True))  # over the heads
         return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
@@ -60,8 +63,7 @@ def main(argv=None):
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < best["best_loss"]:
             best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
-            content = {"model": model.state_dict(), "head": head}
-            checkpoint.save(content, run.folder / "model.pth.tar")
+            run.save({"model": model.state_dict(), "head": head}, "model.pth.tar")
         values = {f"val_{name}": value for name, value in objectives[head].items()}
         if val_set.labels is not None:
             figures = metrics.clustering_metrics(
@@ -79,8 +81,9 @@ def main(argv=None):
     log.info("best model: head %d, validation loss %.4f", head, best["best_loss"])
     probabilities = engine.infer(lambda images: predict(model)(images)[head], val, "evaluation").cpu()
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "head": head}
-    report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
-    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    if run.main:
+        report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
+        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
 def predict(model):

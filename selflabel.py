@@ -11,7 +11,7 @@ import data
 from errors import UserError
 from losses import ConfidenceBasedCE
 from models import build_model
-from utils import checkpoint, engine, metrics, plots, pretrained, report
+from utils import distributed, engine, metrics, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.ema import EMA
 from utils.optim import build_optimizer
@@ -38,8 +38,9 @@ def main(argv=None):
     head = pretrained.choose_head(weights, head, source)
     pretrained.fit(model, only_head(weights, head), source)
 
-    val = data.build_eval_loader(config, "test", **run.loading)
-    train_set, val_set = data.build_dataset(config, "train"), val.dataset
+    with distributed.main_first():
+        val = data.build_eval_loader(config, "test", **run.loading)
+        train_set, val_set = data.build_dataset(config, "train"), val.dataset
     log.info("%d train and %d test images", len(train_set), len(val_set))
     view = data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
     train = data.Loader(train_set, view, train=True, **run.loading)
@@ -48,16 +49,17 @@ def main(argv=None):
     criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
+    network = run.for_training(model, train)
 
     def step(batch):
         weak_images, strong_images = batch
         with torch.no_grad(), run.autocast():  # in train mode: BatchNorm learns from both views
-            weak_logits = model(weak_images)[0]
+            weak_logits = distributed.gather(network(weak_images)[0])
         _, confident = criterion.pseudo_labels(weak_logits)
         if not confident.any():  # the one place where a GPU is waited for at every step
             return None
         with run.autocast():
-            strong_logits = model(strong_images)[0]
+            strong_logits = distributed.gather(network(strong_images)[0])
         return {"loss": criterion(weak_logits, strong_logits), "confident": confident.float().mean()}
 
     def predict(images):
@@ -82,11 +84,12 @@ def main(argv=None):
         after_epoch=monitor,
     )
 
-    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
+    run.save(model.state_dict(), "model.pth.tar")
     probabilities = engine.infer(predict, val, "evaluation").cpu()
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test"}
-    report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
-    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    if run.main:
+        report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
+        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
 def only_head(weights, head):

@@ -8,7 +8,7 @@ import logging
 import data
 from losses import SimCLRLoss
 from models import build_model
-from utils import engine, neighbors, plots, pretext, pretrained
+from utils import distributed, engine, neighbors, plots, pretext, pretrained
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
 from utils.run import Run, results_folder, run_script, start_arguments
@@ -34,7 +34,8 @@ def main(argv=None):
         about["pretrained"] = str(args.pretrained)
     model = run.place(model)
 
-    train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
+    with distributed.main_first():
+        train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
     for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
         neighbors.require_enough(len(loader.dataset), k)
     log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
@@ -44,7 +45,8 @@ def main(argv=None):
     else:
         learn(run, model, train, val)
     pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
-    plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    if run.main:
+        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
 def learn(run, model, train, val):
@@ -58,9 +60,11 @@ def learn(run, model, train, val):
     criterion = SimCLRLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 
+    network = run.for_training(model, loader, images_per_anchor=2)
+
     def step(images):  # (2B, 3, S, S), the two views of an image beside each other
         with run.autocast():
-            features = model(images)
+            features = distributed.gather(network(images))
         return {"loss": criterion(features.unflatten(0, (-1, 2)))}
 
     def monitor(epoch):

@@ -31,11 +31,13 @@ CLASSES, HEADS, VAL_IMAGES, BATCH = 1000, 10, 50_000, 4096
 class Batches:
     """In the place of a data.Loader: batches of indices of images."""
 
+    batch_size = BATCH
+
     def __init__(self, n):
         self.dataset = range(n)
 
     def __iter__(self):
-        return iter(torch.arange(len(self.dataset)).split(BATCH))
+        return iter(torch.arange(len(self.dataset)).split(self.batch_size))
 
 
 def synthetic(dim):

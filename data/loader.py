@@ -16,16 +16,24 @@ class Loader:
         train: shuffle and drop the last incomplete batch; otherwise neither.
         device: where the batches are made.
         num_workers: processes that decode image files; images in memory need none.
+        rank, world_size: this is process `rank` of `world_size` that share each batch; every batch is cut
+            into parts of one size, the last parts of a batch that does not divide filled up from its start.
 
     Raises:
-        UserError: a training split smaller than one batch, which would train nothing.
+        UserError: a training split smaller than one batch, which would train nothing; a training batch
+            that does not divide by the processes.
     """
 
-    def __init__(self, dataset, view, batch_size, train, device="cpu", num_workers=0):
+    def __init__(self, dataset, view, batch_size, train, device="cpu", num_workers=0, rank=0, world_size=1):
         if train and len(dataset) < batch_size:
             raise UserError(
                 f"batch_size {batch_size} is larger than the training split ({len(dataset)} images), so no "
                 f"batch would be complete; set batch_size to {len(dataset)} or less"
+            )
+        if train and batch_size % world_size:
+            raise UserError(
+                f"batch_size {batch_size} does not divide by {world_size} processes, which share a batch; "
+                f"set it to {max(1, batch_size // world_size) * world_size}"
             )
         self.dataset = dataset
         self.view = view
@@ -33,6 +41,8 @@ class Loader:
         self.train = train
         self.device = device
         self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self):
         if self.train:
@@ -42,6 +52,13 @@ class Loader:
     def __iter__(self):
         order = torch.randperm(len(self.dataset)) if self.train else torch.arange(len(self.dataset))
         batches = order.split(self.batch_size)[: len(self)]
-        indices = [self.view.index(anchors) for anchors in batches]
+        indices = [self._share(self.view.index(anchors)) for anchors in batches]
+        if self.train and self.world_size > 1:
+            # all processes drew the same batches; from here on each draws its own augmentations
+            torch.manual_seed(torch.initial_seed() + 500_009 * (self.rank + 1))
         for images in self.dataset.fetch(indices, self.device, self.num_workers):
             yield self.view(images)
+
+    def _share(self, index):
+        size = -(-len(index) // self.world_size)
+        return index[torch.arange(self.rank * size, (self.rank + 1) * size) % len(index)]

@@ -31,6 +31,20 @@ class ContrastiveModel(nn.Module):
         return F.normalize(self.contrastive_head(self.backbone(images)).float(), dim=1)
 
 
+class ClusterHeads(nn.ModuleList):
+    """Linear heads: backbone features (B, dim) -> list of num_heads float32 logits (B, num_clusters)."""
+
+    def __init__(self, dim, num_clusters, num_heads):
+        if num_clusters < 1 or num_heads < 1:
+            raise ValueError(f"need at least one cluster and one head, got {num_clusters} and {num_heads}")
+        super().__init__(nn.Linear(dim, num_clusters) for _ in range(num_heads))
+
+    def forward(self, features):
+        # They cost nothing, and eight bits of a bfloat16 logit are too few to compare with a threshold.
+        with torch.autocast(features.device.type, enabled=False):
+            return [head(features.float()) for head in self]
+
+
 class ClusteringModel(nn.Module):
     """Backbone and linear cluster heads: images (B, 3, H, W) -> list of num_heads logits (B, num_clusters).
 
@@ -43,23 +57,12 @@ class ClusteringModel(nn.Module):
 
     def __init__(self, backbone, dim, num_clusters, num_heads=1):
         super().__init__()
-        if num_clusters < 1 or num_heads < 1:
-            raise ValueError(f"need at least one cluster and one head, got {num_clusters} and {num_heads}")
         self.backbone = backbone
         self.backbone_frozen = False
-        self.cluster_head = nn.ModuleList(nn.Linear(dim, num_clusters) for _ in range(num_heads))
+        self.cluster_head = ClusterHeads(dim, num_clusters, num_heads)
 
     def forward(self, images):
-        return self.classify(self.backbone(images))
-
-    def classify(self, features):
-        """Backbone features (B, dim) -> list of num_heads float32 logits (B, num_clusters).
-
-        The heads cost nothing, and eight bits of a bfloat16 logit are too few to compare with a
-        confidence threshold.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            return [head(features.float()) for head in self.cluster_head]
+        return self.cluster_head(self.backbone(images))
 
     def freeze_backbone(self):
         """Train the heads only: no gradient in the backbone and no BatchNorm update either."""

@@ -78,6 +78,11 @@ def _device(value):
     return value
 
 
+def _on_or_off(value):
+    value = {True: "on", False: "off"}.get(value, value)  # YAML 1.1 reads on and off as booleans
+    return _one_of("auto", "on", "off")(value)
+
+
 def _scale(value):
     low, high = _list_of(_number(above=0, high=1), 2)(value)
     if low > high:
@@ -94,6 +99,7 @@ ENVIRONMENT = {
     "data_dir": _string,
     "device": _device,
     "precision": _one_of("auto", "bf16", "fp32"),
+    "compile": _on_or_off,
 }
 
 EXPERIMENT = {
@@ -157,6 +163,7 @@ DEFAULTS = {
     "data_dir": "datasets",
     "device": "auto",
     "precision": "auto",
+    "compile": "auto",
     "seed": 0,
     "num_workers": 0,
     "update_cluster_head_only": False,

@@ -1,5 +1,6 @@
 """The loop that all steps share: epochs of training, and passes of inference."""
 
+import collections
 import logging
 import math
 import shutil
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from errors import UserError
 
+from . import distributed
 from .optim import learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
             log.info(_summary(metrics, config.epochs))
             last_line = time.perf_counter()
+    distributed.barrier()  # what the main process saved can be read
     model.eval()
 
 
@@ -78,8 +81,9 @@ def _require_finite(metrics, name, epoch):
 def _train_epoch(model, optimizer, loader, step, after_batch, title):
     model.train()
     totals, trained, skipped = {}, 0, 0
-    bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)
+    bar = _progress(loader, title)
     for batch in bar:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
         values = step(batch)
         if values is not None:
             optimizer.zero_grad(set_to_none=True)
@@ -131,17 +135,20 @@ def infer(function, loader, title, file=None):
         loader: batches of a split, in order.
         title: for the progress bar.
         file: write the outputs (one tensor per batch) to this .npy file as they come, and return a CPU
-            tensor that is mapped from it: for features that would not fit in memory.
+            tensor that is mapped from it: for features that would not fit in memory. Of several
+            processes the main one writes and returns it, the others return None.
     """
-    batches = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)
+    results = _outputs(function, loader, title)
     if file is not None:
-        done = _write(map(function, batches), len(loader.dataset), file)
+        if not distributed.is_main():
+            collections.deque(results, maxlen=0)  # compute them for the main process
+            return None
+        done = _write(results, len(loader.dataset), file)
         _require_all(done, loader)
         # "r+": pages that are only read cost no memory; a private map would have to fit in it
         return torch.from_numpy(np.load(file, mmap_mode="r+"))
     whole = []
-    for batch in batches:
-        outputs = function(batch)
+    for outputs in results:
         parts = (outputs,) if torch.is_tensor(outputs) else outputs
         if not whole:  # the outputs are copied to their place as they come: no second copy at the end
             whole = [part.new_empty(len(loader.dataset), *part.shape[1:]) for part in parts]
@@ -151,6 +158,26 @@ def infer(function, loader, title, file=None):
         done += len(parts[0])
     _require_all(done, loader)
     return whole[0] if torch.is_tensor(outputs) else tuple(whole)
+
+
+def _outputs(function, loader, title):
+    """What `function` returns for each batch; gathered, where each process has a share of the batch."""
+    left = len(loader.dataset)
+    for batch in _progress(loader, title):
+        outputs = function(batch)
+        if distributed.world_size() > 1:
+            count = min(loader.batch_size, left)  # without what fills up the last shares
+            if torch.is_tensor(outputs):
+                outputs = distributed.gather(outputs)[:count]
+            else:
+                outputs = tuple(distributed.gather(part)[:count] for part in outputs)
+            left -= count
+        yield outputs
+
+
+def _progress(batches, title):
+    disable = None if distributed.is_main() else True  # None: shown if this is a terminal
+    return tqdm(batches, desc=title, unit="batch", leave=False, disable=disable)
 
 
 def _require_all(done, loader):

@@ -4,7 +4,7 @@ import logging
 
 import torch.nn.functional as F
 
-from . import checkpoint, engine, neighbors, report
+from . import engine, neighbors, report
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +51,26 @@ def finish(run, model, train, val, k_train, k_val, about):
         k_train, k_val: neighbors to mine besides the image itself.
         about: dict of what is evaluated, put first in metrics.json.
     """
-    paths = {name: run.folder / f"topk-{name}-neighbors.npy" for name in ("train", "val")}
-    for path in (*paths.values(), run.folder / "metrics.json"):
-        path.unlink(missing_ok=True)  # never another model's neighbors beside this one
-    checkpoint.save(model.state_dict(), run.folder / "model.pth.tar")
+    splits = {"train": (train, k_train), "val": (val, k_val)}
+    paths = {name: run.folder / f"topk-{name}-neighbors.npy" for name in splits}
+    if run.main:
+        for path in (*paths.values(), run.folder / "metrics.json"):
+            path.unlink(missing_ok=True)  # never another model's neighbors beside this one
+    run.save(model.state_dict(), "model.pth.tar")
+    function = features_of(model.eval(), run.config.setup)
     with run.scratch() as scratch:
-        figures = _mine(run, model.eval(), {"train": (train, k_train), "val": (val, k_val)}, paths, scratch)
-    report.write_json({**about, **figures}, run.folder / "metrics.json")
+        features = [
+            engine.infer(function, loader, f"{name} features", scratch / f"{name}.npy")
+            for name, (loader, _) in splits.items()
+        ]
+        if run.main:
+            figures = _mine(run, features, splits, paths)
+            report.write_json({**about, **figures}, run.folder / "metrics.json")
 
 
-def _mine(run, model, splits, paths, scratch):
-    function = features_of(model, run.config.setup)
-    figures, features, labels = {}, [], []
-    for name, (loader, k) in splits.items():
-        found = engine.infer(function, loader, f"{name} features", scratch / f"{name}.npy")
-        features.append(found)
+def _mine(run, features, splits, paths):
+    figures, labels = {}, []
+    for found, (name, (loader, k)) in zip(features, splits.items(), strict=True):
         labels.append(loader.dataset.labels)
         mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device)
         neighbors.save(mined[:, : k + 1], paths[name])

@@ -1,8 +1,11 @@
-"""One run of one step: its folder, its log, its device, its seed."""
+"""One run of one step: its folder, its log, its device, its seed, its processes."""
 
 import argparse
+import functools
 import json
 import logging
+import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from termcolor import colored
 
 from errors import UserError
 
-from . import checkpoint, pretrained
+from . import checkpoint, distributed, machine, pretrained
 from .config import differences, experiment_of, to_dict
 
 log = logging.getLogger(__name__)
@@ -28,18 +31,31 @@ def run_script(main):
     """Call `main()` and exit: 1 and one line for what the user can mend, 130 for Ctrl-C."""
     try:
         main()
+        distributed.stop()
     except (UserError, OSError) as error:  # OSError: no permission, ...; it names the file
         _fail(error)
     except torch.OutOfMemoryError as error:
         _fail(f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size")
+    except RuntimeError as error:
+        if distributed.world_size() == 1 or not re.search("connection|peer|nccl|gloo", str(error), re.I):
+            raise
+        log.debug("%s", error)
+        _fail(
+            "another process of this run was lost, so this one stops; the last checkpoint is intact: "
+            "the same command resumes from it (torchrun --max_restarts does so by itself)"
+        )
     except KeyboardInterrupt:
-        print("interrupted; training resumes after its last epoch (without --fresh)", file=sys.stderr)
+        if distributed.is_main():
+            print("interrupted; training resumes after its last epoch (without --fresh)", file=sys.stderr)
         sys.exit(130)
 
 
 def _fail(message):
-    print(colored("error:", "red", attrs=["bold"]), message, file=sys.stderr)
-    sys.exit(1)
+    where = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
+    print(colored(f"error{where}:", "red", attrs=["bold"]), message, file=sys.stderr)
+    sys.stderr.flush()
+    # not sys.exit, which would wait for the other processes
+    os._exit(1) if where else sys.exit(1)
 
 
 def start_arguments(pretrained_help):
@@ -61,6 +77,16 @@ def file_argument(text):
     return Path(text).expanduser()
 
 
+def _by_main(method):
+    """A method of Run that only the main process executes; the others return None at once."""
+
+    @functools.wraps(method)
+    def by_main(self, *args):
+        return method(self, *args) if self.main else None
+
+    return by_main
+
+
 class Run:
     """Where a step works and what it works with.
 
@@ -73,17 +99,21 @@ class Run:
         device: torch.device that everything computes on.
         precision: torch dtype of the network during training and monitoring.
         loading: keyword arguments that every data.Loader of the run takes.
+        main: whether this process writes the results; of torchrun's processes one does.
     """
 
     def __init__(self, config, folder, fresh=False):
         self.config = config
         self.folder = folder
-        self.fresh = fresh
+        self.fresh = fresh and not distributed.restarted()
         self.inputs, self.sources = {}, []
-        self.device = choose_device(config.device)
-        self.precision = choose_precision(config.precision, self.device)
+        self.device = machine.choose_device(config.device, distributed.local_rank())
+        self.precision = machine.choose_precision(config.precision, self.device)
+        distributed.start(self.device)
+        self.main = distributed.is_main()
         self.loading = {
-            "batch_size": config.batch_size, "device": self.device, "num_workers": config.num_workers
+            "batch_size": config.batch_size, "device": self.device, "num_workers": config.num_workers,
+            "rank": distributed.rank(), "world_size": distributed.world_size(),
         }  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -93,19 +123,24 @@ class Run:
                 f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
             ) from None
         self.seed()
+        processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
         log.info(
-            "%s on %s, results in %s", config.setup, f"{self.device} ({str(self.precision)[6:]})", self.folder
+            "%s on %s, results in %s",
+            *(config.setup, f"{processes}{self.device} ({str(self.precision)[6:]})", self.folder),
         )
 
     def start_logging(self):
-        """Log to the console and to log.txt."""
+        """Log to the console and to log.txt, in the main process."""
         console = logging.StreamHandler()
-        console.setLevel(logging.INFO)
+        console.setLevel(logging.INFO if self.main else logging.ERROR)
         console.setFormatter(_ColorFormatter("%(message)s"))
-        file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers = [console]
+        if self.main:
+            file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            handlers.append(file)
         logging.raiseExceptions = False  # a full disk must not print a traceback for each line of log.txt
-        logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
+        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
         logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instruction sets it tried
 
@@ -119,12 +154,36 @@ class Run:
 
     def place(self, model):
         """Move a model to the device, in the memory layout that convolutions like."""
-        return model.to(self.device, memory_format=torch.channels_last)
+        model = model.to(self.device, memory_format=torch.channels_last)
+        return distributed.synchronise(model, self.device)
+
+    def for_training(self, network, loader, images_per_anchor=1):
+        """The function that training calls in the place of `network`, which keeps the weights.
+
+        Compiled where that pays; with several processes, one that averages the gradients over them.
+
+        Args:
+            network: the module that trains, on the run's device.
+            loader: the batches that it trains on, whose number tells how long the run is.
+            images_per_anchor: images of a forward pass for each of the batch's anchors.
+        """
+        if self.device.type == "cpu":
+            machine.reuse_freed_memory()
+        if self.loading["world_size"] > 1:
+            if self.config.compile == "on":
+                log.info("not compiled: several processes train eagerly")
+            return distributed.parallel(network, self.device)
+        steps = self.config.epochs * len(loader)
+        images = loader.batch_size * images_per_anchor
+        return machine.compiled(network, self.config.compile, self.device, steps, images)
 
     @contextmanager
     def scratch(self):
         """Context of a folder for large intermediate files, beside the results; removed at the end."""
         folder = self.folder / "scratch"
+        if not self.main:
+            yield folder
+            return
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         folder.mkdir()
         try:
@@ -149,11 +208,18 @@ class Run:
 
     # --- what is written -------------------------------------------------------------------------
 
+    @_by_main
+    def save(self, content, name):
+        """Save a file of weights in the folder."""
+        checkpoint.save(content, self.folder / name)
+
+    @_by_main
     def save_config(self):
         """Save the resolved configuration beside the results."""
         with checkpoint.atomic(self.folder / "config.yml") as path:
             path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
+    @_by_main
     def log_epoch(self, metrics):
         """Append one JSON line of metrics to metrics.jsonl."""
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -178,7 +244,7 @@ class Run:
             "identity": self.identity(),
             **state,
         }
-        checkpoint.save(content, self.folder / "checkpoint.pth.tar")
+        self.save(content, "checkpoint.pth.tar")
 
     def resume(self, model, optimizer, state):
         """Load the checkpoint, if there is one, into model, optimiser and the dict `state`.
@@ -192,6 +258,7 @@ class Run:
         path = self.folder / "checkpoint.pth.tar"
         if self.fresh:
             self._forget()
+        distributed.barrier()  # the processes must agree on whether there is one
         if self.fresh or not path.exists():
             self._forget_epochs_after(0)
             return 0
@@ -248,12 +315,14 @@ class Run:
             self._forget_epochs_after(0)
         self.save_config()
 
+    @_by_main
     def _forget(self):
         """Remove what an earlier run left, but nothing that this one starts from."""
         for file in (self.folder / name for name in RESULTS):
             if file.exists() and not any(file.samefile(source) for source in self.sources):
                 file.unlink()
 
+    @_by_main
     def _forget_epochs_after(self, epochs_done):
         kept = [line for line in self.read_epochs() if line["epoch"] <= epochs_done]
         with checkpoint.atomic(self.folder / "metrics.jsonl") as path:
@@ -263,35 +332,6 @@ class Run:
 def results_folder(config, step):
     """`{root_dir}/{train_db_name}/{step}`; the steps are pretext, scan, selflabel."""
     return Path(config.root_dir).expanduser() / config.train_db_name / step
-
-
-def choose_device(name):
-    """`auto` is CUDA if there is one, else the CPU. Raises UserError if the named device is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"device {name}: torch sees no such GPU here; set device to auto or cpu")
-        # Reported figures are float32 ones; training in bfloat16 does not need TensorFloat-32.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True
-    return device
-
-
-def choose_precision(name, device):
-    """`auto` is bfloat16 where the hardware computes in it, else float32."""
-    if name == "auto":
-        # torch.cuda.is_bf16_supported() also counts emulation, which is slow
-        gpu = device.type == "cuda"
-        native = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else _cpu_has_bf16()
-        name = "bf16" if native else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
-
-
-def _cpu_has_bf16():
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 class _ColorFormatter(logging.Formatter):

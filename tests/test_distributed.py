@@ -1,0 +1,140 @@
+"""Several processes: they compute what one does, one of them writes, and a lost one is no disaster."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from steps import ROOT, STEPS, arguments, weights
+
+import data
+from data.arrays import ArrayImages
+from utils import checkpoint
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def python(*command):
+    """Run Python as a user would; returns its exit status and what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def one_and_two(results, tmp_path_factory):
+    """The results of tests/exact_steps.py in one process and in two."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder, launcher in zip(folders, ([], TORCHRUN), strict=True):
+        code, printed = python(*launcher, "tests/exact_steps.py", results, folder)
+        assert code == 0, printed
+    return folders
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_two_processes_compute_what_one_does(step, one_and_two):
+    one, two = (folder / step for folder in one_and_two)
+    losses = [json.loads((f / "digits" / step / "metrics.jsonl").read_text())["loss"] for f in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    gradients = [torch.load(folder / "gradients.pt") for folder in (one, two)]
+    assert len(gradients[0]) == len(gradients[1]) > 1
+    assert max(g.abs().max() for g in gradients[0]) > 1e-2
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_results_are_those_of_one_process(step, one_and_two):
+    one, two = (folder / step / "digits" / step for folder in one_and_two)
+    names = [{path.name for path in folder.rglob("*")} for folder in (one, two)]
+    assert names[0] == names[1] and "checkpoint.pth.tar" in names[0]
+    saved = [checkpoint.load(folder / "checkpoint.pth.tar") for folder in (one, two)]
+    assert saved[0].keys() == saved[1].keys() and saved[0]["identity"] == saved[1]["identity"]
+    for name in ("checkpoint.pth.tar", "model.pth.tar"):  # BatchNorm's running statistics, too
+        a, b = (weights(folder / name) for folder in (one, two))
+        assert list(a) == list(b)
+        for key in a:
+            torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=1e-5, msg=key)
+    lines = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (one, two)]
+    assert lines == [1, 1]
+
+
+def test_features_are_gathered_and_mined_once(one_and_two):
+    one, two = (folder / "pretext/digits/pretext" for folder in one_and_two)
+    for name in ("train", "val"):
+        a, b = (np.load(folder / f"topk-{name}-neighbors.npy") for folder in (one, two))
+        assert a.shape == b.shape
+        assert (a == b).mean() > 0.99  # ties and rounding
+    assert (two / "log.txt").read_text().count("neighbors of each of 1437 images") == 1
+
+
+def test_a_lost_process_ends_the_run_and_the_next_resumes(tmp_path):
+    arguments_ = arguments("pretext", tmp_path, "epochs=4")
+    code, printed = python(*TORCHRUN, "tests/lost_process.py", *arguments_)
+    assert code != 0
+    assert "error in process 0: another process of this run was lost" in printed
+    folder = tmp_path / "digits/pretext"
+    assert checkpoint.load(folder / "checkpoint.pth.tar")["epoch"] == 2
+    code, printed = python("simclr.py", *arguments_)  # one process goes on with what two began
+    assert code == 0 and "resuming after epoch 2" in printed
+    assert epochs(folder) == [1, 2, 3, 4]
+
+
+def test_torchrun_restarts_a_lost_process_and_resumes(tmp_path):
+    arguments_ = arguments("pretext", tmp_path, "epochs=4", flags=["--fresh"])
+    code, printed = python(*TORCHRUN, "--max_restarts", "1", "tests/lost_process.py", *arguments_)
+    assert code == 0, printed
+    assert "resuming after epoch 2" in printed  # although the command says --fresh
+    folder = tmp_path / "digits/pretext"
+    assert epochs(folder) == [1, 2, 3, 4]
+    assert (folder / "metrics.json").exists()
+
+
+def epochs(folder):
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_users_mistake_is_one_line_of_each_process(tmp_path):
+    code, printed = python(*TORCHRUN, "simclr.py", *arguments("pretext", tmp_path, "batch_size=255"))
+    assert code != 0
+    assert "batch_size 255 does not divide by 2 processes, which share a batch; set it to 254" in printed
+    assert "UserError" not in printed
+    code, printed = python(
+        *TORCHRUN, "eval.py", "--config_exp", "configs/scan/scan_digits.yml", "--model", "x"
+    )
+    assert code != 0 and "start it with python, not with torchrun" in printed
+
+
+@pytest.mark.parametrize("n, batch_size, world_size", [(20, 8, 2), (21, 8, 3), (5, 4, 4), (3, 8, 4)])
+def test_shares_put_together_are_the_batches(n, batch_size, world_size):
+    images = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    whole = data.PlainView(lambda images: images[:, 0, 0, 0])
+
+    def batches(**share):
+        return list(data.Loader(ArrayImages(images), whole, batch_size, train=False, **share))
+
+    shares = zip(*(batches(rank=r, world_size=world_size) for r in range(world_size)), strict=True)
+    for expected, parts in zip(batches(), shares, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert torch.equal(torch.cat(parts)[: len(expected)], expected)
+
+
+def test_processes_share_the_batches_but_not_the_augmentations():
+    images = torch.arange(64, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+
+    def anchors_and_noise(rank):
+        torch.manual_seed(3)
+        noise = []
+        view = data.PlainView(lambda images: (images[:, 0, 0, 0], noise.append(torch.rand(1).item()))[0])
+        loader = data.Loader(ArrayImages(images), view, 32, train=True, rank=rank, world_size=2)
+        return torch.stack(list(loader)), noise
+
+    (first, noise), (second, other_noise) = map(anchors_and_noise, (0, 1))
+    assert sorted(torch.cat([first, second], 1).flatten().tolist()) == list(range(64))
+    assert not set(noise) & set(other_noise)

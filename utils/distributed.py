@@ -1,0 +1,158 @@
+"""One run on several processes, as torchrun starts them: which one is this, and what do they share?
+
+Each process computes its share of a batch; outputs are gathered, and every process computes the loss of the
+whole batch from them. The losses therefore know nothing of processes, and W of them compute what one does:
+
+    L(all outputs),   dL/dw = sum_r  dL/d(outputs of r)  d(outputs of r)/dw,
+
+process r computing the term r. DistributedDataParallel takes the mean of the terms instead of their sum, so
+`gather` multiplies by W on the way back. BatchNorm takes its statistics over all shares.
+"""
+
+import os
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from errors import UserError
+
+TIMEOUT = timedelta(hours=2)  # one process may mine the neighbors of ImageNet while the others wait
+
+
+def launched():
+    """Whether torchrun started this process."""
+    return dist.is_available() and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
+def local_rank():
+    """Number of this process on its machine; None without torchrun."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else None
+
+
+def start(device):
+    """Join the other processes, if there are any. Raises UserError when they do not meet."""
+    if not launched() or dist.is_initialized():
+        return
+    try:
+        store, place, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # after a restart the store still holds the addresses of the processes before it
+        store = dist.PrefixStore(f"attempt {_restarts()}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise UserError(
+            f"torchrun's processes cannot reach each other ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def stop():
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def restarted():
+    """Whether torchrun started the processes again after one was lost."""
+    return launched() and _restarts() > 0
+
+
+def _restarts():
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank():
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main():
+    """Whether this is the process that writes the results."""
+    return rank() == 0
+
+
+def barrier():
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_first():
+    """Context that the main process passes first: it downloads, say, and the others find the files."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def gather(share):
+    """Every process's (B / W, ...) -> the whole batch (B, ...), in the order of the processes."""
+    return _Gather.apply(share) if world_size() > 1 else share
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, share):
+        parts = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, share.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.chunk(world_size())[rank()] * world_size()
+
+
+class _Mean(torch.autograd.Function):
+    """Mean over the processes."""
+
+    @staticmethod
+    def forward(ctx, value):
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / world_size()
+
+    backward = forward  # the transpose of a symmetric map
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm with the statistics of all processes' shares, which are of one size. torch's needs a GPU."""
+
+    def forward(self, images):
+        if not self.training:
+            return super().forward(images)
+        x = images.float()
+        mean = _Mean.apply(x.mean((0, 2, 3)))
+        centered = x - mean.view(1, -1, 1, 1)
+        variance = _Mean.apply(centered.square().mean((0, 2, 3)))
+        with torch.no_grad():
+            n = x.numel() // x.size(1) * world_size()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(images.dtype)
+
+
+def synchronise(model, device):
+    """Make each BatchNorm2d of the model one of all processes; parameters and their names stay."""
+    if world_size() == 1:
+        return model
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm
+    return model
+
+
+def parallel(network, device):
+    """The network with its gradients averaged over the processes."""
+    ids = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name from torch 2.14 on
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
