@@ -4,8 +4,10 @@ python scan.py --config_exp configs/scan/scan_cifar10.yml [--pretrained simclr_c
 """
 
 import logging
+import math
 
 import data
+from errors import UserError
 from losses import SCANLoss
 from models import build_model
 from utils import distributed, engine, metrics, neighbors, plots, pretrained, report
@@ -35,16 +37,21 @@ def main(argv=None):
     train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
     val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
     log.info("%d train and %d test images", len(train_set), len(val_set))
-    pairs = data.AnchorNeighborView(data.build_train_transform(config), train_neighbors, config.num_neighbors)
-    train = data.Loader(train_set, pairs, train=True, **run.loading)
 
     model = run.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
+    transform = data.build_train_transform(config)
+    trained, validation = model, val
+    if "cache_features" in config:
+        trained, transform = model.cluster_head, data.unchanged
+        train_set, validation = cache_features(run, model.eval(), train_set, val)
+    pairs = data.AnchorNeighborView(transform, train_neighbors, config.num_neighbors)
+    train = data.Loader(train_set, pairs, train=True, **run.loading)
     criterion = SCANLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 
-    network = run.for_training(model, train)
+    network = run.for_training(trained, train)
 
     def step(batch):
         with run.autocast():  # two passes: anchors and neighbors have their own BatchNorm statistics
@@ -58,7 +65,7 @@ def main(argv=None):
     def validate(epoch):
         """Choose by the objective on the validation split, without labels; labels only tell the accuracy."""
         with run.autocast():
-            probabilities = engine.infer(predict(model), val, "validation")
+            probabilities = engine.infer(predict(trained), validation, "validation")
         objectives = [metrics.validation_objective(p, val_neighbors) for p in probabilities]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < best["best_loss"]:
@@ -89,6 +96,38 @@ def main(argv=None):
 def predict(model):
     """Function images -> one (B, C) of probabilities per head."""
     return lambda images: tuple(logits.softmax(1) for logits in model(images))
+
+
+def cache_features(run, model, train_set, val):
+    """The frozen backbone's features, float16, in the place of the images.
+
+    Returns:
+        FeatureViews of `cache_features` augmented views of the training images, and a loader of the
+        validation features. Raises UserError when they do not fit in memory.
+    """
+    config, view = run.config, data.PlainView(data.build_train_transform(run.config))
+    augmented = data.Loader(train_set, view, train=False, **run.loading)
+    run.seed()
+
+    def features(images):
+        return model.backbone(images).half()
+
+    with run.autocast():
+        validation = engine.infer(features, val, "validation features")
+        shape = (config.cache_features, len(train_set), validation.size(1))
+        try:
+            views = validation.new_empty(shape)
+        except RuntimeError:
+            raise UserError(
+                f"cache_features {shape[0]}: {2 * math.prod(shape) / 1e9:.1f} GB of features find no room "
+                f"in the memory of {run.device}; lower it"
+            ) from None
+        for number, place in enumerate(views, start=1):
+            place.copy_(engine.infer(features, augmented, f"features of view {number}/{len(views)}"))
+    log.info("features of %d views of %d images, %.2f GB", *shape[:2], views.nbytes / 1e9)
+    unchanged = data.PlainView(data.unchanged)
+    cached = data.FeatureViews(validation.unsqueeze(0))
+    return data.FeatureViews(views), data.Loader(cached, unchanged, train=False, **run.loading)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,20 @@ from pathlib import Path
 
 from errors import UserError
 
-from .arrays import read_npz
+from .arrays import FeatureViews, read_npz
 from .digits import build_digits
 from .folders import build_folder, build_imagenet
 from .loader import Loader
 from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .transforms import build_eval_transform, build_train_transform
-from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
+from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView, unchanged
 
 __all__ = [
     "DATASETS",
     "FOLDERS",
     "WITH_UNLABELED",
     "AnchorNeighborView",
+    "FeatureViews",
     "Loader",
     "PlainView",
     "TwoViews",
@@ -27,6 +28,7 @@ __all__ = [
     "build_eval_loader",
     "build_eval_transform",
     "build_train_transform",
+    "unchanged",
 ]
 
 # name: builder(data_dir, split) of an ArrayImages

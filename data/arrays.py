@@ -1,4 +1,4 @@
-"""Images held in memory as one uint8 tensor, and `.npz` files of them."""
+"""What is held in memory as one tensor: images, `.npz` files of them, and features of their views."""
 
 import zipfile
 import zlib
@@ -44,6 +44,26 @@ class ArrayImages:
         self.images = self.images.to(device)
         for index in index_batches:
             yield self.images[index.to(device, non_blocking=True)]
+
+
+class FeatureViews:
+    """Features in the place of images: of several augmented views of each, one of which is drawn per use.
+
+    Args:
+        views: (V, N, D), kept where it is.
+    """
+
+    def __init__(self, views):
+        self.views = views
+
+    def __len__(self):
+        return self.views.size(1)
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the features of each index batch, (*index.shape, D)."""
+        for index in index_batches:
+            view = torch.randint(len(self.views), index.shape)
+            yield self.views[view.to(device, non_blocking=True), index.to(device, non_blocking=True)]
 
 
 def to_channels_first(images, where):

@@ -9,6 +9,11 @@ import torch
 from errors import UserError
 
 
+def unchanged(images):
+    """The transform of what is no image any more."""
+    return images
+
+
 class PlainView:
     """The image itself: (B, 3, S, S)."""
 
@@ -33,7 +38,7 @@ class AnchorNeighborView:
     """Step 2: each image and one of its mined neighbors, each augmented on its own: two (B, 3, S, S).
 
     Args:
-        transform: the training augmentation.
+        transform: the training augmentation; `unchanged` for features in the place of images.
         neighbors: int64 (N, 1 + mined), each row normally starting with the image itself.
         num_neighbors: draw uniformly from the first `num_neighbors + 1` entries of a row.
 

@@ -113,6 +113,7 @@ EXPERIMENT = {
     "num_heads": _positive,
     "num_neighbors": _positive,
     "update_cluster_head_only": _boolean,
+    "cache_features": _positive,
     "temperature": _number(above=0),
     "criterion": _one_of("simclr", "scan", "confidence-cross-entropy"),
     "criterion_kwargs": {
@@ -271,6 +272,11 @@ def load_config(args, setups, training=True):
         missing.append("scheduler_kwargs.lr_decay_epochs, which scheduler step needs")
     if missing:
         raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
+    if "cache_features" in config and not config["update_cluster_head_only"]:
+        raise UserError(
+            f"{args.config_exp}: cache_features needs update_cluster_head_only True; the features of a "
+            "backbone that trains change at every step"
+        )
     if training and config["setup"] in CRITERION:
         name, key = CRITERION[config["setup"]]
         found, keys = config["criterion"], config["criterion_kwargs"]
