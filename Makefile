@@ -1,12 +1,13 @@
 # make demo    the whole method on handwritten digits, on the CPU
 # make test    the tests
 # make lint    style
+# make bench   the plain way and ours, side by side
 # Each sets up .venv first, from requirements.txt, if need be. Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
@@ -17,6 +18,9 @@ test: $(VENV)/ready
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/ready
+	$(RUN) benchmarks/bench.py
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -138,8 +138,6 @@ def count_matches(clusters, labels, pairs):
     return [int(((clusters == cluster) & (labels == label)).sum()) for cluster, label in pairs]
 
 
-def hungarian_match(clusters, labels, num_clusters, num_classes):
-    """One-to-one matching by num_clusters x num_classes passes over the images."""
-    pairs = [(cluster, label) for cluster in range(num_clusters) for label in range(num_classes)]
-    counts = torch.tensor(count_matches(clusters, labels, pairs)).view(num_clusters, num_classes)
-    return linear_sum_assignment(counts.numpy(), maximize=True)
+def assign(table):
+    """One-to-one matching of a table of counts."""
+    return linear_sum_assignment(table, maximize=True)
