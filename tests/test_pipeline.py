@@ -218,6 +218,46 @@ def test_heads_only(results, after):
     assert figures["acc"] <= figures["majority_vote_acc"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cached_features_train_the_same_heads(results, after, precision, tmp_path_factory):
+    """Without random augmentations all views are one, so that only the half precision differs."""
+    folders = after("pretext"), tmp_path_factory.mktemp("cached")
+    (folders[1] / "digits").mkdir()
+    (folders[1] / "digits/pretext").symlink_to(results / "pretext")
+    settings = ["update_cluster_head_only=True", f"precision={precision}", "epochs=3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "build_train_transform", data.build_eval_transform)
+        run("scan", folders[0], *settings)
+        run("scan", folders[1], *settings, "cache_features=2")
+    plain, cached = (
+        [json.loads(line) for line in (f / "digits/scan/metrics.jsonl").read_text().splitlines()]
+        for f in folders
+    )
+    for a, b in zip(plain, cached, strict=True):
+        for name in ("loss", "val_loss"):
+            assert b[name] == pytest.approx(a[name], abs=0.05 if precision == "bf16" else 2e-3)
+    a, b = (weights(f / "digits/scan/model.pth.tar") for f in folders)
+    assert list(a) == list(b)
+    assert all(torch.equal(a[key], b[key]) for key in a if "backbone" in key)
+
+
+def test_cached_views_differ_and_are_drawn(results, after):
+    root = after("pretext")
+    run("scan", root, "update_cluster_head_only=True", "cache_features=3")
+    assert "features of 3 views of 1437 images, 0.00 GB" in (root / "digits/scan/log.txt").read_text()
+    views = torch.rand(3, 50, 4)
+    drawn = next(data.FeatureViews(views).fetch([torch.zeros(200, 2, dtype=torch.int64)], "cpu"))
+    assert drawn.shape == (200, 2, 4)
+    assert {tuple(row.tolist()) for row in drawn.flatten(0, 1)} == {
+        tuple(row.tolist()) for row in views[:, 0]
+    }
+
+
+def test_cached_features_of_a_backbone_that_trains(after, capsys):
+    argv = arguments("scan", after("pretext"), "cache_features=3", "update_cluster_head_only=False")
+    assert "cache_features needs update_cluster_head_only True" in fails(capsys, scan.main, argv)
+
+
 def test_ema(results, after):
     root = after("pretext", "scan")
     run("selflabel", root, "use_ema=True", "ema_alpha=0.9")
