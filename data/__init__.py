@@ -58,7 +58,8 @@ def build_dataset(config, split):
 
     Args:
         config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
-            Image files are brought to 256 / 224 of `transformation_kwargs.crop_size`.
+            Image files are brought to 256 / 224 of `transformation_kwargs.crop_size`; of a folder's,
+            the share `max_unreadable` may be damaged, and `num_workers` processes look for those.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
 
     Returns:
@@ -80,8 +81,11 @@ def build_dataset(config, split):
         dataset = DATASETS[name](data_dir, split)
     elif name in FOLDERS or (data_dir / name).is_dir():
         size = round(config.get("transformation_kwargs", {}).get("crop_size", 224) * 256 / 224)
-        builder = FOLDERS.get(name, partial(build_folder, name=name))
-        dataset = builder(data_dir, split, size)
+        if name in FOLDERS:
+            dataset = FOLDERS[name](data_dir, split, size)
+        else:
+            unreadable = config.get("max_unreadable", 0.01)
+            dataset = build_folder(data_dir, split, size, name, config.get("num_workers", 0), unreadable)
     else:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,13 +1,14 @@
 """What is held in memory as one tensor: images, `.npz` files of them, and features of their views."""
 
-import zipfile
-import zlib
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from errors import UserError
+
+MOST_CLASSES = 30_000  # more would need gigabytes to be compared with clusters
 
 
 class ArrayImages:
@@ -34,6 +35,16 @@ class ArrayImages:
 
     def __len__(self):
         return len(self.images)
+
+    def fingerprint(self):
+        """Number of images and a hash of up to a thousand of them; labels do not enter."""
+        some = self.images[:: max(1, len(self) // 1000)].cpu().contiguous()
+        content = str(tuple(self.images.shape)).encode() + some.numpy().tobytes()
+        return f"{len(self)} images ({hashlib.sha256(content).hexdigest()[:16]})"
+
+    def names(self):
+        """What to call the images: their places in the split."""
+        return [str(index) for index in range(len(self))]
 
     def raw(self, index):
         """The image as it is, uint8 (3, H, W), on the CPU."""
@@ -76,7 +87,7 @@ def to_channels_first(images, where):
         images = images[..., 0]
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=-1)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise UserError(
             f"{where}: images must be uint8 of shape (N, H, W, 3) or (N, H, W), "
             f"found {images.dtype} {images.shape}"
@@ -93,7 +104,7 @@ def read_npz(path, split):
     path = Path(path)
     try:
         archive = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can break the reader in any way
         raise UserError(f"{path}: not a readable .npz file ({error})") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
@@ -105,9 +116,11 @@ def read_npz(path, split):
         try:
             images = archive[f"{split}_images"]
             labels, classes = archive.get(f"{split}_labels"), archive.get("classes")
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:
             raise UserError(f"{path}: cannot be read ({error}); write it again") from None
     images = to_channels_first(images, f"{path}: {split}_images")
+    if classes is not None and classes.ndim != 1:
+        raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
     if labels is not None:
         labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -119,6 +132,8 @@ def read_npz(path, split):
             raise UserError(
                 f"{path}: {split}_labels holds negative labels; leave the array out if there are none"
             )
+        if len(labels) and labels.max() >= MOST_CLASSES:
+            raise UserError(f"{path}: {split}_labels holds {labels.max()}; number the classes 0, 1, 2, ...")
         if classes is not None and len(labels) and labels.max() >= len(classes):
             raise UserError(f"{path}: 'classes' has {len(classes)} names, but a label is {labels.max()}")
     return ArrayImages(images, labels, None if classes is None else [str(name) for name in classes])

@@ -13,6 +13,7 @@ class Loader:
         view: what a step sees (`data/views.py`): `view.index(anchors)` says which images to fetch
             for the anchors (B,), `view(images)` makes tensors of them.
         batch_size: anchors per batch.
+        anchors: int64 (M,), the images to go through; all of them by default.
         train: shuffle and drop the last incomplete batch; otherwise neither.
         device: where the batches are made.
         num_workers: processes that decode image files; images in memory need none.
@@ -21,14 +22,24 @@ class Loader:
 
     Raises:
         UserError: a training split smaller than one batch, which would train nothing; a training batch
-            that does not divide by the processes.
+            of one image, or one that does not divide by the processes.
     """
 
-    def __init__(self, dataset, view, batch_size, train, device="cpu", num_workers=0, rank=0, world_size=1):
-        if train and len(dataset) < batch_size:
+    def __init__(
+        self,
+        dataset,
+        view,
+        batch_size,
+        train,
+        device="cpu",
+        num_workers=0,
+        rank=0,
+        world_size=1,
+        anchors=None,
+    ):
+        if train and batch_size < 2:
             raise UserError(
-                f"batch_size {batch_size} is larger than the training split ({len(dataset)} images), so no "
-                f"batch would be complete; set batch_size to {len(dataset)} or less"
+                f"batch_size {batch_size}: the losses compare images of a batch; set batch_size to 2 or more"
             )
         if train and batch_size % world_size:
             raise UserError(
@@ -36,6 +47,12 @@ class Loader:
                 f"set it to {max(1, batch_size // world_size) * world_size}"
             )
         self.dataset = dataset
+        self.anchors = torch.arange(len(dataset)) if anchors is None else anchors
+        if train and len(self.anchors) < batch_size:
+            raise UserError(
+                f"batch_size {batch_size} is larger than the training split ({len(self.anchors)} images), "
+                f"so no batch would be complete; set batch_size to {len(self.anchors)} or less"
+            )
         self.view = view
         self.batch_size = batch_size
         self.train = train
@@ -43,21 +60,29 @@ class Loader:
         self.num_workers = num_workers
         self.rank = rank
         self.world_size = world_size
+        self._skip = 0, None
 
     def __len__(self):
         if self.train:
-            return len(self.dataset) // self.batch_size
-        return -(-len(self.dataset) // self.batch_size)
+            return len(self.anchors) // self.batch_size
+        return -(-len(self.anchors) // self.batch_size)
 
     def __iter__(self):
-        order = torch.randperm(len(self.dataset)) if self.train else torch.arange(len(self.dataset))
+        order = self.anchors[torch.randperm(len(self.anchors))] if self.train else self.anchors
         batches = order.split(self.batch_size)[: len(self)]
         indices = [self._share(self.view.index(anchors)) for anchors in batches]
         if self.train and self.world_size > 1:
             # all processes drew the same batches; from here on each draws its own augmentations
             torch.manual_seed(torch.initial_seed() + 500_009 * (self.rank + 1))
-        for images in self.dataset.fetch(indices, self.device, self.num_workers):
+        (skipped, random_state), self._skip = self._skip, (0, None)
+        if random_state is not None:
+            torch.set_rng_state(random_state)
+        for images in self.dataset.fetch(indices[skipped:], self.device, self.num_workers):
             yield self.view(images)
+
+    def skip(self, batches, random_state):
+        """Let the next pass start after so many batches, with torch's random state of that moment."""
+        self._skip = batches, random_state
 
     def _share(self, index):
         size = -(-len(index) // self.world_size)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 from pathlib import Path
 
@@ -58,8 +59,15 @@ def _boolean(value):
 
 
 def _string(value):
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.isprintable() or not value:
         raise ValueError("a name")
+    return value
+
+
+def _dataset(value):
+    path = Path(_string(value))  # it names folders of data and of results
+    if path.is_absolute() or ".." in path.parts or path == Path():
+        raise ValueError("the name of a dataset within data_dir")
     return value
 
 
@@ -67,6 +75,8 @@ def _list_of(check, length=None):
     def check_list(value):
         if not isinstance(value, (list, tuple)) or (length and len(value) != length):
             raise ValueError(f"a list of {length} numbers" if length else "a list")
+        if not value:
+            raise ValueError("a list that is not empty")
         return [check(item) for item in value]
 
     return check_list
@@ -79,7 +89,8 @@ def _device(value):
 
 
 def _on_or_off(value):
-    value = {True: "on", False: "off"}.get(value, value)  # YAML 1.1 reads on and off as booleans
+    if isinstance(value, bool):  # as YAML 1.1 reads on and off
+        return "on" if value else "off"
     return _one_of("auto", "on", "off")(value)
 
 
@@ -88,6 +99,11 @@ def _scale(value):
     if low > high:
         raise ValueError("a list of two shares of the area, the smaller one first")
     return [low, high]
+
+
+def _count(low, high):
+    """A whole number; `high` is far beyond what is of use, so that a slip does not fill the memory."""
+    return _number(low, high, whole=True)
 
 
 _probability = {"p": _number(0, 1)}
@@ -106,14 +122,15 @@ EXPERIMENT = {
     "setup": _one_of("simclr", "moco", "scan", "selflabel"),
     "seed": _number(0, 2**31, whole=True),
     "backbone": _string,
-    "model_kwargs": {"head": _one_of("mlp", "linear"), "features_dim": _positive},
-    "train_db_name": _string,
-    "val_db_name": _string,
-    "num_classes": _positive,
-    "num_heads": _positive,
+    "model_kwargs": {"head": _one_of("mlp", "linear"), "features_dim": _count(1, 100_000)},
+    "train_db_name": _dataset,
+    "val_db_name": _dataset,
+    "num_classes": _count(2, 100_000),
+    "num_heads": _count(1, 1000),
     "num_neighbors": _positive,
     "update_cluster_head_only": _boolean,
     "cache_features": _positive,
+    "validation": _one_of("test", "train_holdout"),
     "temperature": _number(above=0),
     "criterion": _one_of("simclr", "scan", "confidence-cross-entropy"),
     "criterion_kwargs": {
@@ -128,17 +145,18 @@ EXPERIMENT = {
     "optimizer": _one_of("sgd", "adam"),
     "optimizer_kwargs": {
         "lr": _number(above=0),
-        "momentum": _number(0),
+        "momentum": _number(0, below=1),
         "weight_decay": _number(0),
         "nesterov": _boolean,
     },
     "scheduler": _one_of("cosine", "step", "constant"),
     "scheduler_kwargs": {
-        "lr_decay_rate": _number(above=0),
+        "lr_decay_rate": _number(above=0, high=1),
         "lr_decay_epochs": _list_of(_number(0, whole=True)),
     },
     "batch_size": _positive,
-    "num_workers": _number(0, whole=True),
+    "num_workers": _count(0, 1000),
+    "max_unreadable": _number(0, 1),
     "augmentation_strategy": _one_of("standard", "simclr", "ours"),
     "augmentation_kwargs": {
         "random_resized_crop": {"size": _positive, "scale": _scale},
@@ -205,11 +223,14 @@ CRITERION = {
 
 
 def parse_arguments(argv, description, add_arguments=None):
-    """The command line that all steps share: --config_env, --config_exp, --data_dir, --set."""
+    """The command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
     parser.add_argument(
         "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
+    )
+    parser.add_argument(
+        "--run", metavar="NAME", type=_run_name, help="keep the results apart, in root_dir/NAME/"
     )
     parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
     parser.add_argument(
@@ -225,8 +246,14 @@ def parse_arguments(argv, description, add_arguments=None):
         add_arguments(parser)
     args = parser.parse_args(argv)
     if args.data_dir:
-        args.overrides.append(f"data_dir={args.data_dir}")
+        args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # a path is no YAML
     return args
+
+
+def _run_name(text):
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"expected letters, digits, '_', '-' and '.', found {text!r}")
+    return text
 
 
 def load_config(args, setups, training=True):
@@ -259,6 +286,8 @@ def load_config(args, setups, training=True):
             nested = {part: nested}
         _merge(experiment, _checked(nested, {**ENVIRONMENT, **EXPERIMENT}, "--set"))
     config.update(experiment)
+    if args.run:
+        config["root_dir"] = str(Path(config["root_dir"]) / args.run)
 
     if config.get("setup") not in setups:
         raise UserError(
@@ -289,10 +318,12 @@ def load_config(args, setups, training=True):
 
 
 def experiment_of(config):
-    """The part of a configuration that decides the results: no paths, devices or worker counts."""
-    return {
-        key: value for key, value in to_dict(config).items() if key in EXPERIMENT and key != "num_workers"
-    }
+    """The part of a configuration that decides the results: no paths, devices or worker counts.
+
+    Which images were readable is told by the datasets' fingerprints.
+    """
+    keys = EXPERIMENT.keys() - {"num_workers", "max_unreadable"}
+    return {key: value for key, value in to_dict(config).items() if key in keys}
 
 
 def to_dict(config):
@@ -316,11 +347,23 @@ def differences(old, new, prefix=""):
     return lines
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path):
     """Read a YAML file that holds a mapping. Raises UserError with file and line."""
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+            content = yaml.load(file, _Loader)
     except FileNotFoundError:
         folder = Path(path).parent
         near = difflib.get_close_matches(Path(path).name, [p.name for p in folder.glob("*.yml")], n=1)
@@ -331,7 +374,8 @@ def read_yaml(path):
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = str(getattr(error, "problem", None) or error)
+        raise UserError(f"{path}{where}: not valid YAML ({problem.splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
