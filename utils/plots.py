@@ -57,8 +57,10 @@ def save_image_sheet(images, titles, path):
 
 
 def save_curves(epochs, path):
-    """One panel per logged number against the epoch; `epochs`: list of dicts, see Run.read_epochs."""
-    names = list(dict.fromkeys(name for line in epochs for name in line if name not in NOT_CURVES))
+    """One panel per logged number, lists left out, against the epoch; `epochs`: see Run.read_epochs."""
+    logged = (pair for line in epochs for pair in line.items())
+    names = [name for name, value in logged if name not in NOT_CURVES and not isinstance(value, list)]
+    names = list(dict.fromkeys(names))
     if not names:
         return
     columns = min(3, len(names))
