@@ -2,12 +2,13 @@
 # make test    the tests
 # make lint    style
 # make bench   the plain way and ours, side by side
+# make cifar10 CIFAR-10 as published, for a GPU; MINUTES=8 for a slice of so many; ARGS=--rehearse for anything else
 # Each sets up .venv first, from requirements.txt, if need be. Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench cifar10 clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
@@ -21,6 +22,9 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(RUN) benchmarks/bench.py
+
+cifar10: $(VENV)/ready
+	$(RUN) benchmarks/cifar10.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,94 @@
+"""The benchmarks run, and what they call the plain way computes the same."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from steps import ROOT
+
+from utils import metrics
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench
+import cifar10
+import plain
+
+
+def test_plain_objective_and_matching_are_ours():
+    random = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(300, 7, generator=random).softmax(1)
+    neighbors = torch.randint(300, (300, 6), generator=random)
+    consistency, entropy = plain.validation_objective(probabilities, neighbors)
+    ours = metrics.validation_objective(probabilities, neighbors)
+    assert (ours["consistency"], ours["entropy"]) == pytest.approx((consistency, entropy), abs=1e-5)
+    clusters, labels = torch.randint(7, (2, 300), generator=random)
+    pairs = [(cluster, label) for cluster in range(7) for label in range(7)]
+    table = np.array(plain.count_matches(clusters, labels, pairs)).reshape(7, 7)
+    np.testing.assert_array_equal(table, metrics.contingency(clusters.numpy(), labels.numpy(), 7, 7))
+    assert list(zip(*plain.assign(table), strict=True)) == metrics.hungarian_match(table)
+
+
+@pytest.mark.parametrize("step", ["simclr", "selflabel"])
+def test_plain_augmentations_have_the_statistics_of_ours(step):
+    """Mean and deviation of all pixels, and of images' means, over the same random images."""
+    config = bench.config_of(step)
+    config["batch_size"] = 500
+    statistics = []
+    for way in ("plain", "fp32"):
+        torch.manual_seed(0)
+        values = []
+        for batch in bench.batches_of(step, config, way, torch.device("cpu"), 2):
+            views = batch if torch.is_tensor(batch) else batch[1]
+            values.append(torch.stack([views.mean((1, 2, 3)), views.std((1, 2, 3))]))
+        values = torch.cat(values, 1)
+        statistics.append(torch.cat([values.mean(1), values.std(1)]))
+    torch.testing.assert_close(*statistics, atol=0.06, rtol=0.06)
+
+
+def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "matching C=10,", "--device", "cpu"])
+    monkeypatch.setattr(bench, "TASKS", {"limits": None, "matching C=10,": None})
+
+    def measured(task, way, device):
+        if task == "limits":
+            return {"float32 FLOP": 1e11, "copied bytes": 1e10}
+        return bench.matching(10)(way, device)
+
+    monkeypatch.setattr(bench, "in_a_process", measured)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(output)])
+    bench.main()
+    row = json.loads(output.read_text())["tasks"]["matching C=10,"]
+    assert row["ratio"]["fp32"] == pytest.approx(row["per_second"]["fp32"] / row["per_second"]["plain"])
+    assert "matching C=10" in capsys.readouterr().out
+
+
+def test_cifar10_in_one_command(tmp_path, monkeypatch, capsys):
+    """The rehearsal on random pixels: every step, the table, the figures from assignment.csv."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 300), ("test", 150)):
+        arrays[f"{split}_images"] = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 10, count)
+    np.savez(tmp_path / "cifar-10.npz", **arrays)
+    budget = {step: ["epochs=1", "batch_size=100", "confidence_threshold=0.0"] for step in cifar10.STEPS}
+    monkeypatch.setattr(cifar10, "REHEARSAL", budget)
+    argv = ["cifar10.py", "--rehearse", "--data_dir", str(tmp_path), "--root_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    cifar10.main()
+    folder = tmp_path / "out/rehearsal/cifar-10"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["steps"]) == list(cifar10.STEPS)
+    assert "the figures mean nothing" in capsys.readouterr().out
+    with open(folder / "selflabel/assignment.csv", newline="") as file:
+        clusters = np.array([int(line["cluster"]) for line in csv.DictReader(file)])
+    table = metrics.contingency(clusters, arrays["test_labels"], 10, 10)
+    acc = sum(table[pair] for pair in metrics.hungarian_match(table)) / 150
+    assert summary["steps"]["selflabel"]["acc"] == pytest.approx(acc)
+    before = (folder / "selflabel/log.txt").read_text()
+    cifar10.main()  # what is done is not done again
+    assert (folder / "selflabel/log.txt").read_text() == before
