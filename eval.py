@@ -104,7 +104,7 @@ def evaluate_clusters(run, model, test, about, with_prototypes):
     dataset = test.dataset
     outputs = engine.infer(describe, test, "evaluation")
     probabilities, *features = (part.cpu() for part in outputs)
-    figures = report.report_clusters(run.folder, probabilities, dataset.labels, dataset.classes, about)
+    figures = report.report_clusters(run.folder, probabilities, dataset, about)
     if with_prototypes:
         figures["prototypes"] = show_prototypes(run.folder, dataset, *features, probabilities, figures)
         report.write_json(figures, run.folder / "metrics.json")

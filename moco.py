@@ -3,6 +3,7 @@
 python moco.py --config_exp configs/pretext/moco_imagenet50.yml [--pretrained moco_v2_800ep_pretrain.pth.tar]
 """
 
+import hashlib
 import logging
 from http.client import HTTPException
 from pathlib import Path
@@ -12,13 +13,14 @@ import torch
 import data
 from errors import UserError
 from models import build_model
-from utils import checkpoint, distributed, neighbors, pretext, pretrained
+from utils import distributed, neighbors, pretext, pretrained
 from utils.config import load_config, parse_arguments
 from utils.run import Run, results_folder, run_script, start_arguments
 
 log = logging.getLogger("moco")
 
 URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
+MD5 = "a04e12f8"  # its first eight digits, as the authors publish them beside the link
 TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # mined, besides the image itself
 
 
@@ -40,6 +42,7 @@ def main(argv=None):
         train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
     for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
         neighbors.require_enough(len(loader.dataset), k)
+    run.works_on(train=train.dataset, test=val.dataset)
     log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
 
     run.take_instead_of_training(source)
@@ -55,7 +58,10 @@ def download():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path))
-            checkpoint.load(path)
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+            if not found.startswith(MD5):
+                raise UserError(f"its MD5 sum is {found[:8]}..., not {MD5}...")
         except (OSError, HTTPException, UserError) as error:
             path.unlink(missing_ok=True)  # not a part of it for the next time
             raise UserError(

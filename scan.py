@@ -6,11 +6,13 @@ python scan.py --config_exp configs/scan/scan_cifar10.yml [--pretrained simclr_c
 import logging
 import math
 
+import torch
+
 import data
 from errors import UserError
 from losses import SCANLoss
 from models import build_model
-from utils import distributed, engine, metrics, neighbors, plots, pretrained, report
+from utils import distributed, engine, fingerprint, health, metrics, neighbors, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
 from utils.run import Run, results_folder, run_script, start_arguments
@@ -34,20 +36,29 @@ def main(argv=None):
     with distributed.main_first():
         val = data.build_eval_loader(config, "test", **run.loading)
         train_set, val_set = data.build_dataset(config, "train"), val.dataset
+    run.works_on(train=train_set, test=val_set)
+    fingerprint.check_neighbors(pretext, run.data, weights)
     train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
     val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
     log.info("%d train and %d test images", len(train_set), len(val_set))
+    quality = health.neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
 
     model = run.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
     transform = data.build_train_transform(config)
-    trained, validation = model, val
+    # The images that choose the epoch and the head, by the loss: as published, or others. No label chooses.
+    trained, validation, choosing, anchors = model, val, slice(None), None
+    if config.get("validation") == "train_holdout":
+        anchors, choosing, train_neighbors, val_neighbors = hold_out(train_neighbors, val_neighbors.size(1))
+        validation = data.build_eval_loader(config, "train", **run.loading)
+        log.info("%d images held out of the training split choose the model", len(choosing))
+    labels, classes = validation.dataset.labels, validation.dataset.classes
     if "cache_features" in config:
         trained, transform = model.cluster_head, data.unchanged
-        train_set, validation = cache_features(run, model.eval(), train_set, val)
+        train_set, validation = cache_features(run, model.eval(), train_set, validation)
     pairs = data.AnchorNeighborView(transform, train_neighbors, config.num_neighbors)
-    train = data.Loader(train_set, pairs, train=True, **run.loading)
+    train = data.Loader(train_set, pairs, train=True, anchors=anchors, **run.loading)
     criterion = SCANLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 
@@ -61,22 +72,22 @@ def main(argv=None):
         return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
 
     best = {"best_loss": float("inf"), "best_loss_head": None}
+    watch = health.Watch(health.SCAN_ADVICE)
 
     def validate(epoch):
         """Choose by the objective on the validation split, without labels; labels only tell the accuracy."""
         with run.autocast():
             probabilities = engine.infer(predict(trained), validation, "validation")
-        objectives = [metrics.validation_objective(p, val_neighbors) for p in probabilities]
+        objectives = [metrics.validation_objective(p, val_neighbors, choosing) for p in probabilities]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < best["best_loss"]:
             best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
             run.save({"model": model.state_dict(), "head": head}, "model.pth.tar")
         values = {f"val_{name}": value for name, value in objectives[head].items()}
-        if val_set.labels is not None:
-            figures = metrics.clustering_metrics(
-                probabilities[head].cpu(), val_set.labels, len(val_set.classes)
-            )
-            values["val_acc"] = figures["acc"]
+        chosen = probabilities[head].cpu()[choosing]
+        values.update(watch(epoch, chosen))
+        if labels is not None:
+            values["val_acc"] = metrics.clustering_metrics(chosen, labels[choosing], len(classes))["acc"]
         return values
 
     engine.train(run, model, optimizer, train, step, state=best, after_epoch=validate)
@@ -88,14 +99,35 @@ def main(argv=None):
     log.info("best model: head %d, validation loss %.4f", head, best["best_loss"])
     probabilities = engine.infer(lambda images: predict(model)(images)[head], val, "evaluation").cpu()
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "head": head}
+    about["train_neighbors"] = quality
     if run.main:
-        report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
+        report.report_clusters(run.folder, probabilities, val_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    run.sign(weights)
 
 
 def predict(model):
     """Function images -> one (B, C) of probabilities per head."""
     return lambda images: tuple(logits.softmax(1) for logits in model(images))
+
+
+def hold_out(train_neighbors, k):
+    """Split the training images in those that train, nine of ten, and those that choose the model.
+
+    Args:
+        train_neighbors: int64 (N, 1 + mined).
+        k: entries of a row that the objective looks at.
+
+    Returns:
+        the indices of both parts; the neighbors with each image itself in the place of one held out; and the
+        first k neighbors of those held out, which may be any image.
+    """
+    n = len(train_neighbors)
+    held = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: max(1, n // 10)].sort().values
+    is_held = torch.zeros(n, dtype=torch.bool).index_fill_(0, held, True)
+    itself = torch.arange(n).unsqueeze(1)
+    kept = torch.where(is_held[train_neighbors], itself, train_neighbors)
+    return (~is_held).nonzero().squeeze(1), held, kept, train_neighbors[held, :k]
 
 
 def cache_features(run, model, train_set, val):

@@ -11,7 +11,7 @@ import data
 from errors import UserError
 from losses import ConfidenceBasedCE
 from models import build_model
-from utils import distributed, engine, metrics, plots, pretrained, report
+from utils import distributed, engine, fingerprint, health, metrics, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.ema import EMA
 from utils.optim import build_optimizer
@@ -34,6 +34,8 @@ def main(argv=None):
     model = build_model(config)
     scan_model = results_folder(config, "scan") / "model.pth.tar"
     source = run.uses(args.pretrained or scan_model, "scan/model.pth.tar")
+    if source == scan_model:
+        fingerprint.warn_if_unfinished(scan_model.parent)
     weights, head = pretrained.read(source, ["clustering"], "" if args.pretrained else "run scan.py first")
     head = pretrained.choose_head(weights, head, source)
     pretrained.fit(model, only_head(weights, head), source)
@@ -41,11 +43,18 @@ def main(argv=None):
     with distributed.main_first():
         val = data.build_eval_loader(config, "test", **run.loading)
         train_set, val_set = data.build_dataset(config, "train"), val.dataset
+    run.works_on(train=train_set, test=val_set)
     log.info("%d train and %d test images", len(train_set), len(val_set))
     view = data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
     train = data.Loader(train_set, view, train=True, **run.loading)
 
     model = run.place(model)
+
+    def predict(images):
+        return model(images)[0].softmax(1)
+
+    model.eval()
+    watch = look_at_the_start(run, predict, train_set, val)
     criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
@@ -62,16 +71,14 @@ def main(argv=None):
             strong_logits = distributed.gather(network(strong_images)[0])
         return {"loss": criterion(weak_logits, strong_logits), "confident": confident.float().mean()}
 
-    def predict(images):
-        return model(images)[0].softmax(1)
-
     def monitor(epoch):
-        if val_set.labels is None:
-            return {}
         with run.autocast():
             probabilities = engine.infer(predict, val, "validation").cpu()
-        figures = metrics.clustering_metrics(probabilities, val_set.labels, len(val_set.classes))
-        return {"val_acc": figures["acc"]}
+        values = watch(epoch, probabilities)
+        if val_set.labels is not None:  # they only tell the accuracy
+            figures = metrics.clustering_metrics(probabilities, val_set.labels, len(val_set.classes))
+            values["val_acc"] = figures["acc"]
+        return values
 
     engine.train(
         run,
@@ -88,8 +95,30 @@ def main(argv=None):
     probabilities = engine.infer(predict, val, "evaluation").cpu()
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test"}
     if run.main:
-        report.report_clusters(run.folder, probabilities, val_set.labels, val_set.classes, about)
+        report.report_clusters(run.folder, probabilities, val_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    run.sign(model.state_dict())
+
+
+def look_at_the_start(run, predict, train_set, val):
+    """What the start model, in eval mode, says of the images: are there pseudo-labels to train on?
+
+    Returns:
+        the health.Watch of the training. Raises UserError when a training would begin without a confident
+        image; one that goes on, or is finished, has shown that there are some.
+    """
+    config, begins = run.config, run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
+    with run.autocast():
+        start = engine.infer(predict, val, "clusters at the start").cpu()
+        if begins:
+            view = data.PlainView(data.build_eval_transform(config))
+            train = data.Loader(train_set, view, train=False, **run.loading)
+            # the largest probability and its cluster, batch by batch: all of them would be large
+            found = engine.infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
+    if begins:
+        confidence, clusters = (part.cpu() for part in found)
+        health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
+    return health.Watch(health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1))
 
 
 def only_head(weights, head):

@@ -38,6 +38,7 @@ def main(argv=None):
         train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
     for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
         neighbors.require_enough(len(loader.dataset), k)
+    run.works_on(train=train.dataset, test=val.dataset)
     log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
 
     if args.pretrained:

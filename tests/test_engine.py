@@ -47,3 +47,12 @@ def test_no_row_is_left_out(loader, tmp_path, file):
     loader.train = True  # drops the last incomplete batch
     with pytest.raises(ValueError, match="8 of 10"):
         engine.infer(mean, loader, "", file and tmp_path / file)
+
+
+@pytest.mark.parametrize("file", [None, "features.npy"])
+def test_outputs_that_are_not_finite(loader, tmp_path, file):
+    def broken(images):
+        return mean(images).log()  # of the first image, which is black
+
+    with pytest.raises(UserError, match="features: the network's outputs are not finite for 1 of 10 images"):
+        engine.infer(broken, loader, "features", file and tmp_path / file)

@@ -1,5 +1,6 @@
 """What users of the original bring: checkpoints to start from, MoCo's file, ImageNet's and STL-10's files."""
 
+import hashlib
 import json
 import re
 
@@ -52,7 +53,7 @@ def test_simclr_mines_with_a_given_model(results, tmp_path, published_pretext):
     assert now == then
     assert {path.name for path in folder.iterdir()} == {
         *("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy"),
-        *("metrics.json", "metrics.jsonl", "config.yml", "log.txt"),
+        *("metrics.json", "metrics.jsonl", "config.yml", "log.txt", "fingerprint.json"),
     }
 
 
@@ -254,7 +255,8 @@ def test_imagenet_from_moco_to_the_end(imagenet, moco_file, tmp_path):
     assert torch.equal(model["contrastive_head.2.weight"], network.fc[2].weight)
     assert {path.name for path in folder.iterdir()} == {
         *("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy"),
-        *("metrics.json", "metrics.jsonl", "config.yml", "log.txt"),  # and no features, which are large
+        # and no features, which are large
+        *("metrics.json", "metrics.jsonl", "config.yml", "log.txt", "fingerprint.json"),
     }
     mined = [np.load(folder / f"topk-{split}-neighbors.npy") for split in ("train", "val")]
     assert [array.shape for array in mined] == [(100, 51), (50, 6)]
@@ -300,6 +302,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_official_checkpoint_is_downloaded_once(moco_file, hub, monkeypatch):
     monkeypatch.setattr(moco, "URL", moco_file[1].as_uri())
+    monkeypatch.setattr(moco, "MD5", hashlib.md5(moco_file[1].read_bytes()).hexdigest()[:8])
     path = moco.download()
     assert path == hub / "moco_v2_800ep_pretrain.pth.tar"
     assert path.read_bytes() == moco_file[1].read_bytes()
@@ -307,12 +310,14 @@ def test_official_checkpoint_is_downloaded_once(moco_file, hub, monkeypatch):
     assert moco.download() == path
 
 
-@pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", "half"])
+@pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", "half", "another"])
 def test_official_checkpoint_that_does_not_arrive(moco_file, hub, tmp_path, monkeypatch, content):
     """Nothing, a page, or half of it: said so, and not taken for the checkpoint the next time."""
     served = tmp_path / "served.pth.tar"
     if content is not None:
-        served.write_bytes(moco_file[1].read_bytes()[:1_000_000] if content == "half" else content)
+        whole = moco_file[1].read_bytes()
+        parts = {"half": whole[:1_000_000], "another": whole}  # it is not the authors' file
+        served.write_bytes(parts.get(content, content))
     monkeypatch.setattr(moco, "URL", served.as_uri())
     with pytest.raises(UserError, match="cannot be downloaded.*--pretrained"):
         moco.download()

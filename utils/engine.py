@@ -1,6 +1,7 @@
 """The loop that all steps share: epochs of training, and passes of inference."""
 
 import collections
+import contextlib
 import logging
 import math
 import shutil
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from errors import UserError
 
-from . import distributed
+from . import distributed, interrupt
 from .optim import learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,16 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         step: batch -> dict of scalar tensors with `loss`, or None for a batch that trains nothing.
         state: dict of what else belongs in the checkpoint; updated in place when resuming.
         after_batch: called after each batch, also one that trained nothing.
-        after_epoch: called with the number of epochs done, in eval mode; returns numbers to log.
+        after_epoch: called with the number of epochs done, in eval mode; returns numbers, and lists of
+            them, to log.
 
     Raises:
-        UserError: the loss, or the validation's, is no longer finite, or an epoch in which no batch trained.
+        UserError: the loss, or what the validation finds, is no longer finite, or an epoch in which no batch
+            trained.
     """
     config = run.config
     state = {} if state is None else state
-    first = run.resume(model, optimizer, state)
+    first, progress = run.resume(model, optimizer, state)
     run.save_config()
     last_line = -math.inf
     for epoch in range(first, config.epochs):
@@ -49,17 +52,26 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         set_learning_rate(optimizer, lr)
         run.seed(epoch)
         start = time.perf_counter()
-        metrics = _train_epoch(
-            model, optimizer, loader, step, after_batch, f"epoch {epoch + 1}/{config.epochs}"
-        )
+        title = f"epoch {epoch + 1}/{config.epochs}"
+        if progress is not None:
+            loader.skip(progress["batches"], progress["random_state"])
+        before = progress["batches"] if progress else 0
+        progress = _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
         seconds = time.perf_counter() - start
-        _require_finite(metrics, "loss", epoch)
+        if interrupt.noted():
+            if all(total.isfinite() for total in progress["totals"].values()):
+                run.save_checkpoint(model, optimizer, epoch, state, progress)
+                log.info("%s: stopped after batch %d, saved", title, progress["batches"])
+            raise interrupt.Interrupted(interrupt.noted())
+        metrics = _means(progress, title)
+        progress = None
+        _require_finite(run, metrics, ("loss",), epoch, lr)
         metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
-        metrics["images_per_second"] = round(len(loader) * loader.batch_size / seconds, 1)
+        metrics["images_per_second"] = round((len(loader) - before) * loader.batch_size / seconds, 1)
         model.eval()
         if after_epoch:
             metrics.update(after_epoch(epoch + 1))
-            _require_finite(metrics, "val_loss", epoch)
+            _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
         metrics["seconds"] = round(time.perf_counter() - start, 2)
         run.log_epoch(metrics)
         run.save_checkpoint(model, optimizer, epoch + 1, state)
@@ -70,48 +82,76 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
     model.eval()
 
 
-def _require_finite(metrics, name, epoch):
-    if not math.isfinite(metrics.get(name, 0)):
+def _require_finite(run, metrics, names, epoch, lr):
+    for name in names:
+        if math.isfinite(metrics.get(name, 0)):
+            continue
+        path = run.folder / "checkpoint.pth.tar"
+        precision = "" if run.precision == torch.float32 else f", or {str(run.precision)[6:]} too coarse"
+        kept = f"the last good checkpoint is {path}, of epoch {epoch}" if epoch else "nor an earlier one"
         raise UserError(
-            f"epoch {epoch + 1}: the {name} is {metrics[name]}; nothing of this epoch was saved; "
-            "lower optimizer_kwargs.lr, or set precision to fp32"
+            f"epoch {epoch + 1}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} is too "
+            f"high{precision}: lower optimizer_kwargs.lr{' or set precision fp32' if precision else ''}; "
+            f"nothing of this epoch was saved, {kept}"
         )
 
 
-def _train_epoch(model, optimizer, loader, step, after_batch, title):
+def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
+    """Train on the batches of an epoch, from `progress` on, to the end or to a signal; returns the progress.
+
+    That is a dict: `batches` done, `trained` of them, the `totals` of what `step` returned for these, and the
+    `random_state` with which the next batch begins.
+    """
     model.train()
-    totals, trained, skipped = {}, 0, 0
+    done, trained, totals = (
+        (progress[key] for key in ("batches", "trained", "totals")) if progress else (0, 0, {})
+    )
+    on_gpu = torch.device(loader.device).type == "cuda"
     bar = _progress(loader, title)
-    for batch in bar:
-        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
-        values = step(batch)
-        if values is not None:
-            optimizer.zero_grad(set_to_none=True)
-            values["loss"].backward()
-            optimizer.step()
-        if after_batch:
-            after_batch()
-        if values is None:
-            skipped += 1
-            continue
-        trained += 1
-        for name, value in values.items():  # summed on the device: no step waits for a value
-            totals[name] = totals.get(name, 0) + value.detach()
-        if not bar.disable and trained % 20 == 0:
-            bar.set_postfix(loss=f"{values['loss'].item():.4f}")
+    bar.update(done)
+    # several processes would not stop at the same batch
+    with contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred():
+        for batch in bar:
+            if on_gpu:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
+            values = step(batch)
+            if values is not None:
+                optimizer.zero_grad(set_to_none=True)
+                values["loss"].backward()
+                optimizer.step()
+                trained += 1
+                for name, value in values.items():  # summed on the device: no step waits for a value
+                    totals[name] = totals.get(name, 0) + value.detach()
+                if not bar.disable and trained % 20 == 0:
+                    bar.set_postfix(loss=f"{values['loss'].item():.4f}")
+            if after_batch:
+                after_batch()
+            done += 1
+            if interrupt.noted():
+                break
+    random_state = torch.get_rng_state()
+    return {"batches": done, "trained": trained, "totals": totals, "random_state": random_state}
+
+
+def _means(progress, title):
+    trained, skipped = progress["trained"], progress["batches"] - progress["trained"]
     if trained == 0:
         raise UserError(
             f"{title}: none of the {skipped} batches had a sample to train on; the model is not confident "
             "enough: train the clustering step longer or lower confidence_threshold"
         )
-    metrics = {name: total.item() / trained for name, total in totals.items()}
+    metrics = {name: total.item() / trained for name, total in progress["totals"].items()}
     return {**metrics, "skipped_batches": skipped} if skipped else metrics
 
 
 def _summary(metrics, epochs):
     left = (epochs - metrics["epoch"]) * metrics["seconds"]
     hidden = ("epoch", "lr", "seconds", "images_per_second")
-    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden]
+    shown = [
+        f"{name} {value:.4g}"
+        for name, value in metrics.items()
+        if name not in hidden and not isinstance(value, list)
+    ]
     clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days"
     return "  ".join(
         [
@@ -137,6 +177,9 @@ def infer(function, loader, title, file=None):
         file: write the outputs (one tensor per batch) to this .npy file as they come, and return a CPU
             tensor that is mapped from it: for features that would not fit in memory. Of several
             processes the main one writes and returns it, the others return None.
+
+    Raises:
+        UserError: outputs that are not finite, from which nothing sound could be computed; a full disk.
     """
     results = _outputs(function, loader, title)
     if file is not None:
@@ -162,7 +205,7 @@ def infer(function, loader, title, file=None):
 
 def _outputs(function, loader, title):
     """What `function` returns for each batch; gathered, where each process has a share of the batch."""
-    left = len(loader.dataset)
+    left, broken = len(loader.dataset), 0
     for batch in _progress(loader, title):
         outputs = function(batch)
         if distributed.world_size() > 1:
@@ -172,7 +215,15 @@ def _outputs(function, loader, title):
             else:
                 outputs = tuple(distributed.gather(part)[:count] for part in outputs)
             left -= count
+        parts = (outputs,) if torch.is_tensor(outputs) else outputs
+        finite = [part.isfinite().reshape(len(part), -1).all(1) for part in parts]
+        broken += (~torch.stack(finite).all(0)).count_nonzero()  # on the device: no batch waits for it
         yield outputs
+    if broken:
+        raise UserError(
+            f"{title}: the network's outputs are not finite for {int(broken)} of {len(loader.dataset)} "
+            "images; lower optimizer_kwargs.lr, set precision to fp32, or take other weights"
+        )
 
 
 def _progress(batches, title):

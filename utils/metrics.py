@@ -77,7 +77,7 @@ def confusion_matrix(clusters, labels, matches, num_clusters, num_classes):
     return matrix / np.maximum(table.sum(1, keepdims=True), 1), columns
 
 
-def validation_objective(probabilities, neighbors):
+def validation_objective(probabilities, neighbors, images=slice(None)):
     """The SCAN objective of one head over a whole split, entropy weight 1; needs no labels.
 
     The consistency is averaged over all stored neighbors, the image itself included; memory is
@@ -85,7 +85,8 @@ def validation_objective(probabilities, neighbors):
 
     Args:
         probabilities: float (N, C).
-        neighbors: int64 (N, k).
+        neighbors: int64 (M, k).
+        images: int64 (M,), the images that count, whose neighbors these are; all N of them by default.
 
     Returns:
         dict of floats: `entropy`, `consistency`, `loss` = consistency - entropy.
@@ -94,11 +95,12 @@ def validation_objective(probabilities, neighbors):
     neighbors = neighbors.to(p.device)
     total = 0.0
     rows = max(1, CHUNK_BYTES[p.device.type] // (p.element_size() * p.size(1)))
-    for chunk, index in zip(p.split(rows), neighbors.split(rows), strict=True):
+    counting = p[images]
+    for chunk, index in zip(counting.split(rows), neighbors.split(rows), strict=True):
         for column in index.unbind(1):
             similarity = (p.index_select(0, column) * chunk).sum(1)
             total -= similarity.log().clamp(min=-100).sum(dtype=torch.float64)
-    mean = p.double().mean(0).clamp(min=1e-8)
+    mean = counting.double().mean(0).clamp(min=1e-8)
     entropy = -(mean * mean.log()).sum().item()
     consistency = total.item() / neighbors.numel()
     return {"entropy": entropy, "consistency": consistency, "loss": consistency - entropy}

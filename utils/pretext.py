@@ -4,7 +4,7 @@ import logging
 
 import torch.nn.functional as F
 
-from . import engine, neighbors, report
+from . import engine, fingerprint, neighbors, report
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def finish(run, model, train, val, k_train, k_val, about):
     splits = {"train": (train, k_train), "val": (val, k_val)}
     paths = {name: run.folder / f"topk-{name}-neighbors.npy" for name in splits}
     if run.main:
-        for path in (*paths.values(), run.folder / "metrics.json"):
+        for path in (*paths.values(), run.folder / "metrics.json", run.folder / fingerprint.NAME):
             path.unlink(missing_ok=True)  # never another model's neighbors beside this one
     run.save(model.state_dict(), "model.pth.tar")
     function = features_of(model.eval(), run.config.setup)
@@ -66,6 +66,7 @@ def finish(run, model, train, val, k_train, k_val, about):
         if run.main:
             figures = _mine(run, features, splits, paths)
             report.write_json({**about, **figures}, run.folder / "metrics.json")
+    run.sign(model.state_dict())
 
 
 def _mine(run, features, splits, paths):

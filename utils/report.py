@@ -1,5 +1,6 @@
 """The figures and pictures that an evaluation leaves behind."""
 
+import csv
 import json
 import logging
 
@@ -16,20 +17,21 @@ def write_json(content, path):
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def report_clusters(folder, probabilities, labels, classes, about):
-    """Evaluate an assignment; write metrics.json and, with labels, confusion_matrix.png.
+def report_clusters(folder, probabilities, dataset, about):
+    """Evaluate an assignment; write metrics.json, assignment.csv and, with labels, confusion_matrix.png.
 
     Args:
         folder: where to write.
         probabilities: float (N, C), on the CPU.
-        labels: int64 (N,) or None.
-        classes: names of the classes, or None without labels.
+        dataset: the images, with `labels` (int64 (N,) or None), `classes` and `names()`.
         about: dict of what was evaluated, put first in metrics.json.
 
     Returns:
         the content of metrics.json, a dict.
     """
+    labels, classes = dataset.labels, dataset.classes
     confidence, clusters = probabilities.max(1)
+    _write_assignment(dataset.names(), clusters.tolist(), confidence.tolist(), folder / "assignment.csv")
     sizes = torch.bincount(clusters, minlength=probabilities.size(1)).tolist()
     empty = [cluster for cluster, size in enumerate(sizes) if size == 0]
     figures = {
@@ -64,3 +66,11 @@ def report_clusters(folder, probabilities, labels, classes, about):
     write_json(figures, folder / "metrics.json")
     log.info("figures in %s", folder / "metrics.json")
     return figures
+
+
+def _write_assignment(names, clusters, confidence, path):
+    """One line per image: which cluster, and how sure the model is."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "cluster", "confidence"))
+        writer.writerows(zip(names, clusters, (f"{value:.4f}" for value in confidence), strict=True))

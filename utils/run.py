@@ -11,24 +11,37 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import torch
 import yaml
 from termcolor import colored
 
 from errors import UserError
 
-from . import checkpoint, distributed, machine, pretrained
+from . import checkpoint, distributed, fingerprint, interrupt, machine, pretrained
 from .config import differences, experiment_of, to_dict
 
 log = logging.getLogger(__name__)
 
 # what the steps leave in the folder of results, besides config.yml and log.txt, which they rewrite or add to
 RESULTS = ("checkpoint.pth.tar", "model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy")
-RESULTS += ("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png")
+RESULTS += (
+    fingerprint.NAME,
+    "metrics.json",
+    "metrics.jsonl",
+    "curves.png",
+    "confusion_matrix.png",
+    "assignment.csv",
+)
 
 
 def run_script(main):
-    """Call `main()` and exit: 1 and one line for what the user can mend, 130 for Ctrl-C."""
+    """Call `main()` and exit: 1 and one line for what the user can mend, 128 + its number for a signal."""
+    interrupt.listen()
     try:
         main()
         distributed.stop()
@@ -36,7 +49,11 @@ def run_script(main):
         _fail(error)
     except torch.OutOfMemoryError as error:
         _fail(f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size")
+    except MemoryError as error:
+        _fail(f"the memory is full ({error}); lower batch_size or the images' size")
     except RuntimeError as error:
+        if "allocate memory" in str(error):  # torch's own MemoryError on a CPU
+            _fail(f"the memory is full ({str(error).splitlines()[0]}); lower batch_size or the images' size")
         if distributed.world_size() == 1 or not re.search("connection|peer|nccl|gloo", str(error), re.I):
             raise
         log.debug("%s", error)
@@ -44,10 +61,10 @@ def run_script(main):
             "another process of this run was lost, so this one stops; the last checkpoint is intact: "
             "the same command resumes from it (torchrun --max_restarts does so by itself)"
         )
-    except KeyboardInterrupt:
+    except interrupt.Interrupted as signal:
         if distributed.is_main():
-            print("interrupted; training resumes after its last epoch (without --fresh)", file=sys.stderr)
-        sys.exit(130)
+            print(f"stopped by {signal}; the same command, without --fresh, goes on", file=sys.stderr)
+        sys.exit(128 + signal.number)
 
 
 def _fail(message):
@@ -106,7 +123,7 @@ class Run:
         self.config = config
         self.folder = folder
         self.fresh = fresh and not distributed.restarted()
-        self.inputs, self.sources = {}, []
+        self.inputs, self.sources, self.data = {}, [], {}
         self.device = machine.choose_device(config.device, distributed.local_rank())
         self.precision = machine.choose_precision(config.precision, self.device)
         distributed.start(self.device)
@@ -134,13 +151,13 @@ class Run:
         console = logging.StreamHandler()
         console.setLevel(logging.INFO if self.main else logging.ERROR)
         console.setFormatter(_ColorFormatter("%(message)s"))
-        handlers = [console]
+        logging.raiseExceptions = False  # a full disk must not print a traceback for each line of log.txt
+        logging.basicConfig(level=logging.INFO, handlers=[console], force=True)
         if self.main:
             file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            handlers.append(file)
-        logging.raiseExceptions = False  # a full disk must not print a traceback for each line of log.txt
-        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+            _lock(file.stream, self.folder)
+            logging.getLogger().addHandler(file)
         logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instruction sets it tried
 
@@ -202,9 +219,13 @@ class Run:
             self.sources.append(path)
         return path
 
+    def works_on(self, **splits):
+        """Note the datasets, by split, so that the run is not resumed on other images."""
+        self.data = {name: dataset.fingerprint() for name, dataset in splits.items()}
+
     def identity(self):
-        """What the results depend on: the experiment and the earlier steps' files."""
-        return {**experiment_of(self.config), "inputs": self.inputs}
+        """What the results depend on: the experiment, the images, and the earlier steps' files."""
+        return {**experiment_of(self.config), "inputs": self.inputs, "data": self.data}
 
     # --- what is written -------------------------------------------------------------------------
 
@@ -212,6 +233,11 @@ class Run:
     def save(self, content, name):
         """Save a file of weights in the folder."""
         checkpoint.save(content, self.folder / name)
+
+    @_by_main
+    def sign(self, weights):
+        """Say in the folder that the step is finished, and what its results were made from."""
+        fingerprint.write(self.folder, self.identity(), weights)
 
     @_by_main
     def save_config(self):
@@ -231,16 +257,21 @@ class Run:
         epochs = []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
-                epochs.append(json.loads(line))
+                epoch = json.loads(line)
             except json.JSONDecodeError:  # a line cut short by a crash; its epoch will be repeated
                 break
+            if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
+                break
+            epochs.append(epoch)
         return epochs
 
-    def save_checkpoint(self, model, optimizer, epochs_done, state):
+    def save_checkpoint(self, model, optimizer, epochs_done, state, progress=None):
+        """Save all that resuming needs; `progress` is that of an epoch which is not complete."""
         content = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "epoch": epochs_done,
+            "progress": progress,
             "identity": self.identity(),
             **state,
         }
@@ -252,33 +283,40 @@ class Run:
         A plain state dict, as the published pretext files are, counts as a finished training. With
         `fresh`, what an earlier run left is removed instead.
 
-        Returns the number of epochs done. Raises UserError when the checkpoint is of another
-        experiment, showing what differs.
+        Returns the number of epochs done, and the progress of the next one, None if it was not begun.
+        Raises UserError when the checkpoint is of another experiment, showing what differs.
         """
         path = self.folder / "checkpoint.pth.tar"
         if self.fresh:
             self._forget()
         distributed.barrier()  # the processes must agree on whether there is one
         if self.fresh or not path.exists():
+            if (self.folder / fingerprint.NAME).exists():
+                raise UserError(
+                    f"{self.folder}: holds a result that was not trained here; set another root_dir "
+                    "or --run, or add --fresh to replace it"
+                )
             self._forget_epochs_after(0)
-            return 0
+            return 0, None
         saved = checkpoint.load(path)
         weights, _ = pretrained.unwrap(saved, path)
         if "model" not in saved and not state:
             log.info("%s: weights without a training state, taken as the result of a finished training", path)
             pretrained.fit(model, weights, path)
-            return self.config.epochs
+            return self.config.epochs, None
         identity = self.identity()
         if "identity" not in saved:
             log.warning("%s: does not tell its configuration (written by another program)", path)
-        changed = differences(saved.get("identity", identity), identity)
+        there = saved.get("identity", identity)
+        there = {"data": self.data, **there} if isinstance(there, dict) else {}  # older ones tell no data
+        changed = differences(there, identity)
         if changed:
             raise UserError(
                 f"{path}: written by another experiment ({'; '.join(changed)}); undo the change, "
-                "set another root_dir, or start over with --fresh"
+                "set another root_dir or --run, or start over with --fresh"
             )
         missing = [key for key in ("model", "optimizer", "epoch", *state) if key not in saved]
-        if not missing and not isinstance(saved["epoch"], int):
+        if not missing and not (isinstance(saved["epoch"], int) and saved["epoch"] >= 0):
             missing = ["number of epochs"]
         if missing:
             raise UserError(
@@ -287,7 +325,7 @@ class Run:
         pretrained.fit(model, weights, path)
         try:
             optimizer.load_state_dict(saved["optimizer"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: its optimiser is another one ({error}); start over with --fresh"
             ) from None
@@ -296,9 +334,13 @@ class Run:
                 value.update({name: tensor.to(self.device) for name, tensor in saved[key].items()})
             else:
                 state[key] = saved[key]
-        log.info("resuming after epoch %d", saved["epoch"])
+        progress = saved.get("progress")
+        log.info(
+            "resuming after epoch %d%s",
+            *(saved["epoch"], f" and {progress['batches']} batches of the next" if progress else ""),
+        )
         self._forget_epochs_after(saved["epoch"])
-        return saved["epoch"]
+        return saved["epoch"], progress
 
     def take_instead_of_training(self, source):
         """Make the folder ready for given weights; raises UserError if it holds a training of its own."""
@@ -308,7 +350,7 @@ class Run:
             self._forget()
         elif path.exists() and not path.samefile(source):
             raise UserError(
-                f"{path}: the folder holds the training of an earlier run; set another root_dir, "
+                f"{path}: the folder holds the training of an earlier run; set another root_dir or --run, "
                 "or add --fresh to replace it"
             )
         if not path.exists():
@@ -332,6 +374,21 @@ class Run:
 def results_folder(config, step):
     """`{root_dir}/{train_db_name}/{step}`; the steps are pretext, scan, selflabel."""
     return Path(config.root_dir).expanduser() / config.train_db_name / step
+
+
+def _lock(file, folder):
+    """Hold an open file until this process ends or closes it; raise UserError if another one does."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: another run works there at this moment; wait for it, or keep this one apart with "
+            "--run NAME"
+        ) from None
+    except OSError:  # a network drive that knows no locks
+        pass
 
 
 class _ColorFormatter(logging.Formatter):

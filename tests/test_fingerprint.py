@@ -1,0 +1,120 @@
+"""Results that do not belong together are noticed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from steps import STEPS, arguments, fails, run
+
+import scan
+import selflabel
+import simclr
+from data.digits import build_digits
+from utils import checkpoint, fingerprint
+
+
+@pytest.fixture
+def copied(results, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(results, tmp_path / "digits", dirs_exist_ok=True)
+    return tmp_path
+
+
+def other_digits(folder, count=None):
+    """digits.npz with the images mirrored, or fewer of them."""
+    arrays = {}
+    for split in ("train", "test"):
+        images = build_digits("", split).images[:count].flip(3)
+        arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
+    np.savez(folder / "digits.npz", **arrays)
+    return f"data_dir={folder}"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_says_what_made_its_results(results, step):
+    found = json.loads((results / step / "fingerprint.json").read_text())
+    assert found["data"].keys() == {"train", "test"} and found["data"]["train"].startswith("1437 images (")
+    assert (found["setup"], found["seed"], found["epochs"]) == (STEPS[step][0].__name__, 0, 2)
+    earlier = {"pretext": set(), "scan": {"pretext/model.pth.tar"}, "selflabel": {"scan/model.pth.tar"}}
+    assert earlier[step] <= found["inputs"].keys()
+    assert found["files"]["model.pth.tar"] == checkpoint.digest(results / step / "model.pth.tar")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_run_is_not_resumed_on_other_images(copied, capsys, step, tmp_path_factory):
+    moved = other_digits(tmp_path_factory.mktemp("data"))
+    if step == "scan":
+        (copied / "digits/pretext/fingerprint.json").unlink()
+    message = fails(capsys, STEPS[step][0].main, arguments(step, copied, moved))
+    assert "data.train: 1437 images (" in message and "--fresh" in message
+
+
+def test_neighbors_of_other_images_are_refused(copied, capsys, tmp_path_factory):
+    shutil.rmtree(copied / "digits/scan")
+    moved = other_digits(tmp_path_factory.mktemp("data"))
+    message = fails(capsys, scan.main, arguments("scan", copied, moved))
+    assert "neighbors were mined among other images (test: 360 images (" in message
+    assert "mine them again" in message
+
+
+def test_neighbors_of_another_model_or_hand_are_warned_of(copied, caplog, monkeypatch):
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    pretext = copied / "digits/pretext"
+    state = checkpoint.load(pretext / "model.pth.tar")
+    checkpoint.save({key: value * 2 for key, value in state.items()}, copied / "other.pth.tar")
+    mined = np.load(pretext / "topk-train-neighbors.npy")
+    np.save(pretext / "topk-train-neighbors.npy", mined[:, ::-1])
+    run("scan", copied, flags=["--pretrained", str(copied / "other.pth.tar"), "--fresh"])
+    assert "mined with another model" in caplog.text
+    assert "topk-train-neighbors.npy: not the file that the pretext step wrote" in caplog.text
+
+
+def test_an_honest_run_is_not_warned_of(results, after, caplog, monkeypatch):
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    run("scan", after("pretext"))
+    assert not [r for r in caplog.records if r.name == "utils.fingerprint" and r.levelname == "WARNING"]
+
+
+def test_weights_taken_from_elsewhere_are_not_replaced_by_training(results, tmp_path, capsys):
+    run("pretext", tmp_path, flags=["--pretrained", str(results / "pretext/model.pth.tar")])
+    before = (tmp_path / "digits/pretext/model.pth.tar").read_bytes()
+    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
+    assert "holds a result that was not trained here" in message and "--run" in message
+    assert (tmp_path / "digits/pretext/model.pth.tar").read_bytes() == before
+    run("pretext", tmp_path, flags=["--fresh"])  # that is a word
+    assert (tmp_path / "digits/pretext/checkpoint.pth.tar").exists()
+
+
+def test_an_unfinished_clustering_is_warned_of(copied, caplog, monkeypatch):
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    shutil.rmtree(copied / "digits/selflabel")
+    (copied / "digits/scan/fingerprint.json").unlink()
+    run("selflabel", copied)
+    assert "that step has not come to its end" in caplog.text
+
+
+def test_runs_by_name_do_not_meet(tmp_path, capsys):
+    for name, seed in (("first", 0), ("second-run.2", 1)):
+        run("pretext", tmp_path, "epochs=1", f"seed={seed}", flags=["--run", name])
+        assert (tmp_path / name / "digits/pretext/model.pth.tar").exists()
+    with pytest.raises(SystemExit):
+        simclr.main(arguments("pretext", tmp_path, flags=["--run", "../elsewhere"]))
+    assert "expected letters, digits" in capsys.readouterr().err
+
+
+def test_the_hash_is_of_the_backbone_only():
+    backbone = {"backbone.a": torch.ones(3), "backbone.b": torch.zeros(2)}
+    same = {**dict(reversed(backbone.items())), "contrastive_head.weight": torch.ones(1)}
+    assert fingerprint.of_backbone(backbone) == fingerprint.of_backbone(same)
+    assert fingerprint.of_backbone({**backbone, "backbone.b": torch.ones(2)}) != fingerprint.of_backbone(same)
+
+
+def test_selflabel_knows_its_start(copied, capsys):
+    """As before: another clustering model is another run."""
+    content = checkpoint.load(copied / "digits/scan/model.pth.tar")
+    content["model"]["cluster_head.0.bias"] += 1
+    checkpoint.save(content, copied / "digits/scan/model.pth.tar")
+    message = fails(capsys, selflabel.main, arguments("selflabel", copied))
+    assert "inputs.scan/model.pth.tar" in message

@@ -1,0 +1,79 @@
+"""No label reaches the training or the choice of a model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from steps import STEPS, run, same, weights
+
+import scan
+from data.digits import build_digits
+from utils import checkpoint
+
+
+def digits_with(labels, folder):
+    """digits.npz with labels of another kind: "noise", "one class", or "none"."""
+    arrays, random = {}, np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = build_digits("", split).images
+        arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{split}_labels"] = random.integers(0, 10, len(images))
+        if labels == "one class":
+            arrays[f"{split}_labels"][:] = 3
+        elif labels == "none":
+            del arrays[f"{split}_labels"]
+    np.savez(folder / "digits.npz", **arrays)
+
+
+@pytest.mark.parametrize("labels", ["noise", "one class", "none"])
+def test_other_labels_give_the_same_models_and_the_same_choice(results, tmp_path, labels):
+    digits_with(labels, tmp_path)
+    for step in STEPS:
+        run(step, tmp_path, f"data_dir={tmp_path}")
+        folder, expected = tmp_path / "digits" / step, results / step
+        for name in ("model.pth.tar", "checkpoint.pth.tar"):
+            assert same(weights(folder / name), weights(expected / name)), (step, name)
+    for name in ("train", "val"):
+        mined = [
+            np.load(root / f"pretext/topk-{name}-neighbors.npy") for root in (tmp_path / "digits", results)
+        ]
+        np.testing.assert_array_equal(*mined)
+    chosen = [checkpoint.load(root / "scan/model.pth.tar")["head"] for root in (tmp_path / "digits", results)]
+    assert chosen[0] == chosen[1]
+    states = [checkpoint.load(root / "scan/checkpoint.pth.tar") for root in (tmp_path / "digits", results)]
+    assert states[0]["best_loss"] == states[1]["best_loss"]
+    acc = [
+        json.loads((root / "selflabel/metrics.json").read_text()).get("acc")
+        for root in (tmp_path / "digits", results)
+    ]
+    assert acc[0] != acc[1]  # the figures, of course, do depend on them
+
+
+def test_held_out_images_choose_without_their_labels(results, after, tmp_path_factory):
+    root, noisy = after("pretext"), tmp_path_factory.mktemp("noisy")
+    digits_with("noise", noisy)
+    (noisy / "digits").mkdir()
+    (noisy / "digits/pretext").symlink_to(results / "pretext")
+    run("scan", root, "validation=train_holdout")
+    run("scan", noisy, "validation=train_holdout", f"data_dir={noisy}")
+    a, b = (checkpoint.load(folder / "digits/scan/model.pth.tar") for folder in (root, noisy))
+    assert a["head"] == b["head"] and same(a["model"], b["model"])
+    assert (
+        "143 images held out of the training split choose the model"
+        in (root / "digits/scan/log.txt").read_text()
+    )
+    published = weights(results / "scan/model.pth.tar")
+    assert not same(a["model"], published)  # it trained on fewer images
+
+
+def test_held_out_images_do_not_train():
+    neighbors = torch.randint(100, (100, 6), generator=torch.Generator().manual_seed(1))
+    neighbors[:, 0] = torch.arange(100)
+    anchors, held, kept, of_held = scan.hold_out(neighbors, 4)
+    assert len(held) == 10 and len(anchors) == 90
+    assert sorted([*anchors.tolist(), *held.tolist()]) == list(range(100))
+    assert not set(kept[anchors].flatten().tolist()) & set(held.tolist())
+    unchanged = kept == neighbors
+    assert torch.equal(kept[~unchanged], torch.arange(100).unsqueeze(1).expand(-1, 6)[~unchanged])
+    assert torch.equal(of_held, neighbors[held, :4])

@@ -1,0 +1,278 @@
+"""Runs that are killed, stopped, or find no room: the same command goes on, and ends where it would have.
+
+Each run is a process, forked from one that has imported torch.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+import torch
+from steps import ROOT, STEPS, arguments, fails
+
+from utils import checkpoint
+from utils.run import Run, run_script
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["steps", "faiss", "torch._dynamo"])
+os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server looks for them
+EPOCHS = "epochs=8"
+SETTINGS = {
+    "pretext": [EPOCHS],
+    "scan": [EPOCHS, "update_cluster_head_only=False"],
+    "selflabel": [EPOCHS, "use_ema=True", "ema_alpha=0.9"],
+}
+
+
+def start(step, root, *overrides, fault=None):
+    """The step as its command would run it, with `fault()` called first."""
+    process = PROCESSES.Process(target=_work, args=(step, root, overrides, fault))
+    process.start()
+    return process
+
+
+def _work(step, root, overrides, fault):
+    os.chdir(ROOT)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    output = os.open(root / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if fault:
+        fault[0](*fault[1:])
+    run_script(lambda: STEPS[step][0].main(arguments(step, root, *SETTINGS[step], *overrides)))
+
+
+def finish(process):
+    process.join(120)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode
+
+
+def kill_after(seconds):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def kill_at(function, call):
+    """SIGKILL in the given call of os.fsync or os.replace, or when torch.save has written half a file."""
+    calls = 0
+    owner = torch if function == "save" else os
+    original = getattr(owner, function)
+
+    def fatal(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if function == "save":
+                original(*args, **kwargs)
+                os.truncate(args[1], os.path.getsize(args[1]) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, function, fatal)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(results, tmp_path_factory):
+    """Folder of each step's uninterrupted run."""
+    folders = {}
+    for step in STEPS:
+        folders[step] = prepare(step, results, tmp_path_factory.mktemp(f"whole-{step}"))
+        assert finish(start(step, folders[step])) == 0, (folders[step] / "output").read_text()
+    return folders
+
+
+def prepare(step, results, root):
+    (root / "digits").mkdir()
+    for earlier in list(STEPS)[: list(STEPS).index(step)]:
+        (root / "digits" / earlier).symlink_to(results / earlier)
+    return root
+
+
+def assert_equal(a, b, where=""):
+    """Nested dicts and lists of numbers and tensors, bit for bit."""
+    if torch.is_tensor(a):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def assert_same_results(step, root, whole):
+    folder, expected = (r / "digits" / step for r in (root, whole))
+    for name in ("checkpoint.pth.tar", "model.pth.tar"):
+        assert_equal(checkpoint.load(folder / name), checkpoint.load(expected / name), name)
+    assert losses(folder) == losses(expected)
+    assert (folder / "metrics.json").read_text() == (expected / "metrics.json").read_text()
+    leftover = [
+        path.name for path in folder.iterdir() if path.name.endswith(".tmp") or path.name == "scratch"
+    ]
+    assert not leftover
+
+
+def losses(folder):
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return [(line["epoch"], line["loss"]) for line in lines]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_moment(step, results, uninterrupted, tmp_path):
+    """Twenty-four SIGKILLs: eighteen at random moments, six while a file is being written."""
+    root, random_ = prepare(step, results, tmp_path), random.Random(step)
+    writing = [(kill_at, function, call) for function in ("save", "fsync", "replace") for call in (2, 4)]
+    faults = writing + [(kill_after, random_.uniform(0.05, 0.9)) for _ in range(18)]
+    random_.shuffle(faults)
+    killed = 0
+    for fault in faults:
+        code = finish(start(step, root, fault=fault))
+        assert code in (0, -signal.SIGKILL), (root / "output").read_text()
+        while code == 0 and fault[0] is kill_after:  # it was done before; now a little earlier
+            fault = kill_after, fault[1] / 2
+            code = finish(start(step, root, fault=fault))
+        killed += code == -signal.SIGKILL
+    assert killed >= 20
+    assert finish(start(step, root)) == 0, (root / "output").read_text()
+    assert_same_results(step, root, uninterrupted[step])
+
+
+def signal_in_epoch(epoch, number):
+    """Send this process a signal while it trains the given epoch, and make its batches slow enough."""
+    seed = Run.seed
+
+    def seed_and_signal(self, at=None):
+        seed(self, at)
+        if at == epoch:
+            threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+
+    Run.seed = seed_and_signal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", STEPS)
+def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path):
+    root = prepare(step, results, tmp_path)
+    assert finish(start(step, root, fault=(signal_in_epoch, 3, number))) == 128 + number
+    output = (root / "output").read_text()
+    assert "epoch 4/8: stopped after batch" in output
+    assert output.rstrip().endswith(f"stopped by {number.name}; the same command, without --fresh, goes on")
+    saved = checkpoint.load(root / "digits" / step / "checkpoint.pth.tar")
+    assert saved["epoch"] == 3 and saved["progress"]["batches"] >= 1
+    assert finish(start(step, root)) == 0
+    assert (
+        f"resuming after epoch 3 and {saved['progress']['batches']} batches" in (root / "output").read_text()
+    )
+    assert_same_results(step, root, uninterrupted[step])
+
+
+def test_two_runs_in_one_folder(results, tmp_path):
+    root = prepare("pretext", results, tmp_path)
+    first = start("pretext", root, fault=(slow_batches,))
+    wait_for(lambda: (root / "digits/pretext/config.yml").exists())
+    assert finish(start("pretext", root)) == 1
+    assert "another run works there at this moment" in (root / "output").read_text()
+    first.kill()
+    first.join()
+    assert finish(start("pretext", root)) == 0  # the lock went with its owner
+
+
+def slow_batches():
+    optimizer = torch.optim.SGD
+    step = optimizer.step
+
+    def slow(self, *args, **kwargs):
+        time.sleep(3)
+        return step(self, *args, **kwargs)
+
+    optimizer.step = slow
+
+
+def test_a_second_signal_ends_it_at_once(results, tmp_path):
+    root = prepare("pretext", results, tmp_path)
+    process = start("pretext", root, fault=(slow_batches,))
+    folder = root / "digits/pretext"
+    wait_for(lambda: (folder / "config.yml").exists())
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    started = time.monotonic()
+    assert finish(process) == 128 + signal.SIGTERM
+    assert time.monotonic() - started < 1.5
+    assert not (folder / "checkpoint.pth.tar").exists()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def small_files(size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_full_disk(step, results, tmp_path):
+    """Files that may not grow: a line that says so, and the previous checkpoint is intact."""
+    root = prepare(step, results, tmp_path)
+    assert finish(start(step, root, "epochs=2")) == 0
+    folder = root / "digits" / step
+    saved = checkpoint.load(folder / "checkpoint.pth.tar")
+    saved["identity"]["epochs"] = 8
+    torch.save(saved, folder / "checkpoint.pth.tar")
+    (root / "output").unlink()
+    size = os.path.getsize(folder / "checkpoint.pth.tar")
+    assert finish(start(step, root, fault=(small_files, size // 2))) == 1
+    output = (root / "output").read_text()
+    assert "error:" in output and "Traceback" not in output
+    assert "cannot be written" in output and "intact" in output
+    assert checkpoint.load(folder / "checkpoint.pth.tar")["epoch"] == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_full_file_system(results, tmp_path):
+    root = tmp_path / "small"
+    root.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", root], capture_output=True
+    ).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (root / "filler").write_bytes(bytes(16 * 2**20 - 1_200_000))
+        assert finish(start("pretext", root)) == 1
+        output = (root / "output").read_text()
+        assert "error:" in output and "Traceback" not in output and "cannot be written" in output
+        (root / "filler").unlink()
+        (root / "output").unlink()
+        assert finish(start("pretext", root)) == 0, (root / "output").read_text()
+    finally:
+        subprocess.run(["umount", root], check=True)
+
+
+def test_a_folder_that_is_read_only(results, tmp_path, capsys, monkeypatch):
+    """As an ordinary user: root may write anywhere, so the system's refusal is put in its place."""
+    root = prepare("pretext", results, tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(args[0]))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    message = fails(capsys, STEPS["pretext"][0].main, arguments("pretext", root))
+    assert "cannot write results there" in message and "root_dir" in message

@@ -1,0 +1,52 @@
+"""SIGINT (Ctrl-C) and SIGTERM: the first one stops the run in order, a second one at once."""
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by the first signal; `number` is the signal's."""
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+_noted = None  # number of the signal that came
+_deferred = False
+
+
+def listen():
+    """From now on the two signals raise Interrupted; a second one ends the process."""
+    global _noted
+    _noted = None
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _handle)
+
+
+def _handle(number, frame):
+    global _noted
+    if _noted is not None:
+        os._exit(128 + number)
+    _noted = number
+    if not _deferred:
+        raise Interrupted(number)
+
+
+@contextmanager
+def deferred():
+    """Context in which a signal is only noted."""
+    global _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
+
+
+def noted():
+    """The number of the signal that came, or None."""
+    return _noted
