@@ -321,6 +321,7 @@ def test_loss_that_explodes(tmp_path, capsys):
     assert "epoch 1: the loss is nan" in last
     assert "learning rate 1e+30 is too high" in last
     assert "nor an earlier one" in last
+    assert "error: epoch 1" in (tmp_path / "digits/pretext/log.txt").read_text()
 
 
 def test_loss_that_explodes_later(tmp_path, capsys, monkeypatch):

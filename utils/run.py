@@ -28,14 +28,10 @@ from .config import differences, experiment_of, to_dict
 log = logging.getLogger(__name__)
 
 # what the steps leave in the folder of results, besides config.yml and log.txt, which they rewrite or add to
-RESULTS = ("checkpoint.pth.tar", "model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy")
-RESULTS += (
+RESULTS = (
+    *("checkpoint.pth.tar", "model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy"),
+    *("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png", "assignment.csv"),
     fingerprint.NAME,
-    "metrics.json",
-    "metrics.jsonl",
-    "curves.png",
-    "confusion_matrix.png",
-    "assignment.csv",
 )
 
 
@@ -69,6 +65,7 @@ def run_script(main):
 
 def _fail(message):
     where = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
+    log.debug("error: %s", message)  # to log.txt, where there is one
     print(colored(f"error{where}:", "red", attrs=["bold"]), message, file=sys.stderr)
     sys.stderr.flush()
     # not sys.exit, which would wait for the other processes
