@@ -80,6 +80,13 @@ def test_warning_of_sizes(caplog, sizes, message):
     assert warnings(caplog) == ([message] if message else [])
 
 
+def test_no_warning_while_clusters_form(caplog):
+    watch = health.Watch(ALL_ADVICE, patience=3)
+    for epoch in (1, 3, 4):
+        watch(epoch, predictions([0, 0, 1, 1], 3))
+        assert len(warnings(caplog)) == (epoch == 4)
+
+
 def test_warning_of_uncovered_clusters(caplog):
     clusters = torch.arange(50) % 5
     for covered, warned in ((2, True), (3, False)):

@@ -48,12 +48,14 @@ class Watch:
         advice: dict trouble -> the settings to change; SCAN_ADVICE or SELFLABEL_ADVICE.
         threshold: confidence that makes a pseudo-label; None where there are none.
         start: int64 (N,), the images' clusters before the training; None where clusters only form.
+        patience: epochs at the start in which clusters may still form, without a warning.
     """
 
-    def __init__(self, advice, threshold=None, start=None):
+    def __init__(self, advice, threshold=None, start=None, patience=0):
         self.advice = advice
         self.threshold = threshold
         self.start = start
+        self.patience = patience
         self.told = {}
 
     def __call__(self, epoch, probabilities):
@@ -107,6 +109,8 @@ class Watch:
         return values
 
     def _tell(self, trouble, severity, epoch, message):
+        if epoch <= self.patience:
+            return
         level = severity.bit_length()  # 0: none; one more from each power of two on
         told = self.told.get(trouble, 0)
         if level > told:
