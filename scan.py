@@ -81,8 +81,8 @@ def main(argv=None):
         objectives = [metrics.validation_objective(p, val_neighbors, choosing) for p in probabilities]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < best["best_loss"]:
-            best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
             run.save({"model": model.state_dict(), "head": head}, "model.pth.tar")
+            best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
         values = {f"val_{name}": value for name, value in objectives[head].items()}
         chosen = probabilities[head].cpu()[choosing]
         values.update(watch(epoch, chosen))

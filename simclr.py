@@ -55,6 +55,7 @@ def learn(run, model, train, val):
     config, images = run.config, train.dataset
     if config.train_db_name in data.WITH_UNLABELED:
         images = data.build_dataset(config, "train+unlabeled")
+        run.works_on(unlabeled=images)
         log.info("%d images to learn from", len(images))
     two_views = data.TwoViews(data.build_train_transform(config))
     loader = data.Loader(images, two_views, train=True, **run.loading)

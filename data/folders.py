@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,12 @@ class FolderImages(torch.utils.data.Dataset):
         return len(self.files)
 
     def fingerprint(self):
-        """Number of images and a hash of the files' names, each with that of its folder."""
-        names = "\n".join(self.names())
-        return f"{len(self)} images ({hashlib.sha256(os.fsencode(names)).hexdigest()[:16]})"
+        """Number of images and a hash of the files' names, with their folders, and of a hundred's content."""
+        sum_ = hashlib.sha256(os.fsencode("\n".join(self.names())))
+        for path in self.files[:: max(1, len(self) // 100)].tolist():
+            with suppress(OSError), open(os.fsdecode(path), "rb") as file:
+                sum_.update(hashlib.file_digest(file, "sha256").digest())
+        return f"{len(self)} images ({sum_.hexdigest()[:16]})"
 
     def names(self):
         """What to call the images: each file with its folder."""
@@ -99,8 +103,10 @@ def _reason(error):
 
 
 def _leave_signals_to_the_owner(worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers as well
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C, and a scheduler's SIGTERM, reach the workers as well. Exit status 0: another one would be an
+    # error in the middle of the owner's batch; and not ignored, since its owner ends an idle worker so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _plain_rgb(image):

@@ -71,17 +71,20 @@ class Loader:
         order = self.anchors[torch.randperm(len(self.anchors))] if self.train else self.anchors
         batches = order.split(self.batch_size)[: len(self)]
         indices = [self._share(self.view.index(anchors)) for anchors in batches]
-        if self.train and self.world_size > 1:
+        (skipped, random_state), self._skip = self._skip, (0, None)
+        if self.world_size > 1:
             # all processes drew the same batches; from here on each draws its own augmentations
             torch.manual_seed(torch.initial_seed() + 500_009 * (self.rank + 1))
-        (skipped, random_state), self._skip = self._skip, (0, None)
-        if random_state is not None:
+        elif random_state is not None:
             torch.set_rng_state(random_state)
         for images in self.dataset.fetch(indices[skipped:], self.device, self.num_workers):
             yield self.view(images)
 
     def skip(self, batches, random_state):
-        """Let the next pass start after so many batches, with torch's random state of that moment."""
+        """Let the next pass start after so many batches, with torch's random state of that moment.
+
+        Several processes share no such state: they draw other augmentations for the rest of the pass.
+        """
         self._skip = batches, random_state
 
     def _share(self, index):

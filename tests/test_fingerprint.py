@@ -36,6 +36,7 @@ def other_digits(folder, count=None):
 def test_every_step_says_what_made_its_results(results, step):
     found = json.loads((results / step / "fingerprint.json").read_text())
     assert found["data"].keys() == {"train", "test"} and found["data"]["train"].startswith("1437 images (")
+    assert found["backbone"] == "resnet10_narrow" and len(found["backbone_weights"]) == 16
     assert (found["setup"], found["seed"], found["epochs"]) == (STEPS[step][0].__name__, 0, 2)
     earlier = {"pretext": set(), "scan": {"pretext/model.pth.tar"}, "selflabel": {"scan/model.pth.tar"}}
     assert earlier[step] <= found["inputs"].keys()

@@ -68,8 +68,9 @@ def test_a_confidence_at_the_threshold_does_not_count():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((6, 2, 2), "epoch 3: cluster 0 of 3 takes 60 % of the validation images; advice on dominant"),
-        ((5, 3, 2), None),
+        ((7, 2, 1), "epoch 3: cluster 0 of 3 takes 70 % of the validation images; advice on dominant"),
+        ((6, 2, 2), None),
+        ((6, 2, 1, 1), "epoch 3: cluster 0 of 4 takes 60 % of the validation images; advice on dominant"),
         ((9, 1), None),  # of two clusters one always has half
         ((4, 4, 0), "epoch 3: 1 of 3 clusters are dead: no validation image is in them; advice on dead"),
     ],

@@ -10,14 +10,16 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import torch
+from PIL import Image
 from steps import ROOT, STEPS, arguments, fails
 
-from utils import checkpoint
+from utils import checkpoint, engine
 from utils.run import Run, run_script
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -178,6 +180,31 @@ def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path)
     assert_same_results(step, root, uninterrupted[step])
 
 
+def interrupt_in_inference(epoch):
+    """SIGTERM in the first inference after the given epoch's training."""
+    train_epoch, infer = engine._train_epoch, engine.infer
+
+    def note(*args):
+        engine.infer = signal_and_infer if f"epoch {epoch}/" in args[5] else infer
+        return train_epoch(*args)
+
+    def signal_and_infer(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return infer(*args, **kwargs)
+
+    engine._train_epoch = note
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_stopped_within_a_validation(step, results, uninterrupted, tmp_path):
+    root = prepare(step, results, tmp_path)
+    assert finish(start(step, root, fault=(interrupt_in_inference, 4))) == 128 + signal.SIGTERM
+    saved = checkpoint.load(root / "digits" / step / "checkpoint.pth.tar")
+    assert saved["epoch"] == 3 and saved["progress"]["batches"] >= 2  # of the fourth: all batches
+    assert finish(start(step, root)) == 0
+    assert_same_results(step, root, uninterrupted[step])
+
+
 def test_two_runs_in_one_folder(results, tmp_path):
     root = prepare("pretext", results, tmp_path)
     first = start("pretext", root, fault=(slow_batches,))
@@ -187,6 +214,34 @@ def test_two_runs_in_one_folder(results, tmp_path):
     first.kill()
     first.join()
     assert finish(start("pretext", root)) == 0  # the lock went with its owner
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_signals_to_their_owner(number, tmp_path):
+    """Ctrl-C and schedulers signal the whole process group, those that decode images included."""
+    for split in ("train", "test"):
+        folder = tmp_path / "data/squares" / split
+        folder.mkdir(parents=True)
+        for i in range(60):
+            Image.new("RGB", (40, 40), (4 * i, 90, 255 - 4 * i)).save(folder / f"{i}.png")
+    settings = [
+        "train_db_name=squares",
+        "val_db_name=squares",
+        f"data_dir={tmp_path / 'data'}",
+        "batch_size=20",
+    ]
+    settings += ["num_workers=2", "epochs=2000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "simclr.py", *arguments("pretext", tmp_path, *settings)],
+        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: (tmp_path / "squares/pretext/checkpoint.pth.tar").exists())
+    os.killpg(process.pid, number)
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output and f"stopped by {number.name}" in output
+    assert "batch" in output.splitlines()[-2] and "saved" in output.splitlines()[-2]
 
 
 def slow_batches():

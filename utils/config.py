@@ -230,7 +230,10 @@ def parse_arguments(argv, description, add_arguments=None):
         "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
     )
     parser.add_argument(
-        "--run", metavar="NAME", type=_run_name, help="keep the results apart, in root_dir/NAME/"
+        "--run",
+        metavar="NAME",
+        type=_run_name,
+        help="keep the results apart, in root_dir/NAME/ (torchrun needs a -- before the script)",
     )
     parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
     parser.add_argument(

@@ -55,26 +55,37 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         title = f"epoch {epoch + 1}/{config.epochs}"
         if progress is not None:
             loader.skip(progress["batches"], progress["random_state"])
-        before = progress["batches"] if progress else 0
+        earlier = progress["seconds"] if progress else 0
         progress = _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
-        seconds = time.perf_counter() - start
-        if interrupt.noted():
+        progress["seconds"] = earlier + time.perf_counter() - start
+
+        def save_progress(progress=progress, title=title, epoch=epoch):
             if all(total.isfinite() for total in progress["totals"].values()):
                 run.save_checkpoint(model, optimizer, epoch, state, progress)
                 log.info("%s: stopped after batch %d, saved", title, progress["batches"])
+
+        if interrupt.noted():
+            save_progress()
             raise interrupt.Interrupted(interrupt.noted())
         metrics = _means(progress, title)
-        progress = None
         _require_finite(run, metrics, ("loss",), epoch, lr)
         metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
-        metrics["images_per_second"] = round((len(loader) - before) * loader.batch_size / seconds, 1)
+        metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress["seconds"], 1)
         model.eval()
         if after_epoch:
-            metrics.update(after_epoch(epoch + 1))
+            try:
+                metrics.update(after_epoch(epoch + 1))
+            except interrupt.Interrupted:  # only this will be repeated
+                save_progress()
+                raise
             _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
-        metrics["seconds"] = round(time.perf_counter() - start, 2)
-        run.log_epoch(metrics)
-        run.save_checkpoint(model, optimizer, epoch + 1, state)
+        metrics["seconds"] = round(earlier + time.perf_counter() - start, 2)
+        progress = None
+        with interrupt.deferred():
+            run.log_epoch(metrics)
+            run.save_checkpoint(model, optimizer, epoch + 1, state)
+        if interrupt.noted():
+            raise interrupt.Interrupted(interrupt.noted())
         if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
             log.info(_summary(metrics, config.epochs))
             last_line = time.perf_counter()
@@ -100,7 +111,7 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
     """Train on the batches of an epoch, from `progress` on, to the end or to a signal; returns the progress.
 
     That is a dict: `batches` done, `trained` of them, the `totals` of what `step` returned for these, and the
-    `random_state` with which the next batch begins.
+    `random_state` with which the next batch begins. `train` adds the `seconds` that they took.
     """
     model.train()
     done, trained, totals = (
@@ -111,7 +122,7 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
     bar.update(done)
     # several processes would not stop at the same batch
     with contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred():
-        for batch in bar:
+        for batch in _until_workers_stop(bar):
             if on_gpu:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
             values = step(batch)
@@ -131,6 +142,15 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
                 break
     random_state = torch.get_rng_state()
     return {"batches": done, "trained": trained, "totals": totals, "random_state": random_state}
+
+
+def _until_workers_stop(batches):
+    """The batches, until a signal ends the workers that make them as well."""
+    try:
+        yield from batches
+    except RuntimeError:
+        if not interrupt.noted():
+            raise
 
 
 def _means(progress, title):

@@ -33,7 +33,7 @@ def write(folder, identity, weights):
         weights: the state dict that the results come from.
     """
     files = {name: checkpoint.digest(folder / name) for name in SIGNED if (folder / name).exists()}
-    report.write_json({**identity, "backbone": of_backbone(weights), "files": files}, folder / NAME)
+    report.write_json({**identity, "backbone_weights": of_backbone(weights), "files": files}, folder / NAME)
 
 
 def read(folder):
@@ -42,7 +42,7 @@ def read(folder):
         content = json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(content, dict) and "backbone" in content
+    whole = isinstance(content, dict) and "backbone_weights" in content
     return content if whole and all(isinstance(content.get(key), dict) for key in ("data", "files")) else {}
 
 
@@ -62,7 +62,7 @@ def check_neighbors(folder, data, weights):
     if not there:
         log.debug("%s: no %s, taken as they are", folder, NAME)
         return
-    changed = differences(there.get("data", data), data)
+    changed = differences({name: there["data"].get(name) for name in data}, data)
     if changed:
         raise UserError(
             f"{folder}: its neighbors were mined among other images ({'; '.join(changed)}); "
@@ -71,7 +71,7 @@ def check_neighbors(folder, data, weights):
     for name, digest in there["files"].items():
         if name.endswith(".npy") and checkpoint.digest(folder / name) != digest:
             log.warning("%s: not the file that the pretext step wrote", folder / name)
-    if there["backbone"] != of_backbone(weights):
+    if there["backbone_weights"] != of_backbone(weights):
         log.warning("%s: its neighbors were mined with another model than this step starts from", folder)
 
 

@@ -38,7 +38,7 @@ class Watch:
     A warning comes when its trouble begins, each time that the number of clusters in trouble reaches the next
     power of two, and when it comes back: not at every epoch. The troubles:
 
-        dominant   one cluster of three or more holds more than half of the images
+        dominant   one cluster of three or more holds more than half of the images, and twice its share
         dead       clusters without an image
         uncovered  fewer than half of the clusters have a confident image, so the others get no pseudo-labels
         merged     clusters that were apart at the start, each of at least half the mean size, have the
@@ -88,7 +88,7 @@ class Watch:
 
         share, largest = sizes.max().item() / len(clusters), sizes.argmax().item()
         self._tell(
-            *("dominant", int(c >= 3 and share > 0.5), epoch),
+            *("dominant", int(c >= 3 and share > max(0.5, 2 / c)), epoch),
             f"cluster {largest} of {c} takes {100 * share:.0f} % of the validation images",
         )
         self._tell("dead", dead, epoch, f"{dead} of {c} clusters are dead: no validation image is in them")

@@ -218,7 +218,7 @@ class Run:
 
     def works_on(self, **splits):
         """Note the datasets, by split, so that the run is not resumed on other images."""
-        self.data = {name: dataset.fingerprint() for name, dataset in splits.items()}
+        self.data.update({name: dataset.fingerprint() for name, dataset in splits.items()})
 
     def identity(self):
         """What the results depend on: the experiment, the images, and the earlier steps' files."""
