@@ -14,14 +14,15 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+_owner = None  # the process that listens
 _noted = None  # number of the signal that came
 _deferred = False
 
 
 def listen():
     """From now on the two signals raise Interrupted; a second one ends the process."""
-    global _noted
-    _noted = None
+    global _noted, _owner
+    _noted, _owner = None, os.getpid()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _handle)
@@ -29,6 +30,8 @@ def listen():
 
 def _handle(number, frame):
     global _noted
+    if os.getpid() != _owner:  # a worker process that is only starting, and ends with its owner
+        os._exit(0)
     if _noted is not None:
         os._exit(128 + number)
     _noted = number
