@@ -115,9 +115,8 @@ def look_at_the_start(run, predict, train_set, val):
             train = data.Loader(train_set, view, train=False, **run.loading)
             # the largest probability and its cluster, batch by batch: all of them would be large
             found = engine.infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
-    if begins:
-        confidence, clusters = (part.cpu() for part in found)
-        health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
+            confidence, clusters = (part.cpu() for part in found)
+            health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
     return health.Watch(health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1))
 
 

@@ -63,12 +63,14 @@ def main():
         timer = threading.Timer(60 * args.minutes, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
-    settings = [f"root_dir={args.root_dir}", f"data_dir={args.data_dir}", f"seed={args.seed}"]
+    root, data_dir = Path(args.root_dir), Path(args.data_dir)
     if args.rehearse:
-        few = Path(args.root_dir) / "rehearsal"
-        write_few(args.data_dir, few)
-        settings = [f"root_dir={few}", f"data_dir={few}", f"seed={args.seed}", "backbone=resnet10_narrow"]
-    folder = Path(settings[0].removeprefix("root_dir=")) / "cifar-10"
+        root = root / "rehearsal"
+        write_few(data_dir, root)
+        data_dir = root
+    settings = [f"root_dir={root}", f"data_dir={data_dir}", f"seed={args.seed}"]
+    settings += ["backbone=resnet10_narrow"] if args.rehearse else []
+    folder = root / "cifar-10"
     for step, (script, config) in STEPS.items():
         if not fingerprint.read(folder / step):  # written when a step is done
             script.main(arguments(config, settings, REHEARSAL[step] if args.rehearse else []))

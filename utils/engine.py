@@ -59,33 +59,26 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         progress = _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
         progress["seconds"] = earlier + time.perf_counter() - start
 
-        def save_progress(progress=progress, title=title, epoch=epoch):
+        try:
+            interrupt.check()
+            metrics = {"epoch": epoch + 1, "lr": lr, **_means(progress, title)}
+            _require_finite(run, metrics, ("loss",), epoch, lr)
+            metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress["seconds"], 1)
+            model.eval()
+            if after_epoch:
+                metrics.update(after_epoch(epoch + 1))
+                _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
+        except interrupt.Interrupted:  # within the epoch, or in its validation, which alone will be repeated
             if all(total.isfinite() for total in progress["totals"].values()):
                 run.save_checkpoint(model, optimizer, epoch, state, progress)
                 log.info("%s: stopped after batch %d, saved", title, progress["batches"])
-
-        if interrupt.noted():
-            save_progress()
-            raise interrupt.Interrupted(interrupt.noted())
-        metrics = _means(progress, title)
-        _require_finite(run, metrics, ("loss",), epoch, lr)
-        metrics = {"epoch": epoch + 1, "lr": lr, **metrics}
-        metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress["seconds"], 1)
-        model.eval()
-        if after_epoch:
-            try:
-                metrics.update(after_epoch(epoch + 1))
-            except interrupt.Interrupted:  # only this will be repeated
-                save_progress()
-                raise
-            _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
+            raise
         metrics["seconds"] = round(earlier + time.perf_counter() - start, 2)
         progress = None
         with interrupt.deferred():
             run.log_epoch(metrics)
             run.save_checkpoint(model, optimizer, epoch + 1, state)
-        if interrupt.noted():
-            raise interrupt.Interrupted(interrupt.noted())
+        interrupt.check()
         if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
             log.info(_summary(metrics, config.epochs))
             last_line = time.perf_counter()

@@ -50,6 +50,12 @@ def deferred():
         _deferred = False
 
 
+def check():
+    """Raise Interrupted if a signal came."""
+    if _noted is not None:
+        raise Interrupted(_noted)
+
+
 def noted():
     """The number of the signal that came, or None."""
     return _noted
