@@ -13,7 +13,7 @@ import torch
 import data
 from errors import UserError
 from models import build_model
-from utils import distributed, neighbors, pretext, pretrained
+from utils import distributed, engine, neighbors, pretext, pretrained
 from utils.config import load_config, parse_arguments
 from utils.run import Run, results_folder, run_script, start_arguments
 
@@ -30,7 +30,7 @@ def main(argv=None):
     )
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["moco"])
-    run = Run(config, results_folder(config, "pretext"), args.fresh)
+    run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
     model = build_model(config)
     with distributed.main_first():
         source = args.pretrained or download()
@@ -44,8 +44,9 @@ def main(argv=None):
         neighbors.require_enough(len(loader.dataset), k)
     run.works_on(train=train.dataset, test=val.dataset)
     log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
+    engine.rehearse(model, train, val)
 
-    run.take_instead_of_training(source)
+    run.take_instead_of_training(source, model)
     about = {"setup": config.setup, "dataset": config.train_db_name, "pretrained": str(source)}
     pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
 

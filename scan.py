@@ -15,21 +15,19 @@ from models import build_model
 from utils import distributed, engine, fingerprint, health, metrics, neighbors, plots, pretrained, report
 from utils.config import load_config, parse_arguments
 from utils.optim import build_optimizer
-from utils.run import Run, results_folder, run_script, start_arguments
+from utils.run import Run, earlier_folder, file_argument, results_folder, run_script, start_arguments
 
 log = logging.getLogger("scan")
 
 
 def main(argv=None):
-    args = parse_arguments(
-        argv, __doc__, start_arguments("start from this pretext checkpoint (default: the pretext step's)")
-    )
+    args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["scan"])
-    run = Run(config, results_folder(config, "scan"), args.fresh)
-    pretext = results_folder(config, "pretext")
+    run = Run(config, results_folder(config, "scan"), args.fresh, args.accept_changes)
+    pretext = args.pretext or earlier_folder(config, "pretext", args.run)
     model = build_model(config)
     source = run.uses(args.pretrained or pretext / "model.pth.tar", "pretext/model.pth.tar")
-    hint = "" if args.pretrained else "run simclr.py or moco.py first"
+    hint = "" if args.pretrained else "run simclr.py or moco.py first, or name its folder with --pretext"
     weights, _ = pretrained.read(source, ["pretext"], hint)
     pretrained.fit(model, weights, source, "backbone.")
 
@@ -38,8 +36,10 @@ def main(argv=None):
         train_set, val_set = data.build_dataset(config, "train"), val.dataset
     run.works_on(train=train_set, test=val_set)
     fingerprint.check_neighbors(pretext, run.data, weights)
-    train_neighbors = neighbors.read(run.uses(pretext / "topk-train-neighbors.npy"), len(train_set))
-    val_neighbors = neighbors.read(run.uses(pretext / "topk-val-neighbors.npy"), len(val_set))
+    train_neighbors, val_neighbors = (
+        neighbors.read(run.uses(pretext / name, f"pretext/{name}"), len(split))
+        for name, split in (("topk-train-neighbors.npy", train_set), ("topk-val-neighbors.npy", val_set))
+    )
     log.info("%d train and %d test images", len(train_set), len(val_set))
     quality = health.neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
 
@@ -47,6 +47,7 @@ def main(argv=None):
     if config.update_cluster_head_only:
         model.freeze_backbone()
     transform = data.build_train_transform(config)
+    engine.rehearse(model, val, data.Loader(train_set, data.PlainView(transform), train=True, **run.loading))
     # The images that choose the epoch and the head, by the loss: as published, or others. No label chooses.
     trained, validation, choosing, anchors = model, val, slice(None), None
     if config.get("validation") == "train_holdout":
@@ -104,6 +105,16 @@ def main(argv=None):
         report.report_clusters(run.folder, probabilities, val_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     run.sign(weights)
+
+
+def add_arguments(parser):
+    start_arguments("start from this pretext checkpoint (default: the pretext step's)")(parser)
+    parser.add_argument(
+        "--pretext",
+        metavar="FOLDER",
+        type=file_argument,
+        help="the pretext step's results (default: those of this --run, or else those without --run)",
+    )
 
 
 def predict(model):

@@ -15,7 +15,7 @@ from utils import distributed, engine, fingerprint, health, metrics, plots, pret
 from utils.config import load_config, parse_arguments
 from utils.ema import EMA
 from utils.optim import build_optimizer
-from utils.run import Run, results_folder, run_script, start_arguments
+from utils.run import Run, earlier_folder, results_folder, run_script, start_arguments
 
 log = logging.getLogger("selflabel")
 
@@ -29,10 +29,10 @@ def main(argv=None):
     config = load_config(args, ["selflabel"])
     if config.get("num_heads", 1) != 1:
         raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
-    run = Run(config, results_folder(config, "selflabel"), args.fresh)
+    run = Run(config, results_folder(config, "selflabel"), args.fresh, args.accept_changes)
 
     model = build_model(config)
-    scan_model = results_folder(config, "scan") / "model.pth.tar"
+    scan_model = earlier_folder(config, "scan", args.run) / "model.pth.tar"
     source = run.uses(args.pretrained or scan_model, "scan/model.pth.tar")
     if source == scan_model:
         fingerprint.warn_if_unfinished(scan_model.parent)
@@ -49,6 +49,7 @@ def main(argv=None):
     train = data.Loader(train_set, view, train=True, **run.loading)
 
     model = run.place(model)
+    engine.rehearse(model, val, train)
 
     def predict(images):
         return model(images)[0].softmax(1)

@@ -25,7 +25,7 @@ def main(argv=None):
         start_arguments("take this checkpoint's weights instead of training, and mine their neighbors"),
     )
     config = load_config(args, ["simclr"])
-    run = Run(config, results_folder(config, "pretext"), args.fresh)
+    run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
     model = build_model(config)
     about = {"setup": config.setup, "dataset": config.train_db_name}
     if args.pretrained:
@@ -40,9 +40,10 @@ def main(argv=None):
         neighbors.require_enough(len(loader.dataset), k)
     run.works_on(train=train.dataset, test=val.dataset)
     log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
+    engine.rehearse(model, train, val)
 
     if args.pretrained:
-        run.take_instead_of_training(args.pretrained)
+        run.take_instead_of_training(args.pretrained, model)
     else:
         learn(run, model, train, val)
     pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
@@ -59,6 +60,7 @@ def learn(run, model, train, val):
         log.info("%d images to learn from", len(images))
     two_views = data.TwoViews(data.build_train_transform(config))
     loader = data.Loader(images, two_views, train=True, **run.loading)
+    engine.rehearse(model, loader)
     criterion = SimCLRLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
 

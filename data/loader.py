@@ -80,6 +80,18 @@ class Loader:
         for images in self.dataset.fetch(indices[skipped:], self.device, self.num_workers):
             yield self.view(images)
 
+    def sample(self, n=4):
+        """A batch of the first n anchors, made here and now; no random state changes.
+
+        Returns:
+            the uint8 images as they were fetched, (n, ..., 3, H, W), or features; and what the view makes of
+            them.
+        """
+        with torch.random.fork_rng(devices=[]):
+            index = self.view.index(self.anchors[:n])
+            fetched = next(iter(self.dataset.fetch([index], self.device)))
+            return fetched, self.view(fetched)
+
     def skip(self, batches, random_state):
         """Let the next pass start after so many batches, with torch's random state of that moment.
 

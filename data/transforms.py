@@ -35,15 +35,15 @@ class Normalize:
 def center_crop(images, size):
     """(B, 3, H, W) -> (B, 3, size, size). Raises UserError for images smaller than that."""
     height, width = images.shape[-2:]
-    _require_size(height, width, size)
+    _require_size(height, width, size, "transformation_kwargs.crop_size")
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images[..., top : top + size, left : left + size]
 
 
-def _require_size(height, width, size):
+def _require_size(height, width, size, key):
     if min(height, width) < size:
         raise UserError(
-            f"crop_size {size} is larger than the images ({height} x {width}); "
+            f"{key}: crop_size {size} is larger than the images ({height} x {width}); "
             f"set it to {min(height, width)} or less"
         )
 
@@ -266,7 +266,7 @@ class StrongAugmentation:
     def _random_crop(self, images):
         n, _, height, width = images.shape
         size = self.crop_size
-        _require_size(height, width, size)
+        _require_size(height, width, size, "augmentation_kwargs.crop_size")
         if height == width == size:
             return images
         top = torch.randint(height - size + 1, (n, 1, 1))

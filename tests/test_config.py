@@ -178,7 +178,7 @@ def test_numbers_that_yaml_reads_as_strings(write):
 
 def test_differences():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}
-    assert differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
+    assert differences(old, new) == {"b.c": "2 -> 4", "e": "None -> 5"}
 
 
 # --- mistakes ------------------------------------------------------------------------------------

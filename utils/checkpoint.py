@@ -48,8 +48,8 @@ def save(content, path):
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be written ({_first_line(error)}); free some space or set another root_dir; "
-            "the previous one, if any, is intact"
+            f"{path}: cannot be written ({_first_line(error)}); free some space, or move the results folder "
+            "to a larger disk and set root_dir to its new place; the previous one, if any, is intact"
         ) from None
 
 

@@ -219,6 +219,13 @@ CRITERION = {
 }
 
 
+# Settings that a training may be resumed with another value of, if its owner says so (--accept_changes).
+TUNABLE = (
+    *("epochs", "optimizer_kwargs", "scheduler", "batch_size", "augmentation_kwargs"),
+    *("criterion_kwargs", "temperature", "confidence_threshold"),
+)
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -339,14 +346,40 @@ def to_dict(config):
 
 
 def differences(old, new, prefix=""):
-    """Lines `key: old -> new` for two nested dicts."""
-    lines = []
+    """Where two nested dicts differ: {dotted key: "old -> new"}."""
+    found = {}
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
+            found |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
+            found[f"{prefix}{key}"] = f"{a} -> {b}"
+    return found
+
+
+def mismatches(config):
+    """What differs between the training's and the evaluation's images, although it hardly can be meant.
+
+    Returns:
+        list of lines for a warning.
+    """
+    train, test = config.get("augmentation_kwargs", {}), config.transformation_kwargs
+    if config.get("augmentation_strategy") == "ours":
+        name, size = "crop_size", train.get("crop_size")
+    else:
+        name, size = "random_resized_crop.size", train.get("random_resized_crop", {}).get("size")
+    lines = []
+    if size not in (None, test.crop_size):
+        lines.append(
+            f"the network trains on images of {size} pixels (augmentation_kwargs.{name}) and is evaluated on "
+            f"{test.crop_size} (transformation_kwargs.crop_size); set both to the same"
+        )
+    found = differences(train.get("normalize", test.normalize), test.normalize)
+    if found:
+        lines.append(
+            "the network trains and is evaluated with other normalisations (augmentation_kwargs.normalize -> "
+            f"transformation_kwargs.normalize: {'; '.join(found.values())}); set both to the same"
+        )
     return lines
 
 

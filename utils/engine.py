@@ -93,6 +93,7 @@ def _require_finite(run, metrics, names, epoch, lr):
         path = run.folder / "checkpoint.pth.tar"
         precision = "" if run.precision == torch.float32 else f", or {str(run.precision)[6:]} too coarse"
         kept = f"the last good checkpoint is {path}, of epoch {epoch}" if epoch else "nor an earlier one"
+        kept += "; to go on from it with other settings add --accept_changes" if epoch else ""
         raise UserError(
             f"epoch {epoch + 1}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} is too "
             f"high{precision}: lower optimizer_kwargs.lr{' or set precision fp32' if precision else ''}; "
@@ -174,6 +175,49 @@ def _summary(metrics, epochs):
             f"{clock} left",
         ]
     )
+
+
+@torch.no_grad()
+def rehearse(model, *loaders):
+    """Pass a few images of each loader through its view and the model, before anything is trained.
+
+    What cannot work is then found out now, not after hours. Logs a warning when the center crop of an
+    evaluation leaves much of each image out. Changes neither the model nor the random state.
+
+    Raises:
+        UserError: images that the transforms or the network cannot take.
+    """
+    was_training = model.training
+    model.eval()
+    cropped = set()
+    for loader in loaders:
+        images, batch = loader.sample()
+        views = (batch,) if torch.is_tensor(batch) else batch
+        for view in views:
+            _require_fits(model, view)
+        side, kept = min(images.shape[-2:]), views[0].size(-1)
+        if not loader.train and side > kept * 256 / 224 + 1:  # the margin that is usual on ImageNet
+            cropped.add((kept, side))
+    for kept, side in cropped:
+        log.warning(
+            "the evaluation sees only the middle %d x %d pixels of images of %d pixels, %.2g %% of them; set "
+            "transformation_kwargs.crop_size and the size of the training crops to %d, or resize the images",
+            *(kept, kept, side, 100 * (kept / side) ** 2, side),
+        )
+    model.train(was_training)
+
+
+def _require_fits(model, images):
+    try:
+        model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"the network cannot take images of {shape} ({str(error).splitlines()[0]}); set another crop "
+            "size (transformation_kwargs and augmentation_kwargs) or backbone"
+        ) from None
 
 
 @torch.no_grad()
@@ -267,6 +311,7 @@ def _write(outputs, count, path):
         free = shutil.disk_usage(Path(path).parent).free
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); it needs {size / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; set another root_dir"
+            f"{free / 1e9:.1f} GB are free; free some, or move the results "
+            "folder to a larger disk and set root_dir to its new place: what was trained is saved and goes on"
         ) from None
     return done

@@ -6,7 +6,7 @@ import logging
 
 from errors import UserError
 
-from . import checkpoint, report
+from . import checkpoint, neighbors, report
 from .config import differences
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,10 @@ def check_neighbors(folder, data, weights):
         return
     changed = differences({name: there["data"].get(name) for name in data}, data)
     if changed:
+        listed = "; ".join(f"{name}: {change}" for name, change in changed.items())
         raise UserError(
-            f"{folder}: its neighbors were mined among other images ({'; '.join(changed)}); "
-            "mine them again: simclr.py or moco.py with --fresh"
+            f"{folder}: its neighbors were mined among other images ({listed}); "
+            f"{neighbors.mine_again(folder, 'them')}"
         )
     for name, digest in there["files"].items():
         if name.endswith(".npy") and checkpoint.digest(folder / name) != digest:
@@ -77,5 +78,10 @@ def check_neighbors(folder, data, weights):
 
 def warn_if_unfinished(folder):
     """Warn of a result whose training has not come to its end."""
-    if (folder / "checkpoint.pth.tar").exists() and not read(folder):
-        log.warning("%s: that step has not come to its end (or was made by an older version)", folder)
+    signed = read(folder).get("files", {}).get("model.pth.tar")
+    if (folder / "checkpoint.pth.tar").exists() and checkpoint.digest(folder / "model.pth.tar") != signed:
+        log.warning(
+            "%s: that step has not come to its end (or was made by an older version); its command, given "
+            "again, finishes it",
+            folder,
+        )

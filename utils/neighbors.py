@@ -171,8 +171,17 @@ def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1,
     return votes.argmax(1)
 
 
+def mine_again(folder, what="the neighbors"):
+    """Advice for neighbors that cannot be used: it loses nothing that was trained."""
+    return (
+        f"mine {what} again with the trained network, in seconds to minutes: simclr.py (or moco.py) with "
+        f"--pretrained {folder / 'model.pth.tar'}"
+    )
+
+
 def read(path, dataset_size):
     """Load mined neighbors, int64 (N, 1 + mined), and check them against the split they belong to."""
+    again = mine_again(path.parent)
     try:
         neighbors = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -181,14 +190,14 @@ def read(path, dataset_size):
             "with --pretrained FILE to mine with given weights)"
         ) from None
     except (OSError, ValueError, EOFError):
-        raise UserError(f"{path}: not a readable .npy file; mine the neighbors again") from None
+        raise UserError(f"{path}: not a readable .npy file; {again}") from None
     if not isinstance(neighbors, np.ndarray) or neighbors.ndim != 2 or neighbors.dtype.kind not in "iu":
-        raise UserError(f"{path}: expected a table of whole numbers; mine the neighbors again")
+        raise UserError(f"{path}: expected a table of whole numbers; {again}")
     if len(neighbors) != dataset_size or neighbors.shape[1] < 2:
         raise UserError(
             f"{path}: {neighbors.shape[1] - 1} neighbors of {len(neighbors)} images, "
-            f"but the split has {dataset_size} images; mine the neighbors again"
+            f"but the split has {dataset_size} images; {again}"
         )
     if neighbors.min() < 0 or neighbors.max() >= dataset_size:
-        raise UserError(f"{path}: holds indices outside 0..{dataset_size - 1}; mine the neighbors again")
+        raise UserError(f"{path}: holds indices outside 0..{dataset_size - 1}; {again}")
     return torch.from_numpy(neighbors.astype(np.int64))

@@ -23,7 +23,8 @@ from termcolor import colored
 from errors import UserError
 
 from . import checkpoint, distributed, fingerprint, interrupt, machine, pretrained
-from .config import differences, experiment_of, to_dict
+from .config import TUNABLE, differences, experiment_of, mismatches, to_dict
+from .optim import learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ RESULTS = (
     *("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png", "assignment.csv"),
     fingerprint.NAME,
 )
+
+# what the training of the pretext step does not depend on: its evaluation and the mining do
+AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "data.test")
 
 
 def run_script(main):
@@ -48,6 +52,11 @@ def run_script(main):
     except MemoryError as error:
         _fail(f"the memory is full ({error}); lower batch_size or the images' size")
     except RuntimeError as error:
+        if re.search(r"shared memory|\bshm\b|bus error", str(error), re.I):
+            _fail(
+                f"the processes that decode images find no room in /dev/shm ({_free_shared_memory()}); set "
+                "num_workers=0, or make it larger (docker run --shm-size=8g, or --ipc=host)"
+            )
         if "allocate memory" in str(error):  # torch's own MemoryError on a CPU
             _fail(f"the memory is full ({str(error).splitlines()[0]}); lower batch_size or the images' size")
         if distributed.world_size() == 1 or not re.search("connection|peer|nccl|gloo", str(error), re.I):
@@ -63,6 +72,13 @@ def run_script(main):
         sys.exit(128 + signal.number)
 
 
+def _free_shared_memory():
+    try:
+        return f"{shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB in all"
+    except OSError:
+        return "there is none"
+
+
 def _fail(message):
     where = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
     log.debug("error: %s", message)  # to log.txt, where there is one
@@ -73,12 +89,20 @@ def _fail(message):
 
 
 def start_arguments(pretrained_help):
-    """The command-line arguments that say what a step starts from: --pretrained FILE and --fresh."""
+    """The command-line arguments that say what a step starts from: --pretrained FILE, --fresh, ..."""
 
     def add(parser):
         parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
         parser.add_argument(
-            "--fresh", action="store_true", help="replace an earlier run's results instead of resuming it"
+            "--fresh",
+            action="store_true",
+            help="start over instead of resuming; the earlier results are kept as *.old until a new model is "
+            "trained",
+        )
+        parser.add_argument(
+            "--accept_changes",
+            action="store_true",
+            help=f"resume although {', '.join(TUNABLE)} changed",
         )
 
     return add
@@ -107,7 +131,8 @@ class Run:
     Args:
         config: the checked configuration.
         folder: pathlib.Path of the results; created.
-        fresh: forget an earlier run in that folder instead of resuming it.
+        fresh: set an earlier run's results in that folder aside instead of resuming it.
+        accept_changes: resume although TUNABLE settings changed.
 
     Attributes:
         device: torch.device that everything computes on.
@@ -116,10 +141,12 @@ class Run:
         main: whether this process writes the results; of torchrun's processes one does.
     """
 
-    def __init__(self, config, folder, fresh=False):
+    def __init__(self, config, folder, fresh=False, accept_changes=False):
         self.config = config
         self.folder = folder
         self.fresh = fresh and not distributed.restarted()
+        self.accept_changes = accept_changes
+        self.trains = True  # until weights are taken instead
         self.inputs, self.sources, self.data = {}, [], {}
         self.device = machine.choose_device(config.device, distributed.local_rank())
         self.precision = machine.choose_precision(config.precision, self.device)
@@ -136,12 +163,23 @@ class Run:
             raise UserError(
                 f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
             ) from None
+        self._require_replaceable()
         self.seed()
         processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
         log.info(
             "%s on %s, results in %s",
             *(config.setup, f"{processes}{self.device} ({str(self.precision)[6:]})", self.folder),
         )
+        for mismatch in mismatches(config):
+            log.warning("%s", mismatch)
+
+    def _require_replaceable(self):
+        """Refuse now what would only be found out when results are written."""
+        for path in (self.folder / name for name in RESULTS):
+            if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+                raise UserError(
+                    f"{path}: is no file that can be replaced; move it away, or set another root_dir"
+                )
 
     def start_logging(self):
         """Log to the console and to log.txt, in the main process."""
@@ -205,13 +243,13 @@ class Run:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def uses(self, path, role=None):
+    def uses(self, path, role):
         """Note a file that the run starts from, so that it is neither resumed on another one nor removed.
 
-        `role` names it in messages: by default its folder and name. Returns the path.
+        `role` names it in messages. Returns the path.
         """
         path = Path(path)
-        self.inputs[role or f"{path.parent.name}/{path.name}"] = checkpoint.digest(path)
+        self.inputs[role] = checkpoint.digest(path)
         if path.exists():
             self.sources.append(path)
         return path
@@ -235,6 +273,9 @@ class Run:
     def sign(self, weights):
         """Say in the folder that the step is finished, and what its results were made from."""
         fingerprint.write(self.folder, self.identity(), weights)
+        if self.trains:
+            for name in RESULTS:
+                self._old(name).unlink(missing_ok=True)
 
     @_by_main
     def save_config(self):
@@ -278,21 +319,18 @@ class Run:
         """Load the checkpoint, if there is one, into model, optimiser and the dict `state`.
 
         A plain state dict, as the published pretext files are, counts as a finished training. With
-        `fresh`, what an earlier run left is removed instead.
+        `fresh`, what an earlier run left is set aside instead.
 
         Returns the number of epochs done, and the progress of the next one, None if it was not begun.
         Raises UserError when the checkpoint is of another experiment, showing what differs.
         """
         path = self.folder / "checkpoint.pth.tar"
         if self.fresh:
-            self._forget()
+            self._set_aside(RESULTS)
         distributed.barrier()  # the processes must agree on whether there is one
         if self.fresh or not path.exists():
-            if (self.folder / fingerprint.NAME).exists():
-                raise UserError(
-                    f"{self.folder}: holds a result that was not trained here; set another root_dir "
-                    "or --run, or add --fresh to replace it"
-                )
+            if not self.fresh:
+                self._require_untrained()
             self._forget_epochs_after(0)
             return 0, None
         saved = checkpoint.load(path)
@@ -301,37 +339,31 @@ class Run:
             log.info("%s: weights without a training state, taken as the result of a finished training", path)
             pretrained.fit(model, weights, path)
             return self.config.epochs, None
-        identity = self.identity()
-        if "identity" not in saved:
-            log.warning("%s: does not tell its configuration (written by another program)", path)
-        there = saved.get("identity", identity)
-        there = {"data": self.data, **there} if isinstance(there, dict) else {}  # older ones tell no data
-        changed = differences(there, identity)
-        if changed:
-            raise UserError(
-                f"{path}: written by another experiment ({'; '.join(changed)}); undo the change, "
-                "set another root_dir or --run, or start over with --fresh"
-            )
+        changed = self._changes_since(saved, path)
         missing = [key for key in ("model", "optimizer", "epoch", *state) if key not in saved]
         if not missing and not (isinstance(saved["epoch"], int) and saved["epoch"] >= 0):
             missing = ["number of epochs"]
         if missing:
             raise UserError(
-                f"{path}: cannot be resumed, it has no {', '.join(missing)}; start over with --fresh"
+                f"{path}: cannot be resumed, it has no {', '.join(missing)}; start over with --fresh, which "
+                "keeps it as *.old"
             )
         pretrained.fit(model, weights, path)
         try:
             optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: its optimiser is another one ({error}); start over with --fresh"
+                f"{path}: its optimiser is another one ({error}); start over with --fresh, which keeps it as "
+                "*.old"
             ) from None
+        for group in optimizer.param_groups:
+            group.update(self.config.optimizer_kwargs)  # they may have changed
         for key, value in state.items():
             if isinstance(value, dict):  # in place, for the object that it belongs to
                 value.update({name: tensor.to(self.device) for name, tensor in saved[key].items()})
             else:
                 state[key] = saved[key]
-        progress = saved.get("progress")
+        progress = saved.get("progress") if "batch_size" not in changed else None
         log.info(
             "resuming after epoch %d%s",
             *(saved["epoch"], f" and {progress['batches']} batches of the next" if progress else ""),
@@ -339,27 +371,110 @@ class Run:
         self._forget_epochs_after(saved["epoch"])
         return saved["epoch"], progress
 
-    def take_instead_of_training(self, source):
-        """Make the folder ready for given weights; raises UserError if it holds a training of its own."""
+    def _require_untrained(self):
+        """Raise UserError if the folder holds a result, but not the checkpoint of its training."""
+        model = self.folder / "model.pth.tar"
+        # scan.py writes its model before the first checkpoint
+        given = model.exists() and self.config.setup != "scan"
+        if given or (self.folder / fingerprint.NAME).exists():
+            mine = f"--pretrained {model} to mine with it, " if self.config.setup == "simclr" else ""
+            raise UserError(
+                f"{self.folder}: holds a result that was not trained here; add {mine}--run NAME to keep this "
+                "training apart, or --fresh to replace it, which keeps it as *.old until then"
+            )
+
+    def _changes_since(self, saved, path):
+        """The settings that may change when a training is resumed, and did: {key: "old -> new"}.
+
+        More epochs always may, TUNABLE ones with `accept_changes`, and what the training does not depend on.
+        Raises UserError if others did.
+        """
+        identity = self.identity()
+        if "identity" not in saved:
+            log.warning("%s: does not tell its configuration (written by another program)", path)
+        there = saved.get("identity", identity)
+        there = {"data": self.data, **there} if isinstance(there, dict) else {}  # older ones tell no data
+        changed = differences(there, identity)
+        irrelevant = AFTER_TRAINING if self.config.setup == "simclr" else ()
+        relevant = {key: change for key, change in changed.items() if not key.startswith(irrelevant)}
+        allowed = TUNABLE if self.accept_changes else ("epochs",)
+        done = saved.get("epoch")
+        too_few = isinstance(done, int) and self.config.epochs < done
+        if too_few or not all(key.startswith(allowed) for key in relevant):
+            self._refuse(path, relevant, too_few)
+        if changed:
+            log.info("going on with other settings: %s", _listed(changed))
+        if relevant and isinstance(done, int):
+            self._tell_schedule(there, done)
+        return relevant
+
+    def _refuse(self, path, changed, too_few):
+        ways = ["undo the change"]
+        if not too_few and all(key.startswith(TUNABLE) for key in changed):
+            ways.append("add --accept_changes to go on from there with it")
+        model = self.folder / "model.pth.tar"
+        if self.config.setup == "simclr" and model.exists() and "data.train" in changed:
+            ways.append(f"add --pretrained {model} to mine these images' neighbors with the trained network")
+        ways.append("keep this one apart with --run NAME")
+        raise UserError(
+            f"{path}: written by another experiment ({_listed(changed)}); {', '.join(ways)}, or start "
+            "over with --fresh, which keeps it as *.old"
+        )
+
+    def _tell_schedule(self, there, done):
+        """Log what a changed number of epochs, or another change of the schedule, means."""
+        config = self.config
+        if 0 < done < config.epochs:
+            last, following = _learning_rate(there, done - 1), _learning_rate(config, done)
+            log.info(
+                "the learning rate follows scheduler %s over %d epochs: %.4g in the next epoch, after %.4g%s",
+                *(config.scheduler, config.epochs, following, last),
+                ", so the loss may rise at first" if following > last else "",
+            )
+
+    def take_instead_of_training(self, source, model):
+        """Make the folder ready for the given weights of `model`, which were read from the file `source`.
+
+        Raises UserError if the folder holds a training of its own that these weights do not come from.
+        """
         path = self.folder / "checkpoint.pth.tar"
         self.sources.append(Path(source))
-        if self.fresh:
-            self._forget()
-        elif path.exists() and not path.samefile(source):
+        self.trains = False
+        own = any(p.exists() and p.samefile(source) for p in (path, self.folder / "model.pth.tar"))
+        if path.exists() and not own and not self.fresh:
             raise UserError(
-                f"{path}: the folder holds the training of an earlier run; set another root_dir or --run, "
-                "or add --fresh to replace it"
+                f"{path}: the folder holds the training of an earlier run; keep this one apart with --run "
+                "NAME, or add --fresh to replace it, which keeps it as *.old"
             )
+        there = fingerprint.read(self.folder).get("backbone_weights")
+        if self.fresh:
+            self._set_aside(RESULTS)
+        elif there not in (None, fingerprint.of_backbone(model.state_dict())):
+            self._set_aside(["model.pth.tar"])
         if not path.exists():
             self._forget_epochs_after(0)
         self.save_config()
 
     @_by_main
-    def _forget(self):
-        """Remove what an earlier run left, but nothing that this one starts from."""
-        for file in (self.folder / name for name in RESULTS):
-            if file.exists() and not any(file.samefile(source) for source in self.sources):
+    def _set_aside(self, names):
+        """Rename what an earlier run left to *.old; a file that this one starts from is copied there.
+
+        What was set aside before and is finished does not make room for what is not.
+        """
+        finished = (self.folder / fingerprint.NAME).exists()
+        keep = finished or not any(self._old(name).exists() for name in RESULTS)
+        files = [file for file in (self.folder / name for name in names) if file.exists()]
+        for file in files:
+            is_source = any(file.samefile(source) for source in self.sources)
+            if keep:
+                (shutil.copy2 if is_source else os.replace)(file, self._old(file.name))
+            elif not is_source:
                 file.unlink()
+        if files and keep:
+            log.info("%s: the earlier results are kept as *.old until a new model is trained", self.folder)
+
+    def _old(self, name):
+        return self.folder / f"{name}.old"
 
     @_by_main
     def _forget_epochs_after(self, epochs_done):
@@ -371,6 +486,30 @@ class Run:
 def results_folder(config, step):
     """`{root_dir}/{train_db_name}/{step}`; the steps are pretext, scan, selflabel."""
     return Path(config.root_dir).expanduser() / config.train_db_name / step
+
+
+def earlier_folder(config, step, run_name):
+    """Folder of an earlier step's results: with --run, where that run has none, those without --run."""
+    own = results_folder(config, step)
+    shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
+    if run_name and not (own / "model.pth.tar").exists() and (shared / "model.pth.tar").exists():
+        log.info("--run %s has no %s step of its own: %s is used", run_name, step, shared)
+        return shared
+    return own
+
+
+def _learning_rate(config, epoch):
+    return learning_rate(
+        epoch,
+        config["epochs"],
+        config["optimizer_kwargs"]["lr"],
+        config["scheduler"],
+        **config.get("scheduler_kwargs", {}),
+    )
+
+
+def _listed(changed):
+    return "; ".join(f"{key}: {change}" for key, change in changed.items())
 
 
 def _lock(file, folder):

@@ -1,0 +1,321 @@
+"""What the messages advise, done word for word: it helps, and nothing that was trained is lost."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from steps import STEPS, arguments, fails, run, same, weights
+
+import scan
+import simclr
+from data.digits import build_digits
+from utils import checkpoint
+from utils.config import load_config, mismatches, parse_arguments
+
+FILES = ("checkpoint.pth.tar", "model.pth.tar")
+
+
+@pytest.fixture
+def copied(results, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(results, tmp_path / "digits", dirs_exist_ok=True)
+    return tmp_path
+
+
+def told(root, step="pretext"):
+    return (root / "digits" / step / "log.txt").read_text()
+
+
+def digests(folder, names=FILES):
+    return {name: checkpoint.digest(folder / name) for name in names}
+
+
+def fewer_digits(folder, train=1437, test=360):
+    """digits.npz as if some images had been thrown away."""
+    arrays = {}
+    for split, count in (("train", train), ("test", test)):
+        dataset = build_digits("", split)
+        arrays[f"{split}_images"] = dataset.images[:count].permute(0, 2, 3, 1).numpy()
+        arrays[f"{split}_labels"] = dataset.labels[:count].numpy()
+    np.savez(folder / "digits.npz", **arrays)
+    return f"data_dir={folder}"
+
+
+# --- the images changed after the training -------------------------------------------------------
+
+
+def test_after_an_image_was_removed_the_trained_network_mines_again(copied, capsys):
+    moved, pretext = fewer_digits(copied, test=359), copied / "digits/pretext"
+    before = digests(pretext)
+    message = fails(capsys, scan.main, arguments("scan", copied, moved, flags=["--fresh"]))
+    model = pretext / "model.pth.tar"
+    assert "mine them again with the trained network" in message and f"--pretrained {model}" in message
+    run("pretext", copied, moved, flags=["--pretrained", str(model)])
+    assert digests(pretext) == before
+    assert len(np.load(pretext / "topk-val-neighbors.npy")) == 359
+    run("scan", copied, moved, flags=["--fresh"])
+    assert (copied / "digits/scan/fingerprint.json").exists()
+
+
+def test_the_same_command_mines_again_when_only_test_images_changed(copied):
+    before = digests(copied / "digits/pretext")
+    run("pretext", copied, fewer_digits(copied, test=359))
+    assert digests(copied / "digits/pretext") == before
+    assert "going on with other settings: data.test: 360 images" in told(copied)
+    assert len(np.load(copied / "digits/pretext/topk-val-neighbors.npy")) == 359
+
+
+@pytest.mark.parametrize("flags", [[], ["--fresh"]])
+def test_other_training_images_and_the_trained_network(copied, capsys, flags):
+    moved, pretext = fewer_digits(copied, train=1400), copied / "digits/pretext"
+    before = digests(pretext)
+    model = pretext / "model.pth.tar"
+    assert f"--pretrained {model}" in fails(capsys, simclr.main, arguments("pretext", copied, moved))
+    run("pretext", copied, moved, flags=["--pretrained", str(model), *flags])
+    assert len(np.load(pretext / "topk-train-neighbors.npy")) == 1400
+    suffix = ".old" if flags else ""
+    assert same(weights(model), weights(pretext / f"model.pth.tar{suffix}"))
+    assert checkpoint.digest(pretext / f"checkpoint.pth.tar{suffix}") == before["checkpoint.pth.tar"]
+
+
+def test_neighbors_that_are_damaged(copied, capsys):
+    pretext = copied / "digits/pretext"
+    good, before = (pretext / "topk-train-neighbors.npy").read_bytes(), digests(pretext)
+    (pretext / "topk-train-neighbors.npy").write_bytes(good[:1000])
+    message = fails(capsys, scan.main, arguments("scan", copied, flags=["--fresh"]))
+    assert "mine the neighbors again with the trained network" in message
+    run("pretext", copied, flags=["--pretrained", message.split("--pretrained ")[1]])
+    assert (pretext / "topk-train-neighbors.npy").read_bytes() == good
+    assert digests(pretext) == before
+
+
+def test_an_evaluation_setting_corrected_after_the_training(copied):
+    before = digests(copied / "digits/pretext")
+    run("pretext", copied, "transformation_kwargs.crop_size=7", "num_classes=3")
+    assert digests(copied / "digits/pretext", ["checkpoint.pth.tar"]) == {
+        "checkpoint.pth.tar": before["checkpoint.pth.tar"]
+    }
+    assert "transformation_kwargs.crop_size: 8 -> 7" in told(copied)
+
+
+# --- --fresh -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatch, step):
+    folder = copied / "digits" / step
+    before = digests(folder)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for attempt in range(2):  # the second one does not replace the finished model by the unfinished
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("utils.run.Run.log_epoch" if attempt else "utils.engine._train_epoch", interrupt)
+            run(step, copied, "seed=7", flags=["--fresh"])
+        assert {name: checkpoint.digest(folder / f"{name}.old") for name in FILES} == before
+        assert not (folder / "checkpoint.pth.tar").exists()
+    run(step, copied, "seed=7")
+    assert not [*folder.glob("*.old")]
+    assert digests(folder) != before and (folder / "fingerprint.json").exists()
+
+
+def test_weights_put_there_by_hand_are_not_trained_over(results, tmp_path, capsys):
+    folder = tmp_path / "digits/pretext"
+    folder.mkdir(parents=True)
+    shutil.copy(results / "pretext/model.pth.tar", folder)
+    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
+    assert f"--pretrained {folder / 'model.pth.tar'} to mine with it" in message
+    run("pretext", tmp_path, flags=["--pretrained", str(folder / "model.pth.tar")])
+    assert (folder / "topk-train-neighbors.npy").read_bytes() == (
+        results / "pretext/topk-train-neighbors.npy"
+    ).read_bytes()
+
+
+def test_other_given_weights_leave_those_that_were_there(copied, results):
+    folder = copied / "digits/pretext"
+    (folder / "checkpoint.pth.tar").unlink()  # to save space
+    other = {key: 2 * value for key, value in weights(folder / "model.pth.tar").items()}
+    checkpoint.save(other, copied / "other.pth.tar")
+    run("pretext", copied, flags=["--pretrained", str(copied / "other.pth.tar")])
+    assert same(weights(folder / "model.pth.tar.old"), weights(results / "pretext/model.pth.tar"))
+
+
+# --- more epochs, other settings -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_finished_training_goes_on(copied, tmp_path_factory, step):
+    """With a constant learning rate exactly as if it had had the larger number of epochs from the start."""
+    constant = ["scheduler=constant"] if step == "pretext" else []
+    root = copied
+    if constant:
+        shutil.rmtree(root / "digits/pretext")
+        run(step, root, *constant)
+    run(step, root, *constant, "epochs=4")
+    assert "going on with other settings: epochs: 2 -> 4" in told(root, step)
+    assert "follows scheduler constant over 4 epochs" in told(root, step)
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(copied, whole, dirs_exist_ok=True)
+    shutil.rmtree(whole / "digits" / step)
+    run(step, whole, *constant, "epochs=4")
+    for name in FILES:
+        assert same(weights(root / "digits" / step / name), weights(whole / "digits" / step / name))
+
+
+def test_what_a_longer_cosine_schedule_means_is_told(copied):
+    run("pretext", copied, "epochs=3")  # from 0.2 in the second of two epochs to 0.1 in the third of three
+    assert "cosine over 3 epochs: 0.1003 in the next epoch, after 0.2002\n" in told(copied)
+    run("pretext", copied, "epochs=9")
+    assert "over 9 epochs: 0.3001 in the next epoch, after 0.1003, so the loss may rise" in told(copied)
+
+
+def test_fewer_epochs_than_are_done(copied, capsys):
+    assert "epochs: 2 -> 1" in fails(capsys, simclr.main, arguments("pretext", copied, "epochs=1"))
+
+
+def test_going_on_with_a_lower_learning_rate(copied, capsys, monkeypatch):
+    forward = simclr.SimCLRLoss.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(simclr.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
+        message = fails(capsys, simclr.main, arguments("pretext", copied, "epochs=3"))
+    assert "lower optimizer_kwargs.lr" in message and "add --accept_changes" in message
+    lower = ("epochs=3", "optimizer_kwargs.lr=0.01", "optimizer_kwargs.weight_decay=0.5", "batch_size=128")
+    assert "add --accept_changes" in fails(capsys, simclr.main, arguments("pretext", copied, *lower))
+    run("pretext", copied, *lower, flags=["--accept_changes"])
+    saved = checkpoint.load(copied / "digits/pretext/checkpoint.pth.tar")
+    assert saved["epoch"] == 3 and saved["identity"]["optimizer_kwargs"]["lr"] == 0.01
+    assert saved["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+    message = fails(
+        capsys, simclr.main, arguments("pretext", copied, *lower, "seed=3", flags=["--accept_changes"])
+    )
+    assert "seed: 0 -> 3" in message and "add --accept_changes" not in message
+
+
+# --- another number of clusters ------------------------------------------------------------------
+
+
+def test_another_number_of_clusters_shares_the_pretext(copied, capsys):
+    assert "--run NAME" in fails(capsys, scan.main, arguments("scan", copied, "num_classes=5"))
+    run("scan", copied, "num_classes=5", flags=["--run", "five"])
+    assert f"{copied / 'digits/pretext'} is used" in told(copied / "five", "scan")
+    run("selflabel", copied, "num_classes=5", flags=["--run", "five"])
+    found = weights(copied / "five/digits/selflabel/model.pth.tar")
+    assert found["cluster_head.0.weight"].shape[0] == 5
+    assert weights(copied / "digits/scan/model.pth.tar")["cluster_head.0.weight"].shape[0] == 10
+
+
+def test_self_labeling_of_another_run_starts_from_the_same_clustering(copied):
+    run("selflabel", copied, "seed=3", flags=["--run", "again"])
+    found = checkpoint.load(copied / "again/digits/selflabel/checkpoint.pth.tar")["identity"]["inputs"]
+    assert found["scan/model.pth.tar"] == checkpoint.digest(copied / "digits/scan/model.pth.tar")
+
+
+def test_the_pretext_of_any_folder(results, tmp_path, capsys):
+    run("scan", tmp_path, flags=["--pretext", str(results / "pretext")])
+    assert same(
+        weights(tmp_path / "digits/scan/checkpoint.pth.tar"), weights(results / "scan/checkpoint.pth.tar")
+    )
+    message = fails(capsys, scan.main, arguments("scan", tmp_path, flags=["--pretext", str(tmp_path)]))
+    assert f"{tmp_path / 'model.pth.tar'}: no such file" in message
+
+
+# --- before the first epoch ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "message"),
+    [
+        ("pretext", "transformation_kwargs.crop_size=10", "transformation_kwargs.crop_size: crop_size 10 is"),
+        ("scan", "transformation_kwargs.crop_size=10", "transformation_kwargs.crop_size"),
+        ("scan", "augmentation_kwargs.crop_size=10", "augmentation_kwargs.crop_size: crop_size 10 is"),
+        ("selflabel", "augmentation_kwargs.crop_size=10", "augmentation_kwargs.crop_size"),
+    ],
+)  # fmt: skip
+def test_crops_are_tried_before_the_first_epoch(after, capsys, step, change, message):
+    root = after(*list(STEPS)[: list(STEPS).index(step)])
+    assert message in fails(capsys, STEPS[step][0].main, arguments(step, root, change))
+    assert not (root / "digits" / step / "metrics.jsonl").exists()
+
+
+def test_test_images_of_another_size_are_tried_before_the_first_epoch(tmp_path, capsys):
+    fewer_digits(tmp_path)
+    arrays = dict(np.load(tmp_path / "digits.npz"))
+    arrays["test_images"] = arrays["test_images"][:, :6, :6]
+    np.savez(tmp_path / "digits.npz", **arrays)
+    message = fails(capsys, simclr.main, arguments("pretext", tmp_path, f"data_dir={tmp_path}"))
+    assert "crop_size 8 is larger than the images (6 x 6)" in message
+    assert not (tmp_path / "digits/pretext/metrics.jsonl").exists()
+
+
+def test_images_that_the_network_cannot_take(tmp_path, capsys, monkeypatch):
+    def forward(self, images):
+        raise RuntimeError("output size is too small\nand a stack")
+
+    monkeypatch.setattr("models.resnet.ResNet.forward", forward)
+    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
+    assert "the network cannot take images of 3 x 8 x 8 (output size is too small); set another" in message
+
+
+@pytest.mark.parametrize("name", ["model.pth.tar", "metrics.json", "curves.png", "topk-val-neighbors.npy"])
+def test_results_that_cannot_be_written_are_found_before_the_first_epoch(tmp_path, capsys, name):
+    (tmp_path / "digits/pretext" / name).mkdir(parents=True)
+    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
+    assert f"{name}: is no file that can be replaced" in message
+
+
+def test_the_rehearsal_changes_nothing(results, after, monkeypatch):
+    root = after("pretext")
+    monkeypatch.setattr("utils.engine.rehearse", lambda *_: None)
+    run("scan", root)
+    assert same(
+        weights(root / "digits/scan/checkpoint.pth.tar"), weights(results / "scan/checkpoint.pth.tar")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "only the middle 8 x 8 pixels of images of 24 pixels, 11 % of them"),
+        (["transformation_kwargs.crop_size=24"], "trains on images of 8 pixels .* and is evaluated on 24"),
+        (["augmentation_kwargs.normalize.mean=[0,0,0]"], "evaluated with other normalisations"),
+    ],
+)
+def test_settings_that_hardly_can_be_meant(tmp_path, changes, message):
+    fewer_digits(tmp_path)
+    arrays = dict(np.load(tmp_path / "digits.npz"))
+    for split in ("train", "test"):
+        arrays[f"{split}_images"] = arrays[f"{split}_images"].repeat(3, axis=1).repeat(3, axis=2)
+    np.savez(tmp_path / "digits.npz", **arrays)
+    run("pretext", tmp_path, "epochs=1", f"data_dir={tmp_path}", *changes)
+    assert len(re.findall(message, told(tmp_path))) == 1
+
+
+def test_published_settings_are_not_warned_of():
+    files = [path for path in Path("configs").rglob("*.yml") if path.name != "env.yml"]
+    for path in files:
+        args = parse_arguments(["--config_exp", str(path)], "")
+        config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
+        assert mismatches(config) == []
+    assert len(files) >= 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1>: Resource temporarily unavailable (11)",
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers "
+        "are out of shared memory. Please try to raise your shared memory limit.",
+        "unable to write to file </torch_5_6_0>: No space left on device (28)\nshm",
+    ],
+)
+def test_a_small_shared_memory(tmp_path, capsys, monkeypatch, error):
+    def train(*_, **__):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr("utils.engine.train", train)
+    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
+    assert "set num_workers=0" in message and "--shm-size" in message
