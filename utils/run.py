@@ -64,7 +64,7 @@ def run_script(main):
         log.debug("%s", error)
         _fail(
             "another process of this run was lost, so this one stops; the last checkpoint is intact: "
-            "the same command resumes from it (torchrun --max_restarts does so by itself)"
+            "the same command, without --fresh, resumes from it (torchrun --max_restarts does so by itself)"
         )
     except interrupt.Interrupted as signal:
         if distributed.is_main():
