@@ -350,14 +350,14 @@ class Run:
             )
         pretrained.fit(model, weights, path)
         try:
+            for group in saved["optimizer"]["param_groups"]:  # which may have changed
+                group.update(self.config.optimizer_kwargs, fused=True)
             optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: its optimiser is another one ({error}); start over with --fresh, which keeps it as "
                 "*.old"
             ) from None
-        for group in optimizer.param_groups:
-            group.update(self.config.optimizer_kwargs)  # they may have changed
         for key, value in state.items():
             if isinstance(value, dict):  # in place, for the object that it belongs to
                 value.update({name: tensor.to(self.device) for name, tensor in saved[key].items()})
