@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import data
-from data import folders
+from data import decoding, folders, imagenet, unreadable
 from errors import UserError
 
 SIZE = 32  # side of the test images, and, with crop_size 28, of those that fetch gives
@@ -34,8 +34,19 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def another_process(monkeypatch):
     """What an earlier process found is known from its file only."""
-    monkeypatch.setattr(folders, "_found", {})
-    return lambda: folders._found.clear()
+    monkeypatch.setattr(unreadable, "_found", {})
+
+    def start():
+        unreadable._found.clear()
+        folders._say.cache_clear()
+
+    return start
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """The squares do not fit in memory."""
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
 
 
 def build(folder, split="train", **settings):
@@ -89,18 +100,78 @@ def notes(folder, split="train"):
 def test_modes_are_as_pillow_converts_them(folder, mode, name):
     image = gradient("RGBA" if mode == "LA" else mode)
     if "A" in mode:
-        image.putalpha(100)
+        image.putalpha(255)
     image.convert(mode).save(folder / name)
     with Image.open(folder / name) as image:
         expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(only(folder), expected)
 
 
+def on_white(rgb, alpha):
+    """By the definition: each a part of the color, the rest white."""
+    share = np.asarray(alpha)[..., None] / 255
+    return np.asarray(rgb) * share + 255 * (1 - share)
+
+
+ALPHA = gradient("L").rotate(90)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("RGBA", "a.png"), ("RGBA", "a.tif"), ("RGBA", "a.webp"), ("LA", "a.png"), ("RGBA", "a.ico")],
+)
+def test_transparency_is_laid_on_white(folder, mode, name):
+    image = gradient(mode[:-1])
+    rgb = image.convert("RGB")
+    image.putalpha(ALPHA)
+    image.save(folder / name, **({"lossless": True, "exact": True} if name.endswith("webp") else {}))
+    np.testing.assert_allclose(only(folder), on_white(rgb, ALPHA), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "La", "PA"])
+def test_rare_modes_with_alpha(mode):
+    """Pillow makes them of some files, but writes none."""
+    if mode == "PA":
+        image = Image.new("P", (2, 2), 0).convert("PA")
+        image.putpalette([100] * 3)
+        image.putalpha(51)
+    else:
+        image = (
+            Image.new("RGBA", (2, 2), (100, 100, 100, 51))
+            .convert("LA" if mode == "La" else mode)
+            .convert(mode)
+        )
+    assert image.mode == mode
+    np.testing.assert_allclose(np.asarray(decoding._as_seen(image)), on_white((100,) * 3, 51)[0], atol=2)
+
+
 @pytest.mark.filterwarnings("error")
 def test_palette_with_transparency(folder):
     gradient("P").save(folder / "a.png", transparency=bytes(range(256)))
-    expected = np.asarray(gradient("P").convert("RGB"))
-    np.testing.assert_array_equal(only(folder), expected)
+    expected = on_white(gradient("P").convert("RGB"), np.asarray(gradient("P")))
+    np.testing.assert_allclose(only(folder), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("image", "transparent"),
+    [
+        (gradient("P"), 44),
+        (gradient("L"), 120),
+        (gradient("RGB"), (8, 8, 247)),
+        (gradient("1"), 0),
+        (Image.fromarray(np.asarray(gradient("L")).astype(np.uint16) * 257), 120 * 257),
+    ],
+    ids=["P", "L", "RGB", "1", "I;16"],
+)
+def test_a_transparent_color_is_white(folder, image, transparent):
+    image.save(folder / "a.png", transparency=transparent)
+    values = np.asarray(image)
+    hidden = (values == np.asarray(transparent)).reshape(SIZE, SIZE, -1).all(2)
+    assert hidden.any()
+    found = only(folder)
+    assert (found[hidden] == 255).all()
+    plain = Image.fromarray((values // 257).astype(np.uint8)) if image.mode == "I;16" else image
+    np.testing.assert_array_equal(found[~hidden], np.asarray(plain.convert("RGB"))[~hidden])
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -152,7 +223,7 @@ def test_imagenet_is_not_turned(tmp_path):
     exif[0x0112] = 3
     (tmp_path / "imagenet/ILSVRC2012_img_train/n01").mkdir(parents=True)
     gradient().save(tmp_path / "imagenet/ILSVRC2012_img_train/n01/a.png", exif=exif)
-    dataset = folders.build_imagenet(tmp_path, "train", SIZE)
+    dataset = imagenet.build_imagenet(tmp_path, "train", SIZE)
     np.testing.assert_array_equal(dataset.raw(0).permute(1, 2, 0), np.asarray(gradient()))
 
 
@@ -290,12 +361,15 @@ def test_nothing_but_damaged_files(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """How often all files were decoded."""
-    calls, decode_all = [], folders._decode_all
-    monkeypatch.setattr(folders, "_decode_all", lambda *args: calls.append(1) or decode_all(*args))
+    calls, decode = [], unreadable._decode
+    monkeypatch.setattr(unreadable, "_decode", lambda *args: calls.append(1) or decode(*args))
     return calls
 
 
-def test_the_next_step_knows(folder, decoded, another_process, caplog):
+@pytest.mark.parametrize(("room", "passes"), [(True, 3), (False, 1)])
+def test_the_next_step_knows(folder, decoded, another_process, caplog, monkeypatch, room, passes):
+    """Where the squares are kept, each process decodes once; where not, the first one does."""
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: room)
     gradient().save(folder / "a.png")
     (folder / "b.png").write_bytes(b"")
     for _ in range(3):
@@ -303,7 +377,8 @@ def test_the_next_step_knows(folder, decoded, another_process, caplog):
         caplog.clear()
         assert names(build(folder)) == names(build(folder)) == ["a.png"]
         assert caplog.text.count("1 of 2 images (50 %) cannot be read and are left out") == 1
-    assert len(decoded) == 1
+        assert caplog.text.count("train: 1 images (.png 1), no class folders") == 1
+    assert len(decoded) == passes
 
 
 @pytest.mark.parametrize(
@@ -368,7 +443,7 @@ def test_splits_have_their_own_lists(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_goes_during_the_training(folder, workers):
+def test_a_file_that_goes_during_the_training(folder, workers, no_room):
     gradient().save(folder / "a.png")
     gradient().save(folder / "b.png")
     dataset = build(folder)
