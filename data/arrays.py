@@ -12,6 +12,8 @@ from errors import UserError
 
 log = logging.getLogger(__name__)
 
+CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # those of this process, and their files
+
 
 class ArrayImages:
     """One split of a small dataset, kept where the arithmetic is.
@@ -131,14 +133,14 @@ def fits_in_memory(size):
 def _memory_limits():
     """Limits in bytes that Linux sets on the memory of this process's control groups, of version 1 or 2."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = CONTROL_GROUPS[0].read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        top = Path("/sys/fs/cgroup", controllers)
+        top = CONTROL_GROUPS[1] / controllers
         file = "memory.limit_in_bytes" if controllers else "memory.max"
         for folder in (top / group[1:], *(top / group[1:]).parents):
             try:

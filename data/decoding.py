@@ -59,7 +59,9 @@ def is_image(path):
 def shown(name):
     """A file name as one line of text that UTF-8 can hold, whatever bytes are in it; no two become equal."""
     return re.sub(
-        r"[^ -\[\]-~\xa0-\ud7ff\ue000-\U0010ffff]", lambda c: ascii(c[0])[1:-1], name.replace(os.sep, "/")
+        r"[^ -\[\]-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]",
+        lambda c: ascii(c[0])[1:-1],
+        name.replace(os.sep, "/"),
     )
 
 

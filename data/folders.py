@@ -88,11 +88,12 @@ def _listed(train, folder):
 def _tell(where, files, classes, left_out):
     """One line on what was read, and on what was not."""
     kinds = _counts(Counter(map(_suffix, files)))
-    about = f"{len(classes)} class folders" if classes else "no class folders"
+    n = len(classes or ())
+    about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
     others, advice = _others(left_out)
     _say(
         logging.WARNING if advice else logging.INFO,
-        f"{where}: {len(files)} images ({kinds}), {about}" + (f"; left out: {others}" if left_out else ""),
+        f"{where}: {len(files)} images ({kinds}) {about}" + (f"; left out: {others}" if left_out else ""),
     )
 
 
@@ -103,9 +104,11 @@ def _folder_of_split(root, split):
     """The folder that a split is read from; logs what is not as its name says, and what is left out."""
     where, inside = shown(str(root)), class_folders(root)
     if "train" not in inside and "test" not in inside:
-        similar = ", ".join(f"{shown(name)}/" for name in inside if name.lower() in LIKE_SPLITS)
+        similar = [name for name in inside if name.lower() in LIKE_SPLITS]
+        similar += [f"{name}/train" for name in inside if (root / name / "train").is_dir()]
         if similar:
-            raise UserError(f"{where}: has {similar}; rename them: the splits are train/ and test/")
+            names = ", ".join(f"{shown(name)}/" for name in similar[:4])
+            raise UserError(f"{where}: has {names}; the splits must be {where}/train/ and {where}/test/")
         _say(logging.INFO, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
         return root
     beside = [f"{shown(name)}/" for name in inside if name not in ("train", "test") and _any(root / name)]
@@ -118,7 +121,7 @@ def _folder_of_split(root, split):
         return root / "test"
     if "train" not in inside:
         raise UserError(
-            f"{root / 'train'}: no such folder; training needs train/ beside test/ (where there is neither, "
+            f"{where}/train: no such folder; training needs train/ beside test/ (where there is neither, "
             "all images are in both splits)"
         )
     if split == "test":
@@ -221,6 +224,6 @@ def _others(left_out):
 
 
 def _counts(suffixes):
-    shown_ones = [f"{suffix} {n}" for suffix, n in suffixes.most_common(5)]
-    rest = suffixes.total() - sum(n for _, n in suffixes.most_common(5))
-    return ", ".join(shown_ones + ([f"others {rest}"] if rest else []))
+    most = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:5]
+    rest = suffixes.total() - sum(n for _, n in most)
+    return ", ".join([f"{suffix} {n}" for suffix, n in most] + [f"others {rest}"] * (rest > 0))

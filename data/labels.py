@@ -50,7 +50,7 @@ def require_known(train, classes, folder, present):
     unknown = sorted(set(present) - set(classes))
     if unknown:
         names = ", ".join(map(shown, unknown[:4]))
-        raise UserError(f"{train}: has no class folder {names}, but {folder} has")
+        raise UserError(f"{shown(str(train))}: has no class folder {names}, but {shown(str(folder))} has")
 
 
 def leave_out_a_single_class(dataset, where):
