@@ -6,10 +6,13 @@ from pathlib import Path
 
 from errors import UserError
 
-from .arrays import FeatureViews, read_npz
+from .arrays import FeatureViews
 from .digits import build_digits
-from .folders import build_folder, build_imagenet
+from .folders import build_folder
+from .imagenet import build_imagenet
+from .labels import leave_out_a_single_class
 from .loader import Loader
+from .npz import read_npz
 from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .transforms import build_eval_transform, build_train_transform
 from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView, unchanged
@@ -54,7 +57,7 @@ def build_dataset(config, split):
     """One split of the dataset that a configuration names.
 
     A file `{data_dir}/{name}.npz` is used if there is one, then the registry, then a folder
-    `{data_dir}/{name}/` with train/ and test/.
+    `{data_dir}/{name}/`, see `build_folder`. Labels that are one and the same are none.
 
     Args:
         config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
@@ -95,6 +98,7 @@ def build_dataset(config, split):
         )
     if len(dataset) == 0:
         raise UserError(f"dataset {name!r}, split {split!r}: holds no images")
+    leave_out_a_single_class(dataset, f"dataset {name!r}, split {split!r}")
     return dataset
 
 

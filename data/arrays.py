@@ -1,6 +1,8 @@
-"""What is held in memory as one tensor: images, `.npz` files of them, and features of their views."""
+"""What is held in memory as one tensor: images, and features of their views."""
 
 import hashlib
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import torch
 
 from errors import UserError
 
-MOST_CLASSES = 30_000  # more would need gigabytes to be compared with clusters
+log = logging.getLogger(__name__)
+
+CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # those of this process, and their files
 
 
 class ArrayImages:
@@ -22,6 +26,7 @@ class ArrayImages:
 
     def __init__(self, images, labels=None, classes=None):
         self.images = torch.as_tensor(images)
+        self._stays = False
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         self.classes = None
         if labels is not None:
@@ -52,9 +57,23 @@ class ArrayImages:
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the uint8 images of each index batch, (*index.shape, 3, H, W), on `device`."""
-        self.images = self.images.to(device)
+        self._move(torch.device(device))
         for index in index_batches:
-            yield self.images[index.to(device, non_blocking=True)]
+            index = index.to(self.images.device, non_blocking=True)
+            yield self.images[index].to(device, non_blocking=True)
+
+    def _move(self, device):
+        """Move the images to the device where they fit; where they do not, their batches will be copied."""
+        if self._stays or self.images.device.type == device.type:
+            return
+        try:
+            # twice their size: as much again is left to the training
+            torch.empty(2, *self.images.shape, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            self._stays = True
+            log.info("%d images find no room on %s; each batch is copied there", len(self), device)
+        else:
+            self.images = self.images.to(device)
 
 
 class FeatureViews:
@@ -95,45 +114,38 @@ def to_channels_first(images, where):
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def read_npz(path, split):
-    """Read `{split}_images` and, if there, `{split}_labels` of an npz file. `split`: train or test.
+def fits_in_memory(size):
+    """Whether so many bytes are at most a quarter of the memory, shared by this machine's processes of a run.
 
-    The file may carry `classes`, the class names. Labels may have shape (N,) or (N, 1), as
-    MedMNIST's have. Raises UserError for a missing array or one of the wrong shape or type.
+    The memory is what the system has available, or the limit of the job or container if that is less.
     """
-    path = Path(path)
+    available = 4e9  # where the system does not tell
     try:
-        archive = np.load(path, allow_pickle=False)
-    except Exception as error:  # a damaged file can break the reader in any way
-        raise UserError(f"{path}: not a readable .npz file ({error})") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
-    with archive:
-        if f"{split}_images" not in archive:
-            raise UserError(
-                f"{path}: has no array '{split}_images', only {', '.join(archive.files) or 'nothing'}"
-            )
-        try:
-            images = archive[f"{split}_images"]
-            labels, classes = archive.get(f"{split}_labels"), archive.get("classes")
-        except Exception as error:
-            raise UserError(f"{path}: cannot be read ({error}); write it again") from None
-    images = to_channels_first(images, f"{path}: {split}_images")
-    if classes is not None and classes.ndim != 1:
-        raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
-    if labels is not None:
-        labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise UserError(
-                f"{path}: {split}_labels must be integers of shape ({len(images)},), "
-                f"found {labels.dtype} {labels.shape}"
-            )
-        if len(labels) and labels.min() < 0:
-            raise UserError(
-                f"{path}: {split}_labels holds negative labels; leave the array out if there are none"
-            )
-        if len(labels) and labels.max() >= MOST_CLASSES:
-            raise UserError(f"{path}: {split}_labels holds {labels.max()}; number the classes 0, 1, 2, ...")
-        if classes is not None and len(labels) and labels.max() >= len(classes):
-            raise UserError(f"{path}: 'classes' has {len(classes)} names, but a label is {labels.max()}")
-    return ArrayImages(images, labels, None if classes is None else [str(name) for name in classes])
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+            available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return size <= min([available, *_memory_limits()]) / 4 / processes
+
+
+def _memory_limits():
+    """Limits in bytes that Linux sets on the memory of this process's control groups, of version 1 or 2."""
+    try:
+        lines = CONTROL_GROUPS[0].read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = CONTROL_GROUPS[1] / controllers
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        for folder in (top / group[1:], *(top / group[1:]).parents):
+            try:
+                limit = (folder / file).read_text().strip()
+            except OSError:  # a container does not see the groups above its own
+                continue
+            if limit != "max":
+                yield int(limit)

@@ -1,8 +1,13 @@
 """What several test files share."""
 
+import logging
+
 import pytest
 import torch
+from image_folders import gradient
 from steps import ROOT, STEPS, run
+
+from data import folders, unreadable
 
 # The networks of the tests are too small for two threads, which only get into each other's way.
 torch.set_num_threads(1)
@@ -35,3 +40,32 @@ def after(results, tmp_path):
         return tmp_path
 
     return link
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The training split of a dataset `mine`, with one image in its test split."""
+    for split in ("train", "test"):
+        (tmp_path / "mine" / split).mkdir(parents=True)
+    gradient().save(tmp_path / "mine/test/0.png")
+    return tmp_path / "mine/train"
+
+
+@pytest.fixture
+def another_process(monkeypatch, caplog):
+    """What an earlier process found is known from its file only."""
+    caplog.set_level(logging.INFO)
+
+    def start():
+        monkeypatch.setattr(unreadable, "_found", {})
+        folders._say.cache_clear()
+        caplog.clear()
+
+    start()
+    return start
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """Decoded images do not fit in memory."""
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)

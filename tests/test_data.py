@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 from data.arrays import ArrayImages
-from data.folders import FolderImages
+from data.decoding import FolderImages
 from data.transforms import center_crop
 from errors import UserError
 
@@ -216,7 +216,7 @@ def test_imagenet_validation_images_that_were_not_sorted(tmp_path):
 
 
 def test_imagenet_subset_follows_the_published_list(tmp_path):
-    lines = (data.folders.SUBSETS / "imagenet_50.txt").read_text().splitlines()
+    lines = (data.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()
     root = tmp_path / "imagenet" / "ILSVRC2012_img_val"
     (root / "n99999999").mkdir(parents=True)  # a class outside the subset
     for line in lines:
@@ -234,7 +234,7 @@ def test_imagenet_subset_follows_the_published_list(tmp_path):
 
 def test_subset_sizes():
     for n in (50, 100, 200):
-        lines = (data.folders.SUBSETS / f"imagenet_{n}.txt").read_text().splitlines()
+        lines = (data.imagenet.SUBSETS / f"imagenet_{n}.txt").read_text().splitlines()
         assert len({line.split()[0] for line in lines}) == n
 
 
@@ -271,11 +271,12 @@ def test_broken_image_is_named(tmp_path, workers):
 def test_folder_classes_are_those_of_train(tmp_path):
     for name, n in (("cat", 2), ("dog", 1), ("ox", 1)):
         write_images(tmp_path / "zoo/train" / name, n)
+    write_images(tmp_path / "zoo/test/dog", 1)
     write_images(tmp_path / "zoo/test/ox", 2)
     (tmp_path / "zoo/test/.ipynb_checkpoints").mkdir()
     small = config("zoo", tmp_path, transformation_kwargs={"crop_size": 32})
     found = data.build_dataset(small, "test")
-    assert (found.labels.tolist(), found.classes) == ([2, 2], ["cat", "dog", "ox"])
+    assert (found.labels.tolist(), found.classes) == ([1, 2, 2], ["cat", "dog", "ox"])
     assert fetch(found, [0]).shape == (1, 3, 37, 37)
     write_images(tmp_path / "zoo/test/emu", 1)
     with pytest.raises(UserError, match="zoo/train: has no class folder emu, but .*zoo/test has"):

@@ -1,170 +1,15 @@
-"""Folders of anybody's images: shown as people see them; those that cannot be read are found and listed."""
+"""Folders of anybody's images: which files are images, and which split and class they belong to."""
 
-import logging
 import os
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_folders import build, file_names, gradient, notes, only
 
-import data
-from data import folders
+from data import decoding
 from errors import UserError
 
-SIZE = 32  # side of the test images, and, with crop_size 28, of those that fetch gives
-
-
-def gradient(mode="RGB"):
-    """Dark on the left, bright on the right; top and bottom differ in red."""
-    x, y = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
-    pixels = np.stack([4 * x + 4 * y, 8 * x, 255 - 8 * y], axis=2).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """The training split of a dataset `mine`, with one image in its test split."""
-    for split in ("train", "test"):
-        (tmp_path / "mine" / split).mkdir(parents=True)
-    gradient().save(tmp_path / "mine/test/0.png")
-    return tmp_path / "mine/train"
-
-
-@pytest.fixture(autouse=True)
-def another_process(monkeypatch):
-    """What an earlier process found is known from its file only."""
-    monkeypatch.setattr(folders, "_found", {})
-    return lambda: folders._found.clear()
-
-
-def build(folder, split="train", **settings):
-    config = {"train_db_name": "mine", "val_db_name": "mine", "data_dir": str(folder.parent.parent)}
-    return data.build_dataset(
-        {**config, "transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, **settings}, split
-    )
-
-
-def only(folder):
-    """The one image of the split, uint8 (SIZE, SIZE, 3)."""
-    dataset = build(folder)
-    assert len(dataset) == 1
-    return next(dataset.fetch([torch.tensor([0])], "cpu"))[0].permute(1, 2, 0).numpy()
-
-
-def names(dataset):
-    return [os.path.basename(os.fsdecode(path)) for path in dataset.files]
-
-
-def notes(folder, split="train"):
-    """{name: reason} of the list of unreadable images."""
-    lines = (folder.parent / f"unreadable-{split}.txt").read_text().splitlines()
-    assert lines[0].startswith("# ")
-    return dict(line.split("\t") for line in lines[1:])
-
-
-# --- what can be read ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("mode", "name"),
-    [
-        ("RGB", "a.png"),
-        ("RGB", "a.PNG"),
-        ("RGB", "a.bmp"),
-        ("RGB", "a.webp"),
-        ("RGB", "a.jpeg"),
-        ("L", "a.png"),
-        ("L", "a.pgm"),
-        ("1", "a.png"),
-        ("LA", "a.png"),
-        ("RGBA", "a.png"),
-        ("RGBA", "a.tiff"),
-        ("P", "a.png"),
-        ("P", "a.gif"),
-        ("CMYK", "a.jpg"),
-        ("CMYK", "a.tif"),
-    ],
-)
-def test_modes_are_as_pillow_converts_them(folder, mode, name):
-    image = gradient("RGBA" if mode == "LA" else mode)
-    if "A" in mode:
-        image.putalpha(100)
-    image.convert(mode).save(folder / name)
-    with Image.open(folder / name) as image:
-        expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(only(folder), expected)
-
-
-@pytest.mark.filterwarnings("error")
-def test_palette_with_transparency(folder):
-    gradient("P").save(folder / "a.png", transparency=bytes(range(256)))
-    expected = np.asarray(gradient("P").convert("RGB"))
-    np.testing.assert_array_equal(only(folder), expected)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_16_bits_are_scaled(folder, suffix):
-    values = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
-    Image.fromarray(values).save(folder / f"a.{suffix}")
-    found = only(folder)
-    np.testing.assert_allclose(found, np.repeat((values / 257)[..., None], 3, axis=2), atol=0.51)
-    assert (found.min(), found.max()) == (0, 255)
-
-
-def test_32_bit_integers_within_16_bits_are_scaled(folder):
-    Image.fromarray(np.full((SIZE, SIZE), 65535 // 2, np.int32)).save(folder / "a.tif")
-    assert (only(folder) == 127).all()
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_turned(folder, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    gradient().save(folder / "a.png", exif=exif)
-    pixels = np.asarray(gradient())
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    left_right, top_bottom = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
-    pixels = pixels[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
-    np.testing.assert_array_equal(only(folder), pixels)
-
-
-def test_a_jpeg_and_16_bits_are_turned(folder):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    gradient().save(folder / "a.jpg", exif=exif, quality=100)
-    np.testing.assert_allclose(only(folder), np.rot90(np.asarray(gradient()), -1), atol=40)
-    (folder / "a.jpg").unlink()
-    values = np.asarray(gradient("L")).astype(np.uint16) * 257
-    Image.fromarray(values).save(folder / "b.png", exif=exif)
-    np.testing.assert_array_equal(only(folder)[..., 0], np.rot90(np.asarray(gradient("L")), -1))
-
-
-def test_damaged_exif_does_not_hinder(folder):
-    gradient().save(folder / "a.png", exif=b"Exif\0\0MM\0*\0\0\xff\xff nonsense")
-    np.testing.assert_array_equal(only(folder), np.asarray(gradient()))
-
-
-def test_imagenet_is_not_turned(tmp_path):
-    """Its published figures come from the images as they are stored."""
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    (tmp_path / "imagenet/ILSVRC2012_img_train/n01").mkdir(parents=True)
-    gradient().save(tmp_path / "imagenet/ILSVRC2012_img_train/n01/a.png", exif=exif)
-    dataset = folders.build_imagenet(tmp_path, "train", SIZE)
-    np.testing.assert_array_equal(dataset.raw(0).permute(1, 2, 0), np.asarray(gradient()))
-
-
-def test_first_frame_of_an_animation(folder):
-    frames = [gradient("L"), Image.new("L", (SIZE, SIZE), 255)]
-    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(only(folder)[..., 0], np.asarray(frames[0]))
-
-
-def test_content_decides_not_the_suffix(folder):
-    gradient().save(folder / "a.jpg", format="PNG")
-    np.testing.assert_array_equal(only(folder), np.asarray(gradient()))
+pytestmark = pytest.mark.usefixtures("another_process")
 
 
 def test_what_is_no_image_file_is_ignored(folder):
@@ -181,202 +26,299 @@ def test_images_beside_class_folders_are_told_of(folder, caplog):
     (folder / "cat").mkdir()
     gradient().save(folder / "cat/a.png")
     gradient().save(folder / "b.png")
-    assert names(build(folder)) == ["a.png"]
+    assert file_names(build(folder)) == ["a.png"]
     assert "1 images beside the class folders are left out" in caplog.text
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (500, 3)])
-def test_odd_sizes(folder, size):
-    Image.new("RGB", size, (1, 2, 3)).save(folder / "a.png")
-    assert (only(folder) == (1, 2, 3)).all()
+# --- which files ---------------------------------------------------------------------------------
+
+SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pcx"),
+    *(".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".webp"),
+)
 
 
-# --- what cannot be read -------------------------------------------------------------------------
+@pytest.mark.parametrize("upper", [False, True])
+def test_all_formats_that_pillow_reads(folder, upper):
+    for suffix in SUFFIXES:
+        name = f"a{suffix}"
+        gradient().save(folder / name)
+        (folder / name).rename(folder / (name.upper() if upper else name))
+    assert len(build(folder)) == len(SUFFIXES)
+    assert notes(folder) == {}
 
 
-def truncated(path, suffix, share=0.6):
-    gradient().resize((200, 200)).save(path.with_suffix(suffix))
-    content = path.with_suffix(suffix).read_bytes()
-    path.with_suffix(suffix).rename(path)
-    path.write_bytes(content[: int(share * len(content))])
+def test_files_without_a_suffix_are_images_if_their_content_is(folder, caplog):
+    for i, name in enumerate(("0123abcd", "frame.0001", "a.jpg?width=300", "b.jpg_large", "c.JPG ", "d.")):
+        gradient().save(folder / name, format=("PNG", "JPEG", "WEBP")[i % 3])
+    gradient().save(folder / "e", format="TGA")  # has no mark, so that anything may look like it
+    (folder / "Makefile").write_text("all:")
+    (folder / "empty").write_bytes(b"")
+    assert len(build(folder)) == 6
+    assert (
+        "6 images (no suffix 6) without class folders; left out: 3 other files (no suffix 3)" in caplog.text
+    )
 
 
-DAMAGED = {
-    "empty": (lambda path: path.write_bytes(b""), "empty, or not an image"),
-    "text": (lambda path: path.write_text("no image"), "empty, or not an image"),
-    "web page": (lambda path: path.write_text("<html>404</html>"), "empty, or not an image"),
-    "pdf": (lambda path: path.write_bytes(b"%PDF-1.7\n"), "empty, or not an image"),
-    "truncated jpeg": (lambda path: truncated(path, ".jpeg"), "truncated"),
-    "truncated png": (lambda path: truncated(path, ".png"), "truncated"),
-    "truncated bmp": (lambda path: truncated(path, ".bmp"), "truncated"),
-    "truncated tif": (lambda path: truncated(path, ".tif"), ""),
-    "truncated webp": (lambda path: truncated(path, ".webp"), ""),
-    "head only": (lambda path: truncated(path, ".png", 0.02), ""),
-    "link to nowhere": (lambda path: path.symlink_to(path.parent / "none"), "No such file"),
-    "floating point": (
-        lambda path: Image.fromarray(np.ones((4, 4), np.float32)).save(path, format="TIFF"),
-        "floating-point pixels",
-    ),
-    "32 bits": (
-        lambda path: Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path, format="TIFF"),
-        "values beyond 16 bits",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_files_are_left_out_and_listed(folder, damage, caplog):
-    write, reason = DAMAGED[damage]
-    for name in "ac":
-        gradient().save(folder / f"{name}.png")
-    write(folder / "b.png")
-    assert names(build(folder)) == ["a.png", "c.png"]
-    assert list(notes(folder)) == ["b.png"]
-    assert reason in notes(folder)["b.png"]
-    listed = folder.parent / "unreadable-train.txt"
-    assert f"{folder}: 1 of 3 images (33 %) cannot be read and are left out: {listed}" in caplog.text
-
-
-def test_decompression_bomb(folder, monkeypatch):
+def test_what_is_left_out_is_told_of(folder, caplog, another_process):
     gradient().save(folder / "a.png")
-    gradient().resize((200, 200)).save(folder / "b.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * 100)
-    assert names(build(folder)) == ["a.png"]
-    assert "decompression bomb" in notes(folder)["b.png"]
+    for i, suffix in enumerate(("txt", "mpg", "eps", "pdf.part", "json", "JSON", "csv", "xyz")):
+        (folder / f"{i}.{suffix}").write_text("")
+    build(folder)
+    line = caplog.text.splitlines()[-1]
+    assert (
+        "train: 1 images (.png 1) without class folders; left out: 8 other files (.json 2, .csv 1, " in line
+    )
+    assert ".part 1, others 2); to read .eps: save them as PNG" in line
+    assert line.startswith("WARNING")
+    another_process()
+    (folder / "2.eps").unlink()
+    for i in range(12):
+        (folder / f"{i}.heic").write_bytes(b"")
+    build(folder)
+    line = caplog.text.splitlines()[-1]
+    assert "(.heic 12, .json 2" in line
+    assert "; to read .heic: pip install pillow-heif" in line
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_order_and_labels_are_kept(folder, workers):
-    for label, name in enumerate(("ant", "bee", "cat")):
-        (folder / name).mkdir()
-        for i in range(15):
-            Image.new("RGB", (SIZE, SIZE), (label, i, 0)).save(folder / name / f"{i:02}.png")
-    for name in ("ant/03.png", "bee/00.png", "bee/14.png"):
-        (folder / name).write_bytes(b"")
-    dataset = build(folder, num_workers=workers)
-    assert dataset.classes == ["ant", "bee", "cat"]
-    assert dataset.labels.bincount().tolist() == [14, 13, 15]
-    images = next(dataset.fetch([torch.arange(42)], "cpu", workers))
-    assert torch.equal(images[:, 0, 0, 0].long(), dataset.labels)
-    assert list(notes(folder)) == ["ant/03.png", "bee/00.png", "bee/14.png"]
+def test_a_pillow_without_a_library(folder, caplog, monkeypatch):
+    gradient().save(folder / "a.png")
+    gradient().save(folder / "b.avif")
+    monkeypatch.setattr(decoding.features, "check", lambda library: library != "avif")
+    for cached in (decoding.formats, decoding.suffixes):
+        cached.cache_clear()
+    try:
+        assert file_names(build(folder)) == ["a.png"]
+    finally:
+        for cached in (decoding.formats, decoding.suffixes):
+            cached.cache_clear()
+    assert "left out: 1 other files (.avif 1); to read .avif: pip install --upgrade pillow" in caplog.text
 
 
-def test_too_many(folder):
-    for i in range(99):
-        gradient().save(folder / f"{i}.png")
-    (folder / "x.png").write_bytes(b"")
-    assert len(build(folder, max_unreadable=0.01)) == 99
-    (folder / "y.png").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"train: 2 of 101 images \(2 %\) cannot be read, such as x.png \(empty"
-    ) as error:
-        build(folder, max_unreadable=0.01)
-    assert "max_unreadable (0.01)" in str(error.value)
-    assert "unreadable-train.txt" in str(error.value)
-    assert len(build(folder, max_unreadable=0.02)) == 99
-    with pytest.raises(UserError, match="2 of 101"):  # the default
-        data.build_dataset({"train_db_name": "mine", "data_dir": str(folder.parent.parent)}, "train")
+def test_other_programs_are_not_run(folder):
+    """A picture by name that Pillow would give to Ghostscript."""
+    gradient().save(folder / "a.png")
+    gradient().save(folder / "b.png", format="EPS")
+    assert file_names(build(folder)) == ["a.png"]
+    assert notes(folder) == {"b.png": "empty, or not an image"}
 
 
-def test_nothing_but_damaged_files(folder):
-    (folder / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match="holds no images"):
-        build(folder, max_unreadable=1)
+def test_a_pipe_is_not_read(folder):
+    gradient().save(folder / "a.png")
+    os.mkfifo(folder / "b.png")
+    assert file_names(build(folder)) == ["a.png"]
 
 
-# --- the list is remembered ----------------------------------------------------------------------
+def test_nothing_but_other_files(folder):
+    (folder / "a.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no images found .*, only 1 other files .*; to read .heic: pip"):
+        build(folder)
+
+
+# --- folders in folders --------------------------------------------------------------------------
+
+
+def save(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gradient().save(path)
+
+
+def test_class_folders_are_read_with_all_that_is_within_them(folder):
+    for path in ("cat/a.png", "cat/roll/a.png", "cat/roll/b/a.png", "dog/roll/a.png", "dog/x.png/y.png"):
+        save(folder / path)
+    for path in (
+        "cat/.git/a.png",
+        ".cache/a.png",
+        "__MACOSX/cat/a.png",
+        "dog/@eaDir/a.png",
+        "dog/__MACOSX/a.png",
+    ):
+        save(folder / path)
+    dataset = build(folder)
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.names() == [
+        "cat/a.png",
+        "cat/roll/a.png",
+        "cat/roll/b/a.png",
+        "dog/roll/a.png",
+        "dog/x.png/y.png",
+    ]
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_links_in_circles(folder):
+    for name in ("cat", "dog"):
+        save(folder / name / "a.png")
+    (folder / "cat/up").symlink_to("..")
+    (folder / "cat/itself").symlink_to(".")
+    (folder / "cat/a.lnk.png").symlink_to("a.lnk.png")
+    (folder / "dog/split").symlink_to(folder)
+    (folder / "root").symlink_to(folder.parent)
+    (folder / "cat/x").mkdir()
+    (folder / "cat/y").mkdir()
+    (folder / "cat/x/y").symlink_to("../y")
+    (folder / "cat/y/x").symlink_to("../x")
+    save(folder / "cat/y/b.png")
+    dataset = build(folder)
+    assert dataset.classes == ["cat", "dog"]
+    assert [name.split("/")[-1] for name in dataset.names()] == ["a.png", "b.png", "a.png"]
+    assert "symbolic links" in notes(folder)["cat/a.lnk.png"]
+
+
+def test_folders_that_are_links(folder, tmp_path):
+    save(tmp_path / "elsewhere/cats/more/a.png")
+    save(folder / "dog/a.png")
+    (folder / "cat").symlink_to(tmp_path / "elsewhere/cats")
+    assert build(folder).names() == ["cat/more/a.png", "dog/a.png"]
+
+
+def test_an_empty_folder_is_no_class_of_loose_images(folder):
+    gradient().save(folder / "a.png")
+    (folder / "tmp").mkdir()
+    dataset = build(folder)
+    assert (dataset.names(), dataset.labels) == (["train/a.png"], None)
+
+
+# --- splits --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def decoded(monkeypatch):
-    """How often all files were decoded."""
-    calls, decode_all = [], folders._decode_all
-    monkeypatch.setattr(folders, "_decode_all", lambda *args: calls.append(1) or decode_all(*args))
-    return calls
+def root(tmp_path):
+    """Folder of a dataset `mine`."""
+    return tmp_path / "mine"
 
 
-def test_the_next_step_knows(folder, decoded, another_process, caplog):
-    gradient().save(folder / "a.png")
-    (folder / "b.png").write_bytes(b"")
-    for _ in range(3):
-        another_process()
-        caplog.clear()
-        assert names(build(folder)) == names(build(folder)) == ["a.png"]
-        assert caplog.text.count("1 of 2 images (50 %) cannot be read and are left out") == 1
-    assert len(decoded) == 1
+def both(root):
+    return build(root / "train"), build(root / "train", "test")
+
+
+def test_one_folder_is_both_splits(root, caplog):
+    for i in range(3):
+        save(root / f"{i}.png")
+    train, test = both(root)
+    assert train.names() == test.names() == ["mine/0.png", "mine/1.png", "mine/2.png"]
+    assert train.fingerprint() == test.fingerprint()
+    assert train.squares is test.squares
+    assert caplog.text.count("neither train/ nor test/ in it, so all its images are in both splits") == 1
+    assert caplog.text.count("3 images (.png 3) without class folders") == 1
+    assert "left out" not in caplog.text
+    assert (root / "unreadable.txt").is_file()
+    assert build(root / "train").names() == train.names()  # the list of unreadable images is no image
+
+
+def test_one_folder_with_classes(root):
+    for name in ("cat", "dog"):
+        save(root / name / "a.png")
+    for dataset in both(root):
+        assert (dataset.names(), dataset.labels.tolist()) == (["cat/a.png", "dog/a.png"], [0, 1])
+
+
+def test_without_test_the_training_images_are_both_splits(root, caplog):
+    save(root / "train/a.png")
+    train, test = both(root)
+    assert train.names() == test.names() == ["train/a.png"]
+    assert caplog.text.count("mine: no test/ in it, so the images of train/ are in both splits") == 1
+
+
+def test_evaluation_needs_no_train(root):
+    save(root / "test/a.png")
+    assert build(root / "train", "test").names() == ["test/a.png"]
+    with pytest.raises(UserError, match="mine/train: no such folder; training needs"):
+        build(root / "train")
+    save(root / "test/cat/a.png")
+    save(root / "test/dog/a.png")
+    dataset = build(root / "train", "test")
+    assert (dataset.classes, dataset.labels.tolist()) == (["cat", "dog"], [0, 1])
+
+
+@pytest.mark.parametrize("empty", ["train", "train/cat", "train/all"])
+def test_classes_of_test_where_train_has_none(root, empty):
+    for name in ("cat", "dog"):
+        save(root / "test" / name / "a.png")
+    (root / empty).mkdir(parents=True)
+    for name in "ab":
+        save(root / empty / f"{name}.png")
+    train, test = both(root)
+    assert train.labels is None
+    assert (test.classes, test.labels.tolist()) == (["cat", "dog"], [0, 1])
 
 
 @pytest.mark.parametrize(
-    "change", ["new file", "other size", "other time", "removed", "list damaged", "list removed"]
+    "path",
+    ["Train/a.png", "training/a.png", "val/a.png", "validation/a.png", "mine/train/a.png", "Test/cat/a.png"],
 )
-def test_changed_files_are_looked_at_again(folder, decoded, another_process, change):
-    gradient().save(folder / "a.png")
-    gradient().save(folder / "c.png")
-    (folder / "b.png").write_bytes(b"")
-    build(folder)
-    listed = folder.parent / "unreadable-train.txt"
-    another_process()
-    if change == "new file":
-        gradient().save(folder / "d.png")
-    elif change == "other size":
-        gradient().save(folder / "b.png")
-    elif change == "other time":
-        os.utime(folder / "a.png", ns=(1, 1))
-    elif change == "removed":
-        (folder / "c.png").unlink()
-    elif change == "list damaged":
-        listed.write_bytes(b"\xff\xfe")
-    else:
-        listed.unlink()
-    build(folder)
-    assert len(decoded) == 2
-    assert list(notes(folder)) == ([] if change == "other size" else ["b.png"])
+def test_folders_that_are_meant_as_splits(root, path):
+    save(root / path)
+    with pytest.raises(UserError, match=r"mine: has .*/; the splits must be .*mine/train/ and .*mine/test/"):
+        build(root / "train", "test")
 
 
-def test_folder_that_cannot_be_written(folder, another_process, caplog, monkeypatch):
-    gradient().save(folder / "a.png")
-    (folder / "b.png").write_bytes(b"")
-
-    def read_only(path, *args, **kwargs):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("pathlib.Path.write_text", read_only)
-    for _ in range(2):
-        assert names(build(folder)) == ["a.png"]
-    assert caplog.text.count("cannot be written (Read-only file system)") == 1
-    assert [path.name for path in folder.parent.iterdir() if path.is_file()] == []
+def test_what_is_beside_the_splits_is_told_of(root, caplog):
+    for path in ("train/a.png", "val/x/a.png", "b.png"):
+        save(root / path)
+    (root / "annotations").mkdir()
+    (root / "annotations/a.txt").write_text("")
+    both(root)
+    assert (
+        caplog.text.count("mine: val/, 1 images beside train/ or test/ left out; the test split is called")
+        == 1
+    )
 
 
-@pytest.mark.parametrize("name", ["new\nline.png", "tab\t.png", "löwe 🦁.png", "\udce9.png", "\u2028.png"])
-def test_names_of_any_bytes(folder, another_process, name):
-    gradient().save(folder / "a.png")
-    try:
-        (folder / name).write_bytes(b"")
-    except OSError:
-        pytest.skip("this file system does not take the name")
-    for _ in range(2):
-        assert names(build(folder)) == ["a.png"]
-        another_process()
-    assert len((folder.parent / "unreadable-train.txt").read_text().split("\n")) == 3
+# --- names ---------------------------------------------------------------------------------------
+
+ODD = (
+    *(
+        "new\nline",
+        "\r\n",
+        "tab\t",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        " ",
+        "a,b",
+        '"quoted"',
+        "'",
+        "=1+1",
+        "-",
+        "#",
+        "%s",
+    ),
+    *("$10_to_$20", "$\\alpha$", "{}", "löwe 🦁", "é", "e\u0301", "\udce9", "\\udce9", "\\", "\udcff\udcfe"),
+)
 
 
-def test_splits_have_their_own_lists(folder):
-    gradient().save(folder / "a.png")
-    (folder.parent / "test/1.png").write_bytes(b"")
-    assert (len(build(folder)), len(build(folder, "test"))) == (1, 1)
-    assert (notes(folder), list(notes(folder, "test"))) == ({}, ["1.png"])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_goes_during_the_training(folder, workers):
-    gradient().save(folder / "a.png")
-    gradient().save(folder / "b.png")
+@pytest.mark.parametrize("class_folders", [False, True])
+def test_names_of_any_bytes(folder, class_folders, another_process):
+    for name in ODD:
+        save(folder / (f"{name}/{name}.png" if class_folders else f"{name}.png"))
     dataset = build(folder)
-    (folder / "b.png").unlink()
-    with pytest.raises(UserError, match=f"^{folder}/b.png: cannot be read as an image .No such file[^\n]*$"):
-        list(dataset.fetch([torch.tensor([0, 1])], "cpu", workers))
+    names = dataset.names()
+    assert len(set(names)) == len(dataset) == len(ODD)
+    assert all(name.encode("utf-8").decode() == name and len(name.splitlines()) == 1 for name in names)
+    assert len({*(dataset.classes or ODD)}) == len(ODD)
+    if class_folders:
+        assert {"$10_to_$20", "löwe 🦁", "\\udce9", "\\\\udce9", "new\\nline"} <= set(dataset.classes)
+        assert dataset.labels.tolist() == list(range(len(ODD)))
+    another_process()
+    assert build(folder).names() == names
+    assert torch.equal(dataset.raw(0), build(folder).raw(0))
 
 
-@pytest.fixture(autouse=True)
-def log_level(caplog):
-    caplog.set_level(logging.INFO)
+def test_images_in_folders_of_one_name_have_different_names(folder):
+    for path in ("a/roll/0.png", "b/roll/0.png"):
+        save(folder / path)
+    assert build(folder).names() == ["a/roll/0.png", "b/roll/0.png"]
+
+
+def test_fingerprints_stay(folder):
+    """They are written in everybody's results."""
+    content = b"P6 1 1 255 abc"
+    for path in ("cat/a.ppm", "dog/b.ppm"):
+        (folder / path).parent.mkdir()
+        (folder / path).write_bytes(content)
+    (folder.parent / "test/0.png").unlink()
+    for name in "01":
+        (folder.parent / f"test/{name}.ppm").write_bytes(content)
+    assert build(folder).fingerprint() == "2 images (4fa4873a7511b16c)"
+    assert build(folder, "test").fingerprint() == "2 images (013ecfd1df96dc33)"

@@ -216,6 +216,16 @@ def test_two_runs_in_one_folder(results, tmp_path):
     assert finish(start("pretext", root)) == 0  # the lock went with its owner
 
 
+DECODED_BY_WORKERS = """
+import simclr
+from data import unreadable
+from utils.run import run_script
+
+unreadable.fits_in_memory = lambda size: False
+run_script(simclr.main)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_leave_signals_to_their_owner(number, tmp_path):
     """Ctrl-C and schedulers signal the whole process group, those that decode images included."""
@@ -233,7 +243,7 @@ def test_workers_leave_signals_to_their_owner(number, tmp_path):
     settings += ["num_workers=2", "epochs=2000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "simclr.py", *arguments("pretext", tmp_path, *settings)],
+        [sys.executable, "-c", DECODED_BY_WORKERS, *arguments("pretext", tmp_path, *settings)],
         cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: (tmp_path / "squares/pretext/checkpoint.pth.tar").exists())

@@ -1,0 +1,246 @@
+"""Image files, decoded: ImageNet's as torchvision does it, to the pixel; other people's as they look."""
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import signal
+import warnings
+from contextlib import suppress
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from errors import UserError
+
+log = logging.getLogger(__name__)
+
+# what Pillow opens, too, but is no image of pixels, or is drawn by another program
+NO_IMAGES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+# formats that Pillow registers whether it was built with their library or not
+LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+# formats whose first bytes are theirs alone
+UNMISTAKABLE = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP"}
+
+
+@functools.cache
+def formats():
+    """Names of the image formats that this Pillow reads, with the plugins that are installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401
+    Image.preinit()  # the common formats are tried first
+    Image.init()
+    missing = {name for name, library in LIBRARIES.items() if not features.check(library)}
+    return [name for name in Image.ID if name not in NO_IMAGES | missing]
+
+
+@functools.cache
+def suffixes():
+    """Suffixes of files in these formats, in lower case."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+
+
+def is_image(path):
+    """Whether a file's first bytes say that it is an image, whatever its name."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            Image.open(path, formats=[name for name in formats() if name in UNMISTAKABLE]).close()
+    except Exception:  # a damaged file can break a decoder in any way
+        return False
+    return True
+
+
+def shown(name):
+    """A file name as one line of text that UTF-8 can hold, whatever bytes are in it; no two become equal."""
+    return re.sub(
+        r"[^ -\[\]-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]",
+        lambda c: ascii(c[0])[1:-1],
+        name.replace(os.sep, "/"),
+    )
+
+
+def reason(error):
+    """What is wrong with a file, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "empty, or not an image"
+    lines = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+class FolderImages(torch.utils.data.Dataset):
+    """One split of a large dataset: files that are read when a batch asks for them.
+
+    Each image is brought to `size` x `size` pixels: shorter side resized, then the center cropped, so
+    that batches can be made. Center crops of evaluation are torchvision's to the pixel; the random
+    crops of training are drawn within that square, not within the whole of a longer image.
+
+    Args:
+        files: paths, one per image; kept as one array of bytes: a million Path objects would be
+            300 MB that each worker process copies as it touches them.
+        labels: integers (N,), or None.
+        classes: names of the classes, or None.
+        size: side in pixels of the images that `fetch` gives.
+    """
+
+    def __init__(self, files, labels, classes, size):
+        self.files = np.array([os.fsencode(path) for path in files])
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.classes = classes
+        self.size = size
+
+    def __len__(self):
+        return len(self.files)
+
+    def paths(self):
+        """Each file with its folder: what the images are called, in whatever bytes."""
+        return [os.fsdecode(b"/".join(path.split(b"/")[-2:])) for path in self.files.tolist()]
+
+    def names(self):
+        """What to call the images, each by another name: text that UTF-8 can hold."""
+        return [shown(path) for path in self.paths()]
+
+    def fingerprint(self):
+        """Number of images and a hash of the files' names, with their folders, and of a hundred's content."""
+        sum_ = hashlib.sha256(os.fsencode("\n".join(self.paths())))
+        for path in self.files[:: max(1, len(self) // 100)].tolist():
+            with suppress(OSError), open(os.fsdecode(path), "rb") as file:
+                sum_.update(hashlib.file_digest(file, "sha256").digest())
+        return f"{len(self)} images ({sum_.hexdigest()[:16]})"
+
+    def decode(self, index):
+        """The image as it is fetched, uint8 (3, size, size), on the CPU. Raises whatever Pillow does."""
+        # of files that it reads, Pillow remarks on odd metadata
+        with warnings.catch_warnings(action="ignore"):
+            return _resize_and_crop(self._open(os.fsdecode(self.files[index])), self.size)
+
+    def _open(self, path):
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    def raw(self, index):
+        """`decode`, with a UserError that names the file."""
+        try:
+            return self.decode(index)
+        except Exception as error:  # a damaged file can break a decoder in any way
+            raise self.unreadable(index, reason(error)) from None
+
+    def unreadable(self, index, why):
+        """The UserError for an image that cannot be read."""
+        return UserError(f"{shown(os.fsdecode(self.files[index]))}: cannot be read as an image ({why})")
+
+    __getitem__ = raw
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the uint8 images of each index batch, (*index.shape, 3, size, size), on `device`."""
+        index_batches = list(index_batches)
+        loader = decoding_loader(
+            self,
+            num_workers,
+            batch_sampler=[index.flatten().tolist() for index in index_batches],
+            pin_memory=torch.device(device).type == "cuda",
+        )
+        try:
+            for index, images in zip(index_batches, loader, strict=True):
+                yield images.to(device, non_blocking=True).unflatten(0, index.shape)
+        except UserError as error:  # a worker process puts its traceback before the message
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
+
+
+class OwnImages(FolderImages):
+    """One split of anybody's images, as people see them: upright, on white, 16-bit values scaled.
+
+    Args:
+        files, labels, classes, size: as FolderImages.
+        folder: pathlib.Path of the split, which all files are within.
+        prefix: what stands before the path within the folder in an image's name.
+        squares: ArrayImages of the decoded images, where they are kept in memory, or None.
+    """
+
+    def __init__(self, files, labels, classes, size, folder, prefix="", squares=None):
+        super().__init__(files, labels, classes, size)
+        self.folder = folder
+        self.prefix = prefix
+        self.squares = squares
+
+    def within(self):
+        """The files' paths within the folder."""
+        start = len(os.fsencode(os.path.join(self.folder, "")))
+        return [os.fsdecode(path[start:]) for path in self.files.tolist()]
+
+    def paths(self):
+        return [self.prefix + path for path in self.within()]
+
+    def _open(self, path):
+        with Image.open(path, formats=formats()) as image:
+            # JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are wanted
+            image.draft(None, (2 * self.size, 2 * self.size))
+            return _as_seen(image)
+
+    def raw(self, index):
+        return super().raw(index) if self.squares is None else self.squares.raw(index)
+
+    def fetch(self, index_batches, device, num_workers=0):
+        source = super() if self.squares is None else self.squares
+        return source.fetch(index_batches, device, num_workers)
+
+
+def decoding_loader(dataset, num_workers, **how):
+    """A DataLoader whose worker processes leave signals to their owner."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_the_owner,
+        generator=torch.Generator(),  # it draws a number for the workers; not from the training's
+        **how,
+    )
+
+
+def _leave_signals_to_the_owner(worker):
+    # Ctrl-C, and a scheduler's SIGTERM, reach the workers as well. Exit status 0: another one would be an
+    # error in the middle of the owner's batch; and not ignored, since its owner ends an idle worker so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def _as_seen(image):
+    """Mode RGB: turned as its camera noted, transparency on white, 16-bit values scaled, not clipped."""
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # the pixels are all right, what the camera noted is not
+        log.debug("damaged EXIF data: %s", error)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _scaled(image).convert("RGB")
+    if image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _scaled(image):
+    """Integers of 16 bits -> mode L; the value that the file calls transparent becomes white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("values beyond 16 bits, whose range is not known; save it with 8 or 16 bits")
+    if "transparency" in image.info:
+        values[values == image.info["transparency"]] = 65535
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _resize_and_crop(image, size):
+    # torchvision's Resize(size) and CenterCrop(size), pixel by pixel
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)

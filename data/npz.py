@@ -1,0 +1,46 @@
+"""Array files: `.npz`, as NumPy writes them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from errors import UserError
+
+from . import alike
+from .arrays import ArrayImages, to_channels_first
+from .labels import check
+
+
+def read_npz(path, split):
+    """Read `{split}_images` and, if there, `{split}_labels` of an npz file. `split`: train or test.
+
+    The file may carry `classes`, the class names. Labels may have shape (N,) or (N, 1), as
+    MedMNIST's have. Raises UserError for a missing array or one of the wrong shape or type.
+    """
+    path = Path(path)
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file can break the reader in any way
+        raise UserError(f"{path}: not a readable .npz file ({error})") from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
+    with archive:
+        if f"{split}_images" not in archive:
+            raise UserError(
+                f"{path}: has no array '{split}_images', only {', '.join(archive.files) or 'nothing'}"
+            )
+        try:
+            images = archive[f"{split}_images"]
+            labels, classes = archive.get(f"{split}_labels"), archive.get("classes")
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read ({error}); write it again") from None
+    where = f"{path}: {split}_images"
+    images = torch.from_numpy(to_channels_first(images, where))
+    alike.warn([alike.look(image) for image in images[:: max(1, len(images) // 1000)]], where)
+    if classes is not None and classes.ndim != 1:
+        raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
+    if labels is not None:
+        labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        check(labels, len(images), classes, path, f"{split}_labels")
+    return ArrayImages(images, labels, None if classes is None else [str(name) for name in classes])
