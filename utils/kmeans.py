@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 FIT_ON = 300_000  # images at most; of more, this many are drawn at random
 
 
-def score(train, test, labels, num_clusters, num_classes, seed, initialisations=1):
-    """Fit on the train split, assign the test split, compare with its labels.
+def cluster(train, test, num_clusters, seed, initialisations=1):
+    """Fit on the train split, assign the test split.
 
     Args:
         train, test: float32 (N, D) and (M, D).
-        labels: int64 (M,), in 0..num_classes - 1.
         seed: of the initialisation (k-means++).
         initialisations: the best one by inertia counts.
 
     Returns:
-        dict, see metrics.clustering_metrics. Raises UserError for fewer images than clusters.
+        the clusters of the test split, int64 (M,), and the inertia of the fit. Raises UserError for fewer
+        images than clusters.
     """
     if len(train) > FIT_ON:
         log.info("k-means is fitted on %d of %d images", FIT_ON, len(train))
@@ -36,5 +36,9 @@ def score(train, test, labels, num_clusters, num_classes, seed, initialisations=
             f"k-means needs at least {num_clusters} training images, one a cluster, has {len(train)}"
         )
     fitted = KMeans(num_clusters, n_init=initialisations, random_state=seed).fit(train.float().numpy())
-    clusters = torch.from_numpy(fitted.predict(test.float().numpy())).long()
+    return torch.from_numpy(fitted.predict(test.float().numpy())).long(), float(fitted.inertia_)
+
+
+def score(clusters, labels, num_clusters, num_classes):
+    """Compare clusters, int64 (M,), with labels, int64 (M,): see metrics.clustering_metrics."""
     return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)
