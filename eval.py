@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 import data
 from errors import UserError
@@ -24,7 +23,6 @@ from utils.run import Run, file_argument, run_script
 
 log = logging.getLogger("eval")
 
-KMEANS_SEEDS = range(10)
 ROWS, COLUMNS = 10, 10  # of the sheet of images, first in their rows, and their neighbors
 
 
@@ -110,39 +108,14 @@ def evaluate_features(run, model, test, about, with_kmeans):
     if with_kmeans:
         train = data.build_eval_loader(run.config, "train", **run.loading)
         with run.scratch() as scratch:
-            train_features = engine.infer(function, train, "train features", scratch / "train.npy")
-            figures["kmeans"], clusters = run_kmeans(
-                train_features, features, dataset, run.config.num_classes
-            )
+            fit_on = engine.infer(function, train, "train features", scratch / "train.npy")
+            figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, run.config.num_classes)
     report.write_figures(figures, run.folder)
     if with_kmeans:
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
         report.write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
     plots.save_image_sheet(neighbor_cells(dataset, mined), run.folder / "neighbors.png", COLUMNS)
     return features
-
-
-def run_kmeans(train, test, dataset, num_clusters):
-    """k-means from each of KMEANS_SEEDS, fitted on `train` features, on the `test` features of `dataset`.
-
-    Returns:
-        dict: mean, standard deviation and values of the inertia and, with labels, of ACC, NMI and ARI; and
-        the test split's clusters, int64 (M,), by the fit of least inertia.
-    """
-    bar = tqdm(KMEANS_SEEDS, desc="k-means", leave=False, disable=None)
-    fits, inertia = zip(*(kmeans.cluster(train, test, num_clusters, seed) for seed in bar), strict=True)
-    values = {"inertia": inertia}
-    if dataset.labels is not None:
-        scores = [kmeans.compare(fit, dataset.labels, num_clusters, len(dataset.classes)) for fit in fits]
-        values |= {name: [score[name] for score in scores] for name in ("acc", "nmi", "ari")}
-    figures = {name: {"mean": np.mean(v), "std": np.std(v), "values": v} for name, v in values.items()}
-    if dataset.labels is not None:
-        shown = [
-            f"{name.upper()} {100 * figures[name]['mean']:.2f} ± {100 * figures[name]['std']:.2f}"
-            for name in ("acc", "nmi", "ari")
-        ]
-        log.info("k-means on the features, %d initialisations: %s %%", len(fits), "  ".join(shown))
-    return figures, fits[int(np.argmin(inertia))]
 
 
 def neighbor_cells(dataset, mined):
