@@ -23,7 +23,7 @@ from utils.run import Run, file_argument, run_script
 
 log = logging.getLogger("eval")
 
-ROWS, COLUMNS = 10, 10  # of the sheet of images, first in their rows, and their neighbors
+ROWS = 10  # images whose neighbors are shown
 
 
 def main(argv=None):
@@ -114,20 +114,20 @@ def evaluate_features(run, model, test, about, with_kmeans):
     if with_kmeans:
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
         report.write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
-    plots.save_image_sheet(neighbor_cells(dataset, mined), run.folder / "neighbors.png", COLUMNS)
+    save_sheet(neighbor_cells(dataset, mined), run.folder / "neighbors.png")
     return features
 
 
 def neighbor_cells(dataset, mined):
     """A few images, evenly spaced, and their nearest neighbors, a row each: see plots.save_image_sheet."""
     anchors = np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist()
-    rows = [[i, *[j for j in mined[i].tolist() if j != i][: COLUMNS - 1]] for i in anchors]
+    rows = [[i, *[j for j in mined[i].tolist() if j != i][: plots.COLUMNS - 1]] for i in anchors]
     names = dataset.names()
     shown = plots.drawable(tuple((i, names[i]) for i in {i for row in rows for i in row}))
     for row in rows:
         for i in row:
             yield dataset.raw(i), f"neighbors of\n{shown[i]}" if i == row[0] else shown[i]
-        yield from [(None, "")] * (COLUMNS - len(row))
+        yield from [(None, "")] * (plots.COLUMNS - len(row))
 
 
 def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
@@ -145,7 +145,7 @@ def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
         about["prototypes"] = prototypes.find_prototypes(features, probabilities)
     figures = report.report_clusters(run.folder, probabilities, test.dataset, about)
     if with_prototypes:
-        plots.save_image_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
+        save_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
     return features
 
 
@@ -157,6 +157,12 @@ def prototype_cells(dataset, figures):
         name = f" = {names[class_of[cluster]]}" if cluster in class_of else ""
         title = f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images"
         yield None if index is None else dataset.raw(index), title
+
+
+def save_sheet(cells, path):
+    plots.save_image_sheet(cells, path)
+    if path.exists():
+        log.info("%s in %s", path.stem, path)
 
 
 def save_features(features, dataset, path):

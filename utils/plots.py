@@ -20,6 +20,7 @@ from .checkpoint import atomic
 log = logging.getLogger(__name__)
 
 TICKS = 50  # with more rows or columns than this, names would not be legible
+COLUMNS = 10  # of a sheet of images
 LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; what is longer is cut
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
@@ -123,18 +124,17 @@ def save_confusion_matrix(matrix, rows, columns, path):
         figure.colorbar(picture, ax=axes, label="share of the true class")
 
 
-def save_image_sheet(cells, path, columns=10):
-    """A grid of images under their titles.
+def save_image_sheet(cells, path):
+    """A grid of images, COLUMNS in a row, under their titles.
 
     Args:
         cells: iterable of pairs: uint8 (3, H, W), or None for an empty place; and the title, one or two lines
             of text, which are cut to the width of an image.
-        columns: images in a row.
     """
     with _figure(path) as figure:
         images, titles = zip(*cells, strict=True)
         fonts, _ = _fonts_with(titles)
-        columns = min(columns, len(images))
+        columns = min(COLUMNS, len(images))
         rows = math.ceil(len(images) / columns)
         figure.set_size_inches(1.5 * columns, 1.8 * rows)
         for i, (image, title) in enumerate(zip(images, titles, strict=True)):

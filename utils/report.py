@@ -32,9 +32,10 @@ def write_csv(header, rows, path):
 
 
 def write_figures(figures, folder):
-    """Write metrics.json, and remove the files beside it that belong to earlier figures."""
+    """Write metrics.json; if there was one, remove the files beside it that belong to those figures."""
+    stale = PARTS if (folder / "metrics.json").exists() else ()
     write_json(figures, folder / "metrics.json")
-    for name in PARTS:
+    for name in stale:
         (folder / name).unlink(missing_ok=True)
     log.info("figures in %s", folder / "metrics.json")
 
