@@ -2,24 +2,28 @@
 
 python eval.py --config_exp configs/scan/scan_cifar10.yml --model model.pth.tar --visualize_prototypes
 python eval.py --config_exp configs/pretext/simclr_cifar10.yml --model model.pth.tar --kmeans
+
+Without labels there are no accuracies, but all the rest. Only --kmeans reads the train split.
 """
 
+import argparse
 import logging
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import yaml
 
 import data
 from errors import UserError
 from models import build_model
 from utils import distributed, engine, kmeans, neighbors, plots, pretext, pretrained, prototypes, report
+from utils.checkpoint import atomic
 from utils.config import load_config, parse_arguments
 from utils.run import Run, file_argument, run_script
 
 log = logging.getLogger("eval")
 
-KMEANS_SEEDS = range(10)
+ROWS = 10  # images whose neighbors are shown
 
 
 def main(argv=None):
@@ -32,9 +36,10 @@ def main(argv=None):
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
     if args.visualize_prototypes and kind != "clustering":
         raise UserError(f"--visualize_prototypes needs clusters, but setup is {config.setup}")
+    if args.features:
+        args.features.parent.mkdir(parents=True, exist_ok=True)
     weights, head = pretrained.read(args.model, [kind])
-    name = args.model.name.removesuffix(".tar").removesuffix(".pth")
-    run = Run(config, Path(args.output or args.model.parent / "eval" / name))
+    run = Run(config, Path(args.output or args.model.parent / "eval" / results_name(args.model, config)))
     model = build_model(config)
     pretrained.fit(model, weights, args.model)
     model = run.place(model).eval()
@@ -42,10 +47,12 @@ def main(argv=None):
     test = data.build_eval_loader(config, "test", **run.loading)
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
     if kind == "pretext":
-        evaluate_features(run, model, test, about, args.kmeans)
+        features = evaluate_features(run, model, test, about, args.kmeans)
     else:
         about["head"] = pretrained.choose_head(weights, head, args.model)
-        evaluate_clusters(run, model, test, about, args.visualize_prototypes)
+        features = evaluate_clusters(run, model, test, about, args.visualize_prototypes, args.features)
+    if args.features:
+        save_features(features, test.dataset, args.features)
 
 
 def add_arguments(parser):
@@ -54,74 +61,116 @@ def add_arguments(parser):
         "--visualize_prototypes", action="store_true", help="save a sheet of one image per cluster"
     )
     parser.add_argument(
-        "--kmeans", action="store_true", help="also score k-means on a pretext model's features, ten times"
+        "--kmeans", action="store_true", help="also cluster a pretext model's features by k-means, ten times"
     )
-    parser.add_argument("--output", help="folder for the results (default: eval/NAME/ beside NAME.pth.tar)")
+    parser.add_argument(
+        "--features",
+        metavar="FILE.npy",
+        type=array_file,
+        help="save the test images' features, float32 (N, D); FILE.csv tells which image each row is",
+    )
+    parser.add_argument(
+        "--output",
+        help="folder for the results (default, beside NAME.pth.tar: eval/NAME/, or eval/NAME-DATASET/ with "
+        "another val_db_name than in its training)",
+    )
+
+
+def array_file(text):
+    """Type of a command-line argument that names an .npy file to write."""
+    path = file_argument(text)
+    if path.suffix != ".npy" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file FILE.npy, found {text!r}")
+    return path
+
+
+def results_name(model, config):
+    """The model's name, with the dataset's if that is not the one the model was trained with."""
+    try:
+        own = yaml.safe_load((model.parent / "config.yml").read_text())["val_db_name"]
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):  # the file came from elsewhere
+        own = config.train_db_name
+    name = model.name.removesuffix(".tar").removesuffix(".pth")
+    return name if config.val_db_name == own else f"{name}-{config.val_db_name}"
 
 
 def evaluate_features(run, model, test, about, with_kmeans):
-    """Accuracy of the test split's nearest neighbors, and of k-means fitted on the train split."""
+    """The test split's nearest neighbors, and k-means fitted on the train split; returns the features."""
     dataset = test.dataset
-    if dataset.labels is None:
-        raise UserError("the test split has no labels: nothing to compare its neighbors with")
     function = pretext.features_of(model, run.config.setup)
     features = engine.infer(function, test, "test features").cpu()
     mined = neighbors.mine(features, max(1, min(pretext.TOP, len(dataset) - 1)), run.device)
-    figures = {**about, **pretext.neighbor_accuracy(mined, dataset.labels)}
+    figures = {**about, "num_images": len(dataset)}
+    if dataset.labels is None:
+        log.info("%d test images without labels: no accuracies", len(dataset))
+    else:
+        figures.update(pretext.neighbor_accuracy(mined, dataset.labels))
     if with_kmeans:
         train = data.build_eval_loader(run.config, "train", **run.loading)
         with run.scratch() as scratch:
-            figures["kmeans"] = score_kmeans(
-                engine.infer(function, train, "train features", scratch / "train.npy"),
-                *(features, dataset, run.config.num_classes),
-            )
-    report.write_json(figures, run.folder / "metrics.json")
+            fit_on = engine.infer(function, train, "train features", scratch / "train.npy")
+            figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, run.config.num_classes)
+    report.write_figures(figures, run.folder)
+    if with_kmeans:
+        rows = zip(dataset.names(), clusters.tolist(), strict=True)
+        report.write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
+    save_sheet(neighbor_cells(dataset, mined), run.folder / "neighbors.png")
+    return features
 
 
-def score_kmeans(train, test, dataset, num_clusters):
-    """Mean, standard deviation and values of ACC, NMI, ARI on the test split over KMEANS_SEEDS."""
-    runs = [
-        kmeans.score(train, test, dataset.labels, num_clusters, len(dataset.classes), seed)
-        for seed in tqdm(KMEANS_SEEDS, desc="k-means", leave=False, disable=None)
-    ]
-    figures = {}
-    for name in ("acc", "nmi", "ari"):
-        values = [run[name] for run in runs]
-        figures[name] = {"mean": np.mean(values), "std": np.std(values), "values": values}
-    shown = [f"{name.upper()} {100 * f['mean']:.2f} ± {100 * f['std']:.2f}" for name, f in figures.items()]
-    log.info("k-means on the features, %d initialisations: %s %%", len(runs), "  ".join(shown))
-    return figures
+def neighbor_cells(dataset, mined):
+    """A few images, evenly spaced, and their nearest neighbors, a row each: see plots.save_image_sheet."""
+    anchors = np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist()
+    rows = [[i, *[j for j in mined[i].tolist() if j != i][: plots.COLUMNS - 1]] for i in anchors]
+    names = dataset.names()
+    shown = plots.drawable(tuple((i, names[i]) for i in {i for row in rows for i in row}))
+    for row in rows:
+        for i in row:
+            yield dataset.raw(i), f"neighbors of\n{shown[i]}" if i == row[0] else shown[i]
+        yield from [(None, "")] * (plots.COLUMNS - len(row))
 
 
-def evaluate_clusters(run, model, test, about, with_prototypes):
-    """Metrics and confusion matrix of one head, and the sheet of prototypes."""
+def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
+    """Metrics and confusion matrix of one head, and the prototypes; returns the features, where needed."""
+    with_features = with_features or with_prototypes
 
     def describe(images):  # the features only where they are needed: many, on ImageNet
         features = model.backbone(images)
         probabilities = model.cluster_head(features)[about["head"]].softmax(1)
-        return (probabilities, features) if with_prototypes else (probabilities,)
+        return (probabilities, features) if with_features else (probabilities,)
 
-    dataset = test.dataset
-    outputs = engine.infer(describe, test, "evaluation")
-    probabilities, *features = (part.cpu() for part in outputs)
-    figures = report.report_clusters(run.folder, probabilities, dataset, about)
+    outputs = (part.cpu() for part in engine.infer(describe, test, "evaluation"))
+    probabilities, features = outputs if with_features else (*outputs, None)
     if with_prototypes:
-        figures["prototypes"] = show_prototypes(run.folder, dataset, *features, probabilities, figures)
-        report.write_json(figures, run.folder / "metrics.json")
+        about["prototypes"] = prototypes.find_prototypes(features, probabilities)
+    figures = report.report_clusters(run.folder, probabilities, test.dataset, about)
+    if with_prototypes:
+        save_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
+    return features
 
 
-def show_prototypes(folder, dataset, features, probabilities, figures):
-    """Save prototypes.png, an image per cluster with its matched class and size; returns their indices."""
-    found = prototypes.find_prototypes(features, probabilities)
+def prototype_cells(dataset, figures):
+    """An image per cluster with its matched class and size: see plots.save_image_sheet."""
     class_of = dict(figures.get("matches", []))
-    images, titles = [], []
-    for cluster, index in enumerate(found):
-        name = f" = {dataset.classes[class_of[cluster]]}" if cluster in class_of else ""
-        titles.append(f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images")
-        images.append(None if index is None else dataset.raw(index))
-    plots.save_image_sheet(images, titles, folder / "prototypes.png")
-    log.info("prototypes in %s", folder / "prototypes.png")
-    return found
+    names = plots.drawable(tuple(enumerate(dataset.classes or ())))
+    for cluster, index in enumerate(figures["prototypes"]):
+        name = f" = {names[class_of[cluster]]}" if cluster in class_of else ""
+        title = f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images"
+        yield None if index is None else dataset.raw(index), title
+
+
+def save_sheet(cells, path):
+    plots.save_image_sheet(cells, path)
+    if path.exists():
+        log.info("%s in %s", path.stem, path)
+
+
+def save_features(features, dataset, path):
+    """Write (N, D) to `path`, and the image of each row to the .csv beside it."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, features.numpy())
+    report.write_csv(("image",), zip(dataset.names(), strict=True), path.with_suffix(".csv"))
+    log.info("features %s in %s", tuple(features.shape), path)
 
 
 if __name__ == "__main__":

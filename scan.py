@@ -73,7 +73,7 @@ def main(argv=None):
         return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
 
     best = {"best_loss": float("inf"), "best_loss_head": None}
-    watch = health.Watch(health.SCAN_ADVICE, patience=config.epochs // 4)
+    watch = health.Watch(health.SCAN_ADVICE, patience=config.epochs // 4, history=run.read_epochs)
 
     def validate(epoch):
         """Choose by the objective on the validation split, without labels; labels only tell the accuracy."""

@@ -118,7 +118,9 @@ def look_at_the_start(run, predict, train_set, val):
             found = engine.infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
             confidence, clusters = (part.cpu() for part in found)
             health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
-    return health.Watch(health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1))
+    return health.Watch(
+        health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1), history=run.read_epochs
+    )
 
 
 def only_head(weights, head):

@@ -1,5 +1,6 @@
 """The real scripts on digits with a tiny budget, for the tests that run them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 import scan
 import selflabel
 import simclr
-from utils import checkpoint, pretrained
+from utils import checkpoint, machine, pretrained
 from utils.run import run_script
 
 ROOT = Path(__file__).parent.parent
+# TEST_PRECISION=bf16, or fp32: test as on a machine on which `precision: auto` means that.
+if "TEST_PRECISION" in os.environ:
+    machine._cpu_has_bf16 = lambda: os.environ["TEST_PRECISION"] == "bf16"
 STEPS = {
     "pretext": (simclr, "configs/pretext/simclr_digits.yml", ["epochs=2"]),
     "scan": (scan, "configs/scan/scan_digits.yml", ["epochs=2", "num_heads=2"]),

@@ -505,11 +505,8 @@ COMMAND_LINE = [
         eval_pretext("--kmeans", "--set", "num_classes=2000"),
         "k-means needs at least 2000 training images",
     ),
-    (
-        "eval",
-        lambda place: eval_pretext()(place) + arrays("test_labels")(place),
-        "the test split has no labels",
-    ),
+    ("eval", flags("--features", "features.txt"), "expected a file FILE.npy, found 'features.txt'"),
+    ("eval", flags("--features", "/proc/none/features.npy"), "No such file or directory: '/proc/none'"),
     ("moco", flags("--pretrained", "nowhere.pth.tar"), "nowhere.pth.tar: no such file"),
     (
         "pretext",

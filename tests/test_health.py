@@ -11,6 +11,7 @@ from steps import STEPS, arguments, fails, run, same, weights
 import selflabel
 from errors import UserError
 from utils import health
+from utils.run import Run
 
 ALL_ADVICE = {trouble: f"advice on {trouble}" for trouble in health.SELFLABEL_ADVICE}
 
@@ -126,16 +127,23 @@ def test_what_is_merged():
     assert health.merged(start, now, 3) == {0: [0, 1]}
 
 
-def test_a_warning_comes_at_the_beginning_when_it_grows_and_when_it_is_back(caplog):
-    watch = health.Watch(ALL_ADVICE)
+def test_a_run_is_warned_of_each_trouble_once(caplog):
+    logged = []
 
-    def warned(epoch, dead):
-        watch(epoch, predictions(torch.arange(100) % (10 - dead), 10))
+    def warned(watch, dead, dominant=False):
+        clusters = torch.arange(100) % (10 - dead)
+        clusters[: 90 * dominant] = 0
+        logged.append(watch(len(logged) + 1, predictions(clusters, 10)))
         return len(warnings(caplog))
 
-    assert [warned(*epoch) for epoch in enumerate([0, 2, 2, 3, 1, 4, 5, 4, 0, 0, 1])] == [
-        *(0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1)
-    ]
+    watch = health.Watch(ALL_ADVICE, history=lambda: logged)
+    assert [warned(watch, dead) for dead in (0, 2, 2, 3, 0, 5, 1)] == [0, 1, 0, 0, 0, 0, 0]
+    assert warned(watch, 5, dominant=True) == 1
+    assert [line.get("warned_of") for line in logged if "warned_of" in line] == [["dead"], ["dominant"]]
+    resumed = health.Watch(ALL_ADVICE, history=lambda: logged)
+    assert warned(resumed, 5, dominant=True) == 0
+    repeated = health.Watch(ALL_ADVICE, history=lambda: logged[:3])  # before the second one
+    assert warned(repeated, 5, dominant=True) == 1
 
 
 def test_a_broken_network_is_not_blamed_on_the_clusters(caplog):
@@ -148,6 +156,9 @@ def test_many_clusters_are_not_listed(caplog):
     start = torch.arange(1000)
     health.Watch(ALL_ADVICE, start=start)(1, predictions(torch.zeros(1000, dtype=torch.int64), 1000))
     assert max(map(len, warnings(caplog))) < 500
+    pairs = torch.arange(1000) // 20 * 20
+    health.Watch(ALL_ADVICE, start=start)(1, predictions(pairs, 1000))
+    assert max(sum(word.strip(",;").isdigit() for word in line.split()) for line in warnings(caplog)) < 65
     health.require_confident(torch.ones(1000), start, 1000, 0.5)
     assert len(caplog.messages[0]) < 200
 
@@ -258,6 +269,11 @@ def test_neighbors_of_two_images():
     assert health.neighbor_quality(torch.tensor([[0, 0], [1, 1]]))["verdict"] == "no-go"
 
 
+def test_the_advice_names_uneven_classes():
+    for advice in (health.SCAN_ADVICE, health.SELFLABEL_ADVICE):
+        assert advice["dominant"].startswith("if one class has most of your images, leave it")
+
+
 # --- the real steps ------------------------------------------------------------------------------
 
 
@@ -295,6 +311,28 @@ def test_every_epoch_tells_its_clusters(results, step):
     assert [line["epoch"] for line in epochs(results / step)] == [1, 2]
     check_epochs(results / step, step, 360)
     assert epochs(results / step)[-1]["val_acc"] > 0.1
+
+
+def test_a_resumed_run_is_not_warned_again(after, monkeypatch):
+    """30 clusters for ten sorts of digits: some are dead from the first epoch on."""
+    root = after("pretext")
+    argv = "epochs=3", "num_classes=30", "num_heads=1"
+    log_epoch = Run.log_epoch
+
+    def crash_in_the_third_epoch(self, metrics):
+        if metrics["epoch"] == 3:
+            raise MemoryError
+        log_epoch(self, metrics)
+
+    monkeypatch.setattr(Run, "log_epoch", crash_in_the_third_epoch)
+    with pytest.raises(MemoryError):
+        run("scan", root, *argv)
+    log = root / "digits/scan/log.txt"
+    assert log.read_text().count("clusters are dead") == 1
+    monkeypatch.setattr(Run, "log_epoch", log_epoch)
+    run("scan", root, *argv)
+    assert epochs(root / "digits/scan")[-1]["dead_clusters"] > 0
+    assert log.read_text().count("clusters are dead") == 1
 
 
 def test_held_out_images_are_the_ones_that_are_told(after):

@@ -1,5 +1,7 @@
 """The k-means baseline: what it fits on, and what it cannot."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -32,3 +34,17 @@ def test_more_clusters_than_images():
     (train, _), (test, labels) = blobs(4, 0), blobs(30, 1)
     with pytest.raises(UserError, match="at least 5 training images"):
         kmeans.score(train, test, labels, 5, 3, seed=0)
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_repeated_with_and_without_labels(caplog, with_labels):
+    caplog.set_level("INFO")
+    (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
+    dataset = SimpleNamespace(labels=labels if with_labels else None, classes=["a", "b", "c"])
+    figures, clusters = kmeans.repeat(train, test, dataset, 3)
+    assert len(figures["inertia"]["values"]) == 10
+    best = min(kmeans.cluster(train, test, 3, seed)[1] for seed in range(10))
+    assert min(figures["inertia"]["values"]) == best
+    assert figures["cluster_sizes"] == clusters.bincount().tolist() == [10, 10, 10]
+    assert ("acc" in figures) == with_labels
+    assert ("ACC" if with_labels else "cluster sizes [10, 10, 10]") in caplog.text

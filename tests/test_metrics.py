@@ -72,7 +72,29 @@ def test_class_and_cluster_that_do_not_occur():
     labels = torch.tensor([0, 0, 4, 4])
     found = metrics.clustering_metrics(one_hot([3, 3, 1, 1], 6), labels, 5)
     assert found["acc"] == 1
-    assert {(3, 0), (1, 4)} <= set(found["matches"])
+    assert found["matches"] == [(1, 4), (3, 0)]
+
+
+def test_a_pair_without_an_image_is_not_matched():
+    """Neither an empty cluster nor a class without images changes a figure, or gets a name."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    found = metrics.clustering_metrics(one_hot([2, 2, 2, 2, 2, 2], 3), labels, 3)
+    assert found["matches"] in ([(2, 0)], [(2, 1)])
+    assert (found["acc"], found["top5"]) == (0.5, 0.5)
+    disjoint = metrics.hungarian_match(np.array([[5, 0], [3, 0]]))
+    assert disjoint == [(0, 0)]
+
+
+def test_classes_and_clusters_without_images_change_no_figure():
+    probabilities, labels = draw(60, 7, 6, seed=4)
+    plain = metrics.clustering_metrics(probabilities, labels, 6)
+    for classes in ([0, 1, 4, 5, 9, 30], [2, 3, 5, 6, 7, 8]):
+        gaps = metrics.clustering_metrics(probabilities, torch.tensor(classes)[labels], 31)
+        assert [(c, classes[k]) for c, k in plain["matches"]] == gaps["matches"]
+        for key in ("acc", "top5", "nmi", "ari", "ami", "majority_vote_acc"):
+            assert gaps[key] == pytest.approx(plain[key]), key
+    more = torch.cat([torch.zeros(60, 3), probabilities], 1)  # 3 empty clusters, never among the top 5
+    assert metrics.clustering_metrics(more, labels, 6)["top5"] == plain["top5"]
 
 
 def test_confusion_matrix_rows_are_true_classes_and_sum_to_one():

@@ -1,6 +1,8 @@
 """The real scripts, end to end, on a tiny budget."""
 
+import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -124,6 +126,79 @@ def test_eval_kmeans(results, tmp_path):
     assert found["acc"]["values"] == pytest.approx(acc, abs=0.02)  # rounding moves single images
     assert found["acc"]["mean"] == pytest.approx(np.mean(found["acc"]["values"]))
     assert found["acc"]["std"] == pytest.approx(np.std(found["acc"]["values"]))
+
+
+def unlabelled(root, *sizes):
+    """`new.npz`: digits without labels, of a train split only if there are two sizes."""
+    from data.digits import build_digits
+
+    arrays = {}
+    for split, n in zip(("test", "train"), sizes, strict=False):
+        arrays[f"{split}_images"] = build_digits("", split).images[:n].permute(0, 2, 3, 1).numpy()
+    np.savez(root / "new.npz", **arrays)
+    return ["--set", f"data_dir={root}", "val_db_name=new"]
+
+
+def test_eval_of_a_pretext_checkpoint_on_images_without_labels(results, tmp_path):
+    path, out = str(results / "pretext/model.pth.tar"), tmp_path / "out"
+    argv = ["--config_exp", STEPS["pretext"][1], "--model", path, "--output", str(out)]
+    argv += ["--features", str(tmp_path / "some/features.npy"), "--kmeans", *unlabelled(tmp_path, 50, 80)]
+    evaluation.main([*argv, "train_db_name=new"])
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["num_images"] == 50 and "acc" not in figures["kmeans"]
+    with open(out / "assignment.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sizes = np.bincount([int(row["cluster"]) for row in rows], minlength=10)
+    assert sizes.tolist() == figures["kmeans"]["cluster_sizes"]
+    assert (out / "neighbors.png").is_file()
+    features = np.load(tmp_path / "some/features.npy")
+    assert (features.shape, features.dtype) == ((50, 128), np.float32)
+    config = load_config(parse_arguments(argv[:2], ""), ["simclr"])
+    model = build_model(config)
+    model.load_state_dict(weights(results / "pretext/model.pth.tar"))
+    with torch.no_grad():
+        images = data.build_dataset(config, "test").images[:50]
+        expected = model.eval()(data.build_eval_transform(config)(images)).numpy()
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    assert (tmp_path / "some/features.csv").read_text().split()[:3] == ["image", "0", "1"]
+
+
+def test_new_images_need_no_train_split_and_have_a_folder_of_their_own(results, tmp_path):
+    new = unlabelled(tmp_path, 30)
+    for step in ("pretext", "scan"):
+        folder = tmp_path / "digits" / step
+        shutil.copytree(results / step, folder)
+        argv = ["--config_exp", STEPS[step][1], "--model", str(folder / "model.pth.tar")]
+        for more in (["--set", "num_heads=2"], [*new, "num_heads=2"]):
+            evaluation.main([*argv, *more])
+        for name, count in (("model", 360), ("model-new", 30)):
+            assert json.loads((folder / "eval" / name / "metrics.json").read_text())["num_images"] == count
+
+
+def test_labelled_images_of_another_number_of_classes(results, tmp_path):
+    from data.digits import build_digits
+
+    test = build_digits("", "test")
+    images = test.images[:90].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "new.npz", test_images=images, test_labels=test.labels[:90].numpy() % 3)
+    argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/model.pth.tar")]
+    argv += ["--output", str(tmp_path / "out"), "--visualize_prototypes"]
+    evaluation.main([*argv, "--set", f"data_dir={tmp_path}", "val_db_name=new", "num_heads=2"])
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (figures["num_clusters"], figures["num_classes"]) == (10, 3)
+    assert len(figures["matches"]) <= 3
+
+
+def test_no_picture_of_earlier_figures_stays(results, tmp_path):
+    argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/model.pth.tar")]
+    argv += ["--output", str(tmp_path), "--set", "num_heads=2"]
+    evaluation.main([*argv, "--visualize_prototypes"])
+    assert (tmp_path / "prototypes.png").is_file()
+    (tmp_path / "notes.txt").write_text("mine")
+    evaluation.main(argv)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("metrics.json", "assignment.csv", "confusion_matrix.png", "log.txt", "notes.txt")
+    }
 
 
 @pytest.mark.parametrize(
@@ -252,7 +327,7 @@ def test_ema(results, after):
 def test_batches_without_a_confident_sample_are_counted(after):
     root = after("pretext", "scan")
     threshold = confidence_that_some_batches_miss(root)
-    run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1")
+    run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1", "precision=fp32")
     line = json.loads((root / "digits/selflabel/metrics.jsonl").read_text())
     assert 0 < line["skipped_batches"] < 71
 

@@ -15,14 +15,18 @@ log = logging.getLogger(__name__)
 
 LISTED = 50  # more clusters than this are summed up in messages, not listed
 
+# trouble: what to do, the likeliest cause first
 SCAN_ADVICE = {
-    "dominant": "raise criterion_kwargs.entropy_weight or num_heads, or train the pretext longer",
-    "dead": "raise criterion_kwargs.entropy_weight, num_heads or epochs, or train the pretext longer",
+    "dominant": "if one class has most of your images, leave it, or lower criterion_kwargs.entropy_weight; "
+    "if not, train the pretext longer, or raise num_heads or criterion_kwargs.entropy_weight",
+    "dead": "if they stay so, train the pretext or this step longer, raise num_heads, lower num_classes if "
+    "there are fewer sorts of images, or raise criterion_kwargs.entropy_weight",
 }
 SELFLABEL_ADVICE = {
-    "dominant": "set criterion_kwargs.apply_class_balancing True, or lower optimizer_kwargs.lr",
-    "dead": "set criterion_kwargs.apply_class_balancing True, or lower optimizer_kwargs.lr "
-    "or confidence_threshold",
+    "dominant": "if one class has most of your images, leave it; if not, set "
+    "criterion_kwargs.apply_class_balancing True, or lower optimizer_kwargs.lr",
+    "dead": "if they were so before this step, improve the clustering (scan.py); if not, set "
+    "criterion_kwargs.apply_class_balancing True, or lower optimizer_kwargs.lr or confidence_threshold",
     "uncovered": "lower confidence_threshold, or train the clustering step longer (scan.py, epochs)",
     "merged": "set criterion_kwargs.apply_class_balancing True, lower optimizer_kwargs.lr, "
     "or raise confidence_threshold",
@@ -35,8 +39,8 @@ SELFLABEL_ADVICE = {
 class Watch:
     """The clusters' numbers of each epoch, and a warning when something is wrong with them.
 
-    A warning comes when its trouble begins, each time that the number of clusters in trouble reaches the next
-    power of two, and when it comes back: not at every epoch. The troubles:
+    A run is warned of each trouble once, when it begins, however often it is stopped and resumed; the numbers
+    tell how it goes on. The troubles:
 
         dominant   one cluster of three or more holds more than half of the images, and twice its share
         dead       clusters without an image
@@ -45,18 +49,20 @@ class Watch:
                    majority of their images in one and the same cluster now
 
     Args:
-        advice: dict trouble -> the settings to change; SCAN_ADVICE or SELFLABEL_ADVICE.
+        advice: dict trouble -> what to do; SCAN_ADVICE or SELFLABEL_ADVICE.
         threshold: confidence that makes a pseudo-label; None where there are none.
         start: int64 (N,), the images' clusters before the training; None where clusters only form.
         patience: epochs at the start in which clusters may still form, without a warning.
+        history: function () -> list of what was logged of the earlier epochs, dicts; see Run.read_epochs.
     """
 
-    def __init__(self, advice, threshold=None, start=None, patience=0):
+    def __init__(self, advice, threshold=None, start=None, patience=0, history=list):
         self.advice = advice
         self.threshold = threshold
         self.start = start
         self.patience = patience
-        self.told = {}
+        self.history = history
+        self.told = None  # the troubles; read at the first call, when a resumed run knows its epochs
 
     def __call__(self, epoch, probabilities):
         """Look at an epoch's clusters.
@@ -68,8 +74,10 @@ class Watch:
         Returns:
             dict to log: `cluster_sizes`, C counts; `dead_clusters`, how many of them are 0;
             `mean_confidence`; with a threshold `confident_shares`, for each cluster the share of its images
-            above it, 0 for a dead one.
+            above it, 0 for a dead one; `warned_of`, the troubles that a warning was given of, if any.
         """
+        if self.told is None:
+            self.told = {trouble for line in self.history() for trouble in line.get("warned_of", ())}
         confidence, clusters = (part.cpu() for part in probabilities.float().max(1))
         c = probabilities.size(1)
         sizes = torch.bincount(clusters, minlength=c)
@@ -87,35 +95,30 @@ class Watch:
             return values  # the network is broken, which is not the clusters' fault; the engine stops the run
 
         share, largest = sizes.max().item() / len(clusters), sizes.argmax().item()
-        self._tell(
-            *("dominant", int(c >= 3 and share > max(0.5, 2 / c)), epoch),
-            f"cluster {largest} of {c} takes {100 * share:.0f} % of the validation images",
-        )
-        self._tell("dead", dead, epoch, f"{dead} of {c} clusters are dead: no validation image is in them")
+        troubles = {}
+        if c >= 3 and share > max(0.5, 2 / c):
+            troubles["dominant"] = (
+                f"cluster {largest} of {c} takes {100 * share:.0f} % of the validation images"
+            )
+        if dead:
+            troubles["dead"] = f"{dead} of {c} clusters are dead: no validation image is in them"
         if self.threshold is not None:
             covered = int((confident > 0).sum())
-            self._tell(
-                *("uncovered", int(2 * covered < c), epoch),
-                f"pseudo-labels cover few clusters: {covered} of {c} have a validation image of confidence "
-                f"above {self.threshold:g}",
-            )
+            if 2 * covered < c:
+                troubles["uncovered"] = (
+                    f"pseudo-labels cover few clusters: {covered} of {c} have a validation image of "
+                    f"confidence above {self.threshold:g}"
+                )
         if self.start is not None:
-            groups = merged(self.start, clusters, c)
-            self._tell(
-                *("merged", sum(len(group) - 1 for group in groups.values()), epoch),
-                "self-labeling merges clusters that were apart at its start: "
-                + _listed([f"{_listed(group)} are now in {now}" for now, group in groups.items()], 10),
-            )
-        return values
-
-    def _tell(self, trouble, severity, epoch, message):
-        if epoch <= self.patience:
-            return
-        level = severity.bit_length()  # 0: none; one more from each power of two on
-        told = self.told.get(trouble, 0)
-        if level > told:
-            log.warning("epoch %d: %s; %s", epoch, message, self.advice[trouble])
-        self.told[trouble] = max(level, told) if level else 0
+            groups = merged(self.start, clusters, c).items()
+            if groups:
+                shown = listed([f"{listed(group, 4)} are now in {now}" for now, group in groups], 10)
+                troubles["merged"] = f"self-labeling merges clusters that were apart at its start: {shown}"
+        new = [trouble for trouble in troubles if trouble not in self.told and epoch > self.patience]
+        for trouble in new:
+            log.warning("epoch %d: %s; %s", epoch, troubles[trouble], self.advice[trouble])
+        self.told.update(new)
+        return {**values, "warned_of": new} if new else values
 
 
 def merged(start, now, num_clusters):
@@ -138,7 +141,8 @@ def merged(start, now, num_clusters):
     return {cluster: group for cluster, group in sorted(groups.items()) if len(group) > 1}
 
 
-def _listed(things, limit=LISTED):
+def listed(things, limit=LISTED):
+    """The first of many things, for a line of text."""
     shown = ", ".join(map(str, things[:limit]))
     return shown if len(things) <= limit else f"{shown}, and {len(things) - limit} more"
 
@@ -171,7 +175,7 @@ def require_confident(confidence, clusters, num_clusters, threshold):
         )
     log.info(
         "%d of %d training images (%.1f %%) have a confidence above %g; per cluster: %s",
-        *(confident, n, 100 * confident / n, threshold, _counts(counts)),
+        *(confident, n, 100 * confident / n, threshold, counted(counts)),
     )
     if 2 * covered < num_clusters:
         log.warning(
@@ -180,7 +184,8 @@ def require_confident(confidence, clusters, num_clusters, threshold):
         )
 
 
-def _counts(counts):
+def counted(counts):
+    """Integers (C,), one for each cluster, or their summary where there are many; for a line of text."""
     if len(counts) <= LISTED:
         return str(counts.tolist())
     return f"{counts.min()} to {counts.max()}, median {counts.median()}, {int((counts == 0).sum())} have none"

@@ -2,30 +2,33 @@
 
 import logging
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
+from tqdm import tqdm
 
 from errors import UserError
 
-from . import metrics
+from . import health, metrics
 
 log = logging.getLogger(__name__)
 
 FIT_ON = 300_000  # images at most; of more, this many are drawn at random
+SEEDS = range(10)
 
 
-def score(train, test, labels, num_clusters, num_classes, seed, initialisations=1):
-    """Fit on the train split, assign the test split, compare with its labels.
+def cluster(train, test, num_clusters, seed, initialisations=1):
+    """Fit on the train split, assign the test split.
 
     Args:
         train, test: float32 (N, D) and (M, D).
-        labels: int64 (M,), in 0..num_classes - 1.
         seed: of the initialisation (k-means++).
         initialisations: the best one by inertia counts.
 
     Returns:
-        dict, see metrics.clustering_metrics. Raises UserError for fewer images than clusters.
+        the clusters of the test split, int64 (M,), and the inertia of the fit. Raises UserError for fewer
+        images than clusters.
     """
     if len(train) > FIT_ON:
         log.info("k-means is fitted on %d of %d images", FIT_ON, len(train))
@@ -36,5 +39,49 @@ def score(train, test, labels, num_clusters, num_classes, seed, initialisations=
             f"k-means needs at least {num_clusters} training images, one a cluster, has {len(train)}"
         )
     fitted = KMeans(num_clusters, n_init=initialisations, random_state=seed).fit(train.float().numpy())
-    clusters = torch.from_numpy(fitted.predict(test.float().numpy())).long()
+    return torch.from_numpy(fitted.predict(test.float().numpy())).long(), float(fitted.inertia_)
+
+
+def score(train, test, labels, num_clusters, num_classes, seed, initialisations=1):
+    """`cluster`, compared with the test split's labels, int64 (M,): see metrics.clustering_metrics."""
+    return _compare(
+        cluster(train, test, num_clusters, seed, initialisations)[0], labels, num_clusters, num_classes
+    )
+
+
+def repeat(train, test, dataset, num_clusters):
+    """`cluster` with each of SEEDS, and logged how well.
+
+    Args:
+        train, test: float32 (N, D) and (M, D).
+        dataset: the M images, with `labels` (int64 (M,) or None) and `classes`.
+
+    Returns:
+        dict of figures: mean, standard deviation and values of the inertia and, with labels, of ACC, NMI and
+        ARI; and the `cluster_sizes` of the fit of least inertia. That fit's clusters, int64 (M,).
+    """
+    bar = tqdm(SEEDS, desc="k-means", leave=False, disable=None)
+    fits, inertia = zip(*(cluster(train, test, num_clusters, seed) for seed in bar), strict=True)
+    best = fits[int(np.argmin(inertia))]
+    sizes = best.bincount(minlength=num_clusters)
+    figures = {"inertia": _spread(inertia), "cluster_sizes": sizes.tolist()}
+    if dataset.labels is None:
+        shown = f"cluster sizes {health.counted(sizes)}"
+    else:
+        scores = [_compare(fit, dataset.labels, num_clusters, len(dataset.classes)) for fit in fits]
+        accuracies = {name: _spread([score[name] for score in scores]) for name in ("acc", "nmi", "ari")}
+        figures |= accuracies
+        shown = [
+            f"{name.upper()} {100 * f['mean']:.2f} ± {100 * f['std']:.2f}" for name, f in accuracies.items()
+        ]
+        shown = "  ".join(shown) + " %"
+    log.info("k-means on the features, %d initialisations: %s", len(fits), shown)
+    return figures, best
+
+
+def _compare(clusters, labels, num_clusters, num_classes):
     return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)
+
+
+def _spread(values):
+    return {"mean": np.mean(values), "std": np.std(values), "values": values}

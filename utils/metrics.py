@@ -18,13 +18,19 @@ def contingency(clusters, labels, num_clusters, num_classes):
 def hungarian_match(table):
     """One-to-one assignment of clusters to classes that explains the most images.
 
+    A pair without a common image explains nothing, and which one it would be is arbitrary: it is left out.
+
     Args:
         table: (num_clusters, num_classes), see `contingency`; need not be square.
 
     Returns:
-        list of (cluster, class), sorted by cluster; with more clusters than classes some are missing.
+        list of (cluster, class), sorted by cluster; those that have no counterpart are missing.
     """
-    return list(zip(*(axis.tolist() for axis in linear_sum_assignment(table, maximize=True)), strict=True))
+    # of the clusters and classes that occur: the others must not decide between equally good assignments
+    clusters, classes = (np.flatnonzero(table.sum(axis)) for axis in (1, 0))
+    rows, columns = linear_sum_assignment(table[np.ix_(clusters, classes)], maximize=True)
+    pairs = zip(clusters[rows].tolist(), classes[columns].tolist(), strict=True)
+    return [pair for pair in pairs if table[pair] > 0]
 
 
 def clustering_metrics(probabilities, labels, num_classes):
@@ -37,7 +43,7 @@ def clustering_metrics(probabilities, labels, num_classes):
     Returns:
         dict: `acc` and `top5` (top-min(5, C)) after one-to-one matching, `majority_vote_acc` (each
         cluster takes its most frequent class), `nmi`, `ari`, `ami` of the raw assignment, and
-        `matches`, pairs (cluster, class).
+        `matches`, pairs (cluster, class), see `hungarian_match`.
     """
     probabilities, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
     num_clusters = probabilities.size(1)

@@ -1,59 +1,151 @@
-"""Pictures of results, written to files; nothing needs a display."""
+"""Pictures of results, written to files; nothing needs a display.
 
+A picture is no result: what goes wrong in drawing one costs the picture and a line in the log, not the run.
+"""
+
+import functools
+import logging
 import math
+import warnings
+from contextlib import contextmanager, suppress
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from . import health
 from .checkpoint import atomic
 
+log = logging.getLogger(__name__)
+
 TICKS = 50  # with more rows or columns than this, names would not be legible
+COLUMNS = 10  # of a sheet of images
+LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; what is longer is cut
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 
-def _save(figure, path):
-    FigureCanvasAgg(figure)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+@contextmanager
+def _figure(path, **settings):
+    """Context of a new Figure, which is saved as a PNG at the end."""
+    try:
+        figure = Figure(**settings)
+        with warnings.catch_warnings(action="ignore"):  # about the layout, mostly
+            yield figure
+            FigureCanvasAgg(figure)
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+    except Exception as error:  # of matplotlib, a font, an image, the disk
+        log.debug("%s", path, exc_info=True)
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        log.warning("%s: no picture (%s); the figures are not affected", path, reason)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # an earlier one
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@functools.cache  # what it logs is said once
+def drawable(names):
+    """Names of classes or images as pictures can show them.
+
+    Line breaks, control characters and bytes that are not UTF-8 become escapes; a name with a character that
+    no installed font has becomes its number, and the log tells which is which.
+
+    Args:
+        names: tuple of pairs (number, name).
+
+    Returns:
+        dict number -> text.
+    """
+    texts = {
+        number: "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for number, name in names
+    }
+    _, missing = _fonts_with(texts.values())
+    numbered = [number for number, text in texts.items() if missing & set(text)]
+    if numbered:
+        log.info(
+            "no installed font has all characters of %d names; pictures show their numbers: %s",
+            *(len(numbered), health.listed([f"#{number} {texts[number]}" for number in numbered])),
+        )
+    return texts | {number: f"#{number}" for number in numbered}
+
+
+def _fonts_with(texts):
+    """The families of the default font and of those for what it lacks; and the characters that none has."""
+    default = font_manager.FontProperties()
+    families = default.get_family()
+    font = font_manager.get_font(font_manager.findfont(default))
+    missing = {c for c in set().union(*texts) - {"\n"} if not font.get_char_index(ord(c))}
+    for entry in font_manager.fontManager.ttflist:
+        if not missing:
+            break
+        if entry.style != "normal" or "last resort" in entry.name.lower():  # all of its characters are boxes
+            continue
+        with suppress(OSError, RuntimeError):  # a file that is no longer there, or damaged
+            font = font_manager.get_font(entry.fname)
+            found = {c for c in missing if font.scalable and font.get_char_index(ord(c))}
+            if found:
+                families, missing = [*families, entry.name], missing - found
+    return families, missing
+
+
+def _cut(text, length):
+    """A text without its middle if it has more than `length` characters."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+# --- pictures ------------------------------------------------------------------------------------
 
 
 def save_confusion_matrix(matrix, rows, columns, path):
     """Rows (true classes) of shares in [0, 1] as a PNG; `rows` and `columns` name them."""
     side = min(14, 3 + 0.35 * max(matrix.shape))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    picture = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
-    axes.set_ylabel("true class")
-    axes.set_xlabel("cluster, in the order of the matched classes")
-    if len(rows) <= TICKS:
-        axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    if len(columns) <= TICKS:
-        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-    if max(matrix.shape) <= 20:
-        for (row, column), share in np.ndenumerate(matrix):
-            if share >= 0.005:
-                axes.text(
-                    *(column, row, f"{100 * share:.0f}"),
-                    ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black",
-                )  # fmt: skip
-    figure.colorbar(picture, ax=axes, label="share of the true class")
-    _save(figure, path)
+    with _figure(path, figsize=(side + 1, side), layout="constrained") as figure:
+        axes = figure.add_subplot()
+        picture = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
+        axes.set_ylabel("true class")
+        axes.set_xlabel("cluster, in the order of the matched classes")
+        if len(rows) <= TICKS:
+            names = [_cut(name, LONGEST_TICK) for name in drawable(tuple(enumerate(rows))).values()]
+            fonts, _ = _fonts_with(names)
+            axes.set_yticks(range(len(rows)), names, fontsize=8, fontfamily=fonts, parse_math=False)
+        if len(columns) <= TICKS:
+            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+        if max(matrix.shape) <= 20:
+            for (row, column), share in np.ndenumerate(matrix):
+                if share >= 0.005:
+                    axes.text(
+                        *(column, row, f"{100 * share:.0f}"),
+                        ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black",
+                    )  # fmt: skip
+        figure.colorbar(picture, ax=axes, label="share of the true class")
 
 
-def save_image_sheet(images, titles, path):
-    """A grid of uint8 images (3, H, W), or None for an empty place, each under its title."""
-    columns = min(10, len(images))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.5 * columns, 1.8 * rows))
-    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
-        row, column = divmod(i, columns)  # placed by hand: laying out a thousand of them takes minutes
-        axes = figure.add_axes([(column + 0.1) / columns, 1 - (row + 0.95) / rows, 0.8 / columns, 0.7 / rows])
-        axes.axis("off")
-        axes.set_title(title, fontsize=8)
-        if image is not None:
-            axes.imshow(np.asarray(image).transpose(1, 2, 0))
-    _save(figure, path)
+def save_image_sheet(cells, path):
+    """A grid of images, COLUMNS in a row, under their titles.
+
+    Args:
+        cells: iterable of pairs: uint8 (3, H, W), or None for an empty place; and the title, one or two lines
+            of text, which are cut to the width of an image.
+    """
+    with _figure(path) as figure:
+        images, titles = zip(*cells, strict=True)
+        fonts, _ = _fonts_with(titles)
+        columns = min(COLUMNS, len(images))
+        rows = math.ceil(len(images) / columns)
+        figure.set_size_inches(1.5 * columns, 1.8 * rows)
+        for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+            row, column = divmod(i, columns)  # placed by hand: laying out a thousand of them takes minutes
+            left, bottom = (column + 0.1) / columns, 1 - (row + 0.95) / rows
+            axes = figure.add_axes([left, bottom, 0.8 / columns, 0.7 / rows])
+            axes.axis("off")
+            lines = [_cut(line, LONGEST_TITLE) for line in title.split("\n")]
+            axes.set_title("\n".join(lines), fontsize=8, fontfamily=fonts, parse_math=False)
+            if image is not None:
+                axes.imshow(np.asarray(image).transpose(1, 2, 0))
 
 
 def save_curves(epochs, path):
@@ -65,14 +157,13 @@ def save_curves(epochs, path):
         return
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
-    for i, name in enumerate(names):
-        points = [(line["epoch"], line[name]) for line in epochs if name in line]
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else None)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-        if i >= len(names) - columns:
-            axes.set_xlabel("epoch", fontsize=8)
-    _save(figure, path)
+    with _figure(path, figsize=(4 * columns, 2.6 * rows), layout="constrained") as figure:
+        for i, name in enumerate(names):
+            points = [(line["epoch"], line[name]) for line in epochs if name in line]
+            axes = figure.add_subplot(rows, columns, i + 1)
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else None)
+            axes.set_title(name, fontsize=9)
+            axes.tick_params(labelsize=7)
+            axes.grid(alpha=0.3)
+            if i >= len(names) - columns:
+                axes.set_xlabel("epoch", fontsize=8)

@@ -6,15 +6,38 @@ import logging
 
 import torch
 
-from . import metrics, plots
+from . import health, metrics, plots
 from .checkpoint import atomic
 
 log = logging.getLogger(__name__)
+
+# what evaluations leave beside metrics.json, each of them some
+PARTS = ("assignment.csv", "confusion_matrix.png", "prototypes.png", "neighbors.png")
 
 
 def write_json(content, path):
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(header, rows, path):
+    """Write a table in UTF-8, whatever the names in it are: bytes that are not become escapes."""
+    with (
+        atomic(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def write_figures(figures, folder):
+    """Write metrics.json; if there was one, remove the files beside it that belong to those figures."""
+    stale = PARTS if (folder / "metrics.json").exists() else ()
+    write_json(figures, folder / "metrics.json")
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    log.info("figures in %s", folder / "metrics.json")
 
 
 def report_clusters(folder, probabilities, dataset, about):
@@ -31,29 +54,23 @@ def report_clusters(folder, probabilities, dataset, about):
     """
     labels, classes = dataset.labels, dataset.classes
     confidence, clusters = probabilities.max(1)
-    _write_assignment(dataset.names(), clusters.tolist(), confidence.tolist(), folder / "assignment.csv")
-    sizes = torch.bincount(clusters, minlength=probabilities.size(1)).tolist()
-    empty = [cluster for cluster, size in enumerate(sizes) if size == 0]
+    sizes = torch.bincount(clusters, minlength=probabilities.size(1))
+    empty = (sizes == 0).nonzero().flatten().tolist()
     figures = {
         **about,
         "num_images": len(probabilities),
-        "num_clusters": probabilities.size(1),
+        "num_clusters": len(sizes),
         "mean_confidence": confidence.mean().item(),
-        "cluster_sizes": sizes,
+        "cluster_sizes": sizes.tolist(),
         "empty_clusters": empty,
     }
     if empty:
-        log.warning("%d of %d clusters are empty: %s", len(empty), len(sizes), empty)
+        log.warning("%d of %d clusters are empty: %s", len(empty), len(sizes), health.listed(empty))
     if labels is None:
-        log.info("%s split without labels: cluster sizes %s", about["split"], sizes)
+        log.info("%s split without labels: cluster sizes %s", about["split"], health.counted(sizes))
     else:
         figures["num_classes"] = len(classes)
         figures.update(metrics.clustering_metrics(probabilities, labels, len(classes)))
-        matrix, columns = metrics.confusion_matrix(
-            clusters.numpy(), labels.numpy(), figures["matches"], len(sizes), len(classes)
-        )
-        names = ["(none)" if cluster is None else str(cluster) for cluster in columns]
-        plots.save_confusion_matrix(matrix, classes, names, folder / "confusion_matrix.png")
         log.info(
             "ACC %.2f  NMI %.2f  ARI %.2f  top-5 %.2f (%%) on the %s split",
             *(100 * figures[key] for key in ("acc", "nmi", "ari", "top5")), about["split"],
@@ -63,14 +80,14 @@ def report_clusters(folder, probabilities, dataset, about):
                 "%d clusters for %d classes: ACC is after one-to-one matching; by majority vote %.2f %%",
                 len(sizes), len(classes), 100 * figures["majority_vote_acc"],
             )  # fmt: skip
-    write_json(figures, folder / "metrics.json")
-    log.info("figures in %s", folder / "metrics.json")
+    write_figures(figures, folder)
+    shown = (f"{value:.4f}" for value in confidence.tolist())
+    rows = zip(dataset.names(), clusters.tolist(), shown, strict=True)
+    write_csv(("image", "cluster", "confidence"), rows, folder / "assignment.csv")
+    if labels is not None:
+        matrix, columns = metrics.confusion_matrix(
+            clusters.numpy(), labels.numpy(), figures["matches"], len(sizes), len(classes)
+        )
+        names = ["(none)" if cluster is None else str(cluster) for cluster in columns]
+        plots.save_confusion_matrix(matrix, classes, names, folder / "confusion_matrix.png")
     return figures
-
-
-def _write_assignment(names, clusters, confidence, path):
-    """One line per image: which cluster, and how sure the model is."""
-    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "cluster", "confidence"))
-        writer.writerows(zip(names, clusters, (f"{value:.4f}" for value in confidence), strict=True))

@@ -189,7 +189,7 @@ class Run:
         logging.raiseExceptions = False  # a full disk must not print a traceback for each line of log.txt
         logging.basicConfig(level=logging.INFO, handlers=[console], force=True)
         if self.main:
-            file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+            file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             _lock(file.stream, self.folder)
             logging.getLogger().addHandler(file)

@@ -1,0 +1,92 @@
+"""Pictures of anything that a class or a file may be called; and of what cannot be drawn."""
+
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib import font_manager
+from PIL import Image
+
+from utils import plots
+
+ODD = [
+    *("$10_to_$20", r"\frac{1}{0}", "a\nb", "tab\t", "\x1b[31mred", "\udcff\udcfe", "x" * 5000, "", " "),
+    *("一二", "🦄", "عربى", "\u202eabc", "a_b^{", "%s {0}"),
+]
+
+
+@pytest.fixture(autouse=True)
+def strict(caplog):
+    caplog.set_level("INFO")
+    plots.drawable.cache_clear()
+    with warnings.catch_warnings(action="error"):
+        yield
+
+
+def messages(caplog, level):
+    return [record.getMessage() for record in caplog.records if record.levelname == level]
+
+
+def test_odd_names(tmp_path, caplog):
+    matrix = np.eye(len(ODD))
+    plots.save_confusion_matrix(matrix, ODD, [str(i) for i in range(len(ODD))], tmp_path / "matrix.png")
+    names = plots.drawable(tuple(enumerate(ODD)))
+    cells = [(np.zeros((3, 8, 8), np.uint8), f"cluster 0 = {name}\n3 images") for name in names.values()]
+    plots.save_image_sheet([*cells, (None, "")], tmp_path / "sheet.png")
+    assert messages(caplog, "WARNING") == []
+    assert len(messages(caplog, "INFO")) <= 1  # about fonts: once, though there are two pictures
+    for name in ("matrix", "sheet"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert max(picture.size) < 3000  # however long a name is
+
+
+def test_what_pictures_show():
+    assert plots.drawable(((3, "plain"), (5, "a\nb\udcff"))) == {3: "plain", 5: r"a\nb\udcff"}
+    assert plots.drawable(((8, "$x$"), (9, "é ß я"))) == {8: "$x$", 9: "é ß я"}
+
+
+def test_names_in_no_font_are_numbers(caplog, monkeypatch):
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    for _ in range(2):
+        assert plots.drawable(tuple(enumerate(["one", "一", "二"]))) == {0: "one", 1: "#1", 2: "#2"}
+    (line,) = messages(caplog, "INFO")
+    assert line.endswith("of 2 names; pictures show their numbers: #1 一, #2 二")
+
+
+def test_another_font_is_used_where_the_default_lacks_a_character(tmp_path, caplog):
+    stix = next(f for f in font_manager.fontManager.ttflist if f.fname.endswith("STIXGeneral.ttf"))
+    default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    other = font_manager.get_font(stix.fname)
+    character = next(
+        chr(c) for c in sorted(set(other.get_charmap()) - set(default.get_charmap())) if c > 1000
+    )
+    assert plots.drawable(((0, character),)) == {0: character}
+    families, missing = plots._fonts_with([f"a{character}"])
+    assert (families[0], len(families), missing) == ("sans-serif", 2, set())
+    plots.save_confusion_matrix(np.eye(1), [character], ["0"], tmp_path / "matrix.png")
+    assert messages(caplog, "WARNING") == [] and (tmp_path / "matrix.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("\nfont"), MemoryError()]
+)
+def test_a_picture_that_fails_is_a_warning_and_leaves_no_earlier_one(tmp_path, caplog, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    path = tmp_path / "curves.png"
+    path.write_text("an earlier one")
+    plots.save_curves([{"epoch": 1, "loss": 2.0}], path)
+    (line,) = messages(caplog, "WARNING")
+    assert line.startswith(f"{path}: no picture ({type(error).__name__}") and "\n" not in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_is_gone_costs_the_picture_only(tmp_path, caplog):
+    def cells():
+        yield None, "there"
+        raise FileNotFoundError("x.png")
+
+    plots.save_image_sheet(cells(), tmp_path / "sheet.png")
+    assert "sheet.png: no picture (FileNotFoundError: x.png)" in messages(caplog, "WARNING")[0]
