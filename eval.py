@@ -66,7 +66,8 @@ def evaluate_features(run, model, test, about, with_kmeans):
         raise UserError("the test split has no labels: nothing to compare its neighbors with")
     function = pretext.features_of(model, run.config.setup)
     features = engine.infer(function, test, "test features").cpu()
-    mined = neighbors.mine(features, max(1, min(pretext.TOP, len(dataset) - 1)), run.device)
+    k = max(1, min(pretext.TOP, len(dataset) - 1))
+    mined = neighbors.mine(features, k, run.device, run.config.search)
     figures = {**about, **pretext.neighbor_accuracy(mined, dataset.labels)}
     if with_kmeans:
         train = data.build_eval_loader(run.config, "train", **run.loading)

@@ -99,8 +99,10 @@ def resized_crop(images, top, left, height, width, size, flip):
     top, left, height, width, flip = boxes
     rows = _resampling_matrix(top, height, full_height, size)  # (B, S, H)
     columns = _resampling_matrix(left, width, full_width, size, mirror=flip)  # (B, S, W)
-    out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
-    return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
+    # in float32 also where the network that is to see them computes in bfloat16, which would move pixels
+    with torch.autocast(images.device.type, enabled=False):
+        out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
+        return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
 
 
 def crop(images, top, left, size):

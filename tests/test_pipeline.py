@@ -10,6 +10,7 @@ import yaml
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from steps import ROOT, STEPS, arguments, fails, run, same, weights
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import data
 import eval as evaluation
@@ -17,6 +18,7 @@ import scan
 import selflabel
 import simclr
 from models import build_model
+from models.resnet import ResNet
 from utils import checkpoint, pretrained
 from utils.config import load_config, parse_arguments
 from utils.run import Run
@@ -230,6 +232,33 @@ def test_cached_views_differ_and_are_drawn(results, after):
     assert {tuple(row.tolist()) for row in drawn.flatten(0, 1)} == {
         tuple(row.tolist()) for row in views[:, 0]
     }
+
+
+SIMCLR = (
+    "augmentation_strategy=simclr",
+    "augmentation_kwargs.random_resized_crop={size: 8, scale: [0.2, 1.0]}",
+    "augmentation_kwargs.color_jitter={brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}",
+    "augmentation_kwargs.color_jitter_random_apply.p=0.8",
+    "augmentation_kwargs.random_grayscale.p=0.2",
+)
+
+
+@pytest.mark.parametrize("augmentation", [SIMCLR, ["augmentation_strategy=standard", SIMCLR[1]]])
+def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
+    """The network alone computes in bfloat16; what it sees are the same images."""
+    root, seen = after("pretext"), []
+
+    def note(module, images):
+        if isinstance(module, ResNet):
+            seen[-1].append(images[0].clone())
+
+    with register_module_forward_pre_hook(note):
+        for precision in ("fp32", "bf16"):
+            seen.append([])
+            settings = ["update_cluster_head_only=True", "cache_features=1", "epochs=1"]
+            run("scan", root, *settings, f"precision={precision}", *augmentation, flags=["--fresh"])
+    assert len(seen[0]) == len(seen[1]) > 6
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 def test_cached_features_of_a_backbone_that_trains(after, capsys):
