@@ -1,5 +1,6 @@
 """The real scripts, end to end, on a tiny budget."""
 
+import copy
 import json
 import sys
 
@@ -17,9 +18,10 @@ import eval as evaluation
 import scan
 import selflabel
 import simclr
+from errors import UserError
 from models import build_model
 from models.resnet import ResNet
-from utils import checkpoint, pretrained
+from utils import checkpoint, engine, pretrained
 from utils.config import load_config, parse_arguments
 from utils.run import Run
 
@@ -284,6 +286,28 @@ def test_batches_without_a_confident_sample_are_counted(after):
     run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1")
     line = json.loads((root / "digits/selflabel/metrics.jsonl").read_text())
     assert 0 < line["skipped_batches"] < 71
+
+
+def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace(after, monkeypatch):
+    root, found = after("pretext", "scan"), []
+
+    def train(run, model, optimizer, loader, step, **_):
+        model.train()
+        for batch in loader:
+            weak_only = copy.deepcopy(model)
+            with torch.no_grad(), run.autocast():
+                weak_only(batch[0])
+            values = step(batch)
+            values["loss"].backward()
+            found.append(values["trains"].item())
+            assert same(model.state_dict(), weak_only.state_dict()) != found[-1]
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(engine, "train", train)
+    with pytest.raises(UserError, match="seen enough"):
+        threshold = confidence_that_some_batches_miss(root)
+        run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1")
+    assert set(found) == {True, False}
 
 
 def confidence_that_some_batches_miss(root):
