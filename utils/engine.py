@@ -135,7 +135,7 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
             done += 1
             if not bar.disable and done % 20 == 0:
                 bar.set_postfix(loss=f"{values['loss'].item():.4f}")
-            if interrupt.noted():
+            if interrupt.noted() and not loader.ahead:
                 break
     random_state = torch.get_rng_state()
     # here a GPU is waited for, so that the time that `train` takes is that of its work
