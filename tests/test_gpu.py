@@ -43,8 +43,7 @@ def outcome(found, name):
 
 @pytest.mark.parametrize("name", [name for name, (function, *_) in SCENARIOS.items() if function is train])
 def test_training(found, name):
-    waits = outcome(found, name)["waits"]
-    assert waits == [[]] * 2  # between one batch and the next
+    assert outcome(found, name)["waits"] == [[]]  # between the first of two batches and the second
 
 
 @pytest.mark.parametrize(
