@@ -33,10 +33,8 @@ def choose_device(name, local_rank=None):
     Raises:
         UserError: the named device is not there, or not one for each process.
     """
-    with warnings.catch_warnings(action="ignore"):  # of a driver too old: see `warn_of_unused_gpu`
-        available = torch.cuda.is_available()
     if name == "auto":
-        name = "cuda" if available else "cpu"
+        name = "cuda" if _count_gpus() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and local_rank is not None:
         if device.index is not None:
@@ -45,8 +43,7 @@ def choose_device(name, local_rank=None):
             )
         device = torch.device("cuda", local_rank)
     if device.type == "cuda":
-        count = torch.cuda.device_count() if available else 0
-        index = device.index or 0
+        count, index = _count_gpus(), device.index or 0
         if index >= count:
             one_each = f"each process needs its own: torchrun --nproc_per_node {count}"
             what = one_each if local_rank and count else "set device to auto or cpu"
@@ -56,6 +53,11 @@ def choose_device(name, local_rank=None):
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def _count_gpus():
+    with warnings.catch_warnings(action="ignore"):  # of a driver too old: see `warn_of_unused_gpu`
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def warn_of_unused_gpu():
