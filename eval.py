@@ -99,7 +99,8 @@ def evaluate_features(run, model, test, about, with_kmeans):
     dataset = test.dataset
     function = pretext.features_of(model, run.config.setup)
     features = engine.infer(function, test, "test features").cpu()
-    mined = neighbors.mine(features, max(1, min(pretext.TOP, len(dataset) - 1)), run.device)
+    k = max(1, min(pretext.TOP, len(dataset) - 1))
+    mined = neighbors.mine(features, k, run.device, run.config.search)
     figures = {**about, "num_images": len(dataset)}
     if dataset.labels is None:
         log.info("%d test images without labels: no accuracies", len(dataset))

@@ -60,17 +60,23 @@ def main(argv=None):
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
     network = run.for_training(model, train)
+    statistics = list(model.buffers())  # BatchNorm's
 
     def step(batch):
         weak_images, strong_images = batch
         with torch.no_grad(), run.autocast():  # in train mode: BatchNorm learns from both views
             weak_logits = distributed.gather(network(weak_images)[0])
         _, confident = criterion.pseudo_labels(weak_logits)
-        if not confident.any():  # the one place where a GPU is waited for at every step
-            return None
+        before = [values.clone() for values in statistics]
         with run.autocast():
             strong_logits = distributed.gather(network(strong_images)[0])
-        return {"loss": criterion(weak_logits, strong_logits), "confident": confident.float().mean()}
+        # A batch without a confident sample is as if there were no strong view. No GPU is waited for to tell;
+        # .data, since autograd minds a change before the backward pass, which does not look at these values.
+        trains = confident.any()
+        for now, earlier in zip(statistics, before, strict=True):
+            now.data.copy_(torch.where(trains, now, earlier))
+        loss = criterion(weak_logits, strong_logits)
+        return {"loss": loss, "confident": confident.float().mean(), "trains": trains}
 
     def monitor(epoch):
         with run.autocast():

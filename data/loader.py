@@ -4,6 +4,10 @@ import torch
 
 from errors import UserError
 
+# Bytes of images to augment in one call on a GPU: several small batches, whose kernels would take longer to
+# launch than to run.
+AT_ONCE = 2**23
+
 
 class Loader:
     """Iterate over a dataset in batches.
@@ -19,6 +23,10 @@ class Loader:
         num_workers: processes that decode image files; images in memory need none.
         rank, world_size: this is process `rank` of `world_size` that share each batch; every batch is cut
             into parts of one size, the last parts of a batch that does not divide filled up from its start.
+
+    Attributes:
+        ahead: batches that are made already when one is given out. A pass can go on elsewhere (`skip`) only
+            from where there are none, since their random numbers are drawn. On a CPU there never are.
 
     Raises:
         UserError: a training split smaller than one batch, which would train nothing; a training batch
@@ -60,6 +68,8 @@ class Loader:
         self.num_workers = num_workers
         self.rank = rank
         self.world_size = world_size
+        self.at_once = AT_ONCE if train and torch.device(device).type == "cuda" else 0
+        self.ahead = 0
         self._skip = 0, None
 
     def __len__(self):
@@ -77,8 +87,31 @@ class Loader:
             torch.manual_seed(torch.initial_seed() + 500_009 * (self.rank + 1))
         elif random_state is not None:
             torch.set_rng_state(random_state)
-        for images in self.dataset.fetch(indices[skipped:], self.device, self.num_workers):
-            yield self.view(images)
+        fetched = self.dataset.fetch(indices[skipped:], self.device, self.num_workers)
+        for batches in self._together(fetched):
+            seen = self._see(batches)
+            for self.ahead, batch in zip(reversed(range(len(seen))), seen, strict=True):
+                yield batch
+
+    def _together(self, fetched):
+        """Lists of the batches that are augmented in one call."""
+        batches = []
+        for images in fetched:
+            batches.append(images)
+            if (len(batches) + 1) * images.nbytes > self.at_once:
+                yield batches
+                batches = []
+        if batches:
+            yield batches
+
+    def _see(self, batches):
+        """What the view makes of each of some batches of one size."""
+        if len(batches) == 1:
+            return [self.view(batches[0])]
+        seen = self.view(torch.cat(batches))
+        if torch.is_tensor(seen):
+            return seen.chunk(len(batches))
+        return list(zip(*(part.chunk(len(batches)) for part in seen), strict=True))
 
     def sample(self, n=4):
         """A batch of the first n anchors, made here and now; no random state changes.

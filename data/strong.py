@@ -8,6 +8,8 @@ works on a slice of it; those that share their arithmetic are one function.
 import torch
 import torch.nn.functional as F
 
+from .device import to_device
+
 # name: (low, high, mirrored): the magnitude is uniform in [low, high], negated with probability 1/2
 OPERATIONS = {
     "Identity": (0.0, 0.0, False),
@@ -43,17 +45,17 @@ def apply_operations(images, operation, magnitude):
     order = group.argsort()
     counts = group.bincount(minlength=len(GROUPS)).tolist()
     # index_select copies whole rows: on a CPU ten times faster than images[order]
-    images = images.index_select(0, order.to(images.device, non_blocking=True))
+    images = images.index_select(0, to_device(order, images.device))
     parts = [values.split(counts) for values in (images, operation[order], magnitude[order])]
     done = [
         function(*part) if len(part[0]) else part[0] for function, *part in zip(GROUPS, *parts, strict=True)
     ]
-    return torch.cat(done).index_select(0, order.argsort().to(images.device, non_blocking=True))
+    return torch.cat(done).index_select(0, to_device(order.argsort(), images.device))
 
 
 def _per_image(values, device):
     """(n,) on the CPU -> (n, 1, 1, 1) on the device."""
-    return values.to(device, non_blocking=True).view(-1, 1, 1, 1)
+    return to_device(values, device).view(-1, 1, 1, 1)
 
 
 def _identity(images, operation, magnitude):
@@ -80,7 +82,7 @@ def _warp(images, operation, magnitude):
 
     # Pillow steps through the image in 16.16 fixed point; so do we, to the last bit.
     steps = torch.stack([c + a * 0.5 + b * 0.5, a, b, f + d * 0.5 + e * 0.5, d, e]) * 65536 + 0.5
-    steps = steps.floor().int().to(images.device, non_blocking=True).view(6, n, 1, 1)
+    steps = to_device(steps.floor().int(), images.device).view(6, n, 1, 1)
     rows = torch.arange(height, device=images.device, dtype=torch.int32).view(-1, 1)
     columns = torch.arange(width, device=images.device, dtype=torch.int32)
     # (n, H, W) each
@@ -133,7 +135,7 @@ def _smooth(images):
 
 def _solarize(images, operation, threshold):
     value = torch.arange(256, device=images.device).view(1, 1, 256)
-    threshold = threshold.to(images.device, non_blocking=True).view(-1, 1, 1)
+    threshold = to_device(threshold, images.device).view(-1, 1, 1)
     return _look_up(images, torch.where(value < threshold, value, 255 - value))
 
 
@@ -202,7 +204,7 @@ def draw_holes(n, size, n_holes, length, random=True):
 def cut_out(images, centers, lengths):
     """Set rows and columns [center - l // 2, center + l // 2) of each hole to 0, in normalised images."""
     device = images.device
-    centers, lengths = centers.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
+    centers, lengths = to_device(centers, device), to_device(lengths, device)
     half = (lengths // 2).view(-1, 1, 1)
     keep = 1.0
     rows = torch.arange(images.shape[-2], device=device).view(1, -1, 1)

@@ -12,6 +12,7 @@ import torch
 from errors import UserError
 
 from . import strong
+from .device import to_device
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
 
@@ -95,20 +96,22 @@ def _resampling_matrix(start, length, full, size, mirror=None):
 def resized_crop(images, top, left, height, width, size, flip):
     """Crop the boxes, resize, mirror where `flip` (B,): float32 (B, 3, size, size) in 0-255."""
     b, c, full_height, full_width = images.shape
-    boxes = torch.stack([top, left, height, width, flip]).to(images.device, non_blocking=True)
+    boxes = to_device(torch.stack([top, left, height, width, flip]), images.device)
     top, left, height, width, flip = boxes
     rows = _resampling_matrix(top, height, full_height, size)  # (B, S, H)
     columns = _resampling_matrix(left, width, full_width, size, mirror=flip)  # (B, S, W)
-    out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
-    return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
+    # in float32 also where the network that is to see them computes in bfloat16, which would move pixels
+    with torch.autocast(images.device.type, enabled=False):
+        out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
+        return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
 
 
 def crop(images, top, left, size):
     """Cut a square of `size` out of each image at its own place, `top` and `left` (B, 1, 1)."""
     device = images.device
     within = torch.arange(size, device=device)
-    rows = top.to(device, non_blocking=True) + within.view(1, -1, 1)  # (B, S, 1)
-    columns = left.to(device, non_blocking=True) + within  # (B, 1, S)
+    rows = to_device(top, device) + within.view(1, -1, 1)  # (B, S, 1)
+    columns = to_device(left, device) + within  # (B, 1, S)
     source = (rows * images.size(-1) + columns).flatten(1).unsqueeze(1)  # (B, 1, S * S)
     return images.flatten(2).gather(2, source.expand(-1, 3, -1)).unflatten(2, (size, size))
 
@@ -117,7 +120,7 @@ def flip_where(images, flip):
     """Mirror the images for which `flip` (B,) holds."""
     both = torch.cat([images, images.flip(-1)])
     chosen = torch.arange(len(images)) + len(images) * flip
-    return both.index_select(0, chosen.to(images.device, non_blocking=True))
+    return both.index_select(0, to_device(chosen, images.device))
 
 
 # --- colour --------------------------------------------------------------------------------------
@@ -182,11 +185,11 @@ def color_jitter(images, factors, order):
     per_blend = torch.stack(
         [factors.gather(1, blends), (blends == CONTRAST).float(), (blends == SATURATION).float()]
     )
-    per_blend = per_blend.to(device, non_blocking=True).view(3, -1, 3, 1, 1, 1)  # (3, B, blend, 1, 1, 1)
-    shift = factors[:, HUE].to(device, non_blocking=True)
+    per_blend = to_device(per_blend, device).view(3, -1, 3, 1, 1, 1)  # (3, B, blend, 1, 1, 1)
+    shift = to_device(factors[:, HUE], device)
     ends = hue_round.bincount(minlength=5).cumsum(0).tolist()
 
-    images = images.index_select(0, by_round.to(device, non_blocking=True))
+    images = images.index_select(0, to_device(by_round, device))
     jittered = images[: ends[3]]
     for r in range(4):
         if r > 0:
@@ -196,12 +199,12 @@ def color_jitter(images, factors, order):
             jittered.mul_(factor).add_(other * (1 - factor)).clamp_(0, 255)
         turned = slice(ends[r - 1] if r else 0, ends[r])
         images[turned] = shift_hue(images[turned], shift[turned])
-    return images.index_select(0, by_round.argsort().to(device, non_blocking=True))
+    return images.index_select(0, to_device(by_round.argsort(), device))
 
 
 def grey_where_(images, chosen):
     """Overwrite the float images for which `chosen` (B,) holds by their luma in three channels."""
-    index = chosen.nonzero().squeeze(1).to(images.device, non_blocking=True)
+    index = to_device(chosen.nonzero().squeeze(1), images.device)
     return images.index_copy_(0, index, to_grey(images.index_select(0, index)).expand(-1, 3, -1, -1))
 
 

@@ -1,6 +1,10 @@
 """What several test files share."""
 
 import logging
+import os
+
+# The figures are those of a CPU, whatever the machine has; said before torch looks for a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

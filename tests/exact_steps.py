@@ -1,7 +1,7 @@
 """Each step for two batches, without random augmentation; see test_distributed.py.
 
 python exact_steps.py RESULTS OUT: each step starts from RESULTS and works in OUT/STEP; the gradients of
-its first batch go to OUT/STEP/gradients.pt.
+its first batch go to OUT/STEP/gradients.pt. OUT/cached takes the clustering step on cached features.
 """
 
 import os
@@ -34,10 +34,12 @@ def main(results, out):
 
         torch.optim.SGD.step = step
         run(name, folder, *SETTINGS)
+    torch.optim.SGD.step = train
+    run("scan", out / "cached", *SETTINGS, "precision=bf16", "cache_features=2")
 
 
 def prepare(results, out):
-    for place, name in enumerate(STEPS):
+    for name, place in [*zip(STEPS, range(3), strict=True), ("cached", 1)]:
         (out / name / "digits").mkdir(parents=True)
         for earlier in list(STEPS)[:place]:
             (out / name / "digits" / earlier).symlink_to(results / earlier)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from steps import ROOT, STEPS, arguments, weights
+from torch import nn
 
 import data
 from data.arrays import ArrayImages
-from utils import checkpoint
+from errors import UserError
+from utils import checkpoint, distributed
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -65,6 +67,13 @@ def test_the_results_are_those_of_one_process(step, one_and_two):
     assert lines == [1, 1]
 
 
+def test_cached_features_in_bfloat16(one_and_two):
+    """They are half-precision ones, gathered where the network computes in bfloat16."""
+    one, two = (folder / "cached/digits/scan" for folder in one_and_two)
+    losses = [json.loads((f / "metrics.jsonl").read_text())["loss"] for f in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
 def test_features_are_gathered_and_mined_once(one_and_two):
     one, two = (folder / "pretext/digits/pretext" for folder in one_and_two)
     for name in ("train", "val"):
@@ -109,6 +118,23 @@ def test_a_users_mistake_is_one_line_of_each_process(tmp_path):
         *TORCHRUN, "eval.py", "--config_exp", "configs/scan/scan_digits.yml", "--model", "x"
     )
     assert code != 0 and "start it with python, not with torchrun" in printed
+
+
+class WithActivation(nn.BatchNorm2d):
+    def forward(self, images):
+        return super().forward(images).relu()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("layer", [WithActivation, nn.BatchNorm1d, nn.BatchNorm3d])
+def test_a_batchnorm_that_would_change_silently(monkeypatch, layer, device):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(layer(4)))
+    with pytest.raises(UserError, match=f"1.0: a {layer.__name__} cannot take its statistics over several"):
+        distributed.synchronise(model, torch.device(device))
+    assert type(model[0]) is nn.BatchNorm2d
+    converted = distributed.synchronise(model[:1], torch.device(device))
+    assert type(converted[0]) is (nn.SyncBatchNorm if device == "cuda" else distributed.SyncBatchNorm)
 
 
 @pytest.mark.parametrize("n, batch_size, world_size", [(20, 8, 2), (21, 8, 3), (5, 4, 4), (3, 8, 4)])

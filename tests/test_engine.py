@@ -9,6 +9,7 @@ import torch
 import data
 from errors import UserError
 from utils import engine
+from utils.optim import build_optimizer
 
 
 @pytest.fixture
@@ -56,3 +57,45 @@ def test_outputs_that_are_not_finite(loader, tmp_path, file):
 
     with pytest.raises(UserError, match="features: the network's outputs are not finite for 1 of 10 images"):
         engine.infer(broken, loader, "features", file and tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("adam", {"lr": 0.1, "weight_decay": 0.1}),
+        ("sgd", {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "nesterov": True}),
+        ("sgd", {"lr": 0.1}),
+    ],
+)
+def test_a_batch_that_trains_nothing_leaves_no_trace(name, kwargs):
+    """The first one, too, at which the optimiser has no state yet."""
+
+    def train(trains, told):
+        model = torch.nn.Linear(2, 1)
+        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        optimizer = build_optimizer(model.parameters(), name, kwargs)
+        images = torch.arange(24, dtype=torch.uint8).view(8, 3, 1, 1)
+        values = iter(trains)
+
+        def step(batch):
+            trains = next(values)
+            loss = model(batch[:, :2, 0, 0].float()).square().mean() * trains
+            return {"loss": loss, **({"trains": torch.tensor(trains)} if told else {})}
+
+        # without `told`, the batches that train nothing are not there
+        index = torch.tensor(trains).repeat_interleave(2).logical_or(torch.tensor(told)).nonzero().squeeze(1)
+        view = data.PlainView(lambda images: images)
+        loader = data.Loader(data.arrays.ArrayImages(images[index]), view, 2, train=False)
+        if not told:
+            values = iter([True] * len(loader))
+        progress = engine._train_epoch(model, optimizer, loader, step, None, "", None)
+        return model, optimizer, progress
+
+    trains = [False, True, False, True]
+    (model, optimizer, progress), (expected, plain, fewer) = (train(trains, told) for told in (True, False))
+    assert (progress["batches"], progress["trained"], fewer["trained"]) == (4, 2, 2)
+    assert progress["totals"] == fewer["totals"]
+    assert torch.equal(model.weight, expected.weight) and torch.equal(model.bias, expected.bias)
+    for state, other in zip(optimizer.state.values(), plain.state.values(), strict=True):
+        assert state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)

@@ -2,13 +2,20 @@
 
 import functools
 import logging
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from steps import run, same, weights
+from easydict import EasyDict
+from functorch.compile import make_boxed_func
+from steps import STEPS, run, same, weights
+from torch._dynamo.backends.common import aot_autograd
 
 from errors import UserError
 from utils import machine
+from utils.config import DEFAULTS
+from utils.run import Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -20,8 +27,11 @@ def gpus(monkeypatch):
     def pretend(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        # not torch.cuda.set_device, which checks what it is given
+        monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+        return chosen
 
+    chosen = []
     return pretend
 
 
@@ -34,8 +44,9 @@ def gpus(monkeypatch):
     ],
 )  # fmt: skip
 def test_device(gpus, name, count, local_rank, device):
-    gpus(count)
-    assert machine.choose_device(name, local_rank) == torch.device(device)
+    chosen, device = gpus(count), torch.device(device)
+    assert machine.choose_device(name, local_rank) == device
+    assert chosen == ([device.index or 0] if device.type == "cuda" else [])
 
 
 @pytest.mark.parametrize(
@@ -51,6 +62,33 @@ def test_a_device_that_is_not_there(gpus, name, count, local_rank, advice):
         machine.choose_device(name, local_rank)
 
 
+def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nand more")
+
+    def is_available():
+        warnings.warn("CUDA initialization: ...", stacklevel=1)
+        return False
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.cuda, "init", init)
+
+    def told(name, device="auto"):
+        with warnings.catch_warnings(action="error"):
+            Run(EasyDict(DEFAULTS, setup="scan", batch_size=2, device=device), tmp_path / name)
+        return [line for line in capsys.readouterr().err.splitlines() if "NVIDIA" in line]
+
+    monkeypatch.setattr(machine, "DRIVER", [tmp_path / "no driver"])
+    assert told("no GPU") == []
+    monkeypatch.setattr(machine, "DRIVER", [Path(__file__)])
+    (line,) = told("driver")
+    assert "so the CPU computes (The NVIDIA driver on your system is too old (found version 11040).)" in line
+    assert told("asked for", device="cpu") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert told("hidden") == []
+
+
 @pytest.mark.parametrize(
     ("setting", "device", "steps", "images", "mode"),
     [
@@ -60,28 +98,43 @@ def test_a_device_that_is_not_there(gpus, name, count, local_rank, advice):
     ],
 )  # fmt: skip
 def test_what_is_compiled(monkeypatch, setting, device, steps, images, mode):
-    monkeypatch.setattr(torch, "compile", lambda network, mode: ("compiled", mode))
+    monkeypatch.setattr(torch, "compile", lambda network, mode, dynamic: ("compiled", mode))
     network = torch.nn.Linear(2, 2)
     chosen = machine.compiled(network, setting, device, steps, images)
     assert chosen is network if mode == "eager" else chosen.network == ("compiled", mode)
 
 
-def test_without_a_compiler_one_line_and_the_same_result(results, tmp_path, monkeypatch, caplog):
-    def compile_(network, mode):
-        def call(images):
-            raise RuntimeError("\nno C++ compiler\nand ten lines more")
+def failing_compiler(passes):
+    """A compiler behind torch.compile that fails at the graphs of these passes."""
 
-        return call
+    def compiler(name):
+        def compile_graph(graph, inputs):
+            if name in passes:
+                raise RuntimeError(f"\nno compiler for the {name} pass\nand ten lines more")
+            return make_boxed_func(graph)
 
-    monkeypatch.setattr(torch, "compile", compile_)
+        return compile_graph
+
+    inference, forward, backward = map(compiler, ("inference", "forward", "backward"))
+    return aot_autograd(fw_compiler=forward, bw_compiler=backward, inference_compiler=inference)
+
+
+@pytest.mark.parametrize(
+    ("step", "fails"),
+    [("pretext", "forward"), ("pretext", "backward"), ("selflabel", "inference"), ("selflabel", "backward")],
+)
+def test_without_a_compiler_one_line_and_the_same_result(results, after, monkeypatch, caplog, step, fails):
+    torch.compiler.reset()
+    compile_ = functools.partial(torch.compile, backend=failing_compiler([fails]), dynamic=False)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compile_(network))
     with caplog.at_level(logging.INFO, "utils.machine"):
         monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # caplog's handler stays
-        run("pretext", tmp_path, "compile=on")
+        root = after(*list(STEPS)[: list(STEPS).index(step)])
+        run(step, root, "compile=on")
     told = [r.getMessage() for r in caplog.records if r.name == "utils.machine" and r.levelno >= logging.INFO]
-    assert told[1:] == ["not compiled, which is slower but no less right (no C++ compiler)"]
-    assert same(
-        weights(tmp_path / "digits/pretext/model.pth.tar"), weights(results / "pretext/model.pth.tar")
-    )
+    assert told[1:] == [f"not compiled, which is slower but no less right (no compiler for the {fails} pass)"]
+    name = "model.pth.tar"
+    assert same(weights(root / "digits" / step / name), weights(results / step / name))
 
 
 @pytest.mark.parametrize("step", ["pretext", "scan"])
@@ -90,13 +143,13 @@ def test_compiled_training_is_the_same_training(results, after, monkeypatch, ste
     compile_ = torch.compile
     calls = []
 
-    def eager_backend(network, mode):
-        calls.append(mode)
-        return functools.partial(compile_, backend="eager")(network)
+    def eager_backend(network, mode, dynamic):
+        calls.append((mode, dynamic))
+        return compile_(network, backend="eager", dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", eager_backend)
     root = after("pretext") if step == "scan" else after()
     run(step, root, "compile=True")  # as YAML reads `on`
-    assert calls == [None]
+    assert calls == [(None, False)]
     name = "checkpoint.pth.tar"
     assert same(weights(root / "digits" / step / name), weights(results / step / name))

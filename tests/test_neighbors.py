@@ -32,6 +32,88 @@ def test_mining_loop(with_faiss, monkeypatch, caplog):
     assert ("faiss is not installed" in caplog.text) != with_faiss
 
 
+@pytest.mark.parametrize("library", ["auto", "faiss", "torch"])
+def test_the_log_tells_what_searches_before_it_does(monkeypatch, caplog, library):
+    caplog.set_level("INFO")
+    if library == "torch":
+        monkeypatch.setitem(sys.modules, "faiss", None)  # it is not even looked for
+    name = "torch" if library == "torch" else "faiss"
+    function, told = ("search" if library == "torch" else "_query"), []
+    search = getattr(neighbors, function)
+    monkeypatch.setattr(neighbors, function, lambda *args: told.append(caplog.text) or search(*args))
+    assert neighbors.mine(features(30), 3, library=library).shape == (30, 4)
+    assert f"{name} searches 30 features on cpu\n" in told[0]
+    assert "not installed" not in caplog.text
+
+
+class FaissForOneGPU:
+    """What `mine` uses of faiss there; its search is torch's."""
+
+    IndexFlatIP = StandardGpuResources = lambda *_: None
+
+    def __init__(self, fails=None):
+        self.fails, self.bank = fails, []
+
+    def get_num_gpus(self):
+        return 1
+
+    def index_cpu_to_gpu(self, resources, device, index):
+        if self.fails:
+            raise RuntimeError("line\n" + self.fails)
+        return self
+
+    def add(self, features):
+        self.bank.append(torch.from_numpy(features))
+
+    def search(self, queries, k):
+        found = neighbors.search(torch.from_numpy(queries), torch.cat(self.bank), k)
+        return tuple(part.numpy() for part in found)
+
+
+@pytest.fixture
+def torch_on_the_cpu(monkeypatch):
+    """torch's search, noted, and done on the CPU whatever device is asked for."""
+    devices, search = [], neighbors.search
+
+    def on_cpu(queries, bank, k, device=None):
+        devices.append(str(device))
+        return search(queries, bank, k)
+
+    monkeypatch.setattr(neighbors, "search", on_cpu)
+    return devices
+
+
+@pytest.mark.parametrize(
+    ("faiss", "library", "device", "told", "torch_searches"),
+    [
+        (FaissForOneGPU(), "auto", "cuda", "faiss searches 30 features on cuda; if it ends", False),
+        (FaissForOneGPU(), "faiss", "cuda:0", "faiss searches 30 features on cuda:0; if it", False),
+        (FaissForOneGPU("full"), "auto", "cuda", "torch does (full)", True),
+        (FaissForOneGPU(), "torch", "cuda", "torch searches 30 features on cuda\n", True),
+        (FaissForOneGPU(), "auto", "cuda:1", "faiss does not see cuda:1 (pip install", True),
+        (None, "auto", "cuda", "faiss is not installed (pip install", True),
+    ],
+)  # fmt: skip
+def test_mining_on_a_gpu(monkeypatch, caplog, torch_on_the_cpu, faiss, library, device, told, torch_searches):
+    caplog.set_level("INFO")
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    bank = features(30)
+    expected = (bank @ bank.T).topk(4).indices
+    assert torch.equal(neighbors.mine(bank, 3, device, library), expected)
+    assert told in caplog.text
+    assert (device in torch_on_the_cpu) == torch_searches
+
+
+@pytest.mark.parametrize(
+    ("faiss", "device", "why"),
+    [(None, "cpu", "is not installed"), (FaissForOneGPU(), "cuda:1", "does not see cuda:1")],
+)
+def test_faiss_that_was_asked_for_and_is_not_there(monkeypatch, faiss, device, why):
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    with pytest.raises(UserError, match=f"search: faiss was asked for, but faiss {why}.* set search to auto"):
+        neighbors.mine(features(30), 3, device, "faiss")
+
+
 def test_search_in_blocks_is_exact(monkeypatch):
     """Blocks that divide neither the queries nor the bank, and a bank block smaller than k."""
     monkeypatch.setattr(neighbors, "QUERIES", 7)

@@ -1,5 +1,6 @@
 """The real scripts, end to end, on a tiny budget."""
 
+import copy
 import csv
 import json
 import shutil
@@ -12,14 +13,17 @@ import yaml
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from steps import ROOT, STEPS, arguments, fails, run, same, weights
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import data
 import eval as evaluation
 import scan
 import selflabel
 import simclr
+from errors import UserError
 from models import build_model
-from utils import checkpoint, pretrained
+from models.resnet import ResNet
+from utils import checkpoint, engine, pretrained
 from utils.config import load_config, parse_arguments
 from utils.run import Run
 
@@ -307,6 +311,33 @@ def test_cached_views_differ_and_are_drawn(results, after):
     }
 
 
+SIMCLR = (
+    "augmentation_strategy=simclr",
+    "augmentation_kwargs.random_resized_crop={size: 8, scale: [0.2, 1.0]}",
+    "augmentation_kwargs.color_jitter={brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}",
+    "augmentation_kwargs.color_jitter_random_apply.p=0.8",
+    "augmentation_kwargs.random_grayscale.p=0.2",
+)
+
+
+@pytest.mark.parametrize("augmentation", [SIMCLR, ["augmentation_strategy=standard", SIMCLR[1]]])
+def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
+    """The network alone computes in bfloat16; what it sees are the same images."""
+    root, seen = after("pretext"), []
+
+    def note(module, images):
+        if isinstance(module, ResNet):
+            seen[-1].append(images[0].clone())
+
+    with register_module_forward_pre_hook(note):
+        for precision in ("fp32", "bf16"):
+            seen.append([])
+            settings = ["update_cluster_head_only=True", "cache_features=1", "epochs=1"]
+            run("scan", root, *settings, f"precision={precision}", *augmentation, flags=["--fresh"])
+    assert len(seen[0]) == len(seen[1]) > 6
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
 def test_cached_features_of_a_backbone_that_trains(after, capsys):
     argv = arguments("scan", after("pretext"), "cache_features=3", "update_cluster_head_only=False")
     assert "cache_features needs update_cluster_head_only True" in fails(capsys, scan.main, argv)
@@ -330,6 +361,28 @@ def test_batches_without_a_confident_sample_are_counted(after):
     run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1", "precision=fp32")
     line = json.loads((root / "digits/selflabel/metrics.jsonl").read_text())
     assert 0 < line["skipped_batches"] < 71
+
+
+def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace(after, monkeypatch):
+    root, found = after("pretext", "scan"), []
+
+    def train(run, model, optimizer, loader, step, **_):
+        model.train()
+        for batch in loader:
+            weak_only = copy.deepcopy(model)
+            with torch.no_grad(), run.autocast():
+                weak_only(batch[0])
+            values = step(batch)
+            values["loss"].backward()
+            found.append(values["trains"].item())
+            assert same(model.state_dict(), weak_only.state_dict()) != found[-1]
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(engine, "train", train)
+    with pytest.raises(UserError, match="seen enough"):
+        threshold = confidence_that_some_batches_miss(root)
+        run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1")
+    assert set(found) == {True, False}
 
 
 def confidence_that_some_batches_miss(root):

@@ -165,6 +165,15 @@ def test_augmentation(name, kwargs):
     assert torch.equal(augment(images), first)
 
 
+@pytest.mark.parametrize(("name", "kwargs"), [("standard", SIMCLR), ("simclr", SIMCLR), ("ours", OURS)])
+def test_the_networks_precision_does_not_reach_the_images(name, kwargs):
+    images = batch(16)
+    expected = augmented(images, name, kwargs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = augmented(images, name, kwargs)
+    assert torch.equal(found, expected)
+
+
 def augmented(images, name, kwargs):
     """The whole augmentation; afterwards the random numbers are back where it started, to be drawn again."""
     augment = transforms.build_train_transform({"augmentation_strategy": name, "augmentation_kwargs": kwargs})

@@ -116,6 +116,7 @@ ENVIRONMENT = {
     "device": _device,
     "precision": _one_of("auto", "bf16", "fp32"),
     "compile": _on_or_off,
+    "search": _one_of("auto", "faiss", "torch"),
 }
 
 EXPERIMENT = {
@@ -183,6 +184,7 @@ DEFAULTS = {
     "device": "auto",
     "precision": "auto",
     "compile": "auto",
+    "search": "auto",
     "seed": 0,
     "num_workers": 0,
     "update_cluster_head_only": False,

@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from errors import UserError
 
@@ -99,9 +100,9 @@ def gather(share):
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, share):
-        parts = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, share.contiguous())
-        return torch.cat(parts)
+        whole = share.new_empty(world_size() * len(share), *share.shape[1:])
+        dist.all_gather_into_tensor(whole, share.contiguous())
+        return whole
 
     @staticmethod
     def backward(ctx, gradient):
@@ -140,14 +141,23 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(model, device):
-    """Make each BatchNorm2d of the model one of all processes; parameters and their names stay."""
+    """Make each BatchNorm2d of the model one of all processes; parameters and their names stay.
+
+    Raises UserError for any other BatchNorm: it would lose what it does besides, or not be synchronised.
+    """
     if world_size() == 1:
         return model
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    for name, module in layers.items():
+        if type(module) is not nn.BatchNorm2d:
+            raise UserError(
+                f"{name}: a {type(module).__name__} cannot take its statistics over several processes, only "
+                "torch.nn.BatchNorm2d can; train in one process, or with another backbone"
+            )
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm
+    for module in layers.values():
+        module.__class__ = SyncBatchNorm
     return model
 
 

@@ -30,7 +30,8 @@ def train(run, model, optimizer, loader, step, *, state=None, after_batch=None, 
         model: the network, on the run's device.
         optimizer: over the parameters that train.
         loader: batches of the training split.
-        step: batch -> dict of scalar tensors with `loss`, or None for a batch that trains nothing.
+        step: batch -> dict of scalar tensors with `loss`; and, where a batch may train nothing, `trains`, a
+            bool: if it is False the others are 0, and the optimiser is left as if there were no such batch.
         state: dict of what else belongs in the checkpoint; updated in place when resuming.
         after_batch: called after each batch, also one that trained nothing.
         after_epoch: called with the number of epochs done, in eval mode; returns numbers, and lists of
@@ -120,22 +121,27 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
             if on_gpu:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
             values = step(batch)
-            if values is not None:
-                optimizer.zero_grad(set_to_none=True)
-                values["loss"].backward()
-                optimizer.step()
-                trained += 1
-                for name, value in values.items():  # summed on the device: no step waits for a value
-                    totals[name] = totals.get(name, 0) + value.detach()
-                if not bar.disable and trained % 20 == 0:
-                    bar.set_postfix(loss=f"{values['loss'].item():.4f}")
+            trains = values.pop("trains", None)
+            optimizer.zero_grad(set_to_none=True)
+            values["loss"].backward()
+            if trains is not None:
+                # where this is 1, fused optimisers change nothing, on the device: made for torch's GradScaler
+                optimizer.found_inf = trains.logical_not().float()
+            optimizer.step()
+            trained = trained + (1 if trains is None else trains)
+            for name, value in values.items():  # summed on the device: no step waits for a value
+                totals[name] = totals.get(name, 0) + value.detach()
             if after_batch:
                 after_batch()
             done += 1
-            if interrupt.noted():
+            if not bar.disable and done % 20 == 0:
+                bar.set_postfix(loss=f"{values['loss'].item():.4f}")
+            if interrupt.noted() and not loader.ahead:
                 break
     random_state = torch.get_rng_state()
-    return {"batches": done, "trained": trained, "totals": totals, "random_state": random_state}
+    # here a GPU is waited for, so that the time that `train` takes is that of its work
+    totals = {name: total.cpu() for name, total in totals.items()}
+    return {"batches": done, "trained": int(trained), "totals": totals, "random_state": random_state}
 
 
 def _until_workers_stop(batches):

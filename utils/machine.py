@@ -2,15 +2,21 @@
 
 import ctypes
 import logging
+import os
 import sys
+import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import torch
+from torch._functorch import config as graphs
 
 from errors import UserError
 
 log = logging.getLogger(__name__)
 
+# where the driver of an NVIDIA GPU shows on Linux, and on Linux within Windows
+DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
 # Compiling costs a minute or two, and saves some milliseconds per step on a GPU.
 STEPS_THAT_REPAY = 3000
 # In passes over fewer images a GPU waits for its next kernel: CUDA graphs launch them all at once.
@@ -28,7 +34,7 @@ def choose_device(name, local_rank=None):
         UserError: the named device is not there, or not one for each process.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if _count_gpus() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and local_rank is not None:
         if device.index is not None:
@@ -37,16 +43,34 @@ def choose_device(name, local_rank=None):
             )
         device = torch.device("cuda", local_rank)
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        count, index = _count_gpus(), device.index or 0
+        if index >= count:
             one_each = f"each process needs its own: torchrun --nproc_per_node {count}"
             what = one_each if local_rank and count else "set device to auto or cpu"
             raise UserError(f"device {device}: torch sees no such GPU here; {what}")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(index)
         # Reported figures are float32 ones; training in bfloat16 does not need TensorFloat-32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def _count_gpus():
+    with warnings.catch_warnings(action="ignore"):  # of a driver too old: see `warn_of_unused_gpu`
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def warn_of_unused_gpu():
+    """Log a warning if this machine has an NVIDIA GPU, not hidden on purpose, that torch cannot use."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not any(path.exists() for path in DRIVER):
+        return
+    try:
+        torch.cuda.init()
+        reason = "it does not say why"
+    except Exception as error:  # a driver too old, torch without CUDA, ...: each has an exception of its own
+        reason = str(error).strip().splitlines()[0]
+    log.warning("torch cannot use the NVIDIA GPU of this machine, so the CPU computes (%s)", reason)
 
 
 def choose_precision(name, device):
@@ -95,11 +119,18 @@ def compiled(network, setting, device, steps, images):
         return network
     small = device.type == "cuda" and images <= LAUNCH_BOUND
     log.info("compiling the network (compile: %s); the first step takes a minute or two", setting)
-    return _OrEager(torch.compile(network, mode="reduce-overhead" if small else None), network)
+    # not dynamic: another size is another graph, where a size left open would make one slow graph for all
+    mode = "reduce-overhead" if small else None
+    return _OrEager(torch.compile(network, mode=mode, dynamic=False), network)
 
 
 class _OrEager:
-    """A compiled network, or the network itself if compiling, which the first call does, fails."""
+    """A compiled network, or the network itself if compiling, which the first calls do, fails.
+
+    The calls without gradients and those with them have a graph each. That of the backward pass is compiled
+    with its forward pass, not when it is first needed, so that a failure shows here. After a call with
+    gradients nothing is left to compile.
+    """
 
     def __init__(self, network, eager):
         self.network, self.eager = network, eager
@@ -108,11 +139,15 @@ class _OrEager:
         if self.eager is None:
             return self.network(*args)
         try:
-            outputs = self.network(*args)
+            with graphs.patch(force_non_lazy_backward_lowering=True):
+                outputs = self.network(*args)
         except Exception as error:  # no C++ compiler, no Triton, ...: each has an exception of its own
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            cause = getattr(error, "inner_exception", error)  # without torch.compile's own words around it
+            lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
             log.info("not compiled, which is slower but no less right (%s)", lines[0].strip())
             log.debug("%s", error)
-            self.network, outputs = self.eager, self.eager(*args)
-        self.eager = None
+            self.network, self.eager = self.eager, None
+            return self.network(*args)
+        if torch.is_grad_enabled():
+            self.eager = None
         return outputs

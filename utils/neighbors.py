@@ -53,41 +53,59 @@ def search(queries, bank, k, device=None):
     return tuple(torch.cat(parts) for parts in zip(*best, strict=True))
 
 
-def mine(features, k, device="cpu"):
+def mine(features, k, device="cpu", library="auto"):
     """Each row's k + 1 best matches by inner product, the first of them normally the row itself.
 
     faiss does an exact (flat) search on `device`; on the CPU, above EXACT_ON_CPU rows, one among the most
-    similar of 2 sqrt(N) cells, whose recall it measures and logs. Where there is no faiss, or it does not
-    see the GPU or finds no room there, torch searches exactly on `device`.
+    similar of 2 sqrt(N) cells, whose recall it measures and logs. torch searches exactly on `device`.
 
     Args:
         features: float32 (N, D), normalised.
         k: neighbors to mine, besides the image itself; see `require_enough`.
+        library: "faiss"; "torch"; or "auto", faiss if it is there for `device`, else torch, which also takes
+            over where faiss finds no room on a GPU.
 
     Returns:
         int64 tensor (N, k + 1) on the CPU.
+
+    Raises:
+        UserError: there is no faiss for `device`, and nothing but faiss is wanted; too few images.
     """
     require_enough(len(features), k)
     device = torch.device(device)
+    faiss, reason = (None, None) if library == "torch" else _faiss_for(device)
+    if library == "faiss" and faiss is None:
+        raise UserError(f"search: faiss was asked for, but {reason}; set search to auto or torch")
+    if reason:
+        log.info("%s: torch mines, exactly as well", reason)
+    # told before it starts: an error of faiss on a GPU may end the process, which nothing here can catch
+    advice = "; if it ends the program, set search: torch" if faiss and device.type == "cuda" else ""
+    log.info("%s searches %d features on %s%s", "faiss" if faiss else "torch", len(features), device, advice)
+    if faiss is None:
+        return search(features, features, k + 1, device)[1].cpu()
+    features = features.cpu()
+    if device.type == "cpu" and len(features) > EXACT_ON_CPU:
+        return _mine_in_cells(faiss, features, k + 1)
+    index = faiss.IndexFlatIP(features.size(1))
+    if device.type == "cpu":
+        return _query(_filled(index, features), features, k + 1)
+    try:
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+        return _query(_filled(index, features), features, k + 1)
+    except RuntimeError as error:  # its memory is full
+        log.info("faiss cannot search on the GPU, torch does (%s)", str(error).strip().splitlines()[-1])
+        return search(features, features, k + 1, device)[1].cpu()
+
+
+def _faiss_for(device):
+    """The module, if it can search on the device, and otherwise why it cannot."""
     try:
         import faiss
     except ImportError:
-        faiss = None
-        log.info("faiss is not installed: torch mines, exactly as well (pip install faiss-cpu or faiss-gpu)")
-    if device.type == "cpu" and faiss:
-        features = features.cpu()
-        if len(features) > EXACT_ON_CPU:
-            return _mine_in_cells(faiss, features, k + 1)
-        return _query(_filled(faiss.IndexFlatIP(features.size(1)), features), features, k + 1)
-    if faiss and faiss.get_num_gpus() > (device.index or 0):
-        features = features.cpu()
-        try:
-            flat = faiss.IndexFlatIP(features.size(1))
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, flat)
-            return _query(_filled(index, features), features, k + 1)
-        except RuntimeError as error:  # its memory is full
-            log.info("faiss cannot search on the GPU, torch does (%s)", str(error).strip().splitlines()[-1])
-    return search(features, features, k + 1, device)[1].cpu()
+        return None, "faiss is not installed (pip install faiss-cpu or faiss-gpu)"
+    if device.type == "cuda" and faiss.get_num_gpus() <= (device.index or 0):
+        return None, f"faiss does not see {device} (pip install faiss-gpu)"
+    return faiss, None
 
 
 def _filled(index, features):

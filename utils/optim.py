@@ -13,10 +13,16 @@ def build_optimizer(parameters, name, kwargs):
     Raises UserError for arguments that the optimiser does not take.
     """
     optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[name]
+    parameters = [p for p in parameters if p.requires_grad]
     try:
-        return optimizer([p for p in parameters if p.requires_grad], fused=True, **kwargs)
+        optimizer = optimizer(parameters, fused=True, **kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_kwargs: {name} cannot use them ({error})") from None
+    if kwargs.get("momentum"):
+        # the first step would take it from uninitialised memory if it is one that must change nothing
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=()):

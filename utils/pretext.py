@@ -73,7 +73,7 @@ def _mine(run, features, splits, paths):
     figures, labels = {}, []
     for found, (name, (loader, k)) in zip(features, splits.items(), strict=True):
         labels.append(loader.dataset.labels)
-        mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device)
+        mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device, run.config.search)
         neighbors.save(mined[:, : k + 1], paths[name])
         log.info("mined %d neighbors of each of %d images: %s", k, len(mined), paths[name])
         if labels[-1] is not None:

@@ -164,6 +164,8 @@ class Run:
                 f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
             ) from None
         self._require_replaceable()
+        if config.device == "auto" and self.device.type == "cpu" and self.main:
+            machine.warn_of_unused_gpu()
         self.seed()
         processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
         log.info(
