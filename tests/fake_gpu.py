@@ -33,7 +33,7 @@ from utils.config import load_config, parse_arguments
 aten = torch.ops.aten
 PAGEABLE = 2**16  # bytes: up to here CUDA copies memory that is not pinned without waiting
 # what the CPU is told when it asks for a number of the GPU: half of everything, and no image is broken
-NUMBERS = {torch.bool: True, torch.float32: 0.5, torch.float64: 0.5, torch.int64: 0}
+NUMBERS = {torch.bool: True, torch.float32: 0.5, torch.float64: 0.5}
 TRAINED = "utils/engine.py: _train_epoch"  # asks how many batches trained; not none
 
 
@@ -64,7 +64,7 @@ class FakeGPU(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             where = self._note(func)
-            return 1 if where == TRAINED else NUMBERS[ours[0].dtype]
+            return 1 if where == TRAINED else NUMBERS.get(ours[0].dtype, 0)
         if func is aten._to_copy.default and getattr(kwargs.get("device"), "type", "") == "cpu":
             self._note(func)
             return real(ours[0].to(kwargs.get("dtype")) if kwargs.get("dtype") else ours[0])
@@ -83,11 +83,9 @@ class FakeGPU(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _pretend(self, x):
-        return (
-            x
-            if not torch.is_tensor(x) or isinstance(x, FakeTensor)
-            else self.fake.from_tensor(x, static_shapes=True)
-        )
+        if torch.is_tensor(x) and not isinstance(x, FakeTensor):
+            return self.fake.from_tensor(x, static_shapes=True)
+        return x
 
     def _note(self, func):
         frame = sys._getframe(2)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch._functorch import config as graphs
+from torch._functorch import config as compiler_config
 
 from errors import UserError
 
@@ -139,7 +139,7 @@ class _OrEager:
         if self.eager is None:
             return self.network(*args)
         try:
-            with graphs.patch(force_non_lazy_backward_lowering=True):
+            with compiler_config.patch(force_non_lazy_backward_lowering=True):
                 outputs = self.network(*args)
         except Exception as error:  # no C++ compiler, no Triton, ...: each has an exception of its own
             cause = getattr(error, "inner_exception", error)  # without torch.compile's own words around it
