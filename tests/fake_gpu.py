@@ -83,11 +83,9 @@ class FakeGPU(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _pretend(self, x):
-        return (
-            x
-            if not torch.is_tensor(x) or isinstance(x, FakeTensor)
-            else self.fake.from_tensor(x, static_shapes=True)
-        )
+        if torch.is_tensor(x) and not isinstance(x, FakeTensor):
+            return self.fake.from_tensor(x, static_shapes=True)
+        return x
 
     def _note(self, func):
         frame = sys._getframe(2)
