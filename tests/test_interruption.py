@@ -269,7 +269,9 @@ def slow_batches():
 
 def test_a_second_signal_ends_it_at_once(results, tmp_path):
     root = prepare("pretext", results, tmp_path)
-    process = start("pretext", root, fault=(slow_batches,))
+    process = start(
+        "pretext", root, "precision=fp32", fault=(slow_batches,)
+    )  # emulated, a batch takes seconds
     folder = root / "digits/pretext"
     wait_for(lambda: (folder / "config.yml").exists())
     time.sleep(0.5)
