@@ -16,7 +16,18 @@ import yaml
 import data
 from errors import UserError
 from models import build_model
-from utils import distributed, engine, kmeans, neighbors, plots, pretext, pretrained, prototypes, report
+from utils import (
+    distributed,
+    engine,
+    fingerprint,
+    kmeans,
+    neighbors,
+    plots,
+    pretext,
+    pretrained,
+    prototypes,
+    report,
+)
 from utils.checkpoint import atomic
 from utils.config import load_config, parse_arguments
 from utils.run import Run, file_argument, run_script
@@ -36,6 +47,8 @@ def main(argv=None):
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
     if args.visualize_prototypes and kind != "clustering":
         raise UserError(f"--visualize_prototypes needs clusters, but setup is {config.setup}")
+    if args.output and (Path(args.output) / fingerprint.NAME).exists():
+        raise UserError(f"--output {args.output}: holds the results of a training; give another folder")
     if args.features:
         args.features.parent.mkdir(parents=True, exist_ok=True)
     weights, head = pretrained.read(args.model, [kind])
@@ -45,6 +58,7 @@ def main(argv=None):
     model = run.place(model).eval()
 
     test = data.build_eval_loader(config, "test", **run.loading)
+    engine.rehearse(model, test)
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
     if kind == "pretext":
         features = evaluate_features(run, model, test, about, args.kmeans)
@@ -97,6 +111,9 @@ def results_name(model, config):
 def evaluate_features(run, model, test, about, with_kmeans):
     """The test split's nearest neighbors, and k-means fitted on the train split; returns the features."""
     dataset = test.dataset
+    if with_kmeans:
+        train = data.build_eval_loader(run.config, "train", **run.loading)
+        kmeans.require_enough(len(train.dataset), run.config.num_classes)
     function = pretext.features_of(model, run.config.setup)
     features = engine.infer(function, test, "test features").cpu()
     k = max(1, min(pretext.TOP, len(dataset) - 1))
@@ -107,7 +124,6 @@ def evaluate_features(run, model, test, about, with_kmeans):
     else:
         figures.update(pretext.neighbor_accuracy(mined, dataset.labels))
     if with_kmeans:
-        train = data.build_eval_loader(run.config, "train", **run.loading)
         with run.scratch() as scratch:
             fit_on = engine.infer(function, train, "train features", scratch / "train.npy")
             figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, run.config.num_classes)

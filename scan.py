@@ -24,6 +24,8 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["scan"])
     run = Run(config, results_folder(config, "scan"), args.fresh, args.accept_changes)
+    if args.pretext and not args.pretext.is_dir():
+        raise UserError(f"--pretext {args.pretext}: no such folder; give the folder that holds model.pth.tar")
     pretext = args.pretext or earlier_folder(config, "pretext", args.run)
     model = build_model(config)
     source = run.uses(args.pretrained or pretext / "model.pth.tar", "pretext/model.pth.tar")

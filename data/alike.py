@@ -8,18 +8,19 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 NEARLY_ALL = 0.9
+DARK = 16  # the highest value of 255 that 12 bits have in a file of 16
 LEVELS = 2  # grey levels that an image of one color may span: the noise of JPEG, or values of 0 and 1
 
 
 def look(image):
-    """Of uint8 (3, H, W): whether it is of one color, and a checksum."""
+    """Of uint8 (3, H, W): whether it is of one color, a checksum, and its highest value."""
     pixels = image.numpy()
     low, high = pixels.min((1, 2)).astype(int), pixels.max((1, 2))
-    return bool((high - low <= LEVELS).all()), zlib.crc32(pixels.tobytes())
+    return bool((high - low <= LEVELS).all()), zlib.crc32(pixels.tobytes()), int(high.max())
 
 
 def warn(looks, where):
-    """Warn, naming the likely cause, if nearly all images are of one color or equal to each other.
+    """Warn, naming the likely cause, if nearly all images are of one color, equal to each other, or black.
 
     Args:
         looks: what `look` returned of each.
@@ -27,7 +28,7 @@ def warn(looks, where):
     """
     if not looks:
         return
-    one_color, sums = np.array(looks).T
+    one_color, sums, highest = np.array(looks).T
     if one_color.mean() >= NEARLY_ALL:
         log.warning(
             "%s: %.0f %% of the images are of one color, so there is nothing to learn; likely causes: values "
@@ -41,4 +42,11 @@ def warn(looks, where):
             "%s: %.0f %% of the images are equal to each other, so there is nothing to learn; likely cause: "
             "copies of one file, such as a placeholder from a download",
             *(where, 100 * equal),
+        )
+        return
+    if (highest <= DARK).mean() >= NEARLY_ALL:
+        log.warning(
+            "%s: nearly all images are almost black, with no value above %d of 255; likely cause: 10 or 12 "
+            "bits in files of 16; scale the values to the whole range",
+            *(where, DARK),
         )

@@ -64,7 +64,8 @@ def look_at(images, notes, num_workers):
 
 def count(unreadable, images):
     """How many images cannot be read, in words."""
-    return f"{len(unreadable)} of {len(images)} images ({100 * len(unreadable) / len(images):.2g} %)"
+    share = 100 * len(unreadable) / len(images)
+    return f"{len(unreadable)} of {len(images)} images ({share:{'.2g' if share < 99 else '.3g'}} %)"
 
 
 # --- the pass ------------------------------------------------------------------------------------

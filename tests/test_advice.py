@@ -112,14 +112,21 @@ def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatc
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    for attempt in range(2):  # the second one does not replace the finished model by the unfinished
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("utils.run.Run.log_epoch" if attempt else "utils.engine._train_epoch", interrupt)
-            run(step, copied, "seed=7", flags=["--fresh"])
-        assert {name: checkpoint.digest(folder / f"{name}.old") for name in FILES} == before
-        assert not (folder / "checkpoint.pth.tar").exists()
-    run(step, copied, "seed=7")
-    assert not [*folder.glob("*.old")]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("utils.engine._train_epoch", interrupt)
+        run(step, copied, "seed=7", flags=["--fresh"])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("utils.run.Run.sign", interrupt)
+        run(step, copied, "seed=7")
+    unfinished = digests(folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("utils.engine._train_epoch", interrupt)
+        run(step, copied, "seed=8", flags=["--fresh"])  # an unfinished one is kept as well, beside the first
+    assert not (folder / "checkpoint.pth.tar").exists()
+    assert {name: checkpoint.digest(folder / f"{name}.old") for name in FILES} == before
+    assert {name: checkpoint.digest(folder / f"{name}.old2") for name in FILES} == unfinished
+    run(step, copied, "seed=8")
+    assert not [*folder.glob("*.old*")]
     assert digests(folder) != before and (folder / "fingerprint.json").exists()
 
 
@@ -193,6 +200,21 @@ def test_going_on_with_a_lower_learning_rate(copied, capsys, monkeypatch):
         capsys, simclr.main, arguments("pretext", copied, *lower, "seed=3", flags=["--accept_changes"])
     )
     assert "seed: 0 -> 3" in message and "add --accept_changes" not in message
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_finished_training_is_not_given_other_settings(copied, capsys, step):
+    before = digests(copied / "digits" / step, [*FILES, "config.yml", "fingerprint.json"])
+    argv = arguments(step, copied, "optimizer_kwargs.lr=0.01", flags=["--accept_changes"])
+    assert "add --accept_changes and raise epochs, which are done" in fails(capsys, STEPS[step][0].main, argv)
+    assert digests(copied / "digits" / step, before) == before
+
+
+def test_the_training_goes_on_with_other_images(copied):
+    moved = fewer_digits(copied, train=1400)
+    run("pretext", copied, moved, "epochs=3", flags=["--accept_changes"])
+    assert checkpoint.load(copied / "digits/pretext/checkpoint.pth.tar")["epoch"] == 3
+    assert len(np.load(copied / "digits/pretext/topk-train-neighbors.npy")) == 1400
 
 
 # --- another number of clusters ------------------------------------------------------------------

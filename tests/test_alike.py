@@ -40,3 +40,12 @@ def test_images_without_a_difference_are_warned_of(tmp_path, caplog, source, kin
             Image.fromarray(pixels).save(tmp_path / f"mine/train/{i:02}.png")
     data.build_dataset({"train_db_name": "mine", "data_dir": str(tmp_path)}, "train")
     assert message in caplog.text if message else "nothing to learn" not in caplog.text
+
+
+def test_values_of_12_bits_in_files_of_16_are_warned_of(tmp_path, caplog):
+    (tmp_path / "mine/train").mkdir(parents=True)
+    values = np.random.default_rng(0).integers(0, 4096, (5, 9, 9)).astype(np.uint16)
+    for i, pixels in enumerate(values):
+        Image.fromarray(pixels).save(tmp_path / f"mine/train/{i}.png")
+    data.build_dataset({"train_db_name": "mine", "data_dir": str(tmp_path)}, "train")
+    assert "almost black, with no value above 16 of 255; likely cause: 10 or 12 bits" in caplog.text

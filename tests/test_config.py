@@ -268,3 +268,12 @@ def test_wrong_script(write):
     args.config_env = str(ROOT / "configs/env.yml")
     with pytest.raises(UserError, match="this script needs scan"):
         load_config(args, ["scan"])
+
+
+@pytest.mark.parametrize("name", ["2024", "on", "007", "1e3", "2024-01-01", "a b"])
+def test_names_that_yaml_would_read_as_something_else(write, name):
+    assert load(write(), f"train_db_name={name}").train_db_name == name
+
+
+def test_a_slash_at_the_end_of_a_name_says_nothing(write):
+    assert load(write(), "train_db_name=./mine/").train_db_name == "mine"

@@ -581,3 +581,24 @@ def test_command_without_faiss(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     run("pretext", tmp_path, "epochs=1")
     assert "faiss is not installed" in (tmp_path / "digits/pretext/log.txt").read_text()
+
+
+def test_eval_does_not_write_over_a_training(results, capsys):
+    model = str(results / "scan/model.pth.tar")
+    argv = arguments("scan", results.parent, flags=["--model", model, "--output", str(results / "scan")])
+    assert "holds the results of a training" in fails(capsys, evaluation.main, argv)
+
+
+def test_eval_tells_of_much_larger_images_and_too_many_clusters_at_once(results, tmp_path, capsys):
+    np.savez(
+        tmp_path / "big.npz", test_images=np.random.default_rng(0).integers(0, 256, (30, 32, 32), np.uint8)
+    )
+    model = str(results / "pretext/model.pth.tar")
+    change = ["val_db_name=big", f"data_dir={tmp_path}", f"root_dir={tmp_path}"]
+    flags = ["--model", model, "--output", str(tmp_path / "out"), "--kmeans"]
+    message = fails(
+        capsys, evaluation.main, arguments("pretext", tmp_path, *change, "num_classes=2000", flags=flags)
+    )
+    assert "k-means needs at least 2000 training images" in message
+    log = (tmp_path / "out/log.txt").read_text()
+    assert "only the middle 8 x 8 pixels of images of 32 pixels" in log and "searches" not in log

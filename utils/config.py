@@ -68,7 +68,7 @@ def _dataset(value):
     path = Path(_string(value))  # it names folders of data and of results
     if path.is_absolute() or ".." in path.parts or path == Path():
         raise ValueError("the name of a dataset within data_dir")
-    return value
+    return str(path)  # without a slash at the end, as a shell completes it
 
 
 def _list_of(check, length=None):
@@ -108,6 +108,7 @@ def _count(low, high):
 
 _probability = {"p": _number(0, 1)}
 _positive = _number(1, whole=True)
+_side = _count(1, 10_000)  # of an image, in pixels
 _normalize = {"mean": _list_of(_number(), 3), "std": _list_of(_number(above=0), 3)}
 
 ENVIRONMENT = {
@@ -160,7 +161,7 @@ EXPERIMENT = {
     "max_unreadable": _number(0, 1),
     "augmentation_strategy": _one_of("standard", "simclr", "ours"),
     "augmentation_kwargs": {
-        "random_resized_crop": {"size": _positive, "scale": _scale},
+        "random_resized_crop": {"size": _side, "scale": _scale},
         "random_horizontal_flip": _probability,
         "color_jitter_random_apply": _probability,
         "color_jitter": {
@@ -171,11 +172,11 @@ EXPERIMENT = {
         },
         "random_grayscale": _probability,
         "normalize": _normalize,
-        "crop_size": _positive,
+        "crop_size": _side,
         "num_strong_augs": _number(0, whole=True),
         "cutout_kwargs": {"n_holes": _number(0, whole=True), "length": _positive, "random": _boolean},
     },
-    "transformation_kwargs": {"crop_size": _positive, "normalize": _normalize},
+    "transformation_kwargs": {"crop_size": _side, "normalize": _normalize},
 }
 
 DEFAULTS = {
@@ -191,6 +192,8 @@ DEFAULTS = {
     "use_ema": False,
     "scheduler_kwargs": {},
 }
+
+NAMES = ("root_dir", "data_dir", "train_db_name", "val_db_name")
 
 _TRAINING = ("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler")
 _TRAINING += ("augmentation_strategy", "augmentation_kwargs")
@@ -224,7 +227,7 @@ CRITERION = {
 # Settings that a training may be resumed with another value of, if its owner says so (--accept_changes).
 TUNABLE = (
     *("epochs", "optimizer_kwargs", "scheduler", "batch_size", "augmentation_kwargs"),
-    *("criterion_kwargs", "temperature", "confidence_threshold"),
+    *("criterion_kwargs", "temperature", "confidence_threshold", "data.train"),
 )
 
 
@@ -293,6 +296,8 @@ def load_config(args, setups, training=True):
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+        if key in NAMES and not isinstance(value, str | dict | list | None):
+            value = text  # 2024, on or 1e3 are names, too
         nested = value
         for part in reversed(key.split(".")):
             nested = {part: nested}

@@ -34,12 +34,15 @@ def cluster(train, test, num_clusters, seed, initialisations=1):
         log.info("k-means is fitted on %d of %d images", FIT_ON, len(train))
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         train = train[order[:FIT_ON].sort().values]
-    if len(train) < num_clusters:
-        raise UserError(
-            f"k-means needs at least {num_clusters} training images, one a cluster, has {len(train)}"
-        )
+    require_enough(len(train), num_clusters)
     fitted = KMeans(num_clusters, n_init=initialisations, random_state=seed).fit(train.float().numpy())
     return torch.from_numpy(fitted.predict(test.float().numpy())).long(), float(fitted.inertia_)
+
+
+def require_enough(n, num_clusters):
+    """Raise UserError for fewer images than clusters."""
+    if n < num_clusters:
+        raise UserError(f"k-means needs at least {num_clusters} training images, one a cluster, has {n}")
 
 
 def score(train, test, labels, num_clusters, num_classes, seed, initialisations=1):

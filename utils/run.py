@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import json
 import logging
 import os
@@ -102,7 +103,7 @@ def start_arguments(pretrained_help):
         parser.add_argument(
             "--accept_changes",
             action="store_true",
-            help=f"resume although {', '.join(TUNABLE)} changed",
+            help=f"go on from the checkpoint although {', '.join(TUNABLE)} changed",
         )
 
     return add
@@ -276,8 +277,8 @@ class Run:
         """Say in the folder that the step is finished, and what its results were made from."""
         fingerprint.write(self.folder, self.identity(), weights)
         if self.trains:
-            for name in RESULTS:
-                self._old(name).unlink(missing_ok=True)
+            for path in itertools.chain(*(self.folder.glob(f"{name}.old*") for name in RESULTS)):
+                path.unlink()
 
     @_by_main
     def save_config(self):
@@ -365,7 +366,8 @@ class Run:
                 value.update({name: tensor.to(self.device) for name, tensor in saved[key].items()})
             else:
                 state[key] = saved[key]
-        progress = saved.get("progress") if "batch_size" not in changed else None
+        other_batches = {"batch_size", "data.train"} & changed.keys()
+        progress = None if other_batches else saved.get("progress")
         log.info(
             "resuming after epoch %d%s",
             *(saved["epoch"], f" and {progress['batches']} batches of the next" if progress else ""),
@@ -399,21 +401,23 @@ class Run:
         changed = differences(there, identity)
         irrelevant = AFTER_TRAINING if self.config.setup == "simclr" else ()
         relevant = {key: change for key, change in changed.items() if not key.startswith(irrelevant)}
-        allowed = TUNABLE if self.accept_changes else ("epochs",)
-        done = saved.get("epoch")
-        too_few = isinstance(done, int) and self.config.epochs < done
-        if too_few or not all(key.startswith(allowed) for key in relevant):
-            self._refuse(path, relevant, too_few)
+        done = saved.get("epoch") if isinstance(saved.get("epoch"), int) else 0
+        left = self.config.epochs - done
+        # without an epoch to train, the result would only be given another name
+        allowed = TUNABLE if self.accept_changes and left > 0 else ("epochs",)
+        if left < 0 or not all(key.startswith(allowed) for key in relevant):
+            self._refuse(path, relevant, left)
         if changed:
             log.info("going on with other settings: %s", _listed(changed))
-        if relevant and isinstance(done, int):
+        if relevant:
             self._tell_schedule(there, done)
         return relevant
 
-    def _refuse(self, path, changed, too_few):
+    def _refuse(self, path, changed, left):
         ways = ["undo the change"]
-        if not too_few and all(key.startswith(TUNABLE) for key in changed):
-            ways.append("add --accept_changes to go on from there with it")
+        if all(key.startswith(TUNABLE) for key in changed):
+            raise_epochs = " and raise epochs, which are done," if left <= 0 else ""
+            ways.append(f"add --accept_changes{raise_epochs} to go on from there with it")
         model = self.folder / "model.pth.tar"
         if self.config.setup == "simclr" and model.exists() and "data.train" in changed:
             ways.append(f"add --pretrained {model} to mine these images' neighbors with the trained network")
@@ -459,24 +463,18 @@ class Run:
 
     @_by_main
     def _set_aside(self, names):
-        """Rename what an earlier run left to *.old; a file that this one starts from is copied there.
-
-        What was set aside before and is finished does not make room for what is not.
-        """
-        finished = (self.folder / fingerprint.NAME).exists()
-        keep = finished or not any(self._old(name).exists() for name in RESULTS)
+        """Rename what an earlier run left to *.old, *.old2, ...; copy a file that this one starts from."""
         files = [file for file in (self.folder / name for name in names) if file.exists()]
+        if not any(file.suffix == ".tar" for file in files):  # nothing was trained
+            for file in files:
+                file.unlink()
+            return
+        suffixes = itertools.chain([".old"], (f".old{number}" for number in itertools.count(2)))
+        suffix = next(s for s in suffixes if not any((self.folder / (name + s)).exists() for name in RESULTS))
         for file in files:
             is_source = any(file.samefile(source) for source in self.sources)
-            if keep:
-                (shutil.copy2 if is_source else os.replace)(file, self._old(file.name))
-            elif not is_source:
-                file.unlink()
-        if files and keep:
-            log.info("%s: the earlier results are kept as *.old until a new model is trained", self.folder)
-
-    def _old(self, name):
-        return self.folder / f"{name}.old"
+            (shutil.copy2 if is_source else os.replace)(file, file.with_name(file.name + suffix))
+        log.info("%s: earlier results are kept as *%s until a new model is trained", self.folder, suffix)
 
     @_by_main
     def _forget_epochs_after(self, epochs_done):
