@@ -193,7 +193,7 @@ DEFAULTS = {
     "scheduler_kwargs": {},
 }
 
-NAMES = ("root_dir", "data_dir", "train_db_name", "val_db_name")
+NAMES = ("train_db_name", "val_db_name")
 
 _TRAINING = ("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler")
 _TRAINING += ("augmentation_strategy", "augmentation_kwargs")
