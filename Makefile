@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	$(RUN) demo.py
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q --durations=5
+	$(RUN) -m pytest -q --durations=5 -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
