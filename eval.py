@@ -11,7 +11,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import data
 from errors import UserError
@@ -29,7 +28,7 @@ from utils import (
     report,
 )
 from utils.checkpoint import atomic
-from utils.config import load_config, parse_arguments
+from utils.config import load_config, parse_arguments, read_yaml
 from utils.run import Run, file_argument, run_script
 
 log = logging.getLogger("eval")
@@ -101,8 +100,8 @@ def array_file(text):
 def results_name(model, config):
     """The model's name, with the dataset's if that is not the one the model was trained with."""
     try:
-        own = yaml.safe_load((model.parent / "config.yml").read_text())["val_db_name"]
-    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):  # the file came from elsewhere
+        own = read_yaml(model.parent / "config.yml")["val_db_name"]
+    except (UserError, KeyError):  # the file came from elsewhere
         own = config.train_db_name
     name = model.name.removesuffix(".tar").removesuffix(".pth")
     return name if config.val_db_name == own else f"{name}-{config.val_db_name}"

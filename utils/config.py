@@ -370,7 +370,9 @@ def mismatches(config):
     Returns:
         list of lines for a warning.
     """
-    train, test = config.get("augmentation_kwargs", {}), config.transformation_kwargs
+    train, test = config.get("augmentation_kwargs", {}), config.get("transformation_kwargs")
+    if test is None:
+        return []
     if config.get("augmentation_strategy") == "ours":
         name, size = "crop_size", train.get("crop_size")
     else:
