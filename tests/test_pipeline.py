@@ -381,7 +381,8 @@ def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace(a
     monkeypatch.setattr(engine, "train", train)
     with pytest.raises(UserError, match="seen enough"):
         threshold = confidence_that_some_batches_miss(root)
-        run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1")
+        change = (f"confidence_threshold={threshold}", "batch_size=20", "epochs=1", "precision=fp32")
+        run("selflabel", root, *change)
     assert set(found) == {True, False}
 
 
