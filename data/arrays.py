@@ -10,6 +10,8 @@ import torch
 
 from errors import UserError
 
+from .device import to_device
+
 log = logging.getLogger(__name__)
 
 CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # those of this process, and their files
@@ -59,7 +61,7 @@ class ArrayImages:
         """Yield the uint8 images of each index batch, (*index.shape, 3, H, W), on `device`."""
         self._move(torch.device(device))
         for index in index_batches:
-            index = index.to(self.images.device, non_blocking=True)
+            index = to_device(index, self.images.device)
             yield self.images[index].to(device, non_blocking=True)
 
     def _move(self, device):
@@ -93,7 +95,7 @@ class FeatureViews:
         """Yield the features of each index batch, (*index.shape, D)."""
         for index in index_batches:
             view = torch.randint(len(self.views), index.shape)
-            yield self.views[view.to(device, non_blocking=True), index.to(device, non_blocking=True)]
+            yield self.views[to_device(view, self.views.device), to_device(index, self.views.device)]
 
 
 def to_channels_first(images, where):

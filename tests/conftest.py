@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 
 # The figures are those of a CPU, whatever the machine has; said before torch looks for a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -44,6 +45,13 @@ def after(results, tmp_path):
         return tmp_path
 
     return link
+
+
+@pytest.fixture
+def copied(results, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(results, tmp_path / "digits", dirs_exist_ok=True)
+    return tmp_path
 
 
 @pytest.fixture

@@ -18,13 +18,6 @@ from utils.config import load_config, mismatches, parse_arguments
 FILES = ("checkpoint.pth.tar", "model.pth.tar")
 
 
-@pytest.fixture
-def copied(results, tmp_path):
-    """A copy of the finished run that a test may change."""
-    shutil.copytree(results, tmp_path / "digits", dirs_exist_ok=True)
-    return tmp_path
-
-
 def told(root, step="pretext"):
     return (root / "digits" / step / "log.txt").read_text()
 

@@ -1,4 +1,4 @@
-"""Images that all look the same are warned of."""
+"""Images that all look the same log a warning."""
 
 import numpy as np
 import pytest

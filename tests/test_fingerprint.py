@@ -15,13 +15,6 @@ from data.digits import build_digits
 from utils import checkpoint, fingerprint
 
 
-@pytest.fixture
-def copied(results, tmp_path):
-    """A copy of the finished run that a test may change."""
-    shutil.copytree(results, tmp_path / "digits", dirs_exist_ok=True)
-    return tmp_path
-
-
 def other_digits(folder, count=None):
     """digits.npz with the images mirrored, or fewer of them."""
     arrays = {}

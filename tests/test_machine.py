@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from easydict import EasyDict
 from functorch.compile import make_boxed_func
 from steps import STEPS, run, same, weights
 from torch._dynamo.backends.common import aot_autograd
 
 from errors import UserError
 from utils import machine
-from utils.config import DEFAULTS
+from utils.config import load_config, parse_arguments
 from utils.run import Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -76,7 +75,9 @@ def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
 
     def told(name, device="auto"):
         with warnings.catch_warnings(action="error"):
-            Run(EasyDict(DEFAULTS, setup="scan", batch_size=2, device=device), tmp_path / name)
+            path = "configs/scan/scan_digits.yml"
+            args = parse_arguments(["--config_exp", path, "--set", f"device={device}"], "")
+            Run(load_config(args, ["scan"]), tmp_path / name)
         return [line for line in capsys.readouterr().err.splitlines() if "NVIDIA" in line]
 
     monkeypatch.setattr(machine, "DRIVER", [tmp_path / "no driver"])

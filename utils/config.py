@@ -193,8 +193,6 @@ DEFAULTS = {
     "scheduler_kwargs": {},
 }
 
-NAMES = ("train_db_name", "val_db_name")
-
 _TRAINING = ("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler")
 _TRAINING += ("augmentation_strategy", "augmentation_kwargs")
 REQUIRED = ("backbone", "train_db_name", "val_db_name", "num_classes", "batch_size", "transformation_kwargs")
@@ -229,6 +227,8 @@ TUNABLE = (
     *("epochs", "optimizer_kwargs", "scheduler", "batch_size", "augmentation_kwargs"),
     *("criterion_kwargs", "temperature", "confidence_threshold", "data.train"),
 )
+# What the training of the pretext step does not depend on: its evaluation and the mining do.
+AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "data.test")
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def load_config(args, setups, training=True):
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
-        if key in NAMES and not isinstance(value, str | dict | list | None):
+        if EXPERIMENT.get(key) is _dataset and not isinstance(value, str | dict | list | None):
             value = text  # 2024, on or 1e3 are names, too
         nested = value
         for part in reversed(key.split(".")):
@@ -364,15 +364,18 @@ def differences(old, new, prefix=""):
     return found
 
 
+def listed(changes):
+    """What `differences` found, as one line."""
+    return "; ".join(f"{key}: {change}" for key, change in changes.items())
+
+
 def mismatches(config):
     """What differs between the training's and the evaluation's images, although it hardly can be meant.
 
     Returns:
         list of lines for a warning.
     """
-    train, test = config.get("augmentation_kwargs", {}), config.get("transformation_kwargs")
-    if test is None:
-        return []
+    train, test = config.get("augmentation_kwargs", {}), config.transformation_kwargs
     if config.get("augmentation_strategy") == "ours":
         name, size = "crop_size", train.get("crop_size")
     else:

@@ -7,7 +7,7 @@ import logging
 from errors import UserError
 
 from . import checkpoint, neighbors, report
-from .config import differences
+from .config import differences, listed
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def check_neighbors(folder, data, weights):
 
     Raises:
         UserError: the neighbors are of other images. Files that were replaced, and another model, which may
-            be meant, are warned of.
+            be meant, only log a warning.
     """
     there = read(folder)
     if not there:
@@ -64,9 +64,8 @@ def check_neighbors(folder, data, weights):
         return
     changed = differences({name: there["data"].get(name) for name in data}, data)
     if changed:
-        listed = "; ".join(f"{name}: {change}" for name, change in changed.items())
         raise UserError(
-            f"{folder}: its neighbors were mined among other images ({listed}); "
+            f"{folder}: its neighbors were mined among other images ({listed(changed)}); "
             f"{neighbors.mine_again(folder, 'them')}"
         )
     for name, digest in there["files"].items():

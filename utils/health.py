@@ -39,8 +39,8 @@ SELFLABEL_ADVICE = {
 class Watch:
     """The clusters' numbers of each epoch, and a warning when something is wrong with them.
 
-    A run is warned of each trouble once, when it begins, however often it is stopped and resumed; the numbers
-    tell how it goes on. The troubles:
+    Each trouble logs a warning once per run, when it begins, however often the run is stopped and resumed;
+    the numbers tell how it goes on. The troubles:
 
         dominant   one cluster of three or more holds more than half of the images, and twice its share
         dead       clusters without an image
@@ -163,7 +163,7 @@ def require_confident(confidence, clusters, num_clusters, threshold):
         threshold: confidence that makes a pseudo-label, strictly above.
 
     Raises:
-        UserError: there is none. Few clusters with one are warned of.
+        UserError: there is none. Few clusters with one log a warning.
     """
     counts = confident_counts(confidence, clusters, num_clusters, threshold)
     n, confident, covered = len(confidence), int(counts.sum()), int((counts > 0).sum())

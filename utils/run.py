@@ -24,7 +24,7 @@ from termcolor import colored
 from errors import UserError
 
 from . import checkpoint, distributed, fingerprint, interrupt, machine, pretrained
-from .config import TUNABLE, differences, experiment_of, mismatches, to_dict
+from .config import AFTER_TRAINING, TUNABLE, differences, experiment_of, listed, mismatches, to_dict
 from .optim import learning_rate
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ RESULTS = (
     *("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png", "assignment.csv"),
     fingerprint.NAME,
 )
-
-# what the training of the pretext step does not depend on: its evaluation and the mining do
-AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "data.test")
 
 
 def run_script(main):
@@ -55,7 +52,7 @@ def run_script(main):
     except RuntimeError as error:
         if re.search(r"shared memory|\bshm\b|bus error", str(error), re.I):
             _fail(
-                f"the processes that decode images find no room in /dev/shm ({_free_shared_memory()}); set "
+                f"the processes that decode images find no room in /dev/shm ({_shared_memory()}); set "
                 "num_workers=0, or make it larger (docker run --shm-size=8g, or --ipc=host)"
             )
         if "allocate memory" in str(error):  # torch's own MemoryError on a CPU
@@ -73,7 +70,7 @@ def run_script(main):
         sys.exit(128 + signal.number)
 
 
-def _free_shared_memory():
+def _shared_memory():
     try:
         return f"{shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB in all"
     except OSError:
@@ -353,7 +350,9 @@ class Run:
             )
         pretrained.fit(model, weights, path)
         try:
-            for group in saved["optimizer"]["param_groups"]:  # which may have changed
+            for group in saved["optimizer"]["param_groups"]:
+                # The settings may have changed. Only fused optimisers heed the engine's `found_inf`, and
+                # those of the original were not.
                 group.update(self.config.optimizer_kwargs, fused=True)
             optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -408,7 +407,7 @@ class Run:
         if left < 0 or not all(key.startswith(allowed) for key in relevant):
             self._refuse(path, relevant, left)
         if changed:
-            log.info("going on with other settings: %s", _listed(changed))
+            log.info("going on with other settings: %s", listed(changed))
         if relevant:
             self._tell_schedule(there, done)
         return relevant
@@ -423,7 +422,7 @@ class Run:
             ways.append(f"add --pretrained {model} to mine these images' neighbors with the trained network")
         ways.append("keep this one apart with --run NAME")
         raise UserError(
-            f"{path}: written by another experiment ({_listed(changed)}); {', '.join(ways)}, or start "
+            f"{path}: written by another experiment ({listed(changed)}); {', '.join(ways)}, or start "
             "over with --fresh, which keeps it as *.old"
         )
 
@@ -506,10 +505,6 @@ def _learning_rate(config, epoch):
         config["scheduler"],
         **config.get("scheduler_kwargs", {}),
     )
-
-
-def _listed(changed):
-    return "; ".join(f"{key}: {change}" for key, change in changed.items())
 
 
 def _lock(file, folder):
