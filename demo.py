@@ -16,9 +16,12 @@ import scan
 import selflabel
 import simclr
 from models import build_model
-from utils import engine, kmeans, pretrained, report
-from utils.config import load_config, parse_arguments
-from utils.run import run_script
+from utils.analysis import kmeans
+from utils.files import write_json
+from utils.run.config import load_config
+from utils.run.script import parse_arguments, run_script
+from utils.run.weights import load_weights, read_weights
+from utils.training import inference
 
 PRETEXT = "configs/pretext/simclr_digits.yml"
 SCAN = "configs/scan/scan_digits.yml"
@@ -42,7 +45,7 @@ def main(argv=None):
     print(f"pictures, for seed {args.seeds[-1]}:")
     for path in sorted((root / "digits").rglob("*.png")):
         print(f"  {path}")
-    report.write_json({"seeds": args.seeds, "minutes": minutes, **rows}, Path(args.root_dir) / "demo.json")
+    write_json({"seeds": args.seeds, "minutes": minutes, **rows}, Path(args.root_dir) / "demo.json")
 
 
 def run(root, seed):
@@ -73,10 +76,10 @@ def run(root, seed):
 def simclr_features(config, root):
     model = build_model(config)
     source = root / "digits/pretext/model.pth.tar"
-    pretrained.fit(model, pretrained.read(source, ["pretext"])[0], source)
+    load_weights(model, read_weights(source, ["pretext"])[0], source)
     model.eval()
     loaders = (data.build_eval_loader(config, split, batch_size=512) for split in ("train", "test"))
-    return [engine.infer(model, loader, "features") for loader in loaders]
+    return [inference.infer(model, loader, "features") for loader in loaders]
 
 
 def table(rows, seeds):

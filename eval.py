@@ -15,21 +15,16 @@ import numpy as np
 import data
 from errors import UserError
 from models import build_model
-from utils import (
-    distributed,
-    engine,
-    fingerprint,
-    kmeans,
-    neighbors,
-    plots,
-    pretext,
-    pretrained,
-    prototypes,
-    report,
-)
-from utils.checkpoint import atomic
-from utils.config import load_config, parse_arguments, read_yaml
-from utils.run import Run, file_argument, run_script
+from utils.analysis import kmeans, neighbors, plots, report
+from utils.analysis.prototypes import find_prototypes
+from utils.files import atomic, write_csv
+from utils.run import distributed
+from utils.run.config import load_config, read_yaml
+from utils.run.folder import Run
+from utils.run.identity import FINGERPRINT
+from utils.run.script import file_argument, parse_arguments, run_script
+from utils.run.weights import choose_head, load_weights, read_weights
+from utils.training.inference import infer, rehearse
 
 log = logging.getLogger("eval")
 
@@ -46,23 +41,23 @@ def main(argv=None):
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
     if args.visualize_prototypes and kind != "clustering":
         raise UserError(f"--visualize_prototypes needs clusters, but setup is {config.setup}")
-    if args.output and (Path(args.output) / fingerprint.NAME).exists():
+    if args.output and (Path(args.output) / FINGERPRINT).exists():
         raise UserError(f"--output {args.output}: holds the results of a training; give another folder")
     if args.features:
         args.features.parent.mkdir(parents=True, exist_ok=True)
-    weights, head = pretrained.read(args.model, [kind])
+    weights, head = read_weights(args.model, [kind])
     run = Run(config, Path(args.output or args.model.parent / "eval" / results_name(args.model, config)))
     model = build_model(config)
-    pretrained.fit(model, weights, args.model)
+    load_weights(model, weights, args.model)
     model = run.place(model).eval()
 
-    test = data.build_eval_loader(config, "test", **run.loading)
-    engine.rehearse(model, test)
+    test = data.eval_loader(data.build_dataset(config, "test"), config, **run.loading)
+    rehearse(model, test)
     about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
     if kind == "pretext":
         features = evaluate_features(run, model, test, about, args.kmeans)
     else:
-        about["head"] = pretrained.choose_head(weights, head, args.model)
+        about["head"] = choose_head(weights, head, args.model)
         features = evaluate_clusters(run, model, test, about, args.visualize_prototypes, args.features)
     if args.features:
         save_features(features, test.dataset, args.features)
@@ -111,25 +106,25 @@ def evaluate_features(run, model, test, about, with_kmeans):
     """The test split's nearest neighbors, and k-means fitted on the train split; returns the features."""
     dataset = test.dataset
     if with_kmeans:
-        train = data.build_eval_loader(run.config, "train", **run.loading)
+        train = data.eval_loader(data.build_dataset(run.config, "train"), run.config, **run.loading)
         kmeans.require_enough(len(train.dataset), run.config.num_classes)
-    function = pretext.features_of(model, run.config.setup)
-    features = engine.infer(function, test, "test features").cpu()
-    k = max(1, min(pretext.TOP, len(dataset) - 1))
+    function = model.features_from(run.config.features)
+    features = infer(function, test, "test features").cpu()
+    k = max(1, min(max(neighbors.TOP), len(dataset) - 1))
     mined = neighbors.mine(features, k, run.device, run.config.search)
     figures = {**about, "num_images": len(dataset)}
     if dataset.labels is None:
         log.info("%d test images without labels: no accuracies", len(dataset))
     else:
-        figures.update(pretext.neighbor_accuracy(mined, dataset.labels))
+        figures.update(neighbors.accuracy(mined, dataset.labels))
     if with_kmeans:
         with run.scratch() as scratch:
-            fit_on = engine.infer(function, train, "train features", scratch / "train.npy")
+            fit_on = infer(function, train, "train features", scratch / "train.npy")
             figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, run.config.num_classes)
     report.write_figures(figures, run.folder)
     if with_kmeans:
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
-        report.write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
+        write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
     save_sheet(neighbor_cells(dataset, mined), run.folder / "neighbors.png")
     return features
 
@@ -155,10 +150,10 @@ def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
         probabilities = model.cluster_head(features)[about["head"]].softmax(1)
         return (probabilities, features) if with_features else (probabilities,)
 
-    outputs = (part.cpu() for part in engine.infer(describe, test, "evaluation"))
+    outputs = (part.cpu() for part in infer(describe, test, "evaluation"))
     probabilities, features = outputs if with_features else (*outputs, None)
     if with_prototypes:
-        about["prototypes"] = prototypes.find_prototypes(features, probabilities)
+        about["prototypes"] = find_prototypes(features, probabilities)
     figures = report.report_clusters(run.folder, probabilities, test.dataset, about)
     if with_prototypes:
         save_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
@@ -185,7 +180,7 @@ def save_features(features, dataset, path):
     """Write (N, D) to `path`, and the image of each row to the .csv beside it."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, features.numpy())
-    report.write_csv(("image",), zip(dataset.names(), strict=True), path.with_suffix(".csv"))
+    write_csv(("image",), zip(dataset.names(), strict=True), path.with_suffix(".csv"))
     log.info("features %s in %s", tuple(features.shape), path)
 
 

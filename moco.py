@@ -10,12 +10,16 @@ from pathlib import Path
 
 import torch
 
-import data
 from errors import UserError
 from models import build_model
-from utils import distributed, engine, neighbors, pretext, pretrained
-from utils.config import load_config, parse_arguments
-from utils.run import Run, results_folder, run_script, start_arguments
+from simclr import eval_loaders, mine
+from utils.run import distributed
+from utils.run.config import load_config
+from utils.run.folder import Run, results_folder
+from utils.run.identity import Identity
+from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.weights import load_weights, read_weights
+from utils.training import resume
 
 log = logging.getLogger("moco")
 
@@ -34,21 +38,13 @@ def main(argv=None):
     model = build_model(config)
     with distributed.main_first():
         source = args.pretrained or download()
-    weights, _ = pretrained.read(source, ["moco", "pretext"])
-    pretrained.fit(model, convert(weights), source)
+    weights, _ = read_weights(source, ["moco", "pretext"])
+    load_weights(model, convert(weights), source)
     model = run.place(model)
-
-    with distributed.main_first():
-        train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
-    for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
-        neighbors.require_enough(len(loader.dataset), k)
-    run.works_on(train=train.dataset, test=val.dataset)
-    log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
-    engine.rehearse(model, train, val)
-
-    run.take_instead_of_training(source, model)
-    about = {"setup": config.setup, "dataset": config.train_db_name, "pretrained": str(source)}
-    pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
+    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS)
+    identity = Identity(config, {"train": train.dataset, "test": val.dataset})
+    resume.take_instead_of_training(run, identity, source, model)
+    mine(run, identity, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, source)
 
 
 def download():

@@ -5,108 +5,88 @@ python scan.py --config_exp configs/scan/scan_cifar10.yml [--pretrained simclr_c
 
 import logging
 import math
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
 import data
 from errors import UserError
-from losses import SCANLoss
+from losses import CRITERIA
 from models import build_model
-from utils import distributed, engine, fingerprint, health, metrics, neighbors, plots, pretrained, report
-from utils.config import load_config, parse_arguments
-from utils.optim import build_optimizer
-from utils.run import Run, earlier_folder, file_argument, results_folder, run_script, start_arguments
+from utils.analysis import health, metrics, neighbors, plots, report
+from utils.analysis.neighbor_quality import neighbor_quality
+from utils.run import distributed
+from utils.run.config import load_config
+from utils.run.folder import Run, earlier_folder, results_folder
+from utils.run.identity import Identity, check_neighbors
+from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
+from utils.run.weights import choose_head, load_weights, read_weights
+from utils.training import engine, resume
+from utils.training.inference import infer, rehearse
+from utils.training.network import TrainingNetwork
+from utils.training.optim import build_optimizer
 
 log = logging.getLogger("scan")
+
+NEIGHBORS = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
+
+
+def scan_step(model, criterion, batch):
+    """Semantic clustering (section 2.2): an image and its neighbor belong to one cluster.
+
+    Args:
+        model: images -> list of logits (B, C), one per head.
+        criterion: losses.SCANLoss.
+        batch: anchors and neighbors, both (B, 3, S, S), each in a pass, and BatchNorm statistics, of its own.
+    """
+    anchor_logits, neighbor_logits = (model(images) for images in batch)
+    losses = [criterion(*pair) for pair in zip(anchor_logits, neighbor_logits, strict=True)]
+    total, consistency, entropy = (sum(parts) for parts in zip(*losses, strict=True))  # over the heads
+    return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
 
 
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["scan"])
     run = Run(config, results_folder(config, "scan"), args.fresh, args.accept_changes)
-    if args.pretext and not args.pretext.is_dir():
-        raise UserError(f"--pretext {args.pretext}: no such folder; give the folder that holds model.pth.tar")
-    pretext = args.pretext or earlier_folder(config, "pretext", args.run)
+    pretext = pretext_folder(config, args)
+    start = args.pretrained or pretext / "model.pth.tar"
     model = build_model(config)
-    source = run.uses(args.pretrained or pretext / "model.pth.tar", "pretext/model.pth.tar")
     hint = "" if args.pretrained else "run simclr.py or moco.py first, or name its folder with --pretext"
-    weights, _ = pretrained.read(source, ["pretext"], hint)
-    pretrained.fit(model, weights, source, "backbone.")
+    weights, _ = read_weights(start, ["pretext"], hint)
+    load_weights(model, weights, start, "backbone.")
 
     with distributed.main_first():
-        val = data.build_eval_loader(config, "test", **run.loading)
-        train_set, val_set = data.build_dataset(config, "train"), val.dataset
-    run.works_on(train=train_set, test=val_set)
-    fingerprint.check_neighbors(pretext, run.data, weights)
+        train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
+    log.info("%d train and %d test images", len(train_set), len(test_set))
+    inputs = {"pretext/model.pth.tar": start, **{f"pretext/{name}": pretext / name for name in NEIGHBORS}}
+    identity = Identity(config, {"train": train_set, "test": test_set}, inputs)
+    check_neighbors(pretext, identity, weights, neighbors.mine_again(pretext, "them"))
     train_neighbors, val_neighbors = (
-        neighbors.read(run.uses(pretext / name, f"pretext/{name}"), len(split))
-        for name, split in (("topk-train-neighbors.npy", train_set), ("topk-val-neighbors.npy", val_set))
+        neighbors.read(pretext / name, len(split))
+        for name, split in zip(NEIGHBORS, (train_set, test_set), strict=True)
     )
-    log.info("%d train and %d test images", len(train_set), len(val_set))
-    quality = health.neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
+    quality = neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
 
     model = run.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
-    transform = data.build_train_transform(config)
-    engine.rehearse(model, val, data.Loader(train_set, data.PlainView(transform), train=True, **run.loading))
-    # The images that choose the epoch and the head, by the loss: as published, or others. No label chooses.
-    trained, validation, choosing, anchors = model, val, slice(None), None
+    test = data.eval_loader(test_set, config, **run.loading)
+    augmented = data.PlainView(data.build_train_transform(config))
+    rehearse(model, test, data.Loader(train_set, augmented, train=True, **run.loading))
     if config.get("validation") == "train_holdout":
-        anchors, choosing, train_neighbors, val_neighbors = hold_out(train_neighbors, val_neighbors.size(1))
-        validation = data.build_eval_loader(config, "train", **run.loading)
-        log.info("%d images held out of the training split choose the model", len(choosing))
-    labels, classes = validation.dataset.labels, validation.dataset.classes
-    if "cache_features" in config:
-        trained, transform = model.cluster_head, data.unchanged
-        train_set, validation = cache_features(run, model.eval(), train_set, validation)
-    pairs = data.AnchorNeighborView(transform, train_neighbors, config.num_neighbors)
-    train = data.Loader(train_set, pairs, train=True, anchors=anchors, **run.loading)
-    criterion = SCANLoss(**config.criterion_kwargs)
+        split = hold_out(train_set, train_neighbors, val_neighbors.size(1))
+    else:
+        split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)
+    prepare = cached_features if "cache_features" in config else whole_images
+    network, train, validation = prepare(run, model, train_set, split)
+    criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-
-    network = run.for_training(trained, train)
-
-    def step(batch):
-        with run.autocast():  # two passes: anchors and neighbors have their own BatchNorm statistics
-            anchor_logits, neighbor_logits = (map(distributed.gather, network(images)) for images in batch)
-        losses = [criterion(*pair) for pair in zip(anchor_logits, neighbor_logits, strict=True)]
-        total, consistency, entropy = (sum(parts) for parts in zip(*losses, strict=True))  # over the heads
-        return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
-
-    best = {"best_loss": float("inf"), "best_loss_head": None}
-    watch = health.Watch(health.SCAN_ADVICE, patience=config.epochs // 4, history=run.read_epochs)
-
-    def validate(epoch):
-        """Choose by the objective on the validation split, without labels; labels only tell the accuracy."""
-        with run.autocast():
-            probabilities = engine.infer(predict(trained), validation, "validation")
-        objectives = [metrics.validation_objective(p, val_neighbors, choosing) for p in probabilities]
-        head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
-        if objectives[head]["loss"] < best["best_loss"]:
-            run.save({"model": model.state_dict(), "head": head}, "model.pth.tar")
-            best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
-        values = {f"val_{name}": value for name, value in objectives[head].items()}
-        chosen = probabilities[head].cpu()[choosing]
-        values.update(watch(epoch, chosen))
-        if labels is not None:
-            values["val_acc"] = metrics.clustering_metrics(chosen, labels[choosing], len(classes))["acc"]
-        return values
-
-    engine.train(run, model, optimizer, train, step, state=best, after_epoch=validate)
-
-    source = run.folder / "model.pth.tar"
-    weights, head = pretrained.read(source, ["clustering"])
-    head = pretrained.choose_head(weights, head, source)
-    pretrained.fit(model, weights, source)
-    log.info("best model: head %d, validation loss %.4f", head, best["best_loss"])
-    probabilities = engine.infer(lambda images: predict(model)(images)[head], val, "evaluation").cpu()
-    about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "head": head}
-    about["train_neighbors"] = quality
-    if run.main:
-        report.report_clusters(run.folder, probabilities, val_set, about)
-        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    run.sign(weights)
+    step = partial(scan_step, TrainingNetwork(run, network, train), criterion)
+    selection = Selection(run, model, network, validation, split)
+    engine.train(run, identity, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
+    evaluate(run, identity, model, test, selection.best["best_loss"], quality)
 
 
 def add_arguments(parser):
@@ -119,60 +99,162 @@ def add_arguments(parser):
     )
 
 
-def predict(model):
-    """Function images -> one (B, C) of probabilities per head."""
-    return lambda images: tuple(logits.softmax(1) for logits in model(images))
+def pretext_folder(config, args):
+    """The folder of the pretext step's model and neighbors. Raises UserError if --pretext names none."""
+    if args.pretext and not args.pretext.is_dir():
+        raise UserError(f"--pretext {args.pretext}: no such folder; give the folder that holds model.pth.tar")
+    return args.pretext or earlier_folder(config, "pretext", args.run)
 
 
-def hold_out(train_neighbors, k):
+# --- which images train, and which choose --------------------------------------------------------
+
+
+class Split(NamedTuple):
+    """The images that train, and those that choose the epoch and the head by the loss. No label chooses."""
+
+    anchors: torch.Tensor | None  # int64, indices of the training images that train; None: all
+    train_neighbors: torch.Tensor  # int64 (N, 1 + mined), of all training images
+    choosing_set: object  # the dataset of those that choose
+    choosing: torch.Tensor | slice  # which of that dataset's images choose
+    val_neighbors: torch.Tensor  # int64 (M, k), of these, among all images of that dataset
+
+
+def hold_out(train_set, train_neighbors, k):
     """Split the training images in those that train, nine of ten, and those that choose the model.
 
-    Args:
-        train_neighbors: int64 (N, 1 + mined).
-        k: entries of a row that the objective looks at.
-
-    Returns:
-        the indices of both parts; the neighbors with each image itself in the place of one held out; and the
-        first k neighbors of those held out, which may be any image.
+    An image held out never trains: where it is a neighbor, the image itself takes its place. The first k
+    neighbors of an image held out may be any image.
     """
     n = len(train_neighbors)
     held = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: max(1, n // 10)].sort().values
     is_held = torch.zeros(n, dtype=torch.bool).index_fill_(0, held, True)
     itself = torch.arange(n).unsqueeze(1)
     kept = torch.where(is_held[train_neighbors], itself, train_neighbors)
-    return (~is_held).nonzero().squeeze(1), held, kept, train_neighbors[held, :k]
+    log.info("%d images held out of the training split choose the model", len(held))
+    return Split((~is_held).nonzero().squeeze(1), kept, train_set, held, train_neighbors[held, :k])
 
 
-def cache_features(run, model, train_set, val):
-    """The frozen backbone's features, float16, in the place of the images.
+# --- what is trained, on what --------------------------------------------------------------------
+
+
+def whole_images(run, model, train_set, split):
+    """The whole model, on augmented images.
 
     Returns:
-        FeatureViews of `cache_features` augmented views of the training images, and a loader of the
-        validation features. Raises UserError when they do not fit in memory.
+        the module that trains, its training Loader, and the Loader of all images of `split.choosing_set`.
     """
-    config, view = run.config, data.PlainView(data.build_train_transform(run.config))
+    config = run.config
+    pairs = data.AnchorNeighborView(
+        data.build_train_transform(config), split.train_neighbors, config.num_neighbors
+    )
+    train = data.Loader(train_set, pairs, train=True, anchors=split.anchors, **run.loading)
+    return model, train, data.eval_loader(split.choosing_set, config, **run.loading)
+
+
+def cached_features(run, model, train_set, split):
+    """The heads alone, on the frozen backbone's features, float16, of `cache_features` augmented views.
+
+    Returns what `whole_images` does, of features. Raises UserError when they do not fit in memory.
+    """
+    config = run.config
+    view = data.PlainView(data.build_train_transform(config))
     augmented = data.Loader(train_set, view, train=False, **run.loading)
     run.seed()
+    model.eval()
 
-    def features(images):
+    def features_of(images):
         return model.backbone(images).half()
 
     with run.autocast():
-        validation = engine.infer(features, val, "validation features")
-        shape = (config.cache_features, len(train_set), validation.size(1))
+        choosing = data.eval_loader(split.choosing_set, config, **run.loading)
+        val_features = infer(features_of, choosing, "validation features")
+        shape = (config.cache_features, len(train_set), val_features.size(1))
         try:
-            views = validation.new_empty(shape)
+            views = val_features.new_empty(shape)
         except RuntimeError:
             raise UserError(
                 f"cache_features {shape[0]}: {2 * math.prod(shape) / 1e9:.1f} GB of features find no room "
                 f"in the memory of {run.device}; lower it"
             ) from None
         for number, place in enumerate(views, start=1):
-            place.copy_(engine.infer(features, augmented, f"features of view {number}/{len(views)}"))
+            place.copy_(infer(features_of, augmented, f"features of view {number}/{len(views)}"))
     log.info("features of %d views of %d images, %.2f GB", *shape[:2], views.nbytes / 1e9)
-    unchanged = data.PlainView(data.unchanged)
-    cached = data.FeatureViews(validation.unsqueeze(0))
-    return data.FeatureViews(views), data.Loader(cached, unchanged, train=False, **run.loading)
+    pairs = data.AnchorNeighborView(data.unchanged, split.train_neighbors, config.num_neighbors)
+    train = data.Loader(data.FeatureViews(views), pairs, train=True, anchors=split.anchors, **run.loading)
+    features = data.FeatureViews(val_features.unsqueeze(0))
+    validation = data.Loader(features, data.PlainView(data.unchanged), train=False, **run.loading)
+    return model.cluster_head, train, validation
+
+
+# --- after each epoch, and at the end ------------------------------------------------------------
+
+
+class Selection:
+    """Keeps the epoch and the head of the lowest objective; labels only tell the accuracy.
+
+    Args:
+        run: the Run.
+        model: the model to save when it is the best so far.
+        network: what validates: the model, or its heads on features.
+        validation: Loader of the images, or features, of `split.choosing_set`.
+        split: the Split.
+
+    Attributes:
+        best: dict `best_loss`, `best_loss_head`, for the checkpoint.
+    """
+
+    def __init__(self, run, model, network, validation, split):
+        self.run = run
+        self.model = model
+        self.network = network
+        self.validation = validation
+        self.split = split
+        self.best = {"best_loss": float("inf"), "best_loss_head": None}
+        self.watch = health.Watch(
+            health.SCAN_ADVICE, patience=run.config.epochs // 4, history=run.read_epochs
+        )
+
+    def __call__(self, epoch):
+        """Validate after an epoch; returns what to log."""
+        split = self.split
+        with self.run.autocast():
+            probabilities = infer(predict(self.network), self.validation, "validation")
+        objectives = [
+            metrics.validation_objective(p, split.val_neighbors, split.choosing) for p in probabilities
+        ]
+        head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
+        if objectives[head]["loss"] < self.best["best_loss"]:
+            self.run.save({"model": self.model.state_dict(), "head": head}, "model.pth.tar")
+            self.best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
+        values = {f"val_{name}": value for name, value in objectives[head].items()}
+        chosen = probabilities[head].cpu()[split.choosing]
+        values.update(self.watch(epoch, chosen))
+        labels = split.choosing_set.labels
+        if labels is not None:
+            num_classes = len(split.choosing_set.classes)
+            values["val_acc"] = metrics.clustering_metrics(chosen, labels[split.choosing], num_classes)["acc"]
+        return values
+
+
+def predict(network):
+    """Function images -> one (B, C) of probabilities per head."""
+    return lambda images: tuple(logits.softmax(1) for logits in network(images))
+
+
+def evaluate(run, identity, model, test, best_loss, quality):
+    """Report the best epoch's model, with its best head, on the test split, in float32."""
+    source = run.folder / "model.pth.tar"
+    weights, found = read_weights(source, ["clustering"])
+    head = choose_head(weights, found, source)
+    load_weights(model, weights, source)
+    log.info("best model: head %d, validation loss %.4f", head, best_loss)
+    probabilities = infer(lambda images: predict(model)(images)[head], test, "evaluation").cpu()
+    about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test", "head": head}
+    if run.main:
+        about["train_neighbors"] = quality
+        report.report_clusters(run.folder, probabilities, test.dataset, about)
+        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    resume.sign(run, identity, weights)
 
 
 if __name__ == "__main__":

@@ -4,129 +4,102 @@ python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml [--pret
 """
 
 import logging
+from functools import partial
 
 import torch
 
 import data
 from errors import UserError
-from losses import ConfidenceBasedCE
+from losses import CRITERIA
 from models import build_model
-from utils import distributed, engine, fingerprint, health, metrics, plots, pretrained, report
-from utils.config import load_config, parse_arguments
-from utils.ema import EMA
-from utils.optim import build_optimizer
-from utils.run import Run, earlier_folder, results_folder, run_script, start_arguments
+from utils.analysis import health, metrics, plots, report
+from utils.run import distributed
+from utils.run.config import load_config
+from utils.run.folder import Run, earlier_folder, results_folder
+from utils.run.identity import Identity, warn_if_unfinished
+from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.weights import choose_head, load_weights, read_weights
+from utils.training import engine, resume
+from utils.training.ema import EMA
+from utils.training.inference import infer, rehearse
+from utils.training.network import TrainingNetwork
+from utils.training.optim import build_optimizer
 
 log = logging.getLogger("selflabel")
 
 
+def selflabel_step(model, criterion, batch):
+    """Self-labeling (section 2.3): the confident prediction on an image is the label of its strong view.
+
+    Args:
+        model: images -> list of one tensor of logits (B, C); in train mode, and with `buffers()`, its
+            BatchNorm statistics, which learn from both views.
+        criterion: losses.ConfidenceBasedCE.
+        batch: weakly and strongly augmented images, both (B, 3, S, S).
+    """
+    weak_images, strong_images = batch
+    with torch.no_grad():
+        weak_logits = model(weak_images)[0]
+    _, confident = criterion.pseudo_labels(weak_logits)
+    statistics = list(model.buffers())
+    before = [values.clone() for values in statistics]
+    strong_logits = model(strong_images)[0]
+    # A batch without a confident sample is as if there were no strong view. Told on the device, so that no
+    # GPU synchronization is needed; .data, since autograd forbids a change before the backward pass, which
+    # does not use these values.
+    trains = confident.any()
+    for now, earlier in zip(statistics, before, strict=True):
+        now.data.copy_(torch.where(trains, now, earlier))
+    loss = criterion(weak_logits, strong_logits)
+    return {"loss": loss, "confident": confident.float().mean(), "trains": trains}
+
+
 def main(argv=None):
-    args = parse_arguments(
-        argv,
-        __doc__,
-        start_arguments("start from this clustering checkpoint (default: the clustering step's)"),
-    )
+    arguments = start_arguments("start from this clustering checkpoint (default: the clustering step's)")
+    args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["selflabel"])
     if config.get("num_heads", 1) != 1:
         raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
     run = Run(config, results_folder(config, "selflabel"), args.fresh, args.accept_changes)
-
     model = build_model(config)
-    scan_model = earlier_folder(config, "scan", args.run) / "model.pth.tar"
-    source = run.uses(args.pretrained or scan_model, "scan/model.pth.tar")
-    if source == scan_model:
-        fingerprint.warn_if_unfinished(scan_model.parent)
-    weights, head = pretrained.read(source, ["clustering"], "" if args.pretrained else "run scan.py first")
-    head = pretrained.choose_head(weights, head, source)
-    pretrained.fit(model, only_head(weights, head), source)
+    start = args.pretrained or clustering_model(config, args)
+    weights, found = read_weights(start, ["clustering"], "" if args.pretrained else "run scan.py first")
+    head = choose_head(weights, found, start)
+    load_weights(model, only_head(weights, head), start)
 
     with distributed.main_first():
-        val = data.build_eval_loader(config, "test", **run.loading)
-        train_set, val_set = data.build_dataset(config, "train"), val.dataset
-    run.works_on(train=train_set, test=val_set)
-    log.info("%d train and %d test images", len(train_set), len(val_set))
-    view = data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
-    train = data.Loader(train_set, view, train=True, **run.loading)
-
+        train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
+    log.info("%d train and %d test images", len(train_set), len(test_set))
+    identity = Identity(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
+    test = data.eval_loader(test_set, config, **run.loading)
+    views = data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
+    train = data.Loader(train_set, views, train=True, **run.loading)
     model = run.place(model)
-    engine.rehearse(model, val, train)
+    rehearse(model, test, train)
 
     def predict(images):
         return model(images)[0].softmax(1)
 
     model.eval()
-    watch = look_at_the_start(run, predict, train_set, val)
-    criterion = ConfidenceBasedCE(config.confidence_threshold, **config.criterion_kwargs)
+    watch = watch_from_the_start(run, predict, train_set, test)
+    criterion = CRITERIA[config.criterion](config.confidence_threshold, **config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
-    network = run.for_training(model, train)
-    statistics = list(model.buffers())  # BatchNorm's
-
-    def step(batch):
-        weak_images, strong_images = batch
-        with torch.no_grad(), run.autocast():  # in train mode: BatchNorm learns from both views
-            weak_logits = distributed.gather(network(weak_images)[0])
-        _, confident = criterion.pseudo_labels(weak_logits)
-        before = [values.clone() for values in statistics]
-        with run.autocast():
-            strong_logits = distributed.gather(network(strong_images)[0])
-        # A batch without a confident sample is as if there were no strong view. No GPU is waited for to tell;
-        # .data, since autograd minds a change before the backward pass, which does not look at these values.
-        trains = confident.any()
-        for now, earlier in zip(statistics, before, strict=True):
-            now.data.copy_(torch.where(trains, now, earlier))
-        loss = criterion(weak_logits, strong_logits)
-        return {"loss": loss, "confident": confident.float().mean(), "trains": trains}
-
-    def monitor(epoch):
-        with run.autocast():
-            probabilities = engine.infer(predict, val, "validation").cpu()
-        values = watch(epoch, probabilities)
-        if val_set.labels is not None:  # they only tell the accuracy
-            figures = metrics.clustering_metrics(probabilities, val_set.labels, len(val_set.classes))
-            values["val_acc"] = figures["acc"]
-        return values
-
     engine.train(
-        run,
-        model,
-        optimizer,
-        train,
-        step,
-        state={"ema": ema.shadow} if ema else None,
+        run, identity, model, optimizer, train,
+        partial(selflabel_step, TrainingNetwork(run, model, train), criterion),
+        extra={"ema": ema.shadow} if ema else None,
         after_batch=ema.update if ema else None,
-        after_epoch=monitor,
-    )
-
-    run.save(model.state_dict(), "model.pth.tar")
-    probabilities = engine.infer(predict, val, "evaluation").cpu()
-    about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test"}
-    if run.main:
-        report.report_clusters(run.folder, probabilities, val_set, about)
-        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    run.sign(model.state_dict())
+        after_epoch=partial(monitor, run, predict, test, watch),
+    )  # fmt: skip
+    evaluate(run, identity, model, predict, test)
 
 
-def look_at_the_start(run, predict, train_set, val):
-    """What the start model, in eval mode, says of the images: are there pseudo-labels to train on?
-
-    Returns:
-        the health.Watch of the training. Raises UserError when a training would begin without a confident
-        image; one that goes on, or is finished, has shown that there are some.
-    """
-    config, begins = run.config, run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
-    with run.autocast():
-        start = engine.infer(predict, val, "clusters at the start").cpu()
-        if begins:
-            view = data.PlainView(data.build_eval_transform(config))
-            train = data.Loader(train_set, view, train=False, **run.loading)
-            # the largest probability and its cluster, batch by batch: all of them would be large
-            found = engine.infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
-            confidence, clusters = (part.cpu() for part in found)
-            health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
-    return health.Watch(
-        health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1), history=run.read_epochs
-    )
+def clustering_model(config, args):
+    """Path of the clustering step's model."""
+    path = earlier_folder(config, "scan", args.run) / "model.pth.tar"
+    warn_if_unfinished(path.parent)
+    return path
 
 
 def only_head(weights, head):
@@ -139,6 +112,53 @@ def only_head(weights, head):
         if key.startswith(chosen)
     )
     return kept
+
+
+def watch_from_the_start(run, predict, train_set, test):
+    """What the start model, in eval mode, says of the images: are there pseudo-labels to train on?
+
+    Returns:
+        the health.Watch of the training.
+
+    Raises:
+        UserError: a training would begin without a confident image. One that goes on, or is finished, has
+            shown that there are some.
+    """
+    config, begins = run.config, run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
+    with run.autocast():
+        start = infer(predict, test, "clusters at the start").cpu()
+        if begins:
+            train = data.eval_loader(train_set, config, **run.loading)
+            # the largest probability and its cluster, batch by batch: all of them would be large
+            found = infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
+            confidence, clusters = (part.cpu() for part in found)
+            health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
+    return health.Watch(
+        health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1), history=run.read_epochs
+    )
+
+
+def monitor(run, predict, test, watch, epoch):
+    """Look at the clusters after an epoch; labels only tell the accuracy. Returns what to log."""
+    with run.autocast():
+        probabilities = infer(predict, test, "validation").cpu()
+    values = watch(epoch, probabilities)
+    labels = test.dataset.labels
+    if labels is not None:
+        figures = metrics.clustering_metrics(probabilities, labels, len(test.dataset.classes))
+        values["val_acc"] = figures["acc"]
+    return values
+
+
+def evaluate(run, identity, model, predict, test):
+    """Save the last epoch's model and report it on the test split, in float32."""
+    run.save(model.state_dict(), "model.pth.tar")
+    probabilities = infer(predict, test, "evaluation").cpu()
+    about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}
+    if run.main:
+        report.report_clusters(run.folder, probabilities, test.dataset, about)
+        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
+    resume.sign(run, identity, model.state_dict())
 
 
 if __name__ == "__main__":

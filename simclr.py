@@ -4,82 +4,170 @@ python simclr.py --config_exp configs/pretext/simclr_cifar10.yml [--pretrained s
 """
 
 import logging
+from functools import partial
 
 import data
-from losses import SimCLRLoss
+from losses import CRITERIA
 from models import build_model
-from utils import distributed, engine, neighbors, plots, pretext, pretrained
-from utils.config import load_config, parse_arguments
-from utils.optim import build_optimizer
-from utils.run import Run, results_folder, run_script, start_arguments
+from utils.analysis import neighbors, plots
+from utils.files import write_json
+from utils.run import distributed
+from utils.run.config import load_config
+from utils.run.folder import Run, results_folder
+from utils.run.identity import FINGERPRINT, Identity
+from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.weights import load_weights, read_weights
+from utils.training import engine, resume
+from utils.training.inference import infer, rehearse
+from utils.training.network import TrainingNetwork
+from utils.training.optim import build_optimizer
 
 log = logging.getLogger("simclr")
 
 TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # mined, besides the image itself
+TOP = max(neighbors.TOP)
+
+
+def simclr_step(model, criterion, images):
+    """Instance discrimination (section 2.1): the two views of an image are each other's match.
+
+    Args:
+        model: images -> L2-normalised features (2B, D).
+        criterion: losses.SimCLRLoss.
+        images: (2B, 3, S, S), the two views of an image beside each other; one pass for all of them.
+    """
+    features = model(images)
+    return {"loss": criterion(features.unflatten(0, (-1, 2)))}
 
 
 def main(argv=None):
-    args = parse_arguments(
-        argv,
-        __doc__,
-        start_arguments("take this checkpoint's weights instead of training, and mine their neighbors"),
-    )
+    arguments = start_arguments("mine the neighbors with this checkpoint's weights instead of training")
+    args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["simclr"])
     run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
     model = build_model(config)
-    about = {"setup": config.setup, "dataset": config.train_db_name}
     if args.pretrained:
-        weights, _ = pretrained.read(args.pretrained, ["pretext"])
-        pretrained.fit(model, weights, args.pretrained)
-        about["pretrained"] = str(args.pretrained)
+        load_weights(model, read_weights(args.pretrained, ["pretext"])[0], args.pretrained)
     model = run.place(model)
-
-    with distributed.main_first():
-        train, val = (data.build_eval_loader(config, split, **run.loading) for split in ("train", "test"))
-    for loader, k in ((train, TRAIN_NEIGHBORS), (val, VAL_NEIGHBORS)):
-        neighbors.require_enough(len(loader.dataset), k)
-    run.works_on(train=train.dataset, test=val.dataset)
-    log.info("%d train and %d test images", len(train.dataset), len(val.dataset))
-    engine.rehearse(model, train, val)
+    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS)
 
     if args.pretrained:
-        run.take_instead_of_training(args.pretrained, model)
+        identity = Identity(config, {"train": train.dataset, "test": val.dataset})
+        resume.take_instead_of_training(run, identity, args.pretrained, model)
     else:
-        learn(run, model, train, val)
-    pretext.finish(run, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, about)
+        identity = learn(run, model, train, val)
+    mine(run, identity, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, args.pretrained)
     if run.main:
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
+def eval_loaders(run, model, k_train, k_val):
+    """Loaders of both splits under the evaluation transform, each checked with the model.
+
+    Raises UserError if a split has too few images for that many neighbors of each.
+    """
+    with distributed.main_first():
+        datasets = [data.build_dataset(run.config, split) for split in ("train", "test")]
+    for dataset, k in zip(datasets, (k_train, k_val), strict=True):
+        neighbors.require_enough(len(dataset), k)
+    log.info("%d train and %d test images", *map(len, datasets))
+    loaders = [data.eval_loader(dataset, run.config, **run.loading) for dataset in datasets]
+    rehearse(model, *loaders)
+    return loaders
+
+
 def learn(run, model, train, val):
-    """Train by instance discrimination; `train` and `val` monitor the features by k-NN accuracy."""
+    """Train by instance discrimination; `train` and `val` monitor the features by k-NN accuracy.
+
+    Returns the Identity of the training.
+    """
     config, images = run.config, train.dataset
+    datasets = {"train": train.dataset, "test": val.dataset}
     if config.train_db_name in data.WITH_UNLABELED:
-        images = data.build_dataset(config, "train+unlabeled")
-        run.works_on(unlabeled=images)
+        images = datasets["unlabeled"] = data.build_dataset(config, "train+unlabeled")
         log.info("%d images to learn from", len(images))
-    two_views = data.TwoViews(data.build_train_transform(config))
-    loader = data.Loader(images, two_views, train=True, **run.loading)
-    engine.rehearse(model, loader)
-    criterion = SimCLRLoss(**config.criterion_kwargs)
+    identity = Identity(config, datasets)
+    loader = data.Loader(images, data.TwoViews(data.build_train_transform(config)), train=True, **run.loading)
+    rehearse(model, loader)
+    criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-
-    network = run.for_training(model, loader, images_per_anchor=2)
-
-    def step(images):  # (2B, 3, S, S), the two views of an image beside each other
-        with run.autocast():
-            features = distributed.gather(network(images))
-        return {"loss": criterion(features.unflatten(0, (-1, 2)))}
+    network = TrainingNetwork(run, model, loader, images_per_anchor=2)
 
     def monitor(epoch):
         if train.dataset.labels is None or val.dataset.labels is None:
             return {}
         with run.autocast():
-            bank, queries = (engine.infer(model, split, "features") for split in (train, val))
-        accuracy = pretext.knn_accuracy(bank, queries, train.dataset, val.dataset, config.temperature)
-        return {"knn_accuracy": accuracy}
+            features = [infer(model, split, "features") for split in (train, val)]
+        return {"knn_accuracy": knn_accuracy(features, train, val, config.temperature)}
 
-    engine.train(run, model, optimizer, loader, step, after_epoch=monitor)
+    step = partial(simclr_step, network, criterion)
+    engine.train(run, identity, model, optimizer, loader, step, after_epoch=monitor)
+    return identity
+
+
+def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
+    """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
+
+    The features are computed in float32 under the evaluation transform, written to a file as they come,
+    and removed when the neighbors are found.
+
+    Args:
+        run: the Run, whose folder takes model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json.
+        identity: the Identity of the step.
+        model: the pretext model.
+        train, val: loaders of the splits.
+        k_train, k_val: neighbors to mine besides the image itself.
+        pretrained: the file that the weights come from, if they were not trained here.
+    """
+    config = run.config
+    splits = {"train": (train, k_train), "val": (val, k_val)}
+    paths = {name: run.folder / f"topk-{name}-neighbors.npy" for name in splits}
+    if run.main:
+        for path in (*paths.values(), run.folder / "metrics.json", run.folder / FINGERPRINT):
+            path.unlink(missing_ok=True)  # never another model's neighbors beside this one
+    run.save(model.state_dict(), "model.pth.tar")
+    features_of = model.eval().features_from(config.features)
+    with run.scratch() as scratch:
+        features = [
+            infer(features_of, loader, f"{name} features", scratch / f"{name}.npy")
+            for name, (loader, _) in splits.items()
+        ]
+        if run.main:
+            figures = {"setup": config.setup, "dataset": config.train_db_name}
+            if pretrained:
+                figures["pretrained"] = str(pretrained)
+            for found, (name, (loader, k)) in zip(features, splits.items(), strict=True):
+                all_mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device, config.search)
+                mined = all_mined[:, : k + 1]
+                neighbors.save(mined, paths[name])
+                log.info("mined %d neighbors of each of %d images: %s", k, len(mined), paths[name])
+                if loader.dataset.labels is not None:
+                    share = neighbors.agreement(mined, loader.dataset.labels, k)
+                    log.info("%.2f %% of them are of the image's class", 100 * share)
+                    figures[f"{name}_neighbors_of_same_class"] = share
+            figures |= feature_figures(run, features, all_mined, train, val)
+            write_json(figures, run.folder / "metrics.json")
+    resume.sign(run, identity, model.state_dict(), trained=pretrained is None)
+
+
+def feature_figures(run, features, mined, train, val):
+    """How good the features are, where there are labels; `mined`: neighbors within the validation split."""
+    if val.dataset.labels is None:
+        return {}
+    figures = neighbors.accuracy(mined, val.dataset.labels)
+    if train.dataset.labels is not None:
+        temperature = run.config.get("temperature", 0.1)
+        accuracy = figures["knn_accuracy"] = knn_accuracy(features, train, val, temperature, run.device)
+        log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
+    return figures
+
+
+def knn_accuracy(features, train, val, temperature, device=None):
+    """Share of the validation images whose class the train split's features vote for."""
+    bank, queries = features
+    labels, num_classes = train.dataset.labels, len(train.dataset.classes)
+    votes = neighbors.weighted_knn(bank, labels, queries, num_classes, temperature=temperature, device=device)
+    return (votes.cpu() == val.dataset.labels).double().mean().item()
 
 
 if __name__ == "__main__":

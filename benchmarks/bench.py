@@ -29,9 +29,13 @@ import data
 from data.arrays import ArrayImages
 from losses import ConfidenceBasedCE, SCANLoss, SimCLRLoss
 from models import build_model
-from utils import engine, machine, metrics, neighbors, report
-from utils.config import load_config, parse_arguments
-from utils.optim import build_optimizer
+from utils.analysis import metrics, neighbors
+from utils.files import write_json
+from utils.run import machine
+from utils.run.config import load_config
+from utils.run.script import parse_arguments
+from utils.training import inference
+from utils.training.optim import build_optimizer
 
 WAYS = ("plain", "fp32", "bf16")
 CONFIGS = {
@@ -76,7 +80,7 @@ def main():
         rows[task] = compare({way: result for way, result in found.items() if result}, limits)
         print(line(task, rows[task], ways), flush=True)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    report.write_json({**about, "limits": limits, "tasks": rows}, Path(args.output))
+    write_json({**about, "limits": limits, "tasks": rows}, Path(args.output))
     print(f"\n{NOTES}\n{args.output}")
 
 
@@ -340,7 +344,7 @@ def evaluation(way, device):
 
         def run():
             with torch.autocast(device.type, precision) if way == "bf16" else nullcontext():
-                return engine.infer(model, loader, "features")
+                return inference.infer(model, loader, "features")
 
     seconds = seconds_of(run, device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

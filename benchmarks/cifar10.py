@@ -32,8 +32,9 @@ import eval as evaluation
 import scan
 import selflabel
 import simclr
-from utils import fingerprint, report
-from utils.run import run_script
+from utils.files import write_json
+from utils.run import identity
+from utils.run.script import run_script
 
 ROOT = Path(__file__).parents[1]
 STEPS = {
@@ -72,13 +73,13 @@ def main():
     settings += ["backbone=resnet10_narrow"] if args.rehearse else []
     folder = root / "cifar-10"
     for step, (script, config) in STEPS.items():
-        if not fingerprint.read(folder / step):  # written when a step is done
+        if not identity.read(folder / step):  # written when a step is done
             script.main(arguments(config, settings, REHEARSAL[step] if args.rehearse else []))
     config = arguments(STEPS["selflabel"][1], settings, [])
     model = folder / "selflabel/model.pth.tar"
     evaluation.main([*config, "--model", str(model), "--visualize_prototypes"])
     summary = summarise(folder, args)
-    report.write_json(summary, folder / "summary.json")
+    write_json(summary, folder / "summary.json")
     show(summary)
     print(f"\nall of it in {folder}")
 

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models import ClusteringModel
-from utils import engine, metrics, neighbors, report
+from utils.analysis import metrics, neighbors
+from utils.files import write_json
+from utils.training import inference
 
 CLASSES, HEADS, VAL_IMAGES, BATCH = 1000, 10, 50_000, 4096
 
@@ -59,7 +61,7 @@ def mining(args):
     """The features of the training split to a file, then the neighbors of each."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         start = time.perf_counter()
-        found = engine.infer(synthetic(args.dim), Batches(args.images), "features", Path(folder) / "f.npy")
+        found = inference.infer(synthetic(args.dim), Batches(args.images), "features", Path(folder) / "f.npy")
         middle = time.perf_counter()
         neighbors.mine(found, args.k)
         seconds = time.perf_counter() - middle
@@ -97,7 +99,7 @@ def evaluation(args):
     def predict(index):
         return tuple(logits.softmax(1) for logits in model(features(index)))
 
-    heads = measure("predictions, 10 heads", lambda: engine.infer(predict, Batches(VAL_IMAGES), "heads"))
+    heads = measure("predictions, 10 heads", lambda: inference.infer(predict, Batches(VAL_IMAGES), "heads"))
     measure("objective, 10 heads", lambda: [metrics.validation_objective(p, mined) for p in heads])
     measure("matching and metrics", lambda: metrics.clustering_metrics(heads[0], labels, CLASSES))
     figures["predictions, 10 heads"]["GB"] = sum(p.nbytes for p in heads) / 1e9
@@ -144,7 +146,7 @@ def main():
             print(f"  {name:24}" + "".join(f"  {key} {value:,.4g}" for key, value in values.items()))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     about = {"cpu cores": torch.get_num_threads(), "torch": torch.__version__}
-    report.write_json({**about, **table}, Path(args.output))
+    write_json({**about, **table}, Path(args.output))
 
 
 if __name__ == "__main__":

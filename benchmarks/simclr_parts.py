@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 from losses import SimCLRLoss
 from models import build_model
-from utils import machine, report
-from utils.optim import build_optimizer
+from utils.files import write_json
+from utils.run import machine
+from utils.training.optim import build_optimizer
 
 
 def main():
@@ -52,7 +53,7 @@ def main():
         print(text)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     about = {"device": name, "precision": str(precision), "torch": torch.__version__, **rates}
-    report.write_json({**about, "parts": rows}, Path(args.output))
+    write_json({**about, "parts": rows}, Path(args.output))
 
 
 def parts(device, precision, batch_size, compile_):

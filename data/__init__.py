@@ -28,9 +28,9 @@ __all__ = [
     "TwoViews",
     "WeakStrongView",
     "build_dataset",
-    "build_eval_loader",
     "build_eval_transform",
     "build_train_transform",
+    "eval_loader",
     "unchanged",
 ]
 
@@ -102,7 +102,6 @@ def build_dataset(config, split):
     return dataset
 
 
-def build_eval_loader(config, split, **loading):
+def eval_loader(dataset, config, **loading):
     """Batches of a whole split under the evaluation transform; `loading`: see Loader."""
-    view = PlainView(build_eval_transform(config))
-    return Loader(build_dataset(config, split), view, train=False, **loading)
+    return Loader(dataset, PlainView(build_eval_transform(config)), train=False, **loading)

@@ -4,4 +4,7 @@ from .scan import SCANLoss
 from .selflabel import ConfidenceBasedCE
 from .simclr import SimCLRLoss
 
-__all__ = ["ConfidenceBasedCE", "SCANLoss", "SimCLRLoss"]
+# the names that a configuration's `criterion` takes
+CRITERIA = {"simclr": SimCLRLoss, "scan": SCANLoss, "confidence-cross-entropy": ConfidenceBasedCE}
+
+__all__ = ["CRITERIA", "ConfidenceBasedCE", "SCANLoss", "SimCLRLoss"]

@@ -30,6 +30,12 @@ class ContrastiveModel(nn.Module):
     def forward(self, images):
         return F.normalize(self.contrastive_head(self.backbone(images)).float(), dim=1)
 
+    def features_from(self, part):
+        """Function images -> L2-normalised features (B, D) of the given part, "head" or "backbone"."""
+        if part == "backbone":
+            return lambda images: F.normalize(self.backbone(images), dim=1)
+        return self
+
 
 class ClusterHeads(nn.ModuleList):
     """Linear heads: backbone features (B, dim) -> list of num_heads float32 logits (B, num_clusters)."""

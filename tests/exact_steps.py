@@ -12,7 +12,7 @@ import torch
 from steps import STEPS, run
 
 import data
-from utils.run import run_script
+from utils.run.script import run_script
 
 torch.set_num_threads(1)
 data.build_train_transform = data.build_eval_transform

@@ -27,14 +27,17 @@ import eval as evaluation
 import moco
 from data import loader
 from data.arrays import ArrayImages
-from utils import checkpoint, engine, plots
-from utils.config import load_config, parse_arguments
+from utils.analysis import plots
+from utils.run import checkpoint
+from utils.run.config import load_config
+from utils.run.script import parse_arguments
+from utils.training import engine
 
 aten = torch.ops.aten
 PAGEABLE = 2**16  # bytes: up to here CUDA copies memory that is not pinned without waiting
 # what the CPU is told when it asks for a number of the GPU: half of everything, and no image is broken
 NUMBERS = {torch.bool: True, torch.float32: 0.5, torch.float64: 0.5}
-TRAINED = "utils/engine.py: _train_epoch"  # asks how many batches trained; not none
+TRAINED = "utils/training/engine.py: _train_epoch"  # asks how many batches trained; not none
 
 
 class _Fake(FakeTensorMode):

@@ -5,8 +5,9 @@ import signal
 import sys
 
 import simclr
-from utils import distributed
-from utils.run import Run, run_script
+from utils.run import distributed
+from utils.run.folder import Run
+from utils.run.script import run_script
 
 log_epoch = Run.log_epoch
 

@@ -9,8 +9,9 @@ import torch
 import scan
 import selflabel
 import simclr
-from utils import checkpoint, machine, pretrained
-from utils.run import run_script
+from utils.run import checkpoint, machine
+from utils.run.script import run_script
+from utils.run.weights import unwrap
 
 ROOT = Path(__file__).parent.parent
 # TEST_PRECISION=bf16, or fp32: test as on a machine on which `precision: auto` means that.
@@ -37,7 +38,7 @@ def run(step, root, *overrides, flags=()):
 
 
 def weights(path):
-    return pretrained.unwrap(checkpoint.load(path), path)[0]
+    return unwrap(checkpoint.load(path), path)[0]
 
 
 def official_moco(own):

@@ -9,11 +9,14 @@ import pytest
 import torch
 from steps import STEPS, arguments, fails, run, same, weights
 
+import losses
 import scan
 import simclr
 from data.digits import build_digits
-from utils import checkpoint
-from utils.config import load_config, mismatches, parse_arguments
+from utils.files import digest
+from utils.run import checkpoint
+from utils.run.config import load_config, mismatches
+from utils.run.script import parse_arguments
 
 FILES = ("checkpoint.pth.tar", "model.pth.tar")
 
@@ -23,7 +26,7 @@ def told(root, step="pretext"):
 
 
 def digests(folder, names=FILES):
-    return {name: checkpoint.digest(folder / name) for name in names}
+    return {name: digest(folder / name) for name in names}
 
 
 def fewer_digits(folder, train=1437, test=360):
@@ -71,7 +74,7 @@ def test_other_training_images_and_the_trained_network(copied, capsys, flags):
     assert len(np.load(pretext / "topk-train-neighbors.npy")) == 1400
     suffix = ".old" if flags else ""
     assert same(weights(model), weights(pretext / f"model.pth.tar{suffix}"))
-    assert checkpoint.digest(pretext / f"checkpoint.pth.tar{suffix}") == before["checkpoint.pth.tar"]
+    assert digest(pretext / f"checkpoint.pth.tar{suffix}") == before["checkpoint.pth.tar"]
 
 
 def test_neighbors_that_are_damaged(copied, capsys):
@@ -106,18 +109,18 @@ def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("utils.engine._train_epoch", interrupt)
+        patch.setattr("utils.training.engine._train_epoch", interrupt)
         run(step, copied, "seed=7", flags=["--fresh"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("utils.run.Run.sign", interrupt)
+        patch.setattr("utils.training.resume.sign", interrupt)
         run(step, copied, "seed=7")
     unfinished = digests(folder)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("utils.engine._train_epoch", interrupt)
+        patch.setattr("utils.training.engine._train_epoch", interrupt)
         run(step, copied, "seed=8", flags=["--fresh"])  # an unfinished one is kept as well, beside the first
     assert not (folder / "checkpoint.pth.tar").exists()
-    assert {name: checkpoint.digest(folder / f"{name}.old") for name in FILES} == before
-    assert {name: checkpoint.digest(folder / f"{name}.old2") for name in FILES} == unfinished
+    assert {name: digest(folder / f"{name}.old") for name in FILES} == before
+    assert {name: digest(folder / f"{name}.old2") for name in FILES} == unfinished
     run(step, copied, "seed=8")
     assert not [*folder.glob("*.old*")]
     assert digests(folder) != before and (folder / "fingerprint.json").exists()
@@ -178,9 +181,9 @@ def test_fewer_epochs_than_are_done(copied, capsys):
 
 
 def test_going_on_with_a_lower_learning_rate(copied, capsys, monkeypatch):
-    forward = simclr.SimCLRLoss.forward
+    forward = losses.SimCLRLoss.forward
     with monkeypatch.context() as patch:
-        patch.setattr(simclr.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
+        patch.setattr(losses.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
         message = fails(capsys, simclr.main, arguments("pretext", copied, "epochs=3"))
     assert "lower optimizer_kwargs.lr" in message and "add --accept_changes" in message
     lower = ("epochs=3", "optimizer_kwargs.lr=0.01", "optimizer_kwargs.weight_decay=0.5", "batch_size=128")
@@ -226,7 +229,7 @@ def test_another_number_of_clusters_shares_the_pretext(copied, capsys):
 def test_self_labeling_of_another_run_starts_from_the_same_clustering(copied):
     run("selflabel", copied, "seed=3", flags=["--run", "again"])
     found = checkpoint.load(copied / "again/digits/selflabel/checkpoint.pth.tar")["identity"]["inputs"]
-    assert found["scan/model.pth.tar"] == checkpoint.digest(copied / "digits/scan/model.pth.tar")
+    assert found["scan/model.pth.tar"] == digest(copied / "digits/scan/model.pth.tar")
 
 
 def test_the_pretext_of_any_folder(results, tmp_path, capsys):
@@ -284,7 +287,7 @@ def test_results_that_cannot_be_written_are_found_before_the_first_epoch(tmp_pat
 
 def test_the_rehearsal_changes_nothing(results, after, monkeypatch):
     root = after("pretext")
-    monkeypatch.setattr("utils.engine.rehearse", lambda *_: None)
+    monkeypatch.setattr("simclr.rehearse", lambda *_: None)
     run("scan", root)
     assert same(
         weights(root / "digits/scan/checkpoint.pth.tar"), weights(results / "scan/checkpoint.pth.tar")
@@ -331,6 +334,6 @@ def test_a_small_shared_memory(tmp_path, capsys, monkeypatch, error):
     def train(*_, **__):
         raise RuntimeError(error)
 
-    monkeypatch.setattr("utils.engine.train", train)
+    monkeypatch.setattr("utils.training.engine.train", train)
     message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
     assert "set num_workers=0" in message and "--shm-size" in message

@@ -16,8 +16,8 @@ from steps import ROOT, STEPS, arguments, official_moco
 
 import eval as evaluation
 import moco
-from utils import checkpoint
-from utils.run import run_script
+from utils.run import checkpoint
+from utils.run.script import run_script
 
 MAIN = {
     **{name: script.main for name, (script, *_) in STEPS.items()},

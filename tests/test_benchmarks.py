@@ -9,13 +9,13 @@ import pytest
 import torch
 from steps import ROOT
 
-from utils import metrics
-
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
 import cifar10
 import plain
+
+from utils.analysis import metrics
 
 
 def test_plain_objective_and_matching_are_ours():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from errors import UserError
-from utils import checkpoint
+from utils.run import checkpoint
 
 
 def content():

@@ -9,8 +9,9 @@ import yaml
 import data
 from errors import UserError
 from models import build_model
-from utils.config import differences, load_config, parse_arguments
-from utils.optim import build_optimizer
+from utils.run.config import differences, load_config
+from utils.run.script import parse_arguments
+from utils.training.optim import build_optimizer
 
 ROOT = Path(__file__).parent.parent
 SETUPS = ["simclr", "moco", "scan", "selflabel"]

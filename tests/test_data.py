@@ -14,7 +14,9 @@ from data.arrays import ArrayImages
 from data.decoding import FolderImages
 from data.transforms import center_crop
 from errors import UserError
-from utils import engine, interrupt
+from utils.run import interrupt
+from utils.training import engine
+from utils.training.resume import Progress
 
 
 def config(name, data_dir, **more):
@@ -416,15 +418,17 @@ def test_a_pass_goes_on_from_where_nothing_is_ahead(monkeypatch):
         loader, _ = small_batches(3 * 4 * 2 * 12)
         torch.manual_seed(0)
         if progress:
-            loader.skip(progress["batches"], progress["random_state"])
-        return engine._train_epoch(model, optimizer, loader, step, None, "", progress)
+            loader.skip(progress.batches, progress.random_state)
+        progress = progress or Progress()
+        engine._train_epoch(model, optimizer, loader, step, None, "", progress)
+        return progress
 
     monkeypatch.setattr(interrupt, "noted", lambda: stop and len(seen) >= stop[0])
-    assert epoch()["batches"] == 14
+    assert epoch().batches == 14
     whole, seen[:] = list(seen), []
     stop.append(5)
     progress = epoch()
-    assert progress["batches"] == len(seen) == 6
+    assert progress.batches == len(seen) == 6
     stop.clear()
-    assert epoch(progress)["batches"] == 14
+    assert epoch(progress).batches == 14
     assert all(torch.equal(a, b) for a, b in zip(seen, whole, strict=True))

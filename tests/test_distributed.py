@@ -14,7 +14,7 @@ from torch import nn
 import data
 from data.arrays import ArrayImages
 from errors import UserError
-from utils import checkpoint, distributed
+from utils.run import checkpoint, distributed
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 

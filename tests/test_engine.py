@@ -8,8 +8,9 @@ import torch
 
 import data
 from errors import UserError
-from utils import engine
-from utils.optim import build_optimizer
+from utils.training import engine, inference
+from utils.training.optim import build_optimizer
+from utils.training.resume import Progress
 
 
 @pytest.fixture
@@ -24,30 +25,30 @@ def mean(images):
 
 def test_one_output_and_several(loader):
     expected = torch.arange(10.0).view(10, 1).expand(10, 3)
-    assert torch.equal(engine.infer(mean, loader, ""), expected)
-    several = engine.infer(lambda images: (mean(images), images[:, 0, 0, 0].long()), loader, "")
+    assert torch.equal(inference.infer(mean, loader, ""), expected)
+    several = inference.infer(lambda images: (mean(images), images[:, 0, 0, 0].long()), loader, "")
     assert torch.equal(several[0], expected)
     assert torch.equal(several[1], torch.arange(10))
 
 
 def test_to_a_file(loader, tmp_path):
     path = tmp_path / "features.npy"
-    found = engine.infer(mean, loader, "", path)
-    assert torch.equal(found, engine.infer(mean, loader, ""))
+    found = inference.infer(mean, loader, "", path)
+    assert torch.equal(found, inference.infer(mean, loader, ""))
     np.testing.assert_array_equal(np.load(path), found)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_full_disk_is_an_error_not_a_crash(loader):
     with pytest.raises(UserError, match="/dev/full: cannot be written .*GB are free"):
-        engine.infer(lambda images: mean(images).repeat(1, 100_000), loader, "", "/dev/full")
+        inference.infer(lambda images: mean(images).repeat(1, 100_000), loader, "", "/dev/full")
 
 
 @pytest.mark.parametrize("file", [None, "features.npy"])
 def test_no_row_is_left_out(loader, tmp_path, file):
     loader.train = True  # drops the last incomplete batch
     with pytest.raises(ValueError, match="8 of 10"):
-        engine.infer(mean, loader, "", file and tmp_path / file)
+        inference.infer(mean, loader, "", file and tmp_path / file)
 
 
 @pytest.mark.parametrize("file", [None, "features.npy"])
@@ -56,7 +57,7 @@ def test_outputs_that_are_not_finite(loader, tmp_path, file):
         return mean(images).log()  # of the first image, which is black
 
     with pytest.raises(UserError, match="features: the network's outputs are not finite for 1 of 10 images"):
-        engine.infer(broken, loader, "features", file and tmp_path / file)
+        inference.infer(broken, loader, "features", file and tmp_path / file)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,14 @@ def test_a_batch_that_trains_nothing_leaves_no_trace(name, kwargs):
         loader = data.Loader(data.arrays.ArrayImages(images[index]), view, 2, train=False)
         if not told:
             values = iter([True] * len(loader))
-        progress = engine._train_epoch(model, optimizer, loader, step, None, "", None)
+        progress = Progress()
+        engine._train_epoch(model, optimizer, loader, step, None, "", progress)
         return model, optimizer, progress
 
     trains = [False, True, False, True]
     (model, optimizer, progress), (expected, plain, fewer) = (train(trains, told) for told in (True, False))
-    assert (progress["batches"], progress["trained"], fewer["trained"]) == (4, 2, 2)
-    assert progress["totals"] == fewer["totals"]
+    assert (progress.batches, progress.trained, fewer.trained) == (4, 2, 2)
+    assert progress.totals == fewer.totals
     assert torch.equal(model.weight, expected.weight) and torch.equal(model.bias, expected.bias)
     for state, other in zip(optimizer.state.values(), plain.state.values(), strict=True):
         assert state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)

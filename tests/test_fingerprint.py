@@ -12,7 +12,8 @@ import scan
 import selflabel
 import simclr
 from data.digits import build_digits
-from utils import checkpoint, fingerprint
+from utils.files import digest
+from utils.run import checkpoint, identity
 
 
 def other_digits(folder, count=None):
@@ -33,7 +34,7 @@ def test_every_step_says_what_made_its_results(results, step):
     assert (found["setup"], found["seed"], found["epochs"]) == (STEPS[step][0].__name__, 0, 2)
     earlier = {"pretext": set(), "scan": {"pretext/model.pth.tar"}, "selflabel": {"scan/model.pth.tar"}}
     assert earlier[step] <= found["inputs"].keys()
-    assert found["files"]["model.pth.tar"] == checkpoint.digest(results / step / "model.pth.tar")
+    assert found["files"]["model.pth.tar"] == digest(results / step / "model.pth.tar")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -68,7 +69,7 @@ def test_neighbors_of_another_model_or_hand_are_warned_of(copied, caplog, monkey
 def test_an_honest_run_is_not_warned_of(results, after, caplog, monkeypatch):
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     run("scan", after("pretext"))
-    assert not [r for r in caplog.records if r.name == "utils.fingerprint" and r.levelname == "WARNING"]
+    assert not [r for r in caplog.records if r.name == "utils.run.identity" and r.levelname == "WARNING"]
 
 
 def test_weights_taken_from_elsewhere_are_not_replaced_by_training(results, tmp_path, capsys):
@@ -101,8 +102,8 @@ def test_runs_by_name_do_not_meet(tmp_path, capsys):
 def test_the_hash_is_of_the_backbone_only():
     backbone = {"backbone.a": torch.ones(3), "backbone.b": torch.zeros(2)}
     same = {**dict(reversed(backbone.items())), "contrastive_head.weight": torch.ones(1)}
-    assert fingerprint.of_backbone(backbone) == fingerprint.of_backbone(same)
-    assert fingerprint.of_backbone({**backbone, "backbone.b": torch.ones(2)}) != fingerprint.of_backbone(same)
+    assert identity.of_backbone(backbone) == identity.of_backbone(same)
+    assert identity.of_backbone({**backbone, "backbone.b": torch.ones(2)}) != identity.of_backbone(same)
 
 
 def test_selflabel_knows_its_start(copied, capsys):

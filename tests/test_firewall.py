@@ -9,7 +9,7 @@ from steps import STEPS, run, same, weights
 
 import scan
 from data.digits import build_digits
-from utils import checkpoint
+from utils.run import checkpoint
 
 
 def digits_with(labels, folder):

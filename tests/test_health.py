@@ -10,15 +10,15 @@ from steps import STEPS, arguments, fails, run, same, weights
 
 import selflabel
 from errors import UserError
-from utils import health
-from utils.run import Run
+from utils.analysis import health, neighbor_quality
+from utils.run.folder import Run
 
 ALL_ADVICE = {trouble: f"advice on {trouble}" for trouble in health.SELFLABEL_ADVICE}
 
 
 @pytest.fixture(autouse=True)
 def info(caplog):
-    caplog.set_level(logging.INFO, logger="utils.health")
+    caplog.set_level(logging.INFO, logger="utils.analysis.health")
 
 
 def warnings(caplog):
@@ -206,7 +206,7 @@ def test_figures_against_a_slow_loop():
     pairs = [(i, j) for i in range(60) for j in lists[i]]
     degree = np.array([sum(j in others for others in lists) for j in range(60)])
     before = table.clone()
-    found = health.neighbor_quality(table)
+    found = neighbor_quality.neighbor_quality(table)
     assert torch.equal(table, before)
     assert found["mutual"] == pytest.approx(sum(i in lists[j] for i, j in pairs) / len(pairs))
     assert found["by_chance"] == pytest.approx(len(pairs) / 60 / 59)
@@ -221,7 +221,7 @@ def test_figures_against_a_slow_loop():
 @pytest.mark.parametrize(("n", "k"), [(1500, 5), (400, 20), (1000, 1), (100, 50)])
 def test_random_neighbors_are_no_go(caplog, n, k):
     torch.manual_seed(0)
-    found = health.neighbor_quality(random_neighbors(n, k))
+    found = neighbor_quality.neighbor_quality(random_neighbors(n, k))
     assert found["mutual"] == pytest.approx(k / n, abs=0.03)
     assert found["transitive"] == pytest.approx(k / n, abs=0.03)
     assert found["nobodys"] == pytest.approx((1 - k / (n - 1)) ** (n - 1), abs=0.05)
@@ -237,7 +237,7 @@ def test_collapsed_neighbors_are_no_go(caplog, itself):
     table = torch.arange(10).repeat(1000, 1)
     if itself:
         table = torch.cat([torch.arange(1000).unsqueeze(1), table], 1)
-    found = health.neighbor_quality(table)
+    found = neighbor_quality.neighbor_quality(table)
     assert found["nobodys"] == 0.99
     assert found["in_degree_skewness"] > 5
     assert found["verdict"] == "no-go"
@@ -248,7 +248,7 @@ def test_collapsed_neighbors_are_no_go(caplog, itself):
 def test_neighbors_with_structure_are_go(caplog, k):
     torch.manual_seed(0)
     points = torch.randn(10, 8).repeat_interleave(100, 0) + 0.3 * torch.randn(1000, 8)
-    found = health.neighbor_quality(nearest(points, k))
+    found = neighbor_quality.neighbor_quality(nearest(points, k))
     assert found["verdict"] == "go"
     assert caplog.messages[-1] == "neighbors: go"
     assert warnings(caplog) == []
@@ -258,15 +258,15 @@ def test_neighbors_among_noise_are_no_go(caplog):
     """They are mutual, as all neighbors by a symmetric similarity, but not each other's."""
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(2000, 512), dim=1)
-    found = health.neighbor_quality(nearest(features, 5))
+    found = neighbor_quality.neighbor_quality(nearest(features, 5))
     assert found["mutual"] > 0.5
     assert found["verdict"] == "no-go"
     assert "as if the features were noise" in warnings(caplog)[0]
 
 
 def test_neighbors_of_two_images():
-    assert health.neighbor_quality(torch.tensor([[0, 1], [1, 0]]))["verdict"] == "no-go"
-    assert health.neighbor_quality(torch.tensor([[0, 0], [1, 1]]))["verdict"] == "no-go"
+    assert neighbor_quality.neighbor_quality(torch.tensor([[0, 1], [1, 0]]))["verdict"] == "no-go"
+    assert neighbor_quality.neighbor_quality(torch.tensor([[0, 0], [1, 1]]))["verdict"] == "no-go"
 
 
 def test_the_advice_names_uneven_classes():
@@ -284,7 +284,7 @@ def epochs(folder):
 def test_digits_neighbors_are_go(results):
     mined = torch.from_numpy(np.load(results / "pretext/topk-train-neighbors.npy"))
     figures = json.loads((results / "scan/metrics.json").read_text())["train_neighbors"]
-    assert figures == health.neighbor_quality(mined[:, :6])
+    assert figures == neighbor_quality.neighbor_quality(mined[:, :6])
     assert figures["verdict"] == "go"
     assert min(figures["mutual"], figures["transitive"]) > 10 * figures["by_chance"]
     assert "neighbors: go" in (results / "scan/log.txt").read_text()

@@ -19,8 +19,10 @@ import torch
 from PIL import Image
 from steps import ROOT, STEPS, arguments, fails
 
-from utils import checkpoint, engine
-from utils.run import Run, run_script
+from utils.run import checkpoint
+from utils.run.folder import Run
+from utils.run.script import run_script
+from utils.training import engine, inference
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["steps", "faiss", "torch._dynamo"])
@@ -182,15 +184,15 @@ def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path)
 
 def interrupt_in_inference(epoch):
     """SIGTERM in the first inference after the given epoch's training."""
-    train_epoch, infer = engine._train_epoch, engine.infer
+    train_epoch, outputs = engine._train_epoch, inference._outputs
 
     def note(*args):
-        engine.infer = signal_and_infer if f"epoch {epoch}/" in args[5] else infer
+        inference._outputs = signal_and_infer if f"epoch {epoch}/" in args[5] else outputs
         return train_epoch(*args)
 
     def signal_and_infer(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
-        return infer(*args, **kwargs)
+        return outputs(*args, **kwargs)
 
     engine._train_epoch = note
 
@@ -219,7 +221,6 @@ def test_two_runs_in_one_folder(results, tmp_path):
 DECODED_BY_WORKERS = """
 import simclr
 from data import unreadable
-from utils.run import run_script
 
 unreadable.fits_in_memory = lambda size: False
 run_script(simclr.main)

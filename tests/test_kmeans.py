@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errors import UserError
-from utils import kmeans
+from utils.analysis import kmeans
 
 
 def blobs(n, seed):

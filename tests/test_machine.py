@@ -12,9 +12,10 @@ from steps import STEPS, run, same, weights
 from torch._dynamo.backends.common import aot_autograd
 
 from errors import UserError
-from utils import machine
-from utils.config import load_config, parse_arguments
-from utils.run import Run
+from utils.run import machine
+from utils.run.config import load_config
+from utils.run.folder import Run
+from utils.run.script import parse_arguments
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -128,11 +129,13 @@ def test_without_a_compiler_one_line_and_the_same_result(results, after, monkeyp
     torch.compiler.reset()
     compile_ = functools.partial(torch.compile, backend=failing_compiler([fails]), dynamic=False)
     monkeypatch.setattr(torch, "compile", lambda network, **_: compile_(network))
-    with caplog.at_level(logging.INFO, "utils.machine"):
+    with caplog.at_level(logging.INFO, "utils.run.machine"):
         monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # caplog's handler stays
         root = after(*list(STEPS)[: list(STEPS).index(step)])
         run(step, root, "compile=on")
-    told = [r.getMessage() for r in caplog.records if r.name == "utils.machine" and r.levelno >= logging.INFO]
+    told = [
+        r.getMessage() for r in caplog.records if r.name == "utils.run.machine" and r.levelno >= logging.INFO
+    ]
     assert told[1:] == [f"not compiled, which is slower but no less right (no compiler for the {fails} pass)"]
     name = "model.pth.tar"
     assert same(weights(root / "digits" / step / name), weights(results / step / name))

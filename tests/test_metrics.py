@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import metrics
-from utils.prototypes import find_prototypes
+from utils.analysis import metrics
+from utils.analysis.prototypes import find_prototypes
 
 
 def one_hot(assignment, num_clusters):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from errors import UserError
-from utils import neighbors
+from utils.analysis import neighbors
 
 
 def features(n, d=8, seed=0):

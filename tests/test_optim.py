@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from errors import UserError
-from utils.ema import EMA
-from utils.optim import build_optimizer, learning_rate
+from utils.training.ema import EMA
+from utils.training.optim import build_optimizer, learning_rate
 
 
 def test_constant_schedule():

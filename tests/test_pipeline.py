@@ -17,15 +17,19 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import data
 import eval as evaluation
+import losses
 import scan
 import selflabel
 import simclr
 from errors import UserError
 from models import build_model
 from models.resnet import ResNet
-from utils import checkpoint, engine, pretrained
-from utils.config import load_config, parse_arguments
-from utils.run import Run
+from utils.run import checkpoint
+from utils.run.config import load_config
+from utils.run.folder import Run
+from utils.run.script import parse_arguments
+from utils.run.weights import read_weights
+from utils.training import engine
 
 # --- what a run leaves ---------------------------------------------------------------------------
 
@@ -366,7 +370,7 @@ def test_batches_without_a_confident_sample_are_counted(after):
 def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace(after, monkeypatch):
     root, found = after("pretext", "scan"), []
 
-    def train(run, model, optimizer, loader, step, **_):
+    def train(run, identity, model, optimizer, loader, step, **_):
         model.train()
         for batch in loader:
             weak_only = copy.deepcopy(model)
@@ -390,7 +394,7 @@ def confidence_that_some_batches_miss(root):
     """A threshold that about one training image in a hundred exceeds, and one at least in eval mode."""
     config = load_config(parse_arguments(arguments("scan", root), ""), ["scan"])
     model = build_model(config)
-    state, head = pretrained.read(root / "digits/scan/model.pth.tar", ["clustering"])
+    state, head = read_weights(root / "digits/scan/model.pth.tar", ["clustering"])
     model.load_state_dict(state)
     transform = data.build_eval_transform(config)
     images = transform(data.build_dataset(config, "train").images)
@@ -459,8 +463,8 @@ def test_loss_that_explodes_later(tmp_path, capsys, monkeypatch):
     saved = checkpoint.load(path)
     saved["identity"]["epochs"] = 3
     torch.save(saved, path)
-    forward = simclr.SimCLRLoss.forward
-    monkeypatch.setattr(simclr.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
+    forward = losses.SimCLRLoss.forward
+    monkeypatch.setattr(losses.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
     last = fails(capsys, simclr.main, arguments("pretext", tmp_path, "epochs=3"))
     assert "epoch 3: the loss is nan" in last
     assert f"the last good checkpoint is {path}, of epoch 2" in last

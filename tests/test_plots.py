@@ -7,7 +7,7 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
-from utils import plots
+from utils.analysis import plots
 
 ODD = [
     *("$10_to_$20", r"\frac{1}{0}", "a\nb", "tab\t", "\x1b[31mred", "\udcff\udcfe", "x" * 5000, "", " "),

@@ -11,7 +11,7 @@ from errors import UserError
 from moco import convert
 from models import ClusteringModel, ContrastiveModel
 from models.resnet import ResNet, resnet50
-from utils import pretrained
+from utils.run.weights import choose_head, load_weights, read_weights, unwrap
 
 
 def clustering(num_clusters=5, num_heads=2, **kwargs):
@@ -52,17 +52,17 @@ def path(tmp_path):
 def test_layouts(path, wrap, head, zipped):
     model, other = clustering(), clustering()
     torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=zipped)
-    weights, found = pretrained.read(path, ["clustering"])
+    weights, found = read_weights(path, ["clustering"])
     assert found == head
     assert list(weights) == list(model.state_dict())
-    pretrained.fit(other, weights, path)
+    load_weights(other, weights, path)
     assert same(model.state_dict(), other.state_dict())
 
 
 def test_official_moco(path):
     own = contrastive().state_dict()
     torch.save(official_moco(own), path, _use_new_zipfile_serialization=False)
-    weights, _ = pretrained.read(path, ["moco", "pretext"])
+    weights, _ = read_weights(path, ["moco", "pretext"])
     assert same(convert(weights), own)
     assert convert(own) is own  # a converted one stays as it is
 
@@ -84,7 +84,7 @@ def test_official_moco(path):
 def test_another_kind_is_recognised_by_its_content(path, content, kinds, message):
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
-        pretrained.read(path, kinds)
+        read_weights(path, kinds)
 
 
 @pytest.mark.parametrize(
@@ -100,18 +100,18 @@ def test_another_kind_is_recognised_by_its_content(path, content, kinds, message
 def test_no_state_dict(path, content, found):
     torch.save(content, path)
     with pytest.raises(UserError, match=f"holds no state dict, but {found}; expected"):
-        pretrained.read(path, ["pretext"])
+        read_weights(path, ["pretext"])
 
 
 def test_choice_of_the_head(path):
     weights = clustering(num_heads=3).state_dict()
-    assert pretrained.choose_head(weights, 2, path) == 2
-    assert pretrained.choose_head(clustering(num_heads=1).state_dict(), None, path) == 0
+    assert choose_head(weights, 2, path) == 2
+    assert choose_head(clustering(num_heads=1).state_dict(), None, path) == 0
     for head, message in ((None, "which of its 3 heads"), (3, "names head 3 .* its heads are 0 to 2")):
         with pytest.raises(UserError, match=message):
-            pretrained.choose_head(weights, head, path)
+            choose_head(weights, head, path)
     with pytest.raises(UserError, match="number of a cluster head, found 'best'"):
-        pretrained.unwrap({"model": weights, "head": "best"}, path)
+        unwrap({"model": weights, "head": "best"}, path)
 
 
 # --- what does not fit is refused ----------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_weights_that_do_not_fit(weights, message):
     model = clustering()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        pretrained.fit(model, weights, "file")
+        load_weights(model, weights, "file")
     assert same(before, model.state_dict())
 
 
@@ -178,7 +178,7 @@ def test_weights_that_do_not_fit(weights, message):
 )
 def test_another_projection_head(kwargs, found):
     with pytest.raises(UserError, match=f"model_kwargs is a {found}, here mlp head to 128"):
-        pretrained.fit(contrastive(), contrastive(**kwargs).state_dict(), "file")
+        load_weights(contrastive(), contrastive(**kwargs).state_dict(), "file")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -186,7 +186,7 @@ def test_weights_that_are_not_finite(value):
     weights = clustering().state_dict()
     weights["backbone.bn1.bias"] = weights["backbone.bn1.bias"] + value
     with pytest.raises(UserError, match=r"1 weights are not finite \(backbone.bn1.bias\)"):
-        pretrained.fit(clustering(), weights, "file")
+        load_weights(clustering(), weights, "file")
 
 
 def test_the_log_lists_every_weight(caplog):
@@ -194,13 +194,13 @@ def test_the_log_lists_every_weight(caplog):
     weights = without(clustering().state_dict(), "layer4")
     missing = [key for key in clustering().state_dict() if key not in weights]
     with pytest.raises(UserError, match=f"{len(missing)} missing"):
-        pretrained.fit(clustering(), weights, "file")
+        load_weights(clustering(), weights, "file")
     assert all(f"\n  {key}" in caplog.text for key in missing)
 
 
 def test_half_precision_is_widened():
     model, other = clustering(), clustering()
-    pretrained.fit(other, model.half().state_dict(), "file")
+    load_weights(other, model.half().state_dict(), "file")
     assert other.backbone.conv1.weight.dtype == torch.float32
     assert torch.equal(other.backbone.conv1.weight.half(), model.backbone.conv1.weight)
 
@@ -209,8 +209,8 @@ def test_the_backbone_alone_but_no_weight_of_it_may_miss():
     pretext = contrastive().state_dict()
     model = clustering()
     heads = {key: value.clone() for key, value in model.cluster_head.state_dict().items()}
-    pretrained.fit(model, pretext, "file", "backbone.")
+    load_weights(model, pretext, "file", "backbone.")
     assert torch.equal(model.backbone.conv1.weight, pretext["backbone.conv1.weight"])
     assert same(model.cluster_head.state_dict(), heads)
     with pytest.raises(UserError, match="1 missing"):
-        pretrained.fit(model, without(pretext, "layer1.0.bn2.bias"), "file", "backbone.")
+        load_weights(model, without(pretext, "layer1.0.bn2.bias"), "file", "backbone.")

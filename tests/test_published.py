@@ -19,8 +19,10 @@ import selflabel
 import simclr
 from errors import UserError
 from models import build_model
-from utils import checkpoint, neighbors
-from utils.config import load_config, parse_arguments
+from utils.analysis import neighbors
+from utils.run import checkpoint
+from utils.run.config import load_config
+from utils.run.script import parse_arguments
 
 
 def publish(state, path, **more):

@@ -14,9 +14,10 @@ from data import strong
 from losses import ConfidenceBasedCE, SCANLoss, SimCLRLoss
 from losses.scan import entropy
 from models import build_model
-from utils import metrics, neighbors, pretrained
-from utils.optim import learning_rate
-from utils.prototypes import find_prototypes
+from utils.analysis import metrics, neighbors
+from utils.analysis.prototypes import find_prototypes
+from utils.run.weights import load_weights, read_weights, unwrap
+from utils.training.optim import learning_rate
 
 FOLDER = Path(__file__).parent / "reference"
 ARRAYS = np.load(FOLDER / "reference.npz")
@@ -186,10 +187,10 @@ def test_moco_output():
     model = reference_model("moco_imagenet")
     np.testing.assert_allclose(model(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5)
 
-    official, _ = pretrained.unwrap(official_moco(model.state_dict()), "file")
+    official, _ = unwrap(official_moco(model.state_dict()), "file")
     converted = moco.convert(official)
     other = build_model(CONFIGS["moco_imagenet"])
-    pretrained.fit(other, converted, "file")
+    load_weights(other, converted, "file")
     np.testing.assert_allclose(other.eval()(images), ARRAYS["m_moco"], rtol=1e-4, atol=1e-5)
 
 
@@ -200,9 +201,9 @@ def test_outputs_of_a_published_file(tmp_path, wrap):
     path = tmp_path / "scan_cifar-10.pth.tar"
     weights = {f"module.{key}": value for key, value in reference_model("scan_cifar").state_dict().items()}
     torch.save(wrap(weights), path, _use_new_zipfile_serialization=False)
-    weights, head = pretrained.read(path, ["clustering"])
+    weights, head = read_weights(path, ["clustering"])
     model = build_model(CONFIGS["scan_cifar"])
-    pretrained.fit(model, weights, path)
+    load_weights(model, weights, path)
     out = torch.stack(model.eval()(tensor("x32")))
     np.testing.assert_allclose(out, ARRAYS["m_scan_out"], rtol=1e-4, atol=1e-5)
     assert head in (None, 2)

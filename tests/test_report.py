@@ -11,7 +11,7 @@ from steps import STEPS, run
 
 import eval as evaluation
 from data.digits import build_digits
-from utils import health, plots, report
+from utils.analysis import health, plots, report
 
 ODD = [b"$10_to_$20", b"a\nb", b"\xff\xfe", "一二".encode(), b"x" * 255, b'q"u,o\te']
 

@@ -5,7 +5,7 @@ import ast
 import yaml
 from steps import ROOT
 
-from utils import config
+from utils.run import config
 
 FORBIDDEN = {"os.system", "os.popen", "eval", "exec", "pickle.loads", "subprocess.getoutput"}
 FORBIDDEN |= {"tarfile.open", "shutil.unpack_archive", "joblib.load", "marshal.loads", "pickle.Unpickler"}
@@ -15,7 +15,7 @@ def calls():
     """(file, dotted name, keywords) of every call in the program."""
     files = [
         *ROOT.glob("*.py"),
-        *(f for p in ("data", "losses", "models", "utils") for f in (ROOT / p).glob("*.py")),
+        *(f for p in ("data", "losses", "models", "utils") for f in (ROOT / p).rglob("*.py")),
     ]
     assert len(files) > 30
     for file in files:
@@ -32,14 +32,14 @@ def test_no_shell_and_no_code_from_files():
 
 def test_yaml_is_read_without_objects():
     assert {file for file, name, _ in calls() if name.startswith("yaml.") and "load" in name} == {
-        "utils/config.py"
+        "utils/run/config.py"
     }
     assert issubclass(config._Loader, yaml.SafeLoader)
 
 
 def test_weights_are_read_as_weights_only():
     loads = [(file, keywords.get("weights_only")) for file, name, keywords in calls() if name == "torch.load"]
-    assert loads == [("utils/checkpoint.py", True)]
+    assert loads == [("utils/run/checkpoint.py", True)]
 
 
 def test_arrays_are_read_without_objects():

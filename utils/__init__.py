@@ -1,1 +1,1 @@
-"""What the steps share. Import from the modules: `from utils.metrics import ...`."""
+"""What the steps share, on three floors: run, training, analysis; files lie under all of them."""

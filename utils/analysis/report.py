@@ -1,34 +1,17 @@
 """The figures and pictures that an evaluation leaves behind."""
 
-import csv
-import json
 import logging
 
 import torch
 
+from utils.files import write_csv, write_json
+
 from . import health, metrics, plots
-from .checkpoint import atomic
 
 log = logging.getLogger(__name__)
 
 # what evaluations leave beside metrics.json, each of them some
 PARTS = ("assignment.csv", "confusion_matrix.png", "prototypes.png", "neighbors.png")
-
-
-def write_json(content, path):
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def write_csv(header, rows, path):
-    """Write a table in UTF-8, whatever the names in it are: bytes that are not become escapes."""
-    with (
-        atomic(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def write_figures(figures, folder):

@@ -1,6 +1,6 @@
 """Nearest neighbors in feature space: mining, their quality, and classification by them.
 
-Features may be mapped from a file (see engine.infer): apart from faiss's index nothing here copies all of
+Features may be mapped from a file (see inference.infer): apart from faiss's index nothing here copies all of
 them, or holds more than a block of similarities at a time.
 """
 
@@ -11,8 +11,7 @@ import torch
 from tqdm import tqdm
 
 from errors import UserError
-
-from .checkpoint import atomic
+from utils.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +22,7 @@ QUERIES, BANK = 1024, 131072  # the block of similarities that is in memory at a
 EXACT_ON_CPU = 300_000
 RECALL = 0.99  # wanted of the approximate search, measured on as many images as:
 RECALL_SAMPLE = 1000
+TOP = 1, 5, 20  # neighbors whose classes an evaluation looks at
 
 
 def search(queries, bank, k, device=None):
@@ -171,6 +171,18 @@ def agreement(neighbors, labels, k):
     """Fraction of the first k neighbors, the image itself excluded, that carry the image's label."""
     same = labels[neighbors[:, 1 : k + 1]] == labels.unsqueeze(1)
     return same.count_nonzero().item() / same.numel()
+
+
+def accuracy(mined, labels):
+    """Share of the top 1, 5 and 20 neighbors, mined within a split, that are of the image's class.
+
+    A split with fewer neighbors gives fewer figures.
+    """
+    ks = [k for k in TOP if k < mined.shape[1]]
+    figures = {f"top{k}_neighbor_accuracy": agreement(mined, labels, k) for k in ks}
+    for k, share in zip(ks, figures.values(), strict=True):
+        log.info("top-%d neighbors of the image's class: %.2f %%", k, 100 * share)
+    return figures
 
 
 def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1, device=None):

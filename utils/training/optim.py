@@ -38,6 +38,17 @@ def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epoc
     return lr
 
 
+def scheduled_learning_rate(config, epoch):
+    """`learning_rate` as a configuration, or the identity in a checkpoint, sets it."""
+    return learning_rate(
+        epoch,
+        config["epochs"],
+        config["optimizer_kwargs"]["lr"],
+        config["scheduler"],
+        **config.get("scheduler_kwargs", {}),
+    )
+
+
 def set_learning_rate(optimizer, lr):
     for group in optimizer.param_groups:
         group["lr"] = lr

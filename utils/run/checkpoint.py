@@ -1,18 +1,17 @@
 """Files of weights: written so that a crash never costs the previous one, read without running code."""
 
-import hashlib
 import logging
-import os
 import re
 import warnings
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from errors import UserError
+from utils.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +24,6 @@ NUMPY_SCALAR = [
     np.dtypes.Int64DType,
     np.dtypes.Float64DType,
 ]
-
-
-@contextmanager
-def atomic(path):
-    """Give a temporary path beside `path` to write to; on success it takes `path`'s place at once."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(content, path):
@@ -115,11 +100,3 @@ def _explain(path, error):
 
 def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def digest(path):
-    """SHA-256 of a file, shortened; "none" if it is not there."""
-    if not Path(path).is_file():
-        return "none"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,8 +1,6 @@
 """Command line and YAML files -> one checked configuration."""
 
-import argparse
 import difflib
-import json
 import re
 from pathlib import Path
 
@@ -128,6 +126,7 @@ EXPERIMENT = {
     "train_db_name": _dataset,
     "val_db_name": _dataset,
     "num_classes": _count(2, 100_000),
+    "features": _one_of("head", "backbone"),
     "num_heads": _count(1, 1000),
     "num_neighbors": _positive,
     "update_cluster_head_only": _boolean,
@@ -193,6 +192,9 @@ DEFAULTS = {
     "scheduler_kwargs": {},
 }
 
+# where a pretext model's features come from, unless `features` says it
+FEATURES = {"simclr": "head", "moco": "backbone"}
+
 _TRAINING = ("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler")
 _TRAINING += ("augmentation_strategy", "augmentation_kwargs")
 REQUIRED = ("backbone", "train_db_name", "val_db_name", "num_classes", "batch_size", "transformation_kwargs")
@@ -222,53 +224,7 @@ CRITERION = {
 }
 
 
-# Settings that a training may be resumed with another value of, if its owner says so (--accept_changes).
-TUNABLE = (
-    *("epochs", "optimizer_kwargs", "scheduler", "batch_size", "augmentation_kwargs"),
-    *("criterion_kwargs", "temperature", "confidence_threshold", "data.train"),
-)
-# What the training of the pretext step does not depend on: its evaluation and the mining do.
-AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "data.test")
-
-
 # --- reading -------------------------------------------------------------------------------------
-
-
-def parse_arguments(argv, description, add_arguments=None):
-    """The command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
-    parser.add_argument(
-        "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
-    )
-    parser.add_argument(
-        "--run",
-        metavar="NAME",
-        type=_run_name,
-        help="keep the results apart, in root_dir/NAME/ (torchrun needs a -- before the script)",
-    )
-    parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
-    parser.add_argument(
-        *("--set", "-s"),
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override a key of either file: --set epochs=1 optimizer_kwargs.lr=0.1",
-    )
-    if add_arguments:
-        add_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.data_dir:
-        args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # a path is no YAML
-    return args
-
-
-def _run_name(text):
-    if not re.fullmatch(r"\w[\w.-]*", text):
-        raise argparse.ArgumentTypeError(f"expected letters, digits, '_', '-' and '.', found {text!r}")
-    return text
 
 
 def load_config(args, setups, training=True):
@@ -310,6 +266,8 @@ def load_config(args, setups, training=True):
         raise UserError(
             f"{args.config_exp}: setup is {config.get('setup')!r}, this script needs {' or '.join(setups)}"
         )
+    if config["setup"] in FEATURES:
+        config.setdefault("features", FEATURES[config["setup"]])
     required = REQUIRED + (REQUIRED_TO_TRAIN[config["setup"]] if training else ())
     missing = [key for key in required if key not in config] + _missing_within(config)
     if config["use_ema"] and "ema_alpha" not in config:

@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-def read(path, kinds, hint=""):
+def read_weights(path, kinds, hint=""):
     """State dict and head index of a checkpoint file; see `unwrap`.
 
     Args:
@@ -111,7 +111,7 @@ def choose_head(weights, head, source):
     return head or 0
 
 
-def fit(model, weights, source, part=""):
+def load_weights(model, weights, source, part=""):
     """Load `weights` into `model`; refuse unless every weight finds its place.
 
     Args:

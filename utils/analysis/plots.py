@@ -14,8 +14,9 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from utils.files import atomic
+
 from . import health
-from .checkpoint import atomic
 
 log = logging.getLogger(__name__)
 

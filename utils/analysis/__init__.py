@@ -1,0 +1,1 @@
+"""Neighbors, metrics, health and pictures: knows nothing of runs and trainings."""

@@ -1,0 +1,214 @@
+"""One run of one step: its folder, its log, its device and its seed."""
+
+import functools
+import json
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+import torch
+import yaml
+from termcolor import colored
+
+from errors import UserError
+from utils.files import atomic
+
+from . import checkpoint, distributed, machine
+from .config import mismatches, to_dict
+from .identity import FINGERPRINT
+
+log = logging.getLogger(__name__)
+
+# what the steps leave in the folder of results, besides config.yml and log.txt, which they rewrite or add to
+RESULTS = (
+    *("checkpoint.pth.tar", "model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy"),
+    *("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png", "assignment.csv"),
+    FINGERPRINT,
+)
+
+
+def _by_main(method):
+    """A method of Run that only the main process executes; the others return None at once."""
+
+    @functools.wraps(method)
+    def by_main(self, *args):
+        return method(self, *args) if self.main else None
+
+    return by_main
+
+
+class Run:
+    """Where a step works and what it works with.
+
+    Args:
+        config: the checked configuration.
+        folder: pathlib.Path of the results; created.
+        fresh: set an earlier run's results in that folder aside instead of resuming it.
+        accept_changes: resume although TUNABLE settings changed.
+
+    Attributes:
+        device: torch.device that everything computes on.
+        precision: torch dtype of the network during training and monitoring.
+        loading: keyword arguments that every data.Loader of the run takes.
+        main: whether this process writes the results; of torchrun's processes one does.
+    """
+
+    def __init__(self, config, folder, fresh=False, accept_changes=False):
+        self.config = config
+        self.folder = folder
+        self.fresh = fresh and not distributed.restarted()
+        self.accept_changes = accept_changes
+        self.device = machine.choose_device(config.device, distributed.local_rank())
+        self.precision = machine.choose_precision(config.precision, self.device)
+        distributed.start(self.device)
+        self.main = distributed.is_main()
+        self.loading = {
+            "batch_size": config.batch_size, "device": self.device, "num_workers": config.num_workers,
+            "rank": distributed.rank(), "world_size": distributed.world_size(),
+        }  # fmt: skip
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.start_logging()
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
+            ) from None
+        self._require_replaceable()
+        if config.device == "auto" and self.device.type == "cpu" and self.main:
+            machine.warn_of_unused_gpu()
+        self.seed()
+        processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
+        log.info(
+            "%s on %s, results in %s",
+            *(config.setup, f"{processes}{self.device} ({str(self.precision)[6:]})", self.folder),
+        )
+        for mismatch in mismatches(config):
+            log.warning("%s", mismatch)
+
+    def _require_replaceable(self):
+        """Refuse now what would only be found out when results are written."""
+        for path in (self.folder / name for name in RESULTS):
+            if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+                raise UserError(
+                    f"{path}: is no file that can be replaced; move it away, or set another root_dir"
+                )
+
+    def start_logging(self):
+        """Log to the console and to log.txt, in the main process."""
+        console = logging.StreamHandler()
+        console.setLevel(logging.INFO if self.main else logging.ERROR)
+        console.setFormatter(_ColorFormatter("%(message)s"))
+        logging.raiseExceptions = False  # a full disk must not print a traceback for each line of log.txt
+        logging.basicConfig(level=logging.INFO, handlers=[console], force=True)
+        if self.main:
+            file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            _lock(file.stream, self.folder)
+            logging.getLogger().addHandler(file)
+        logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
+        logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instruction sets it tried
+
+    def seed(self, epoch=None):
+        """Seed all random numbers by (seed, epoch), so that a resumed epoch repeats exactly."""
+        torch.manual_seed(self.config.seed * 1_000_003 + (0 if epoch is None else epoch + 1))
+
+    def autocast(self):
+        """Context of the network's forward pass in training and monitoring."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def place(self, model):
+        """Move a model to the device, in the memory layout that convolutions like."""
+        model = model.to(self.device, memory_format=torch.channels_last)
+        return distributed.synchronise(model, self.device)
+
+    @contextmanager
+    def scratch(self):
+        """Context of a folder for large intermediate files, beside the results; removed at the end."""
+        folder = self.folder / "scratch"
+        if not self.main:
+            yield folder
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # --- what is written -------------------------------------------------------------------------
+
+    @_by_main
+    def save(self, content, name):
+        """Save a file of weights in the folder."""
+        checkpoint.save(content, self.folder / name)
+
+    @_by_main
+    def save_config(self):
+        """Save the resolved configuration beside the results."""
+        with atomic(self.folder / "config.yml") as path:
+            path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
+
+    @_by_main
+    def log_epoch(self, metrics):
+        """Append one JSON line of metrics to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def read_epochs(self):
+        """The metrics of the epochs so far, a list of dicts."""
+        path = self.folder / "metrics.jsonl"
+        epochs = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                epoch = json.loads(line)
+            except json.JSONDecodeError:  # a line cut short by a crash; its epoch will be repeated
+                break
+            if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
+                break
+            epochs.append(epoch)
+        return epochs
+
+
+def results_folder(config, step):
+    """`{root_dir}/{train_db_name}/{step}`; the steps are pretext, scan, selflabel."""
+    return Path(config.root_dir).expanduser() / config.train_db_name / step
+
+
+def earlier_folder(config, step, run_name):
+    """Folder of an earlier step's results: with --run, where that run has none, those without --run."""
+    own = results_folder(config, step)
+    shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
+    if run_name and not (own / "model.pth.tar").exists() and (shared / "model.pth.tar").exists():
+        log.info("--run %s has no %s step of its own: %s is used", run_name, step, shared)
+        return shared
+    return own
+
+
+def _lock(file, folder):
+    """Hold an open file until this process ends or closes it; raise UserError if another one does."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: another run works there at this moment; wait for it, or keep this one apart with "
+            "--run NAME"
+        ) from None
+    except OSError:  # a network drive that knows no locks
+        pass
+
+
+class _ColorFormatter(logging.Formatter):
+    COLORS = {logging.WARNING: "yellow", logging.ERROR: "red"}
+
+    def format(self, record):
+        text = super().format(record)
+        return colored(text, self.COLORS[record.levelno]) if record.levelno in self.COLORS else text

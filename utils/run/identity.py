@@ -1,0 +1,109 @@
+"""What a step's results were made from: written beside them, and compared before anything uses them."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from errors import UserError
+from utils.files import digest, write_json
+
+from .config import differences, experiment_of, listed
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT = "fingerprint.json"
+# Settings that a training may be resumed with another value of, if its owner says so (--accept_changes).
+TUNABLE = (
+    *("epochs", "optimizer_kwargs", "scheduler", "batch_size", "augmentation_kwargs"),
+    *("criterion_kwargs", "temperature", "confidence_threshold", "data.train"),
+)
+SIGNED = ("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy", "metrics.json")
+
+
+class Identity:
+    """What the results of a step depend on: the experiment, the images, and the files of earlier steps.
+
+    Args:
+        config: the checked configuration.
+        datasets: dict split -> dataset, whose `fingerprint()` tells its images.
+        inputs: dict role -> path of a file that the step starts from; `role` names it in messages.
+
+    Attributes:
+        content: dict of plain values: the experiment's keys, `inputs` and `data`.
+        files: list of pathlib.Path, the inputs that exist.
+    """
+
+    def __init__(self, config, datasets, inputs=None):
+        inputs = inputs or {}
+        self.content = {
+            **experiment_of(config),
+            "inputs": {role: digest(path) for role, path in inputs.items()},
+            "data": {split: dataset.fingerprint() for split, dataset in datasets.items()},
+        }
+        self.files = [path for path in map(Path, inputs.values()) if path.exists()]
+
+    def write(self, folder, weights):
+        """Say in the folder of a finished step what made its results; `weights`: their state dict."""
+        files = {name: digest(folder / name) for name in SIGNED if (folder / name).exists()}
+        content = {**self.content, "backbone_weights": of_backbone(weights), "files": files}
+        write_json(content, folder / FINGERPRINT)
+
+
+def of_backbone(weights):
+    """Hash of a state dict's backbone, whatever file it is in."""
+    sum_ = hashlib.sha256()
+    for key, tensor in sorted(weights.items()):
+        if key.startswith("backbone."):
+            sum_.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sum_.hexdigest()[:16]
+
+
+def read_fingerprint(folder):
+    """What `Identity.write` wrote; an empty dict where it did not, as in folders of the original's files."""
+    try:
+        content = json.loads((folder / FINGERPRINT).read_text())
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(content, dict) and "backbone_weights" in content
+    return content if whole and all(isinstance(content.get(key), dict) for key in ("data", "files")) else {}
+
+
+def check_neighbors(folder, identity, weights, remedy):
+    """Compare what the pretext step worked with to what the clustering step is about to.
+
+    Args:
+        folder: of the pretext step.
+        identity: the Identity of the clustering step.
+        weights: the pretext model's state dict that the clustering step starts from.
+        remedy: what to do about neighbors of other images, for the message.
+
+    Raises:
+        UserError: the neighbors are of other images. Files that were replaced, and another model, which may
+            be meant, only log a warning.
+    """
+    there, here = read_fingerprint(folder), identity.content["data"]
+    if not there:
+        log.debug("%s: no %s, taken as they are", folder, FINGERPRINT)
+        return
+    changed = differences({split: there["data"].get(split) for split in here}, here)
+    if changed:
+        raise UserError(
+            f"{folder}: its neighbors were mined among other images ({listed(changed)}); {remedy}"
+        )
+    for name, content in there["files"].items():
+        if name.endswith(".npy") and digest(folder / name) != content:
+            log.warning("%s: not the file that the pretext step wrote", folder / name)
+    if there["backbone_weights"] != of_backbone(weights):
+        log.warning("%s: its neighbors were mined with another model than this step starts from", folder)
+
+
+def warn_if_unfinished(folder):
+    """Log a warning about a result whose training has not come to its end."""
+    signed = read_fingerprint(folder).get("files", {}).get("model.pth.tar")
+    if (folder / "checkpoint.pth.tar").exists() and digest(folder / "model.pth.tar") != signed:
+        log.warning(
+            "%s: that step has not come to its end (or was made by an older version); its command, given "
+            "again, finishes it",
+            folder,
+        )

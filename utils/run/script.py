@@ -1,0 +1,133 @@
+"""What every script does around its work: its command line, and how it ends."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from termcolor import colored
+
+from errors import UserError
+
+from . import distributed, interrupt
+from .identity import TUNABLE
+
+log = logging.getLogger(__name__)
+
+
+def run_script(main):
+    """Call `main()` and exit: 1 and one line for what the user can mend, 128 + its number for a signal."""
+    interrupt.listen()
+    try:
+        main()
+        distributed.stop()
+    except (UserError, OSError) as error:  # OSError: no permission, ...; it names the file
+        _fail(error)
+    except torch.OutOfMemoryError as error:
+        _fail(f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size")
+    except MemoryError as error:
+        _fail(f"the memory is full ({error}); lower batch_size or the images' size")
+    except RuntimeError as error:
+        if re.search(r"shared memory|\bshm\b|bus error", str(error), re.I):
+            _fail(
+                f"the processes that decode images find no room in /dev/shm ({_shared_memory()}); set "
+                "num_workers=0, or make it larger (docker run --shm-size=8g, or --ipc=host)"
+            )
+        if "allocate memory" in str(error):  # torch's own MemoryError on a CPU
+            _fail(f"the memory is full ({str(error).splitlines()[0]}); lower batch_size or the images' size")
+        if distributed.world_size() == 1 or not re.search("connection|peer|nccl|gloo", str(error), re.I):
+            raise
+        log.debug("%s", error)
+        _fail(
+            "another process of this run was lost, so this one stops; the last checkpoint is intact: "
+            "the same command, without --fresh, resumes from it (torchrun --max_restarts does so by itself)"
+        )
+    except interrupt.Interrupted as signal:
+        if distributed.is_main():
+            print(f"stopped by {signal}; the same command, without --fresh, goes on", file=sys.stderr)
+        sys.exit(128 + signal.number)
+
+
+def _shared_memory():
+    try:
+        return f"{shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB in all"
+    except OSError:
+        return "there is none"
+
+
+def _fail(message):
+    where = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
+    log.debug("error: %s", message)  # to log.txt, where there is one
+    print(colored(f"error{where}:", "red", attrs=["bold"]), message, file=sys.stderr)
+    sys.stderr.flush()
+    # not sys.exit, which would wait for the other processes
+    os._exit(1) if where else sys.exit(1)
+
+
+def start_arguments(pretrained_help):
+    """The command-line arguments that say what a step starts from: --pretrained FILE, --fresh, ..."""
+
+    def add(parser):
+        parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
+        parser.add_argument(
+            "--fresh",
+            action="store_true",
+            help="start over instead of resuming; the earlier results are kept as *.old until a new model is "
+            "trained",
+        )
+        parser.add_argument(
+            "--accept_changes",
+            action="store_true",
+            help=f"go on from the checkpoint although {', '.join(TUNABLE)} changed",
+        )
+
+    return add
+
+
+def file_argument(text):
+    """Type of a command-line argument that names a file."""
+    if not text or "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a file on this machine, found {text!r}")
+    return Path(text).expanduser()
+
+
+def parse_arguments(argv, description, add_arguments=None):
+    """The command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
+    parser.add_argument(
+        "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
+    )
+    parser.add_argument(
+        "--run",
+        metavar="NAME",
+        type=_run_name,
+        help="keep the results apart, in root_dir/NAME/ (torchrun needs a -- before the script)",
+    )
+    parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
+    parser.add_argument(
+        *("--set", "-s"),
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override a key of either file: --set epochs=1 optimizer_kwargs.lr=0.1",
+    )
+    if add_arguments:
+        add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.data_dir:
+        args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # a path is no YAML
+    return args
+
+
+def _run_name(text):
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"expected letters, digits, '_', '-' and '.', found {text!r}")
+    return text

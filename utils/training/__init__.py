@@ -1,0 +1,1 @@
+"""The training loop, what it resumes from, and passes without training. Imports utils.run."""

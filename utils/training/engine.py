@@ -1,0 +1,174 @@
+"""The loop that all steps share: epochs of training."""
+
+import contextlib
+import logging
+import math
+import time
+
+import torch
+
+from errors import UserError
+from utils.run import distributed, interrupt
+
+from .inference import progress_bar
+from .optim import scheduled_learning_rate, set_learning_rate
+from .resume import Progress, Training
+
+log = logging.getLogger(__name__)
+
+SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
+
+
+def train(run, identity, model, optimizer, loader, step, *, extra=None, after_batch=None, after_epoch=None):
+    """Train to the configured epoch, from the last checkpoint if there is one.
+
+    Args:
+        run: the Run; its configuration gives epochs and schedule.
+        identity: the Identity of the step, which a checkpoint must share to be gone on from.
+        model: the network, on the run's device.
+        optimizer: over the parameters that train.
+        loader: batches of the training split.
+        step: batch -> dict of scalar tensors with `loss`; and, where a batch may train nothing, `trains`, a
+            bool: if it is False the others are 0, and the optimizer is left as if there were no such batch.
+        extra: dict of what else belongs in the checkpoint, see resume.Training.
+        after_batch: called after each batch, also one that trained nothing.
+        after_epoch: called with the number of epochs done, in eval mode; returns numbers, and lists of
+            them, to log.
+
+    Raises:
+        UserError: the loss, or what the validation finds, is no longer finite, or an epoch in which no batch
+            trained.
+    """
+    config = run.config
+    training = Training(run, identity, model, optimizer, extra)
+    first, progress = training.resume()
+    run.save_config()
+    last_line = -math.inf
+    for epoch in range(first, config.epochs):
+        lr = scheduled_learning_rate(config, epoch)
+        set_learning_rate(optimizer, lr)
+        run.seed(epoch)
+        if progress:
+            loader.skip(progress.batches, progress.random_state)
+        else:
+            progress = Progress()
+        start = time.perf_counter() - progress.seconds
+        title = f"epoch {epoch + 1}/{config.epochs}"
+        _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
+        progress.seconds = time.perf_counter() - start
+
+        try:
+            interrupt.check()
+            metrics = {"epoch": epoch + 1, "lr": lr, **_means(progress, title)}
+            _require_finite(run, metrics, ("loss",), epoch, lr)
+            metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress.seconds, 1)
+            model.eval()
+            if after_epoch:
+                metrics.update(after_epoch(epoch + 1))
+                _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
+        except interrupt.Interrupted:  # within the epoch, or in its validation, which alone will be repeated
+            if all(total.isfinite() for total in progress.totals.values()):
+                training.save(epoch, progress)
+                log.info("%s: stopped after batch %d, saved", title, progress.batches)
+            raise
+        metrics["seconds"] = round(time.perf_counter() - start, 2)
+        progress = None
+        with interrupt.deferred():
+            run.log_epoch(metrics)
+            training.save(epoch + 1)
+        interrupt.check()
+        if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
+            log.info(_summary(metrics, config.epochs))
+            last_line = time.perf_counter()
+    distributed.barrier()  # what the main process saved can be read
+    model.eval()
+
+
+def _require_finite(run, metrics, names, epoch, lr):
+    for name in names:
+        if math.isfinite(metrics.get(name, 0)):
+            continue
+        path = run.folder / "checkpoint.pth.tar"
+        precision = "" if run.precision == torch.float32 else f", or {str(run.precision)[6:]} too coarse"
+        kept = f"the last good checkpoint is {path}, of epoch {epoch}" if epoch else "nor an earlier one"
+        kept += "; to go on from it with other settings add --accept_changes" if epoch else ""
+        raise UserError(
+            f"epoch {epoch + 1}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} is too "
+            f"high{precision}: lower optimizer_kwargs.lr{' or set precision fp32' if precision else ''}; "
+            f"nothing of this epoch was saved, {kept}"
+        )
+
+
+def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
+    """Train on the batches of an epoch, from `progress` on, which is updated, to the end or to a signal."""
+    model.train()
+    on_gpu = torch.device(loader.device).type == "cuda"
+    trained, totals = progress.trained, progress.totals
+    bar = progress_bar(loader, title)
+    bar.update(progress.batches)
+    # several processes would not stop at the same batch
+    with contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred():
+        for batch in _until_workers_stop(bar):
+            if on_gpu:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
+            values = step(batch)
+            trains = values.pop("trains", None)
+            optimizer.zero_grad(set_to_none=True)
+            values["loss"].backward()
+            if trains is not None:
+                # where this is 1, fused optimizers change nothing, on the device: made for torch's GradScaler
+                optimizer.found_inf = trains.logical_not().float()
+            optimizer.step()
+            trained = trained + (1 if trains is None else trains)
+            for name, value in values.items():  # summed on the device: no iteration waits for a value
+                totals[name] = totals.get(name, 0) + value.detach()
+            if after_batch:
+                after_batch()
+            progress.batches += 1
+            if not bar.disable and progress.batches % 20 == 0:
+                bar.set_postfix(loss=f"{values['loss'].item():.4f}")
+            if interrupt.noted() and not loader.ahead:
+                break
+    progress.random_state = torch.get_rng_state()
+    # the GPU's only synchronization, so that the measured time is that of its work
+    progress.totals = {name: total.cpu() for name, total in totals.items()}
+    progress.trained = int(trained)
+
+
+def _until_workers_stop(batches):
+    """The batches, until a signal ends the workers that make them as well."""
+    try:
+        yield from batches
+    except RuntimeError:
+        if not interrupt.noted():
+            raise
+
+
+def _means(progress, title):
+    trained, skipped = progress.trained, progress.batches - progress.trained
+    if trained == 0:
+        raise UserError(
+            f"{title}: none of the {skipped} batches had a sample to train on; the model is not confident "
+            "enough: train the clustering step longer or lower confidence_threshold"
+        )
+    metrics = {name: total.item() / trained for name, total in progress.totals.items()}
+    return {**metrics, "skipped_batches": skipped} if skipped else metrics
+
+
+def _summary(metrics, epochs):
+    left = (epochs - metrics["epoch"]) * metrics["seconds"]
+    hidden = ("epoch", "lr", "seconds", "images_per_second")
+    shown = [
+        f"{name} {value:.4g}"
+        for name, value in metrics.items()
+        if name not in hidden and not isinstance(value, list)
+    ]
+    clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days"
+    return "  ".join(
+        [
+            f"epoch {metrics['epoch']}/{epochs}",
+            *shown,
+            f"{metrics['images_per_second']:.0f} images/s",
+            f"{clock} left",
+        ]
+    )

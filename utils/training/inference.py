@@ -1,0 +1,156 @@
+"""Passes over a split without training: outputs, and a rehearsal of what the training will do."""
+
+import collections
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from errors import UserError
+from utils.run import distributed
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def rehearse(model, *loaders):
+    """Pass a few images of each loader through its view and the model, before anything is trained.
+
+    What cannot work is then found out now, not after hours. Logs a warning when the center crop of an
+    evaluation leaves much of each image out. Changes neither the model nor the random state.
+
+    Raises:
+        UserError: images that the transforms or the network cannot take.
+    """
+    was_training = model.training
+    model.eval()
+    cropped = set()
+    for loader in loaders:
+        images, batch = loader.sample()
+        views = (batch,) if torch.is_tensor(batch) else batch
+        for view in views:
+            _require_fits(model, view)
+        side, kept = min(images.shape[-2:]), views[0].size(-1)
+        if not loader.train and side > kept * 256 / 224 + 1:  # the margin that is usual on ImageNet
+            cropped.add((kept, side))
+    for kept, side in cropped:
+        log.warning(
+            "the evaluation sees only the middle %d x %d pixels of images of %d pixels, %.2g %% of them; set "
+            "transformation_kwargs.crop_size and the size of the training crops to %d, or resize the images",
+            *(kept, kept, side, 100 * (kept / side) ** 2, side),
+        )
+    model.train(was_training)
+
+
+def _require_fits(model, images):
+    try:
+        model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"the network cannot take images of {shape} ({str(error).splitlines()[0]}); set another crop "
+            "size (transformation_kwargs and augmentation_kwargs) or backbone"
+        ) from None
+
+
+@torch.no_grad()
+def infer(function, loader, title, file=None):
+    """Apply `function` to every batch and put together what it returns, a tensor or a tuple of tensors.
+
+    The caller puts the model in eval mode, and chooses the precision by running inside
+    `run.autocast()` or outside it (float32).
+
+    Args:
+        function: batch -> tensor or tuple of tensors (B, ...).
+        loader: batches of a split, in order.
+        title: for the progress bar.
+        file: write the outputs (one tensor per batch) to this .npy file as they come, and return a CPU
+            tensor that is mapped from it: for features that would not fit in memory. Of several
+            processes the main one writes and returns it, the others return None.
+
+    Raises:
+        UserError: outputs that are not finite, from which nothing sound could be computed; a full disk.
+    """
+    results = _outputs(function, loader, title)
+    if file is not None:
+        if not distributed.is_main():
+            collections.deque(results, maxlen=0)  # compute them for the main process
+            return None
+        done = _write(results, len(loader.dataset), file)
+        _require_all(done, loader)
+        # "r+": pages that are only read cost no memory; a private map would have to fit in it
+        return torch.from_numpy(np.load(file, mmap_mode="r+"))
+    whole = []
+    for outputs in results:
+        parts = (outputs,) if torch.is_tensor(outputs) else outputs
+        if not whole:  # the outputs are copied to their place as they come: no second copy at the end
+            whole = [part.new_empty(len(loader.dataset), *part.shape[1:]) for part in parts]
+            done = 0
+        for place, part in zip(whole, parts, strict=True):
+            place[done : done + len(part)] = part
+        done += len(parts[0])
+    _require_all(done, loader)
+    return whole[0] if torch.is_tensor(outputs) else tuple(whole)
+
+
+def _outputs(function, loader, title):
+    """What `function` returns for each batch; gathered, where each process has a share of the batch."""
+    left, broken = len(loader.dataset), 0
+    for batch in progress_bar(loader, title):
+        outputs = function(batch)
+        if distributed.world_size() > 1:
+            count = min(loader.batch_size, left)  # without what fills up the last shares
+            if torch.is_tensor(outputs):
+                outputs = distributed.gather(outputs)[:count]
+            else:
+                outputs = tuple(distributed.gather(part)[:count] for part in outputs)
+            left -= count
+        parts = (outputs,) if torch.is_tensor(outputs) else outputs
+        finite = [part.isfinite().reshape(len(part), -1).all(1) for part in parts]
+        broken += (~torch.stack(finite).all(0)).count_nonzero()  # on the device: no batch waits for it
+        yield outputs
+    if broken:
+        raise UserError(
+            f"{title}: the network's outputs are not finite for {int(broken)} of {len(loader.dataset)} "
+            "images; lower optimizer_kwargs.lr, set precision to fp32, or take other weights"
+        )
+
+
+def _require_all(done, loader):
+    if done != len(loader.dataset):
+        raise ValueError(f"inference needs every image: the loader gave {done} of {len(loader.dataset)}")
+
+
+def _write(outputs, count, path):
+    """Write `count` rows to an .npy file as they come; returns the number of rows that came."""
+    done = size = 0
+    try:
+        with open(path, "wb") as file:
+            # written, not assigned through a map: a full disk is then an error instead of a crash
+            for output in outputs:
+                array = output.cpu().numpy()
+                if done == 0:
+                    shape, size = (count, *array.shape[1:]), count * array[0].nbytes
+                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(array.tobytes())
+                done += len(array)
+    except OSError as error:
+        free = shutil.disk_usage(Path(path).parent).free
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); it needs {size / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; free some, or move the results "
+            "folder to a larger disk and set root_dir to its new place: what was trained is saved and goes on"
+        ) from None
+    return done
+
+
+def progress_bar(batches, title):
+    """tqdm over batches, in the main process, if this is a terminal."""
+    disable = None if distributed.is_main() else True  # None: shown if this is a terminal
+    return tqdm(batches, desc=title, unit="batch", leave=False, disable=disable)

@@ -1,0 +1,260 @@
+"""The state of a training: what a checkpoint holds, what may go on from it, and what is kept or forgotten."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+from utils.files import atomic
+from utils.run import checkpoint, distributed
+from utils.run.config import differences, listed
+from utils.run.folder import RESULTS
+from utils.run.identity import FINGERPRINT, TUNABLE, of_backbone, read_fingerprint
+from utils.run.weights import load_weights, unwrap
+
+from .optim import scheduled_learning_rate
+
+log = logging.getLogger(__name__)
+
+# What the training of the pretext step does not depend on: its evaluation and the mining do.
+AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "features", "data.test")
+OLD = "start over with --fresh, which keeps it as *.old"
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far an epoch has come."""
+
+    batches: int = 0
+    trained: int = 0  # of these batches, those that had something to train on
+    totals: dict = dataclasses.field(default_factory=dict)  # sums over them of what the step returned
+    random_state: torch.Tensor | None = None  # with which the next batch begins
+    seconds: float = 0
+
+
+class Training:
+    """What must go on exactly when a run is resumed.
+
+    Args:
+        run: the Run, whose folder holds the checkpoint.
+        identity: the Identity of the step.
+        model: the network, on the run's device.
+        optimizer: over the parameters that train.
+        extra: dict of what else belongs in the checkpoint: plain values, or dicts of tensors, which are
+            updated in place when resuming.
+    """
+
+    def __init__(self, run, identity, model, optimizer, extra=None):
+        self.run = run
+        self.identity = identity
+        self.model = model
+        self.optimizer = optimizer
+        self.extra = {} if extra is None else extra
+        self.path = run.folder / "checkpoint.pth.tar"
+
+    def save(self, epochs_done, progress=None):
+        """Save the checkpoint; `progress` is the Progress of an epoch that is not complete."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": epochs_done,
+            "progress": progress and vars(progress),
+            "identity": self.identity.content,
+            **self.extra,
+        }
+        self.run.save(content, self.path.name)
+
+    def resume(self):
+        """Load the checkpoint, if there is one.
+
+        A plain state dict, as the published pretext files are, counts as a finished training. With the run's
+        `fresh`, what an earlier run left is set aside instead.
+
+        Returns:
+            the number of epochs done, and the Progress of the next one, None if it was not begun.
+
+        Raises:
+            UserError: the checkpoint is of another experiment, or the folder holds a result without one.
+        """
+        if self.run.fresh:
+            set_aside(self.run, RESULTS, self.identity.files)
+        distributed.barrier()  # the processes must agree on whether there is one
+        if self.run.fresh or not self.path.exists():
+            if not self.run.fresh:
+                self._require_untrained()
+            forget_epochs_after(self.run, 0)
+            return 0, None
+        saved = checkpoint.load(self.path)
+        weights, _ = unwrap(saved, self.path)
+        if "model" not in saved and not self.extra:
+            log.info(
+                "%s: weights without a training state, taken as the result of a finished training", self.path
+            )
+            load_weights(self.model, weights, self.path)
+            return self.run.config.epochs, None
+        changed = self._changes_since(saved)
+        self._load(saved, weights)
+        other_batches = {"batch_size", "data.train"} & changed.keys()
+        progress = None if other_batches else saved.get("progress")
+        progress = progress and Progress(**progress)
+        within = f" and {progress.batches} batches of the next" if progress else ""
+        log.info("resuming after epoch %d%s", saved["epoch"], within)
+        forget_epochs_after(self.run, saved["epoch"])
+        return saved["epoch"], progress
+
+    def _load(self, saved, weights):
+        """Bring model, optimizer and extra to what was saved; raise UserError if they do not fit."""
+        missing = [key for key in ("model", "optimizer", "epoch", *self.extra) if key not in saved]
+        if not missing and _epochs_done(saved) is None:
+            missing = ["number of epochs"]
+        if missing:
+            raise UserError(f"{self.path}: cannot be resumed, it has no {', '.join(missing)}; {OLD}")
+        load_weights(self.model, weights, self.path)
+        try:
+            for group in saved["optimizer"]["param_groups"]:
+                # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and
+                # those of the original were not.
+                group.update(self.run.config.optimizer_kwargs, fused=True)
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
+        for key, value in self.extra.items():
+            if isinstance(value, dict):  # in place, for the object that it belongs to
+                value.update({name: tensor.to(self.run.device) for name, tensor in saved[key].items()})
+            else:
+                self.extra[key] = saved[key]
+
+    def _require_untrained(self):
+        """Raise UserError if the folder holds a result, but not the checkpoint of its training."""
+        folder, setup = self.run.folder, self.run.config.setup
+        model = folder / "model.pth.tar"
+        # scan.py writes its model before the first checkpoint
+        given = model.exists() and setup != "scan"
+        if given or (folder / FINGERPRINT).exists():
+            mine = f"--pretrained {model} to mine with it, " if setup == "simclr" else ""
+            raise UserError(
+                f"{folder}: holds a result that was not trained here; add {mine}--run NAME to keep this "
+                "training apart, or --fresh to replace it, which keeps it as *.old until then"
+            )
+
+    def _changes_since(self, saved):
+        """The settings that may change when a training is resumed, and did: {key: "old -> new"}.
+
+        More epochs always may, TUNABLE ones with the run's `accept_changes`, and what the training does not
+        depend on. Raises UserError if others did.
+        """
+        run, here = self.run, self.identity.content
+        if "identity" not in saved:
+            log.warning("%s: does not tell its configuration (written by another program)", self.path)
+        there = saved.get("identity", here)
+        there = {"data": here["data"], **there} if isinstance(there, dict) else {}  # older ones tell no data
+        changed = differences(there, here)
+        irrelevant = AFTER_TRAINING if run.config.setup == "simclr" else ()
+        relevant = {key: change for key, change in changed.items() if not key.startswith(irrelevant)}
+        done = _epochs_done(saved) or 0
+        left = run.config.epochs - done
+        # without an epoch to train, the result would only be given another name
+        allowed = TUNABLE if run.accept_changes and left > 0 else ("epochs",)
+        if left < 0 or not all(key.startswith(allowed) for key in relevant):
+            self._refuse(relevant, left)
+        if changed:
+            log.info("going on with other settings: %s", listed(changed))
+        if relevant:
+            self._log_schedule(there, done)
+        return relevant
+
+    def _refuse(self, changed, left):
+        ways = ["undo the change"]
+        if all(key.startswith(TUNABLE) for key in changed):
+            raise_epochs = " and raise epochs, which are done," if left <= 0 else ""
+            ways.append(f"add --accept_changes{raise_epochs} to go on from there with it")
+        model = self.run.folder / "model.pth.tar"
+        if self.run.config.setup == "simclr" and model.exists() and "data.train" in changed:
+            ways.append(f"add --pretrained {model} to mine these images' neighbors with the trained network")
+        ways.append("keep this one apart with --run NAME")
+        raise UserError(
+            f"{self.path}: written by another experiment ({listed(changed)}); {', '.join(ways)}, or {OLD}"
+        )
+
+    def _log_schedule(self, there, done):
+        """Log what a changed number of epochs, or another change of the schedule, means."""
+        config = self.run.config
+        if 0 < done < config.epochs:
+            last, following = scheduled_learning_rate(there, done - 1), scheduled_learning_rate(config, done)
+            rises = ", so the loss may rise at first" if following > last else ""
+            log.info(
+                "the learning rate follows scheduler %s over %d epochs: %.4g in the next epoch, after %.4g%s",
+                *(config.scheduler, config.epochs, following, last, rises),
+            )
+
+
+def _epochs_done(saved):
+    epochs = saved.get("epoch")
+    return epochs if isinstance(epochs, int) and epochs >= 0 else None
+
+
+def take_instead_of_training(run, identity, source, model):
+    """Make the folder ready for the given weights of `model`, which were read from the file `source`.
+
+    Raises UserError if the folder holds a training of its own that these weights do not come from.
+    """
+    path = run.folder / "checkpoint.pth.tar"
+    own = any(p.exists() and p.samefile(source) for p in (path, run.folder / "model.pth.tar"))
+    if path.exists() and not own and not run.fresh:
+        raise UserError(
+            f"{path}: the folder holds the training of an earlier run; keep this one apart with --run "
+            "NAME, or add --fresh to replace it, which keeps it as *.old"
+        )
+    there = read_fingerprint(run.folder).get("backbone_weights")
+    sources = [*identity.files, Path(source)]
+    if run.fresh:
+        set_aside(run, RESULTS, sources)
+    elif there not in (None, of_backbone(model.state_dict())):
+        set_aside(run, ["model.pth.tar"], sources)
+    if not path.exists():
+        forget_epochs_after(run, 0)
+    run.save_config()
+
+
+def sign(run, identity, weights, trained=True):
+    """Say in the folder that the step is finished, and what its results were made from.
+
+    After a training, what was set aside for it is removed.
+    """
+    if not run.main:
+        return
+    identity.write(run.folder, weights)
+    if trained:
+        for path in itertools.chain(*(run.folder.glob(f"{name}.old*") for name in RESULTS)):
+            path.unlink()
+
+
+def set_aside(run, names, sources):
+    """Rename what an earlier run left to *.old, *.old2, ...; copy files that this one reads, `sources`."""
+    if not run.main:
+        return
+    files = [file for file in (run.folder / name for name in names) if file.exists()]
+    if not any(file.suffix == ".tar" for file in files):  # nothing was trained
+        for file in files:
+            file.unlink()
+        return
+    suffixes = itertools.chain([".old"], (f".old{number}" for number in itertools.count(2)))
+    suffix = next(s for s in suffixes if not any((run.folder / (name + s)).exists() for name in RESULTS))
+    for file in files:
+        is_source = any(file.samefile(source) for source in sources)
+        (shutil.copy2 if is_source else os.replace)(file, file.with_name(file.name + suffix))
+    log.info("%s: earlier results are kept as *%s until a new model is trained", run.folder, suffix)
+
+
+def forget_epochs_after(run, epochs_done):
+    """Remove the lines of later epochs, which will be repeated, from metrics.jsonl."""
+    if run.main:
+        kept = [line for line in run.read_epochs() if line["epoch"] <= epochs_done]
+        with atomic(run.folder / "metrics.jsonl") as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
