@@ -78,7 +78,8 @@ def simclr_features(config, root):
     source = root / "digits/pretext/model.pth.tar"
     load_weights(model, read_weights(source, ["pretext"])[0], source)
     model.eval()
-    loaders = (data.build_eval_loader(config, split, batch_size=512) for split in ("train", "test"))
+    datasets = (data.build_dataset(config, split) for split in ("train", "test"))
+    loaders = (data.eval_loader(dataset, config, batch_size=512) for dataset in datasets)
     return [inference.infer(model, loader, "features") for loader in loaders]
 
 

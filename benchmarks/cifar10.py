@@ -73,7 +73,7 @@ def main():
     settings += ["backbone=resnet10_narrow"] if args.rehearse else []
     folder = root / "cifar-10"
     for step, (script, config) in STEPS.items():
-        if not identity.read(folder / step):  # written when a step is done
+        if not identity.read_fingerprint(folder / step):  # written when a step is done
             script.main(arguments(config, settings, REHEARSAL[step] if args.rehearse else []))
     config = arguments(STEPS["selflabel"][1], settings, [])
     model = folder / "selflabel/model.pth.tar"
