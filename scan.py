@@ -75,7 +75,7 @@ def main(argv=None):
     test = data.eval_loader(test_set, config, **run.loading)
     augmented = data.PlainView(data.build_train_transform(config))
     rehearse(model, test, data.Loader(train_set, augmented, train=True, **run.loading))
-    if config.get("validation") == "train_holdout":
+    if config.validation == "train_holdout":
         split = hold_out(train_set, train_neighbors, val_neighbors.size(1))
     else:
         split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)

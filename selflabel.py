@@ -58,7 +58,7 @@ def main(argv=None):
     arguments = start_arguments("start from this clustering checkpoint (default: the clustering step's)")
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["selflabel"])
-    if config.get("num_heads", 1) != 1:
+    if config.num_heads != 1:
         raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
     run = Run(config, results_folder(config, "selflabel"), args.fresh, args.accept_changes)
     model = build_model(config)

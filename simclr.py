@@ -156,8 +156,8 @@ def feature_figures(run, features, mined, train, val):
         return {}
     figures = neighbors.accuracy(mined, val.dataset.labels)
     if train.dataset.labels is not None:
-        temperature = run.config.get("temperature", 0.1)
-        accuracy = figures["knn_accuracy"] = knn_accuracy(features, train, val, temperature, run.device)
+        accuracy = knn_accuracy(features, train, val, run.config.temperature, run.device)
+        figures["knn_accuracy"] = accuracy
         log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
     return figures
 

@@ -281,7 +281,7 @@ def training(step):
             "count": 2 * config.batch_size,
             "seconds": seconds,
             "FLOP": counter.get_total_flops() * config.batch_size / few.size(1),
-            "precision": str(precision)[6:],
+            "precision": machine.dtype_name(precision),
         }
 
     return task
@@ -351,7 +351,8 @@ def evaluation(way, device):
         model(torch.rand(1, 3, 32, 32, device=device))
     flop = counter.get_total_flops() * count
     return {
-        "unit": "images", "count": count, "seconds": seconds, "FLOP": flop, "precision": str(precision)[6:],
+        "unit": "images", "count": count, "seconds": seconds, "FLOP": flop,
+        "precision": machine.dtype_name(precision),
     }  # fmt: skip
 
 

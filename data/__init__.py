@@ -1,10 +1,9 @@
 """Datasets. A new one is one entry of DATASETS, or a file: `{data_dir}/{name}.npz`."""
 
-import difflib
 from functools import partial
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, did_you_mean
 
 from .arrays import FeatureViews
 from .digits import build_digits
@@ -52,6 +51,15 @@ FOLDERS = {
 SPLITS = ("train", "test", "train+unlabeled")
 WITH_UNLABELED = ("stl-10",)  # datasets whose pretext learns from more images than the train split
 
+# What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
+# the table of keys, in utils/.
+DEFAULTS = {
+    "data_dir": "datasets",
+    "num_workers": 0,
+    "max_unreadable": 0.01,
+    "transformation_kwargs": {"crop_size": 224},
+}
+
 
 def build_dataset(config, split):
     """One split of the dataset that a configuration names.
@@ -60,7 +68,7 @@ def build_dataset(config, split):
     `{data_dir}/{name}/`, see `build_folder`. Labels that are one and the same are none.
 
     Args:
-        config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
+        config: mapping with `train_db_name`, `val_db_name` and, where DEFAULTS do not fit, their keys.
             Image files are brought to 256 / 224 of `transformation_kwargs.crop_size`; of a folder's,
             the share `max_unreadable` may be damaged, and `num_workers` processes look for those.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
@@ -74,8 +82,9 @@ def build_dataset(config, split):
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    config = {**DEFAULTS, **config}
     name = config["val_db_name" if split == "test" else "train_db_name"]
-    data_dir = Path(config.get("data_dir", "datasets")).expanduser()
+    data_dir = Path(config["data_dir"]).expanduser()
     known = {**DATASETS, **FOLDERS}
     npz = data_dir / f"{name}.npz"
     if npz.is_file():
@@ -83,15 +92,15 @@ def build_dataset(config, split):
     elif name in DATASETS:
         dataset = DATASETS[name](data_dir, split)
     elif name in FOLDERS or (data_dir / name).is_dir():
-        size = round(config.get("transformation_kwargs", {}).get("crop_size", 224) * 256 / 224)
+        size = round(config["transformation_kwargs"]["crop_size"] * 256 / 224)
         if name in FOLDERS:
             dataset = FOLDERS[name](data_dir, split, size)
         else:
-            unreadable = config.get("max_unreadable", 0.01)
-            dataset = build_folder(data_dir, split, size, name, config.get("num_workers", 0), unreadable)
+            workers, unreadable = config["num_workers"], config["max_unreadable"]
+            dataset = build_folder(data_dir, split, size, name, workers, unreadable)
     else:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        question = did_you_mean(name, known)
+        hint = f"{question} " if question else ""
         raise UserError(
             f"dataset {name!r}: unknown, and there is neither {npz} nor a folder {data_dir / name}; "
             f"{hint}known: {', '.join(known)}"

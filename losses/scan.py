@@ -10,10 +10,13 @@ the clusters.
 import torch
 from torch import nn
 
+# The published values: below them a probability, and the log of a similarity, count as these.
+MIN_PROBABILITY, MIN_LOG = 1e-8, -100
+
 
 def entropy(probabilities):
-    """Entropy in nats along the last axis, probabilities clamped from below at 1e-8: (..., C) -> (...)."""
-    p = probabilities.clamp(min=1e-8)
+    """Entropy in nats along the last axis, probabilities clamped at MIN_PROBABILITY: (..., C) -> (...)."""
+    p = probabilities.clamp(min=MIN_PROBABILITY)
     return -(p * p.log()).sum(-1)
 
 
@@ -41,6 +44,6 @@ class SCANLoss(nn.Module):
         log_q = neighbor_logits.float().log_softmax(1)
         # log <p, q> as a logsumexp: its gradient stays finite where the product underflows.
         log_similarity = torch.logsumexp(log_p + log_q, 1)  # (B,)
-        consistency = -log_similarity.clamp(min=-100).mean()
+        consistency = -log_similarity.clamp(min=MIN_LOG).mean()
         spread = entropy(log_p.exp().mean(0))
         return consistency - self.entropy_weight * spread, consistency, spread

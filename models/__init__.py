@@ -1,8 +1,6 @@
 """Networks. A new backbone is one entry of BACKBONES."""
 
-import difflib
-
-from errors import UserError
+from errors import UserError, did_you_mean
 
 from .heads import ClusteringModel, ContrastiveModel
 from .resnet import resnet10_narrow, resnet18, resnet50
@@ -19,6 +17,10 @@ BACKBONES = {
 # The published networks differ by dataset, not by crop size: same keys, another stem.
 IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
 
+# What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
+# the table of keys, in utils/.
+DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 224}}
+
 
 def build_model(config):
     """Build the network that an experiment describes, with fresh weights.
@@ -30,19 +32,20 @@ def build_model(config):
     Raises:
         UserError: unknown setup or backbone.
     """
+    config = {**DEFAULTS, **config}
     name = config["backbone"]
     if name not in BACKBONES:
-        near = difflib.get_close_matches(str(name), BACKBONES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        question = did_you_mean(name, BACKBONES)
+        hint = f"; {question}" if question else ""
         raise UserError(f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}{hint}")
     builder, dim = BACKBONES[name]
     image_size = IMAGE_SIZE.get(config.get("train_db_name"))
     if image_size is None:
-        image_size = config.get("transformation_kwargs", {}).get("crop_size", 32)
+        image_size = config["transformation_kwargs"]["crop_size"]
     backbone = builder(image_size)
 
     if config["setup"] in ("simclr", "moco"):
-        return ContrastiveModel(backbone, dim, **config.get("model_kwargs", {}))
+        return ContrastiveModel(backbone, dim, **config["model_kwargs"])
     if config["setup"] in ("scan", "selflabel"):
-        return ClusteringModel(backbone, dim, config["num_classes"], config.get("num_heads", 1))
+        return ClusteringModel(backbone, dim, config["num_classes"], config["num_heads"])
     raise UserError(f"setup: unknown step {config['setup']!r}, known: simclr, moco, scan, selflabel")

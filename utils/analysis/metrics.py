@@ -7,6 +7,8 @@ from sklearn import metrics as sklearn_metrics
 
 # of probabilities at a time in the validation objective: what stays in a CPU's cache, or keeps a GPU busy
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**26}
+# The published values, which the loss has, too: losses.scan.
+MIN_PROBABILITY, MIN_LOG = 1e-8, -100
 
 
 def contingency(clusters, labels, num_clusters, num_classes):
@@ -105,8 +107,8 @@ def validation_objective(probabilities, neighbors, images=slice(None)):
     for chunk, index in zip(counting.split(rows), neighbors.split(rows), strict=True):
         for column in index.unbind(1):
             similarity = (p.index_select(0, column) * chunk).sum(1)
-            total -= similarity.log().clamp(min=-100).sum(dtype=torch.float64)
-    mean = counting.double().mean(0).clamp(min=1e-8)
+            total -= similarity.log().clamp(min=MIN_LOG).sum(dtype=torch.float64)
+    mean = counting.double().mean(0).clamp(min=MIN_PROBABILITY)
     entropy = -(mean * mean.log()).sum().item()
     consistency = total.item() / neighbors.numel()
     return {"entropy": entropy, "consistency": consistency, "loss": consistency - entropy}

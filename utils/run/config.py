@@ -1,228 +1,14 @@
 """Command line and YAML files -> one checked configuration."""
 
-import difflib
-import re
 from pathlib import Path
 
 import yaml
 from easydict import EasyDict
 
-from errors import UserError
+from errors import UserError, did_you_mean
 
-# --- what a configuration may hold ---------------------------------------------------------------
-# A leaf is a check: it returns the value, converted if need be, or raises ValueError("a ...").
-
-
-def _number(low=None, high=None, whole=False, above=None, below=None):
-    kind = "a whole number" if whole else "a number"
-    if above is not None:
-        kind += f" above {above}"
-    if low is not None:
-        kind += f" of at least {low}"
-    if high is not None:
-        kind += f" of at most {high}"
-    if below is not None:
-        kind += f" below {below}"
-
-    def check(value):
-        try:  # YAML reads 1e-4 (without a dot) as a string
-            value = float(value) if isinstance(value, str) else value
-            good = not isinstance(value, bool) and value == value and (not whole or value == int(value))
-            good = good and (low is None or value >= low) and (high is None or value <= high)
-            good = good and (above is None or value > above) and (below is None or value < below)
-            good = good and abs(value) != float("inf")
-        except (TypeError, ValueError, OverflowError):
-            good = False
-        if not good:
-            raise ValueError(kind)
-        return int(value) if whole else value
-
-    return check
-
-
-def _one_of(*names):
-    def check(value):
-        if value not in names:
-            near = difflib.get_close_matches(str(value), names, n=1)
-            raise ValueError(f"one of {', '.join(names)}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-        return value
-
-    return check
-
-
-def _boolean(value):
-    if not isinstance(value, bool):
-        raise ValueError("True or False")
-    return value
-
-
-def _string(value):
-    if not isinstance(value, str) or not value.isprintable() or not value:
-        raise ValueError("a name")
-    return value
-
-
-def _dataset(value):
-    path = Path(_string(value))  # it names folders of data and of results
-    if path.is_absolute() or ".." in path.parts or path == Path():
-        raise ValueError("the name of a dataset within data_dir")
-    return str(path)  # without a slash at the end, as a shell completes it
-
-
-def _list_of(check, length=None):
-    def check_list(value):
-        if not isinstance(value, (list, tuple)) or (length and len(value) != length):
-            raise ValueError(f"a list of {length} numbers" if length else "a list")
-        if not value:
-            raise ValueError("a list that is not empty")
-        return [check(item) for item in value]
-
-    return check_list
-
-
-def _device(value):
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)):
-        raise ValueError("auto, cpu, cuda or cuda:N")
-    return value
-
-
-def _on_or_off(value):
-    if isinstance(value, bool):  # as YAML 1.1 reads on and off
-        return "on" if value else "off"
-    return _one_of("auto", "on", "off")(value)
-
-
-def _scale(value):
-    low, high = _list_of(_number(above=0, high=1), 2)(value)
-    if low > high:
-        raise ValueError("a list of two shares of the area, the smaller one first")
-    return [low, high]
-
-
-def _count(low, high):
-    """A whole number; `high` is far beyond what is of use, so that a slip does not fill the memory."""
-    return _number(low, high, whole=True)
-
-
-_probability = {"p": _number(0, 1)}
-_positive = _number(1, whole=True)
-_side = _count(1, 10_000)  # of an image, in pixels
-_normalize = {"mean": _list_of(_number(), 3), "std": _list_of(_number(above=0), 3)}
-
-ENVIRONMENT = {
-    "root_dir": _string,
-    "data_dir": _string,
-    "device": _device,
-    "precision": _one_of("auto", "bf16", "fp32"),
-    "compile": _on_or_off,
-    "search": _one_of("auto", "faiss", "torch"),
-}
-
-EXPERIMENT = {
-    "setup": _one_of("simclr", "moco", "scan", "selflabel"),
-    "seed": _number(0, 2**31, whole=True),
-    "backbone": _string,
-    "model_kwargs": {"head": _one_of("mlp", "linear"), "features_dim": _count(1, 100_000)},
-    "train_db_name": _dataset,
-    "val_db_name": _dataset,
-    "num_classes": _count(2, 100_000),
-    "features": _one_of("head", "backbone"),
-    "num_heads": _count(1, 1000),
-    "num_neighbors": _positive,
-    "update_cluster_head_only": _boolean,
-    "cache_features": _positive,
-    "validation": _one_of("test", "train_holdout"),
-    "temperature": _number(above=0),
-    "criterion": _one_of("simclr", "scan", "confidence-cross-entropy"),
-    "criterion_kwargs": {
-        "temperature": _number(above=0),
-        "entropy_weight": _number(0),
-        "apply_class_balancing": _boolean,
-    },
-    "confidence_threshold": _number(0, below=1),
-    "use_ema": _boolean,
-    "ema_alpha": _number(0, 1),
-    "epochs": _positive,
-    "optimizer": _one_of("sgd", "adam"),
-    "optimizer_kwargs": {
-        "lr": _number(above=0),
-        "momentum": _number(0, below=1),
-        "weight_decay": _number(0),
-        "nesterov": _boolean,
-    },
-    "scheduler": _one_of("cosine", "step", "constant"),
-    "scheduler_kwargs": {
-        "lr_decay_rate": _number(above=0, high=1),
-        "lr_decay_epochs": _list_of(_number(0, whole=True)),
-    },
-    "batch_size": _positive,
-    "num_workers": _count(0, 1000),
-    "max_unreadable": _number(0, 1),
-    "augmentation_strategy": _one_of("standard", "simclr", "ours"),
-    "augmentation_kwargs": {
-        "random_resized_crop": {"size": _side, "scale": _scale},
-        "random_horizontal_flip": _probability,
-        "color_jitter_random_apply": _probability,
-        "color_jitter": {
-            "brightness": _number(0),
-            "contrast": _number(0),
-            "saturation": _number(0),
-            "hue": _number(0, 0.5),
-        },
-        "random_grayscale": _probability,
-        "normalize": _normalize,
-        "crop_size": _side,
-        "num_strong_augs": _number(0, whole=True),
-        "cutout_kwargs": {"n_holes": _number(0, whole=True), "length": _positive, "random": _boolean},
-    },
-    "transformation_kwargs": {"crop_size": _side, "normalize": _normalize},
-}
-
-DEFAULTS = {
-    "root_dir": "results",
-    "data_dir": "datasets",
-    "device": "auto",
-    "precision": "auto",
-    "compile": "auto",
-    "search": "auto",
-    "seed": 0,
-    "num_workers": 0,
-    "update_cluster_head_only": False,
-    "use_ema": False,
-    "scheduler_kwargs": {},
-}
-
-# where a pretext model's features come from, unless `features` says it
-FEATURES = {"simclr": "head", "moco": "backbone"}
-
-_TRAINING = ("criterion", "criterion_kwargs", "epochs", "optimizer", "optimizer_kwargs", "scheduler")
-_TRAINING += ("augmentation_strategy", "augmentation_kwargs")
-REQUIRED = ("backbone", "train_db_name", "val_db_name", "num_classes", "batch_size", "transformation_kwargs")
-REQUIRED_TO_TRAIN = {
-    "simclr": (*_TRAINING, "temperature"),
-    "moco": (),
-    "scan": (*_TRAINING, "num_heads", "num_neighbors"),
-    "selflabel": (*_TRAINING, "confidence_threshold"),
-}
-# Within these, keys that must be there: the rest has defaults.
-REQUIRED_WITHIN = {
-    "optimizer_kwargs": ("lr",),
-    "transformation_kwargs": ("crop_size", "normalize"),
-    "normalize": ("mean", "std"),
-    "random_resized_crop": ("size", "scale"),
-    "cutout_kwargs": ("n_holes", "length"),
-    "color_jitter_random_apply": ("p",),
-    "random_grayscale": ("p",),
-    "random_horizontal_flip": ("p",),
-}
-
-# the criterion of each step, and the key that its criterion_kwargs hold
-CRITERION = {
-    "simclr": ("simclr", "temperature"),
-    "scan": ("scan", "entropy_weight"),
-    "selflabel": ("confidence-cross-entropy", "apply_class_balancing"),
-}
-
+from . import schema
+from .checks import DATASET
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -241,9 +27,10 @@ def load_config(args, setups, training=True):
     Raises:
         UserError: unreadable file, unknown, missing or wrong key; the message names file and key.
     """
-    config = dict(DEFAULTS)
-    config.update(_checked(read_yaml(args.config_env), ENVIRONMENT, args.config_env))
-    experiment = _checked(read_yaml(args.config_exp), EXPERIMENT, args.config_exp)
+    environment = _checked(read_yaml(args.config_env), schema.ENVIRONMENT, args.config_env)
+    experiment = _checked(read_yaml(args.config_exp), schema.EXPERIMENT, args.config_exp)
+    keys = schema.ENVIRONMENT + schema.EXPERIMENT
+    names = {key.name for key in keys if key.check is DATASET}
     for override in args.overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -252,43 +39,23 @@ def load_config(args, setups, training=True):
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
-        if EXPERIMENT.get(key) is _dataset and not isinstance(value, str | dict | list | None):
+        if key in names and not isinstance(value, str | dict | list | None):
             value = text  # 2024, on or 1e3 are names, too
         nested = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        _merge(experiment, _checked(nested, {**ENVIRONMENT, **EXPERIMENT}, "--set"))
-    config.update(experiment)
+        _merge(experiment, _checked(nested, keys, "--set"))
+    given = {**environment, **experiment}
+    if given.get("setup") not in setups:
+        raise UserError(
+            f"{args.config_exp}: setup is {given.get('setup')!r}, this script needs {' or '.join(setups)}"
+        )
+    config = {**schema.defaults(given["setup"]), **given}
     if args.run:
         config["root_dir"] = str(Path(config["root_dir"]) / args.run)
-
-    if config.get("setup") not in setups:
-        raise UserError(
-            f"{args.config_exp}: setup is {config.get('setup')!r}, this script needs {' or '.join(setups)}"
-        )
-    if config["setup"] in FEATURES:
-        config.setdefault("features", FEATURES[config["setup"]])
-    required = REQUIRED + (REQUIRED_TO_TRAIN[config["setup"]] if training else ())
-    missing = [key for key in required if key not in config] + _missing_within(config)
-    if config["use_ema"] and "ema_alpha" not in config:
-        missing.append("ema_alpha, which use_ema needs")
-    if config.get("scheduler") == "step" and "lr_decay_epochs" not in config["scheduler_kwargs"]:
-        missing.append("scheduler_kwargs.lr_decay_epochs, which scheduler step needs")
-    if missing:
-        raise UserError(f"{args.config_exp}: missing {', '.join(missing)}")
-    if "cache_features" in config and not config["update_cluster_head_only"]:
-        raise UserError(
-            f"{args.config_exp}: cache_features needs update_cluster_head_only True; the features of a "
-            "backbone that trains change at every step"
-        )
-    if training and config["setup"] in CRITERION:
-        name, key = CRITERION[config["setup"]]
-        found, keys = config["criterion"], config["criterion_kwargs"]
-        if found != name or set(keys) != {key}:
-            raise UserError(
-                f"{args.config_exp}: setup {config['setup']} needs criterion {name} with "
-                f"criterion_kwargs.{key}, found {found} with {', '.join(keys) or 'nothing'}"
-            )
+    if training:
+        _require_criterion(given, args.config_exp)
+    _require_keys(keys, given, config, training, args.config_exp)
     return EasyDict(config)
 
 
@@ -297,8 +64,16 @@ def experiment_of(config):
 
     Which images were readable is told by the datasets' fingerprints.
     """
-    keys = EXPERIMENT.keys() - {"num_workers", "max_unreadable"}
+    keys = {key.name for key in schema.EXPERIMENT if key.affects_results}
     return {key: value for key, value in to_dict(config).items() if key in keys}
+
+
+def with_defaults(experiment):
+    """What `experiment_of` gave an earlier version, completed by the keys that are new since then.
+
+    The default of a new key is what was done before there was the key.
+    """
+    return {**experiment_of(schema.defaults(experiment.get("setup"))), **experiment}
 
 
 def to_dict(config):
@@ -372,9 +147,9 @@ def read_yaml(path):
             content = yaml.load(file, _Loader)
     except FileNotFoundError:
         folder = Path(path).parent
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in folder.glob("*.yml")], n=1)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        raise UserError(f"{path}: no such file{hint}") from None
+        names = [p.name for p in folder.glob("*.yml")]
+        question = did_you_mean(Path(path).name, names, lambda name: folder / name)
+        raise UserError(f"{path}: no such file" + (f"; {question}" if question else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
@@ -387,35 +162,72 @@ def read_yaml(path):
     return content
 
 
-def _checked(content, schema, where, prefix=""):
-    """`content` with every key known to `schema` and every value converted by its check."""
+def _checked(content, keys, where, group=""):
+    """`content` of a group, or of none, with every key among the rows `keys` and every value converted."""
     if not isinstance(content, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must hold keys and values, found {content!r}")
+        raise UserError(f"{where}: {group} must hold keys and values, found {content!r}")
+    known = schema.within(keys, group)
+    prefix = f"{group}." if group else ""
     result = {}
-    for key, value in content.items():
-        if key not in schema:
-            near = difflib.get_close_matches(str(key), schema, n=1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(schema)}"
-            raise UserError(f"{where}: unknown key '{prefix}{key}'; {hint}")
-        check = schema[key]
-        if isinstance(check, dict):
-            result[key] = _checked(value, check, where, f"{prefix}{key}.")
+    for name, value in content.items():
+        if name not in known:
+            question = did_you_mean(name, known, lambda near: f"'{prefix}{near}'")
+            hint = question or f"known keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{prefix}{name}'; {hint}")
+        key = known[name]
+        if key.check is schema.GROUP:
+            result[name] = _checked(value, keys, where, key.name)
             continue
         try:
-            result[key] = check(value)
+            result[name] = key.check.convert(value)
         except ValueError as expected:
-            raise UserError(f"{where}: {prefix}{key} must be {expected}, found {value!r}") from None
+            raise UserError(f"{where}: {key.name} must be {expected}, found {value!r}") from None
     return result
 
 
-def _missing_within(content, prefix=""):
-    """Paths of the keys that REQUIRED_WITHIN names and `content` lacks."""
+def _require_criterion(given, where):
+    """Raise UserError for the criterion of another step, and for other options than its own."""
+    setup, found, options = (given.get(key) for key in ("setup", "criterion", "criterion_kwargs"))
+    criteria = {name: schema.options_of(name) for name, step in schema.CRITERIA.items() if step == setup}
+    if not criteria or found is None or options is None:  # none to train with, or missing
+        return
+    known = criteria.get(found, {})
+    needed = {option for option, key in known.items() if key.required}
+    if found in criteria and needed <= options.keys() <= known.keys():
+        return
+    ways = []
+    for name, keys in criteria.items():
+        takes = ", ".join(key.name for key in keys.values())
+        ways.append(f"{name} with {takes}" if takes else name)
+    raise UserError(
+        f"{where}: setup {setup} needs criterion {' or '.join(ways)}, "
+        f"found {found} with {', '.join(options) or 'nothing'}"
+    )
+
+
+def _require_keys(keys, given, config, training, where):
+    """Raise UserError for keys that this configuration must give, or must not."""
     missing = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            missing += [f"{prefix}{key}.{name}" for name in REQUIRED_WITHIN.get(key, ()) if name not in value]
-            missing += _missing_within(value, f"{prefix}{key}.")
-    return missing
+    for key in keys:
+        group = key.name.rpartition(".")[0]
+        there = not group or _holds(config, group)
+        if there and key.is_required(config, training) and not _holds(given, key.name):
+            by_another = isinstance(key.required, schema.When) and key.required.key != "setup"
+            reason = f", which {str(key.required).removesuffix(' True')} needs" if by_another else ""
+            missing.append(key.name + reason)
+    if missing:
+        raise UserError(f"{where}: missing {', '.join(missing)}")
+    for key in keys:
+        if training and key.only and not key.only.holds(config) and _holds(given, key.name):
+            raise UserError(f"{where}: {key.name} needs {key.only}; {key.only.why}")
+
+
+def _holds(content, name):
+    """Whether nested dicts hold a dotted key."""
+    *groups, last = name.split(".")
+    for group in groups:
+        content = content.get(group, {})
+    return last in content
 
 
 def _merge(target, changes):

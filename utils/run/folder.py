@@ -87,7 +87,7 @@ class Run:
         processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
         log.info(
             "%s on %s, results in %s",
-            *(config.setup, f"{processes}{self.device} ({str(self.precision)[6:]})", self.folder),
+            *(config.setup, f"{processes}{self.device} ({machine.dtype_name(self.precision)})", self.folder),
         )
         for mismatch in mismatches(config):
             log.warning("%s", mismatch)

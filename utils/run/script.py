@@ -14,7 +14,7 @@ from termcolor import colored
 
 from errors import UserError
 
-from . import distributed, interrupt
+from . import distributed, interrupt, schema
 from .identity import TUNABLE
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,14 @@ def file_argument(text):
     return Path(text).expanduser()
 
 
+class _ListKeys(argparse.Action):
+    """Prints the table of keys and exits, whatever else the command line lacks, as --help does."""
+
+    def __call__(self, parser, *_):
+        print(schema.listing())
+        parser.exit()
+
+
 def parse_arguments(argv, description, add_arguments=None):
     """The command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
     parser = argparse.ArgumentParser(description=description)
@@ -118,6 +126,13 @@ def parse_arguments(argv, description, add_arguments=None):
         action="extend",
         default=[],
         help="override a key of either file: --set epochs=1 optimizer_kwargs.lr=0.1",
+    )
+    parser.add_argument(
+        "--list-keys",
+        action=_ListKeys,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print every key of both files with its values, its default and what requires it, and exit",
     )
     if add_arguments:
         add_arguments(parser)

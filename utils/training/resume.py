@@ -13,7 +13,7 @@ import torch
 from errors import UserError
 from utils.files import atomic
 from utils.run import checkpoint, distributed
-from utils.run.config import differences, listed
+from utils.run.config import differences, listed, with_defaults
 from utils.run.folder import RESULTS
 from utils.run.identity import FINGERPRINT, TUNABLE, of_backbone, read_fingerprint
 from utils.run.weights import load_weights, unwrap
@@ -153,7 +153,8 @@ class Training:
         if "identity" not in saved:
             log.warning("%s: does not tell its configuration (written by another program)", self.path)
         there = saved.get("identity", here)
-        there = {"data": here["data"], **there} if isinstance(there, dict) else {}  # older ones tell no data
+        # older ones tell no data, and not the keys that are new since then
+        there = {"data": here["data"], **with_defaults(there)} if isinstance(there, dict) else {}
         changed = differences(there, here)
         irrelevant = AFTER_TRAINING if run.config.setup == "simclr" else ()
         relevant = {key: change for key, change in changed.items() if not key.startswith(irrelevant)}

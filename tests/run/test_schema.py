@@ -1,0 +1,295 @@
+"""The table of keys agrees with itself, with the code that takes the values, and with the shipped files."""
+
+import inspect
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import data
+import eval as evaluation
+import losses
+import moco
+import models
+import scan
+import selflabel
+import simclr
+from data.strong import draw_holes
+from data.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_jitter
+from errors import UserError, did_you_mean
+from models import ContrastiveModel
+from utils.analysis import metrics
+from utils.run import schema
+from utils.run.config import experiment_of, load_config, with_defaults
+from utils.run.schema import EXPERIMENT, Key, PerSetup, When
+from utils.run.script import parse_arguments
+from utils.training.optim import learning_rate
+
+SETUPS = ["simclr", "moco", "scan", "selflabel"]
+KEYS = {key.name: key for key in schema.ENVIRONMENT + EXPERIMENT}
+ENV = Path("configs/env.yml")
+SHIPPED = [str(path) for path in sorted(Path(__file__).parents[2].glob("configs/*/*.yml"))]
+DIGITS = {
+    "simclr": "configs/pretext/simclr_digits.yml",
+    "scan": "configs/scan/scan_digits.yml",
+    "selflabel": "configs/selflabel/selflabel_digits.yml",
+}
+
+
+def load(path, *overrides, training=True):
+    set_ = ["--set", *overrides] if overrides else []
+    return load_config(parse_arguments(["--config_exp", str(path), *set_], ""), SETUPS, training)
+
+
+def names_in(content, prefix=""):
+    """Dotted names of all keys of nested dicts."""
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from names_in(value, f"{prefix}{key}.")
+
+
+def written_without(path, name, folder):
+    """A copy of a file without the dotted key."""
+    content = yaml.safe_load(Path(path).read_text())
+    *groups, last = name.split(".")
+    inner = content
+    for group in groups:
+        inner = inner[group]
+    del inner[last]
+    copy = folder / "experiment.yml"
+    copy.write_text(yaml.safe_dump(content))
+    return copy
+
+
+# --- the rows ------------------------------------------------------------------------------------
+
+
+def test_each_key_has_one_row():
+    assert len(KEYS) == len(schema.ENVIRONMENT) + len(EXPERIMENT)
+    for name in KEYS:
+        group = name.rpartition(".")[0]
+        assert not group or KEYS[group].check is schema.GROUP, name
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_row(key):
+    assert key.help.endswith(".") and key.check.words
+    values = key.default.values() if isinstance(key.default, PerSetup) else [key.default]
+    for value in values:
+        assert key.default is None or key.check.convert(value) == value
+    for condition in (key.required, key.only):
+        if isinstance(condition, When):
+            for value in condition.values:
+                assert KEYS[condition.key].check.convert(value) == value
+    assert not isinstance(key.default, PerSetup) or set(key.default) <= set(SETUPS)
+
+
+def test_criteria_are_those_of_the_losses():
+    assert schema.CRITERIA.keys() == losses.CRITERIA.keys()
+    for name, loss in losses.CRITERIA.items():
+        takes = inspect.signature(loss).parameters
+        assert schema.options_of(name).keys() <= takes.keys()
+
+
+# --- defaults are the same everywhere ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", [data, models])
+def test_defaults_of_the_packages(package):
+    for name, value in package.DEFAULTS.items():
+        default = KEYS[name].default
+        found = set(map(str, default.values())) if isinstance(default, PerSetup) else {str(default)}
+        if KEYS[name].required == schema.ALWAYS:
+            assert value == {"crop_size": 224}  # those who leave it out have images like ImageNet's
+        else:
+            assert found == {str(value)}, name
+
+
+@pytest.mark.parametrize(
+    ("group", "function"),
+    [
+        ("model_kwargs", ContrastiveModel),
+        ("optimizer_kwargs", torch.optim.SGD),
+        ("scheduler_kwargs", learning_rate),
+        ("augmentation_kwargs.color_jitter", draw_color_jitter),
+        ("augmentation_kwargs.cutout_kwargs", draw_holes),
+    ],
+)
+def test_defaults_within_a_group_are_those_of_the_function(group, function):
+    parameters = inspect.signature(function).parameters
+    for name, key in schema.within(EXPERIMENT, group).items():
+        if key.default is not None:
+            assert parameters[name].default == key.default, name
+        elif not key.required:
+            assert parameters[name].default is inspect.Parameter.empty
+
+
+def test_default_of_the_flip():
+    normalize = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    flips = {
+        SimCLRAugmentation({"size": 8, "scale": [0.2, 1]}, normalize).flip,
+        StrongAugmentation(8, 1, {"n_holes": 1, "length": 2}, normalize).flip,
+    }
+    assert flips == {KEYS["augmentation_kwargs.random_horizontal_flip"].default["p"]}
+
+
+def test_every_default_within_a_group_was_compared():
+    compared = ("model_kwargs", "optimizer_kwargs", "scheduler_kwargs")
+    compared += ("augmentation_kwargs.color_jitter", "augmentation_kwargs.cutout_kwargs")
+    others = {
+        key.name
+        for key in EXPERIMENT
+        if "." in key.name and key.default is not None and key.name.rpartition(".")[0] not in compared
+    }
+    assert others == {"augmentation_kwargs.random_horizontal_flip"}
+
+
+def test_the_objective_and_the_loss_clamp_alike():
+    for name in ("MIN_PROBABILITY", "MIN_LOG"):
+        assert getattr(metrics, name) == getattr(losses.scan, name)
+
+
+def test_the_defaults_depend_on_the_setup():
+    config = {setup: load(path) for setup, path in DIGITS.items()}
+    config["moco"] = load("configs/pretext/moco_imagenet50.yml")
+    assert {setup: c.get("features") for setup, c in config.items()} == {
+        "simclr": "head", "moco": "backbone", "scan": None, "selflabel": None
+    }  # fmt: skip
+    assert {setup: c.get("validation") for setup, c in config.items()} == {
+        "simclr": None, "moco": None, "scan": "test", "selflabel": None
+    }  # fmt: skip
+    assert load(DIGITS["simclr"], "features=backbone").features == "backbone"
+
+
+def test_an_older_experiment_is_one_with_the_defaults():
+    for path in SHIPPED:
+        here = experiment_of(load(path, training=False))
+        written = yaml.safe_load(Path(path).read_text())
+        assert with_defaults({**written, "seed": 0}) == {**here, "num_workers": written["num_workers"]}
+    assert "max_unreadable" not in here
+
+
+# --- the shipped files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, ENV])
+def test_every_key_of_a_shipped_file_has_a_row(path):
+    names = set(names_in(yaml.safe_load(Path(path).read_text())))
+    assert names <= KEYS.keys()
+
+
+@pytest.mark.parametrize("setup", DIGITS)
+def test_each_required_key_is_missed(setup, tmp_path):
+    config, missed = load(DIGITS[setup]), set()
+    for name in names_in(yaml.safe_load(Path(DIGITS[setup]).read_text())):
+        path = written_without(DIGITS[setup], name, tmp_path)
+        if not KEYS[name].is_required(config, training=True):
+            load(path)
+            continue
+        missed.add(name)
+        with pytest.raises(UserError, match="missing|needs|setup is None") as error:
+            load(path)
+        assert name in str(error.value)
+    for name in ("setup", "backbone", "epochs", "optimizer_kwargs.lr", "transformation_kwargs.normalize.std"):
+        assert name in missed
+
+
+def test_evaluation_requires_less(tmp_path):
+    path = written_without(DIGITS["scan"], "epochs", tmp_path)
+    path = written_without(path, "criterion_kwargs.entropy_weight", tmp_path)
+    load(path, training=False)
+    path = written_without(path, "num_classes", tmp_path)
+    with pytest.raises(UserError, match="missing num_classes$"):
+        load(path, training=False)
+
+
+# --- a new row -----------------------------------------------------------------------------------
+
+
+def with_rows(monkeypatch, *rows):
+    monkeypatch.setattr(schema, "EXPERIMENT", (*EXPERIMENT, *rows))
+
+
+def test_one_row_makes_a_key(monkeypatch):
+    with_rows(monkeypatch, Key("warmup", schema.POSITIVE, "Epochs.", default=PerSetup(scan=5)))
+    assert load(DIGITS["scan"]).warmup == 5
+    assert load(DIGITS["scan"], "warmup=7").warmup == 7
+    assert "warmup" not in load(DIGITS["simclr"])
+    with pytest.raises(UserError, match="--set: warmup must be a whole number of at least 1, found 0"):
+        load(DIGITS["scan"], "warmup=0")
+    with pytest.raises(UserError, match="unknown key 'warmpu'; did you mean 'warmup'"):
+        load(DIGITS["scan"], "warmpu=3")
+    assert experiment_of(load(DIGITS["scan"]))["warmup"] == 5
+    assert "  warmup: Epochs." in schema.listing()
+
+
+def test_one_row_makes_a_required_key(monkeypatch):
+    with_rows(monkeypatch, Key("optimizer_kwargs.eps", schema.POSITIVE, "A.", required=schema.ALWAYS))
+    with pytest.raises(UserError, match="missing optimizer_kwargs.eps$"):
+        load(DIGITS["scan"])
+    assert load(DIGITS["scan"], "optimizer_kwargs.eps=1").optimizer_kwargs.eps == 1
+
+
+def test_one_row_makes_an_option_of_a_loss(monkeypatch):
+    option = Key("criterion_kwargs.margin", schema.POSITIVE, "A.", only=schema.criterion("scan"))
+    with_rows(monkeypatch, option)
+    assert load(DIGITS["scan"], "criterion_kwargs.margin=2").criterion_kwargs.margin == 2
+    assert "margin" not in load(DIGITS["scan"]).criterion_kwargs
+    with pytest.raises(UserError, match="needs criterion simclr with criterion_kwargs.temperature, found"):
+        load(DIGITS["simclr"], "criterion_kwargs.margin=2")
+
+
+def test_one_entry_and_one_row_make_a_criterion(monkeypatch, tmp_path):
+    monkeypatch.setitem(schema.CRITERIA, "soft", "selflabel")
+    check = schema.one_of(*schema.CRITERIA)
+    rows = [key._replace(check=check) if key.name == "criterion" else key for key in EXPERIMENT]
+    option = Key(
+        "criterion_kwargs.power", schema.POSITIVE, "A.", required=schema.ALWAYS, only=schema.criterion("soft")
+    )
+    monkeypatch.setattr(schema, "EXPERIMENT", (*rows, option))
+    load(DIGITS["selflabel"])
+    known = "confidence-cross-entropy with criterion_kwargs.apply_class_balancing"
+    ways = f"{known} or soft with criterion_kwargs.power"
+    with pytest.raises(UserError, match=f"needs criterion {ways}, found soft with apply_class_balancing"):
+        load(DIGITS["selflabel"], "criterion=soft")
+    path = written_without(DIGITS["selflabel"], "criterion_kwargs.apply_class_balancing", tmp_path)
+    assert load(path, "criterion=soft", "criterion_kwargs.power=2").criterion_kwargs == {"power": 2}
+    with pytest.raises(UserError, match="setup scan needs criterion scan with"):
+        load(DIGITS["scan"], "criterion=soft")
+
+
+# --- --list-keys ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [simclr, scan, selflabel, moco, evaluation], ids=lambda s: s.__name__)
+def test_list_keys(script):
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit) as exit_:
+        script.main(["--list-keys"])
+    assert exit_.value.code == 0
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= schema.COLUMNS
+    listed = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
+    assert listed == list(KEYS)
+    text = " ".join(out.getvalue().split())
+    for key in KEYS.values():
+        assert f" {key.name}: {key.help} {key.check.words}" in text
+    assert "one of head, backbone; default head (simclr), backbone (moco) " in text
+    assert "a number above 0; required in its group; only with criterion simclr " in text
+    assert "required with scheduler step" in text and "required to train selflabel " in text
+
+
+def test_help_names_it(capsys):
+    with pytest.raises(SystemExit):
+        scan.main(["--help"])
+    assert "--list-keys" in capsys.readouterr().out
+
+
+def test_did_you_mean():
+    assert did_you_mean("epoch", ["epochs", "seed"]) == "did you mean 'epochs'?"
+    assert did_you_mean("epoch", ["epochs"], str.upper) == "did you mean EPOCHS?"
+    assert did_you_mean(17, ["epochs"]) == ""

@@ -1,0 +1,132 @@
+"""What the value of a configuration key may be."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import did_you_mean
+
+
+class Check(NamedTuple):
+    """The values that a key may have.
+
+    Attributes:
+        words: what they are; goes on "KEY must be ...".
+        convert: function of a value that returns it, converted if need be, or raises ValueError with words.
+    """
+
+    words: str
+    convert: Callable
+
+
+def number(low=None, high=None, whole=False, above=None, below=None):
+    """A number within these bounds: `low` and `high` are allowed, `above` and `below` are not."""
+    words = "a whole number" if whole else "a number"
+    if above is not None:
+        words += f" above {above}"
+    if low is not None:
+        words += f" of at least {low}"
+    if high is not None:
+        words += f" of at most {high}"
+    if below is not None:
+        words += f" below {below}"
+
+    def convert(value):
+        try:  # YAML reads 1e-4 (without a dot) as a string
+            value = float(value) if isinstance(value, str) else value
+            good = not isinstance(value, bool) and value == value and (not whole or value == int(value))
+            good = good and (low is None or value >= low) and (high is None or value <= high)
+            good = good and (above is None or value > above) and (below is None or value < below)
+            good = good and abs(value) != float("inf")
+        except (TypeError, ValueError, OverflowError):
+            good = False
+        if not good:
+            raise ValueError(words)
+        return int(value) if whole else value
+
+    return Check(words, convert)
+
+
+def count(low, high):
+    """A whole number; `high` is far beyond what is of use, so that a slip does not fill the memory."""
+    return number(low, high, whole=True)
+
+
+def one_of(*names):
+    words = f"one of {', '.join(names)}"
+
+    def convert(value):
+        if value not in names:
+            question = did_you_mean(value, names)
+            raise ValueError(f"{words} ({question})" if question else words)
+        return value
+
+    return Check(words, convert)
+
+
+def list_of(check, length=None):
+    words = f"a list of {length} numbers" if length else "a list"
+
+    def convert(value):
+        if not isinstance(value, (list, tuple)) or (length and len(value) != length):
+            raise ValueError(words)
+        if not value:
+            raise ValueError("a list that is not empty")
+        return [check.convert(item) for item in value]
+
+    return Check(words, convert)
+
+
+def _boolean(value):
+    if not isinstance(value, bool):
+        raise ValueError(BOOLEAN.words)
+    return value
+
+
+def _string(value):
+    if not isinstance(value, str) or not value.isprintable() or not value:
+        raise ValueError(STRING.words)
+    return value
+
+
+def _dataset(value):
+    path = Path(_string(value))  # it names folders of data and of results
+    if path.is_absolute() or ".." in path.parts or path == Path():
+        raise ValueError(DATASET.words)
+    return str(path)  # without a slash at the end, as a shell completes it
+
+
+def _device(value):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)):
+        raise ValueError(DEVICE.words)
+    return value
+
+
+def _on_or_off(value):
+    if isinstance(value, bool):  # as YAML 1.1 reads on and off
+        return "on" if value else "off"
+    return _AUTO_ON_OFF.convert(value)
+
+
+def _scale(value):
+    low, high = _TWO_SHARES.convert(value)
+    if low > high:
+        raise ValueError(SCALE.words)
+    return [low, high]
+
+
+_AUTO_ON_OFF = one_of("auto", "on", "off")
+_TWO_SHARES = list_of(number(above=0, high=1), 2)
+
+BOOLEAN = Check("True or False", _boolean)
+STRING = Check("a name", _string)
+DATASET = Check("the name of a dataset within data_dir", _dataset)
+DEVICE = Check("auto, cpu, cuda or cuda:N", _device)
+ON_OR_OFF = Check(_AUTO_ON_OFF.words, _on_or_off)
+SCALE = Check("a list of two shares of the area, the smaller one first", _scale)
+POSITIVE = number(1, whole=True)
+PROBABILITY = number(0, 1)
+SIDE = count(1, 10_000)  # of an image, in pixels
+MEAN = list_of(number(), 3)
+STD = list_of(number(above=0), 3)
