@@ -33,7 +33,7 @@ def main(argv=None):
         "the official checkpoint, or one of this step (default: download the official)"
     )
     args = parse_arguments(argv, __doc__, arguments)
-    config = load_config(args, ["moco"])
+    config = load_config(args, ["moco"], training=False)
     run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
     model = build_model(config)
     with distributed.main_first():

@@ -53,12 +53,7 @@ WITH_UNLABELED = ("stl-10",)  # datasets whose pretext learns from more images t
 
 # What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
 # the table of keys, in utils/.
-DEFAULTS = {
-    "data_dir": "datasets",
-    "num_workers": 0,
-    "max_unreadable": 0.01,
-    "transformation_kwargs": {"crop_size": 224},
-}
+DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}}
 
 
 def build_dataset(config, split):
@@ -68,7 +63,7 @@ def build_dataset(config, split):
     `{data_dir}/{name}/`, see `build_folder`. Labels that are one and the same are none.
 
     Args:
-        config: mapping with `train_db_name`, `val_db_name` and, where DEFAULTS do not fit, their keys.
+        config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
             Image files are brought to 256 / 224 of `transformation_kwargs.crop_size`; of a folder's,
             the share `max_unreadable` may be damaged, and `num_workers` processes look for those.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
@@ -96,8 +91,8 @@ def build_dataset(config, split):
         if name in FOLDERS:
             dataset = FOLDERS[name](data_dir, split, size)
         else:
-            workers, unreadable = config["num_workers"], config["max_unreadable"]
-            dataset = build_folder(data_dir, split, size, name, workers, unreadable)
+            options = {key: config[key] for key in ("num_workers", "max_unreadable") if key in config}
+            dataset = build_folder(data_dir, split, size, name, **options)
     else:
         question = did_you_mean(name, known)
         hint = f"{question} " if question else ""

@@ -28,7 +28,7 @@ REMEDIES = {
 }
 
 
-def build_folder(data_dir, split, size, name, num_workers, max_unreadable):
+def build_folder(data_dir, split, size, name, num_workers=0, max_unreadable=0.01):
     """Anybody's images under `{data_dir}/{name}/{train,test}/`: a folder per class, or none and no labels.
 
     Without test/, train/ is both splits; without either, the folder itself is. Evaluation needs no

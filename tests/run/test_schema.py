@@ -17,6 +17,7 @@ import models
 import scan
 import selflabel
 import simclr
+from data.folders import build_folder
 from data.strong import draw_holes
 from data.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_jitter
 from errors import UserError, did_you_mean
@@ -126,6 +127,12 @@ def test_defaults_within_a_group_are_those_of_the_function(group, function):
             assert parameters[name].default == key.default, name
         elif not key.required:
             assert parameters[name].default is inspect.Parameter.empty
+
+
+def test_defaults_of_reading_a_folder():
+    parameters = inspect.signature(build_folder).parameters
+    for name in ("num_workers", "max_unreadable"):
+        assert parameters[name].default == KEYS[name].default
 
 
 def test_default_of_the_flip():
