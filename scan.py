@@ -24,7 +24,7 @@ from utils.run.script import file_argument, parse_arguments, run_script, start_a
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.inference import infer, rehearse
-from utils.training.network import TrainingNetwork
+from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
 log = logging.getLogger("scan")
@@ -83,7 +83,7 @@ def main(argv=None):
     network, train, validation = prepare(run, model, train_set, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-    step = partial(scan_step, TrainingNetwork(run, network, train), criterion)
+    step = partial(scan_step, for_training(run, network, train), criterion)
     selection = Selection(run, model, network, validation, split)
     engine.train(run, identity, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
     evaluate(run, identity, model, test, selection.best["best_loss"], quality)

@@ -36,13 +36,12 @@ def main():
     precision = machine.choose_precision("auto", device)
     rows = parts(device, precision, args.batch_size, args.compile)
     rates = limits(None, device)
-    limit = rates[f"{str(precision)[6:]} FLOP"]
+    dtype = machine.dtype_name(precision)
+    limit = rates[f"{dtype} FLOP"]
     name = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     )
-    print(
-        f"{device} ({name}), {str(precision)[6:]}, {args.batch_size} images; limit {limit / 1e12:.3g} TFLOP/s"
-    )
+    print(f"{device} ({name}), {dtype}, {args.batch_size} images; limit {limit / 1e12:.3g} TFLOP/s")
     views = 2 * args.batch_size
     for part, row in rows.items():
         row["views_per_second"] = views / row["seconds"]

@@ -83,6 +83,11 @@ def choose_precision(name, device):
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
+def dtype_name(dtype):
+    """torch.float32 -> "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _cpu_has_bf16():
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)

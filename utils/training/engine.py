@@ -9,6 +9,7 @@ import torch
 
 from errors import UserError
 from utils.run import distributed, interrupt
+from utils.run.machine import dtype_name
 
 from .inference import progress_bar
 from .optim import scheduled_learning_rate, set_learning_rate
@@ -24,7 +25,7 @@ def train(run, identity, model, optimizer, loader, step, *, extra=None, after_ba
 
     Args:
         run: the Run; its configuration gives epochs and schedule.
-        identity: the Identity of the step, which a checkpoint must share to be gone on from.
+        identity: the Identity of the step, which a checkpoint must share to be resumed.
         model: the network, on the run's device.
         optimizer: over the parameters that train.
         loader: batches of the training split.
@@ -89,7 +90,7 @@ def _require_finite(run, metrics, names, epoch, lr):
         if math.isfinite(metrics.get(name, 0)):
             continue
         path = run.folder / "checkpoint.pth.tar"
-        precision = "" if run.precision == torch.float32 else f", or {str(run.precision)[6:]} too coarse"
+        precision = "" if run.precision == torch.float32 else f", or {dtype_name(run.precision)} too coarse"
         kept = f"the last good checkpoint is {path}, of epoch {epoch}" if epoch else "nor an earlier one"
         kept += "; to go on from it with other settings add --accept_changes" if epoch else ""
         raise UserError(
