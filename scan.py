@@ -24,7 +24,7 @@ from utils.run.script import file_argument, parse_arguments, run_script, start_a
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.inference import infer, rehearse
-from utils.training.network import TrainingNetwork
+from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
 log = logging.getLogger("scan")
@@ -60,13 +60,12 @@ def main(argv=None):
     with distributed.main_first():
         train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
-    inputs = {"pretext/model.pth.tar": start, **{f"pretext/{name}": pretext / name for name in NEIGHBORS}}
+    files = {"model.pth.tar": start, **{name: pretext / name for name in NEIGHBORS}}
+    inputs = {f"pretext/{name}": path for name, path in files.items()}
     identity = Identity(config, {"train": train_set, "test": test_set}, inputs)
     check_neighbors(pretext, identity, weights, neighbors.mine_again(pretext, "them"))
-    train_neighbors, val_neighbors = (
-        neighbors.read(pretext / name, len(split))
-        for name, split in zip(NEIGHBORS, (train_set, test_set), strict=True)
-    )
+    train_neighbors = neighbors.read(pretext / NEIGHBORS[0], len(train_set))
+    val_neighbors = neighbors.read(pretext / NEIGHBORS[1], len(test_set))
     quality = neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
 
     model = run.place(model)
@@ -83,7 +82,7 @@ def main(argv=None):
     network, train, validation = prepare(run, model, train_set, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-    step = partial(scan_step, TrainingNetwork(run, network, train), criterion)
+    step = partial(scan_step, for_training(run, network, train), criterion)
     selection = Selection(run, model, network, validation, split)
     engine.train(run, identity, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
     evaluate(run, identity, model, test, selection.best["best_loss"], quality)

@@ -22,7 +22,7 @@ from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.ema import EMA
 from utils.training.inference import infer, rehearse
-from utils.training.network import TrainingNetwork
+from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
 log = logging.getLogger("selflabel")
@@ -44,8 +44,8 @@ def selflabel_step(model, criterion, batch):
     statistics = list(model.buffers())
     before = [values.clone() for values in statistics]
     strong_logits = model(strong_images)[0]
-    # A batch without a confident sample is as if there were no strong view. Told on the device, so that no
-    # GPU synchronization is needed; .data, since autograd forbids a change before the backward pass, which
+    # Without a confident sample the strong view leaves no trace. `torch.where` decides that on the device,
+    # without a GPU synchronization; .data, since autograd forbids a change before the backward pass, which
     # does not use these values.
     trains = confident.any()
     for now, earlier in zip(statistics, before, strict=True):
@@ -87,7 +87,7 @@ def main(argv=None):
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
     engine.train(
         run, identity, model, optimizer, train,
-        partial(selflabel_step, TrainingNetwork(run, model, train), criterion),
+        partial(selflabel_step, for_training(run, model, train), criterion),
         extra={"ema": ema.shadow} if ema else None,
         after_batch=ema.update if ema else None,
         after_epoch=partial(monitor, run, predict, test, watch),

@@ -19,7 +19,7 @@ from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.inference import infer, rehearse
-from utils.training.network import TrainingNetwork
+from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
 log = logging.getLogger("simclr")
@@ -91,7 +91,7 @@ def learn(run, model, train, val):
     rehearse(model, loader)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-    network = TrainingNetwork(run, model, loader, images_per_anchor=2)
+    network = for_training(run, model, loader, images_per_anchor=2)
 
     def monitor(epoch):
         if train.dataset.labels is None or val.dataset.labels is None:

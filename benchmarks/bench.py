@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,16 +28,21 @@ import plain
 
 import data
 from data.arrays import ArrayImages
-from losses import ConfidenceBasedCE, SCANLoss, SimCLRLoss
+from losses import CRITERIA
 from models import build_model
+from scan import scan_step
+from selflabel import selflabel_step
+from simclr import simclr_step
 from utils.analysis import metrics, neighbors
 from utils.files import write_json
 from utils.run import machine
 from utils.run.config import load_config
 from utils.run.script import parse_arguments
 from utils.training import inference
+from utils.training.network import TrainingNetwork
 from utils.training.optim import build_optimizer
 
+STEPS = {"simclr": simclr_step, "scan": scan_step, "selflabel": selflabel_step}
 WAYS = ("plain", "fp32", "bf16")
 CONFIGS = {
     "simclr": "configs/pretext/simclr_cifar10.yml",
@@ -227,27 +233,27 @@ def augmentation(step):
 
 def training(step):
     def task(way, device):
-        """Training steps of the published batch size, augmentation included."""
+        """Iterations of the published batch size, augmentation included; both ways share the step."""
         config, precision = config_of(step), torch.bfloat16 if way == "bf16" else torch.float32
-        model = build_model(config).to(device)
-        network = model
-        if way != "plain":
+        model = build_model(config).to(device).train()
+        autocast = partial(torch.autocast, device.type, precision, enabled=way == "bf16")
+        if way == "plain":
+            network = counted = model
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        else:
             machine.reuse_freed_memory()
             model = model.to(memory_format=torch.channels_last)
             passes = config.batch_size * (2 if step == "simclr" else 1)
-            network = machine.compiled(model, "auto", device, 10**6, passes)
-        model.train()
-        autocast = torch.autocast(device.type, precision) if way == "bf16" else nullcontext()
-        if way == "plain":
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        else:
+            compiled = machine.compiled(model, "auto", device, 10**6, passes)
+            network = TrainingNetwork(model, compiled, autocast)
+            counted = TrainingNetwork(model, model, autocast)  # the counter cannot look into a compiled one
             optimizer = build_optimizer(model.parameters(), "sgd", {"lr": 1e-4, "momentum": 0.9})
-        loss_of = {"simclr": simclr_loss, "scan": scan_loss, "selflabel": selflabel_loss}[step](config)
+        all_are_confident = [0.0] if step == "selflabel" else []
+        criterion = CRITERIA[config.criterion](*all_are_confident, **config.criterion_kwargs)
 
-        def train(batch):
+        def train(batch, network=network):
             torch.compiler.cudagraph_mark_step_begin()
-            with autocast:
-                loss = loss_of(network, batch)
+            loss = STEPS[step](network, criterion, batch)["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -262,7 +268,8 @@ def training(step):
             batch = next(batches)
             if torch.is_tensor(batch):
                 return batch
-            return [images.to(device, non_blocking=True) for images in batch]
+            views = [images.to(device, non_blocking=True) for images in batch]
+            return torch.stack(views, 1).flatten(0, 1) if step == "simclr" else views
 
         for _ in range(warm):
             train(on_device())
@@ -273,9 +280,8 @@ def training(step):
         _wait(device)
         seconds = (time.perf_counter() - start) / count
         few = torch.rand(2, 8, 3, 32, 32, device=device)
-        network = model  # the counter cannot look into a compiled one
         with FlopCounterMode(display=False) as counter:
-            train(few.flatten(0, 1) if step == "simclr" else few)
+            train(few.flatten(0, 1) if step == "simclr" else few, counted)
         return {
             "unit": "views",
             "count": 2 * config.batch_size,
@@ -285,40 +291,6 @@ def training(step):
         }
 
     return task
-
-
-def simclr_loss(config):
-    criterion = SimCLRLoss(**config.criterion_kwargs)
-
-    def loss(network, views):
-        if torch.is_tensor(views):
-            return criterion(network(views).unflatten(0, (-1, 2)))
-        return criterion(network(torch.cat(views)).unflatten(0, (2, -1)).transpose(0, 1))
-
-    return loss
-
-
-def scan_loss(config):
-    criterion = SCANLoss(**config.criterion_kwargs)
-
-    def loss(network, pair):
-        anchors, others = (network(images) for images in pair)
-        return sum(criterion(a, b)[0] for a, b in zip(anchors, others, strict=True))
-
-    return loss
-
-
-def selflabel_loss(config):
-    criterion = ConfidenceBasedCE(0.0, **config.criterion_kwargs)  # 0: all of them are confident
-
-    def loss(network, pair):
-        with torch.no_grad():
-            weak = network(pair[0])[0]
-        if not criterion.pseudo_labels(weak)[1].any():
-            raise ValueError("nobody is confident")
-        return criterion(weak, network(pair[1])[0])
-
-    return loss
 
 
 def evaluation(way, device):
@@ -350,10 +322,8 @@ def evaluation(way, device):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.rand(1, 3, 32, 32, device=device))
     flop = counter.get_total_flops() * count
-    return {
-        "unit": "images", "count": count, "seconds": seconds, "FLOP": flop,
-        "precision": machine.dtype_name(precision),
-    }  # fmt: skip
+    precision = machine.dtype_name(precision)
+    return {"unit": "images", "count": count, "seconds": seconds, "FLOP": flop, "precision": precision}
 
 
 def mining(way, device):

@@ -1,4 +1,4 @@
-"""Is the clustering healthy? What can be told without labels, as numbers, warnings and refusals.
+"""Is the clustering healthy? What shows without labels, as numbers, warnings and refusals.
 
 Nothing here changes a training; the refusal of `require_confident` comes before one.
 """
@@ -39,7 +39,7 @@ class Watch:
     """The clusters' numbers of each epoch, and a warning when something is wrong with them.
 
     Each trouble logs a warning once per run, when it begins, however often the run is stopped and resumed;
-    the numbers tell how it goes on. The troubles:
+    the numbers show how it develops. The troubles:
 
         dominant   one cluster of three or more holds more than half of the images, and twice its share
         dead       clusters without an image
@@ -61,7 +61,7 @@ class Watch:
         self.start = start
         self.patience = patience
         self.history = history
-        self.told = None  # the troubles; read at the first call, when a resumed run knows its epochs
+        self.warned = None  # the troubles; read at the first call, when a resumed run knows its epochs
 
     def __call__(self, epoch, probabilities):
         """Look at an epoch's clusters.
@@ -75,8 +75,8 @@ class Watch:
             `mean_confidence`; with a threshold `confident_shares`, for each cluster the share of its images
             above it, 0 for a dead one; `warned_of`, the troubles that a warning was given of, if any.
         """
-        if self.told is None:
-            self.told = {trouble for line in self.history() for trouble in line.get("warned_of", ())}
+        if self.warned is None:
+            self.warned = {trouble for line in self.history() for trouble in line.get("warned_of", ())}
         confidence, clusters = (part.cpu() for part in probabilities.float().max(1))
         c = probabilities.size(1)
         sizes = torch.bincount(clusters, minlength=c)
@@ -113,10 +113,10 @@ class Watch:
             if groups:
                 shown = listed([f"{listed(group, 4)} are now in {now}" for now, group in groups], 10)
                 troubles["merged"] = f"self-labeling merges clusters that were apart at its start: {shown}"
-        new = [trouble for trouble in troubles if trouble not in self.told and epoch > self.patience]
+        new = [trouble for trouble in troubles if trouble not in self.warned and epoch > self.patience]
         for trouble in new:
             log.warning("epoch %d: %s; %s", epoch, troubles[trouble], self.advice[trouble])
-        self.told.update(new)
+        self.warned.update(new)
         return {**values, "warned_of": new} if new else values
 
 
@@ -173,13 +173,13 @@ def require_confident(confidence, clusters, num_clusters, threshold):
             f"{SELFLABEL_ADVICE['uncovered']}"
         )
     log.info(
-        "%d of %d training images (%.1f %%) have a confidence above %g; per cluster: %s",
-        *(confident, n, 100 * confident / n, threshold, counted(counts)),
+        f"{confident} of {n} training images ({100 * confident / n:.1f} %) have a confidence above "
+        f"{threshold:g}; per cluster: {counted(counts)}"
     )
     if 2 * covered < num_clusters:
         log.warning(
-            "pseudo-labels cover few clusters: %d of %d have a confident training image; %s",
-            *(covered, num_clusters, SELFLABEL_ADVICE["uncovered"]),
+            f"pseudo-labels cover few clusters: {covered} of {num_clusters} have a confident training image; "
+            f"{SELFLABEL_ADVICE['uncovered']}"
         )
 
 

@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 # on the way from chance to 1, see neighbor_quality
 MIN_MUTUAL, MIN_TRANSITIVE, MAX_NOBODYS = 0.1, 0.05, 0.5
-SAMPLE = 1000  # images whose neighbors' neighbors are looked at
+SAMPLE = 1000  # images whose neighbors' neighbors count
 NEIGHBOR_ADVICE = "train the pretext longer, or check its augmentation and lower its optimizer_kwargs.lr"
 
 
@@ -28,7 +28,7 @@ def neighbor_quality(neighbors):
         transitive   at MIN_TRANSITIVE or more. Below are features that say nothing of the images: normalised
                      noise of 128 dimensions is at 0.007 to 0.025 for k = 5 to 50 (10 000 images), digits'
                      pixels are at 0.3 to 0.5. A cluster is made of neighbors that know each other. Of a
-                     single neighbor (k = 1) nothing can be told.
+                     single neighbor (k = 1) nothing can be said.
         nobody's     at MAX_NOBODYS or less. Above, most images are in no list but their own: the feature
                      space has collapsed, and everybody has the same few neighbors.
 
@@ -64,9 +64,9 @@ def neighbor_quality(neighbors):
     chance = len(pairs) / n / max(1, n - 1)
     lonely = (1 - chance) ** (n - 1)
     log.info(
-        "neighbors: %.1f %% are mutual and %.1f %% transitive (by chance %.1f %%), %.1f %% of the images are "
-        "nobody's (by chance %.1f %%), skewness of the in-degrees %.2f",
-        *(100 * mutual, 100 * transitive, 100 * chance, 100 * nobodys, 100 * lonely, skewness),
+        f"neighbors: {100 * mutual:.1f} % are mutual and {100 * transitive:.1f} % transitive (by chance "
+        f"{100 * chance:.1f} %), {100 * nobodys:.1f} % of the images are nobody's (by chance "
+        f"{100 * lonely:.1f} %), skewness of the in-degrees {skewness:.2f}"
     )
     wrong = None
     if _beyond(nobodys, lonely) > MAX_NOBODYS:
@@ -90,7 +90,7 @@ def neighbor_quality(neighbors):
 
 
 def _beyond(share, chance):
-    """How far a share is on the way from chance to 1; 0 where chance is 1 and nothing can be told."""
+    """How far a share is on the way from chance to 1; 0 where chance is 1, which says nothing."""
     return (share - chance) / (1 - chance) if chance < 1 else 0.0
 
 

@@ -78,7 +78,7 @@ def mine(features, k, device="cpu", library="auto"):
         raise UserError(f"search: faiss was asked for, but {reason}; set search to auto or torch")
     if reason:
         log.info("%s: torch mines, exactly as well", reason)
-    # told before it starts: an error of faiss on a GPU may end the process, which nothing here can catch
+    # logged before it starts: an error of faiss on a GPU may end the process, which nothing here can catch
     advice = "; if it ends the program, set search: torch" if faiss and device.type == "cuda" else ""
     log.info("%s searches %d features on %s%s", "faiss" if faiss else "torch", len(features), device, advice)
     if faiss is None:

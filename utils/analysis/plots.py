@@ -52,7 +52,7 @@ def drawable(names):
     """Names of classes or images as pictures can show them.
 
     Line breaks, control characters and bytes that are not UTF-8 become escapes; a name with a character that
-    no installed font has becomes its number, and the log tells which is which.
+    no installed font has becomes its number, and the log lists both.
 
     Args:
         names: tuple of pairs (number, name).
@@ -66,9 +66,11 @@ def drawable(names):
     _, missing = _fonts_with(texts.values())
     numbered = [number for number, text in texts.items() if missing & set(text)]
     if numbered:
+        shown = health.listed([f"#{number} {texts[number]}" for number in numbered])
         log.info(
             "no installed font has all characters of %d names; pictures show their numbers: %s",
-            *(len(numbered), health.listed([f"#{number} {texts[number]}" for number in numbered])),
+            len(numbered),
+            shown,
         )
     return texts | {number: f"#{number}" for number in numbered}
 
@@ -119,7 +121,7 @@ def save_confusion_matrix(matrix, rows, columns, path):
             for (row, column), share in np.ndenumerate(matrix):
                 if share >= 0.005:
                     axes.text(
-                        *(column, row, f"{100 * share:.0f}"),
+                        column, row, f"{100 * share:.0f}",
                         ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black",
                     )  # fmt: skip
         figure.colorbar(picture, ax=axes, label="share of the true class")

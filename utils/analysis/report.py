@@ -54,10 +54,10 @@ def report_clusters(folder, probabilities, dataset, about):
     else:
         figures["num_classes"] = len(classes)
         figures.update(metrics.clustering_metrics(probabilities, labels, len(classes)))
+        acc, nmi, ari, top5 = (100 * figures[key] for key in ("acc", "nmi", "ari", "top5"))
         log.info(
-            "ACC %.2f  NMI %.2f  ARI %.2f  top-5 %.2f (%%) on the %s split",
-            *(100 * figures[key] for key in ("acc", "nmi", "ari", "top5")), about["split"],
-        )  # fmt: skip
+            f"ACC {acc:.2f}  NMI {nmi:.2f}  ARI {ari:.2f}  top-5 {top5:.2f} (%) on the {about['split']} split"
+        )
         if len(sizes) != len(classes):
             log.info(
                 "%d clusters for %d classes: ACC is after one-to-one matching; by majority vote %.2f %%",

@@ -124,6 +124,12 @@ class _Mean(torch.autograd.Function):
 class SyncBatchNorm(nn.BatchNorm2d):
     """BatchNorm with the statistics of all processes' shares, which are of one size. torch's needs a GPU."""
 
+    def __init__(self, layer):
+        """The same as `layer`, a BatchNorm2d on the CPU."""
+        super().__init__(layer.num_features, layer.eps, layer.momentum)
+        self.load_state_dict(layer.state_dict())
+        self.train(layer.training)
+
     def forward(self, images):
         if not self.training:
             return super().forward(images)
@@ -156,8 +162,9 @@ def synchronise(model, device):
             )
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in layers.values():
-        module.__class__ = SyncBatchNorm
+    for name, module in layers.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, SyncBatchNorm(module))
     return model
 
 

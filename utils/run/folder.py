@@ -1,6 +1,5 @@
 """One run of one step: its folder, its log, its device and its seed."""
 
-import functools
 import json
 import logging
 import os
@@ -23,25 +22,23 @@ from utils.files import atomic
 from . import checkpoint, distributed, machine
 from .config import mismatches, to_dict
 from .identity import FINGERPRINT
+from .machine import dtype_name
 
 log = logging.getLogger(__name__)
 
 # what the steps leave in the folder of results, besides config.yml and log.txt, which they rewrite or add to
 RESULTS = (
-    *("checkpoint.pth.tar", "model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy"),
-    *("metrics.json", "metrics.jsonl", "curves.png", "confusion_matrix.png", "assignment.csv"),
+    "checkpoint.pth.tar",
+    "model.pth.tar",
+    "topk-train-neighbors.npy",
+    "topk-val-neighbors.npy",
+    "metrics.json",
+    "metrics.jsonl",
+    "curves.png",
+    "confusion_matrix.png",
+    "assignment.csv",
     FINGERPRINT,
 )
-
-
-def _by_main(method):
-    """A method of Run that only the main process executes; the others return None at once."""
-
-    @functools.wraps(method)
-    def by_main(self, *args):
-        return method(self, *args) if self.main else None
-
-    return by_main
 
 
 class Run:
@@ -85,10 +82,8 @@ class Run:
             machine.warn_of_unused_gpu()
         self.seed()
         processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
-        log.info(
-            "%s on %s, results in %s",
-            *(config.setup, f"{processes}{self.device} ({machine.dtype_name(self.precision)})", self.folder),
-        )
+        where = f"{processes}{self.device} ({dtype_name(self.precision)})"
+        log.info("%s on %s, results in %s", config.setup, where, self.folder)
         for mismatch in mismatches(config):
             log.warning("%s", mismatch)
 
@@ -113,7 +108,7 @@ class Run:
             _lock(file.stream, self.folder)
             logging.getLogger().addHandler(file)
         logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
-        logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instruction sets it tried
+        logging.getLogger("faiss").setLevel(logging.WARNING)  # it lists the instruction sets that it tried
 
     def seed(self, epoch=None):
         """Seed all random numbers by (seed, epoch), so that a resumed epoch repeats exactly."""
@@ -142,24 +137,24 @@ class Run:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    # --- what is written -------------------------------------------------------------------------
+    # --- what is written: by the main process only -----------------------------------------------
 
-    @_by_main
     def save(self, content, name):
         """Save a file of weights in the folder."""
-        checkpoint.save(content, self.folder / name)
+        if self.main:
+            checkpoint.save(content, self.folder / name)
 
-    @_by_main
     def save_config(self):
         """Save the resolved configuration beside the results."""
-        with atomic(self.folder / "config.yml") as path:
-            path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        if self.main:
+            with atomic(self.folder / "config.yml") as path:
+                path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
-    @_by_main
     def log_epoch(self, metrics):
         """Append one JSON line of metrics to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        if self.main:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
 
     def read_epochs(self):
         """The metrics of the epochs so far, a list of dicts."""

@@ -15,8 +15,15 @@ log = logging.getLogger(__name__)
 FINGERPRINT = "fingerprint.json"
 # Settings that a training may be resumed with another value of, if its owner says so (--accept_changes).
 TUNABLE = (
-    *("epochs", "optimizer_kwargs", "scheduler", "batch_size", "augmentation_kwargs"),
-    *("criterion_kwargs", "temperature", "confidence_threshold", "data.train"),
+    "epochs",
+    "optimizer_kwargs",
+    "scheduler",
+    "batch_size",
+    "augmentation_kwargs",
+    "criterion_kwargs",
+    "temperature",
+    "confidence_threshold",
+    "data.train",
 )
 SIGNED = ("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy", "metrics.json")
 
@@ -26,7 +33,7 @@ class Identity:
 
     Args:
         config: the checked configuration.
-        datasets: dict split -> dataset, whose `fingerprint()` tells its images.
+        datasets: dict split -> dataset, whose `fingerprint()` identifies its images.
         inputs: dict role -> path of a file that the step starts from; `role` names it in messages.
 
     Attributes:
@@ -44,7 +51,7 @@ class Identity:
         self.files = [path for path in map(Path, inputs.values()) if path.exists()]
 
     def write(self, folder, weights):
-        """Say in the folder of a finished step what made its results; `weights`: their state dict."""
+        """Write what a finished step's results, and the state dict `weights`, were made from."""
         files = {name: digest(folder / name) for name in SIGNED if (folder / name).exists()}
         content = {**self.content, "backbone_weights": of_backbone(weights), "files": files}
         write_json(content, folder / FINGERPRINT)

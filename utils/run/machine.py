@@ -84,7 +84,7 @@ def choose_precision(name, device):
 
 
 def dtype_name(dtype):
-    """The name of a torch.dtype without the module's: bfloat16."""
+    """torch.float32 -> "float32"."""
     return str(dtype).removeprefix("torch.")
 
 

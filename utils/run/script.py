@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def run_script(main):
-    """Call `main()` and exit: 1 and one line for what the user can mend, 128 + its number for a signal."""
+    """Call `main()` and exit: 1 and one line for a user's mistake, 128 + its number for a signal."""
     interrupt.listen()
     try:
         main()
@@ -119,7 +119,8 @@ def parse_arguments(argv, description, add_arguments=None):
     )
     parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
     parser.add_argument(
-        *("--set", "-s"),
+        "--set",
+        "-s",
         dest="overrides",
         metavar="KEY=VALUE",
         nargs="+",

@@ -25,7 +25,7 @@ def train(run, identity, model, optimizer, loader, step, *, extra=None, after_ba
 
     Args:
         run: the Run; its configuration gives epochs and schedule.
-        identity: the Identity of the step, which a checkpoint must share to be gone on from.
+        identity: the Identity of the step, which a checkpoint must share to be resumed.
         model: the network, on the run's device.
         optimizer: over the parameters that train.
         loader: batches of the training split.

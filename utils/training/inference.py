@@ -38,9 +38,9 @@ def rehearse(model, *loaders):
             cropped.add((kept, side))
     for kept, side in cropped:
         log.warning(
-            "the evaluation sees only the middle %d x %d pixels of images of %d pixels, %.2g %% of them; set "
-            "transformation_kwargs.crop_size and the size of the training crops to %d, or resize the images",
-            *(kept, kept, side, 100 * (kept / side) ** 2, side),
+            f"the evaluation sees only the middle {kept} x {kept} pixels of images of {side} pixels, "
+            f"{100 * (kept / side) ** 2:.2g} % of them; set transformation_kwargs.crop_size and the size of "
+            f"the training crops to {side}, or resize the images"
         )
     model.train(was_training)
 

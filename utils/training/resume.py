@@ -153,7 +153,7 @@ class Training:
         if "identity" not in saved:
             log.warning("%s: does not tell its configuration (written by another program)", self.path)
         there = saved.get("identity", here)
-        # older ones tell no data, and not the keys that are new since then
+        # older ones lack the data, and the keys that are new since then
         there = {"data": here["data"], **with_defaults(there)} if isinstance(there, dict) else {}
         changed = differences(there, here)
         irrelevant = AFTER_TRAINING if run.config.setup == "simclr" else ()
@@ -190,8 +190,8 @@ class Training:
             last, following = scheduled_learning_rate(there, done - 1), scheduled_learning_rate(config, done)
             rises = ", so the loss may rise at first" if following > last else ""
             log.info(
-                "the learning rate follows scheduler %s over %d epochs: %.4g in the next epoch, after %.4g%s",
-                *(config.scheduler, config.epochs, following, last, rises),
+                f"the learning rate follows scheduler {config.scheduler} over {config.epochs} epochs: "
+                f"{following:.4g} in the next epoch, after {last:.4g}{rises}"
             )
 
 
