@@ -89,8 +89,8 @@ def check_steps(files, settings, step_settings=None):
             changed = differences(experiment_of(read_yaml(earlier)), experiment_of(config))
             if changed:
                 raise UserError(
-                    f"{earlier.parent}: holds results of other settings ({listed(changed)}); undo the change, "
-                    "or give another --root_dir"
+                    f"{earlier.parent}: holds results of other settings ({listed(changed)}); undo the "
+                    "change, or give another --root_dir"
                 )
     return configs
 

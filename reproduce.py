@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import signal
+import textwrap
 import threading
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from models import build_model
 from utils.analysis import kmeans
 from utils.files import atomic, digest, write_csv, write_json
 from utils.run import distributed, machine
+from utils.run.config import load_config
 from utils.run.identity import FINGERPRINT
 from utils.run.script import parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
@@ -49,8 +51,10 @@ THREADS = {"digits": 1}
 PIXELS, FEATURES = "k-means on pixels", "k-means on features"
 METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
 METRICS = ("acc", "nmi", "ari")
-# ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, and in the paper, on CIFAR-10,
-# means over ten runs
+# of the pretext step's metrics.json
+NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
+# ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones; on
+# CIFAR-10 also the paper's means over ten runs
 BEST, MEAN = "best model", "mean of 10 runs"
 PUBLISHED = {
     "cifar-10": [
@@ -74,8 +78,8 @@ REHEARSAL = {
     "scan": ["epochs=3", "update_cluster_head_only=True", "optimizer_kwargs.lr=0.001"],
     "selflabel": ["epochs=2", "batch_size=250", "confidence_threshold=0.2"],
 }
-# k-means: the best of so many initialisations by inertia; one where numbers x clusters are more than LARGE, which
-# would take hours; and on pixels only where the train split is no more than MODERATE numbers (1.2 GB)
+# k-means: the best of so many initialisations by inertia; one where numbers x clusters exceed LARGE, of which
+# ten would take hours; and on pixels only if the train split has at most MODERATE numbers (1.2 GB)
 INITIALISATIONS, LARGE, MODERATE = 10, 4e9, 3e8
 # settings that an argument of this program gives
 RESERVED = {
@@ -91,40 +95,49 @@ def main(argv=None):
     args = read_arguments(argv)
     if args.dataset in THREADS:
         torch.set_num_threads(THREADS[args.dataset])
+    if args.minutes:
+        stop_after(args.minutes)
     files = {
         step: f"configs/{step}/{name}.yml"
         for step, name in zip(pipeline.SCRIPTS, EXPERIMENTS[args.dataset], strict=True)
     }
-    environment = pipeline.load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
-    root = Path(args.root_dir or environment.root_dir).expanduser()
-    data_dir = Path(args.data_dir or environment.data_dir).expanduser()
-    if args.minutes:
-        stop_after(args.minutes)
-    if args.rehearse:
-        root /= "rehearsal"
-        write_few(args.dataset, data_dir, root)
-        data_dir = root
-    shared = ["backbone=resnet10_narrow"] if args.rehearse else []
-    if args.data_dir or args.rehearse:
-        shared = [f"data_dir={json.dumps(str(data_dir))}", *shared]  # a path is no YAML
-    own = {step: [*(REHEARSAL[step] if args.rehearse else ()), *args.overrides] for step in files}
-    settings = {seed: [f"root_dir={root / f'seed-{seed}'}", f"seed={seed}", *shared] for seed in args.seeds}
+    root, settings, step_settings = settings_of(args, files)
+    configs = {}
     for seed in args.seeds:  # what can be refused is refused now, not after the first seed
-        configs = pipeline.check_steps(files, settings[seed], own)
-    require_labels(configs["pretext"])
+        configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
+    require_labels(configs[seed]["pretext"])
 
     runs = []
     for seed in args.seeds:
-        folders = pipeline.run_steps(files, settings[seed], own)
-        config = pipeline.check_steps(files, settings[seed], own)["pretext"]
-        runs.append(read_results(seed, folders, baselines(config, folders["pretext"])))
-    summary = summarize(args, configs, runs)
+        folders = pipeline.run_steps(files, settings[seed], step_settings)
+        baselines = k_means_figures(configs[seed]["pretext"], folders["pretext"])
+        runs.append(read_results(seed, folders, baselines))
+    summary = summarize(args, configs[seed], runs)
     write(summary, root / args.dataset)
-    print("\n" + "\n".join(console(summary)))
-    print(f"\nPictures of seed {seed}:")
+    print("", *console(summary), "", f"Pictures of seed {seed}:", sep="\n")
     for path in sorted(folders["pretext"].parent.rglob("*.png")):
         print(f"  {path}")
-    print(f"\nThe table: {root / args.dataset}.md, .csv, .json")
+    print(f"\nThis table: {root / args.dataset}.md, .csv, .json")
+
+
+def settings_of(args, files):
+    """Where the results go, and with which settings.
+
+    Returns:
+        the folder, pathlib.Path; dict seed -> KEY=VALUE strings for all steps; dict step -> those for one.
+    """
+    environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
+    root = Path(args.root_dir or environment.root_dir).expanduser()
+    data_dir = args.data_dir
+    if args.rehearse:
+        root /= "rehearsal"
+        write_few(args.dataset, Path(data_dir or environment.data_dir).expanduser(), root)
+        data_dir = root
+    shared = [f"data_dir={json.dumps(str(data_dir))}"] if data_dir else []  # a path is no YAML
+    shared += ["backbone=resnet10_narrow"] if args.rehearse else []
+    settings = {seed: [f"root_dir={root / f'seed-{seed}'}", f"seed={seed}", *shared] for seed in args.seeds}
+    rehearsal = REHEARSAL if args.rehearse else {}
+    return root, settings, {step: [*rehearsal.get(step, ()), *args.overrides] for step in files}
 
 
 def read_arguments(argv):
@@ -202,15 +215,13 @@ def write_few(dataset, data_dir, folder):
 
 def require_labels(config):
     if data.build_dataset(config, "test").labels is None:
-        raise UserError(
-            f"{config.val_db_name}: its test split has no labels, so there are no figures to compare"
-        )
+        raise UserError(f"{config.val_db_name}: its test split has no labels, and figures need them")
 
 
 # --- figures -------------------------------------------------------------------------------------
 
 
-def baselines(config, folder):
+def k_means_figures(config, folder):
     """k-means, fitted on the train split, of the test split's pixels and pretext features.
 
     Args:
@@ -228,7 +239,7 @@ def baselines(config, folder):
     for method, representation in ((PIXELS, pixels), (FEATURES, features)):
         if method in figures:
             continue
-        print(f"\n{method}, seed {config.seed}", flush=True)
+        print(f"{method}, seed {config.seed} ...", flush=True)
         train, test = (data.build_dataset(config, split) for split in ("train", "test"))
         found = representation(config, folder, train, test)
         figures[method] = found and k_means(*found, test.labels, config)
@@ -270,12 +281,11 @@ def read_results(seed, folders, figures):
         content = json.loads((folder / "metrics.json").read_text())
         if step in METHODS:
             figures = {**figures, METHODS[step]: content}
+        speeds = [epoch["images_per_second"] for epoch in epochs]
         steps[step] = {
             "epochs": len(epochs),
             "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
-            "images_per_second": float(np.median([e["images_per_second"] for e in epochs]))
-            if epochs
-            else None,
+            "images_per_second": float(np.median(speeds)) if speeds else None,
             **{key: value for key, value in content.items() if isinstance(value, (int, float))},
         }
     return {
@@ -301,8 +311,9 @@ def summarize(args, configs, runs):
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
     made_with = []
-    for run in runs:
-        made_with += [maker for maker in run["made_with"] if maker not in made_with]
+    for maker in (maker for run in runs for maker in run["made_with"]):
+        if maker not in made_with:
+            made_with.append(maker)
     command = ["python", "reproduce.py", args.dataset, "--seeds", *map(str, args.seeds)]
     command += ["--rehearse"] * args.rehearse + (["--set", *args.overrides] if args.overrides else [])
     return {
@@ -327,35 +338,32 @@ def spread(values):
 
 
 def protocol(args, configs, runs):
-    """What the figures mean, a list of sentences."""
-    lines = []
-    if args.rehearse:
-        lines.append("A rehearsal: the figures mean nothing.")
-    pretext = (
-        "the official MoCo v2 weights are the pretext model; " if configs["pretext"].setup == "moco" else ""
-    )
-    unlabeled = " (the pretext step on train+unlabeled)" if args.dataset in data.WITH_UNLABELED else ""
-    lines.append(
-        f"Data: {pretext}trained on the train split{unlabeled}, evaluated on the test split. Labels serve only "
-        "these figures; ACC is after one-to-one matching of clusters to classes."
-    )
-    held_out = configs["scan"].get("validation") == "train_holdout"
-    images = "a held-out tenth of the train split" if held_out else "the test split"
-    lines.append(
-        f"Model: after the SCAN loss, the epoch and the head of the lowest loss on the images of {images}; after "
-        "self-labeling, the last epoch."
-    )
-    tries = {method: found.get("initialisations") for method, found in runs[0]["figures"].items()}
-    tries = ", ".join(f"best of {n} on {method.split()[-1]}" for method, n in tries.items() if n)
-    missing = "" if PIXELS in runs[0]["figures"] else "; not on pixels, which are image files or too many"
-    lines.append(f"k-means: fitted on the train split; initialisations, by inertia: {tries}{missing}.")
-    if len(runs) > 1:
-        lines.append(
-            f"Seeds: {', '.join(map(str, args.seeds))}; mean ± standard deviation (n - 1); worst: the lowest ACC."
-        )
-    if args.overrides:
-        lines.append(f"Settings other than in the experiment files: {' '.join(args.overrides)}.")
-    return lines
+    """What the figures mean, a list of lines."""
+    scan, figures = configs["scan"], runs[0]["figures"]
+    moco = configs["pretext"].setup == "moco"
+    unlabeled = args.dataset in data.WITH_UNLABELED
+    held_out = scan.get("validation") == "train_holdout"
+    tries = [
+        f"best of {found['initialisations']} on {method.split()[-1]}"
+        for method, found in figures.items()
+        if "initialisations" in found
+    ]
+    lines = [
+        "A rehearsal: the figures mean nothing." if args.rehearse else "",
+        f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
+        "the test split; labels serve these figures only.",
+        "Pretext: the official MoCo v2 weights." if moco else "",
+        "Model: after the SCAN loss, the epoch and head of the lowest loss on the images of "
+        f"{'a held-out tenth of the train split' if held_out else 'the test split'}; after self-labeling, the "
+        "last epoch.",
+        "ACC: after one-to-one matching of clusters to classes.",
+        f"k-means: fitted on the train split; initialisations, by inertia: {', '.join(tries)}.",
+        "" if PIXELS in figures else "Not on pixels: these are image files, or too many numbers.",
+        f"Seeds: {', '.join(map(str, args.seeds))}"
+        + ("; mean ± standard deviation (n - 1); worst: the lowest ACC." if len(runs) > 1 else "."),
+        f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
+    ]
+    return [line for line in lines if line]
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -394,54 +402,43 @@ def step_rows(summary):
     rows = [["step", "epochs", "minutes", "images/s", ""]]
     for step, runs in summary["steps"].items():
         speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
-        parts = {
-            "knn_accuracy": "k-NN accuracy",
-            "train_neighbors_of_same_class": "neighbors of the same class",
-        }
         notes = [
             f"{text} {100 * np.mean([run[key] for run in runs]):.1f} %"
-            for key, text in parts.items()
+            for key, text in NOTES.items()
             if key in runs[0]
         ]
         minutes = np.mean([run["training_minutes"] for run in runs])
         speed = f"{np.mean(speeds):.0f}" if speeds else ""
         rows.append([step, str(runs[0]["epochs"]), f"{minutes:.1f}", speed, ", ".join(notes)])
     total = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
-    rows.append(["all, all seeds", "", f"{total:.1f}", "", ""])
+    rows.append([f"total, {len(runs)} seed{'s' * (len(runs) > 1)}", "", f"{total:.1f}", "", ""])
     return rows
 
 
-def maker_lines(summary):
-    return [
-        f"Made with: {maker['machine']}, {maker['precision']} (figures in float32), Python {maker['python']}, "
-        f"torch {maker['torch']}, commit {maker['commit']}."
+def notes(summary):
+    """The lines under the tables."""
+    makers = [
+        f"Made with: {maker['machine']}; trained in {maker['precision']}, evaluated in float32; "
+        f"Python {maker['python']}, torch {maker['torch']}; commit {maker['commit'][:12]}."
         for maker in summary["made_with"]
     ]
+    return [*summary["protocol"], *makers]
 
 
 def console(summary):
     """The lines to print."""
-    return [
-        *aligned(figure_rows(summary)),
-        "",
-        *aligned(step_rows(summary)),
-        "",
-        *summary["protocol"],
-        *maker_lines(summary),
-    ]
+    wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in notes(summary))
+    return [*aligned(figure_rows(summary)), "", *aligned(step_rows(summary)), "", *wrapped]
 
 
 def aligned(rows):
-    """Rows of strings in columns: the first and the last of text, the numbers between at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if number in (0, len(row) - 1) else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("   ".join(cells).rstrip())
-    return lines
+    """Rows of strings as lines of columns, numbers at the right."""
+    columns = []
+    for header, *body in zip(*rows, strict=True):
+        width = max(map(len, (header, *body)))
+        text = any(character.isalpha() for cell in body for character in cell)
+        columns.append([cell.ljust(width) if text else cell.rjust(width) for cell in (header, *body)])
+    return ["   ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
 def markdown(summary):
@@ -450,7 +447,7 @@ def markdown(summary):
     for rows in (figure_rows(summary), step_rows(summary)):
         header, *body = (f"| {' | '.join(row)} |" for row in rows)
         lines += [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body, ""]
-    lines += [f"* {line}" for line in (*summary["protocol"], *maker_lines(summary))]
+    lines += [f"* {line}" for line in notes(summary)]
     return "\n".join(lines) + "\n"
 
 
