@@ -344,7 +344,7 @@ def protocol(args, configs, runs):
     unlabeled = args.dataset in data.WITH_UNLABELED
     held_out = scan.get("validation") == "train_holdout"
     tries = [
-        f"best of {found['initialisations']} on {method.split()[-1]}"
+        f"{found['initialisations']} ({method.split()[-1]})"
         for method, found in figures.items()
         if "initialisations" in found
     ]
@@ -354,11 +354,11 @@ def protocol(args, configs, runs):
         "the test split; labels serve these figures only.",
         "Pretext: the official MoCo v2 weights." if moco else "",
         "Model: after the SCAN loss, the epoch and head of the lowest loss on the images of "
-        f"{'a held-out tenth of the train split' if held_out else 'the test split'}; after self-labeling, the "
-        "last epoch.",
+        f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
+        "self-labeling, the last epoch.",
         "ACC: after one-to-one matching of clusters to classes.",
-        f"k-means: fitted on the train split; initialisations, by inertia: {', '.join(tries)}.",
-        "" if PIXELS in figures else "Not on pixels: these are image files, or too many numbers.",
+        f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initialisations.",
+        "" if PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
         f"Seeds: {', '.join(map(str, args.seeds))}"
         + ("; mean ± standard deviation (n - 1); worst: the lowest ACC." if len(runs) > 1 else "."),
         f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
@@ -371,25 +371,33 @@ def protocol(args, configs, runs):
 
 def figure_rows(summary):
     """The table of figures, a list of rows of strings, the header first."""
-    several, published = len(summary["seeds"]) > 1, summary["published"]
     header = [f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]
-    rows = [header + ["worst ACC"] * several + ["published", "difference"] * bool(published)]
+    rows = [header]
+    several, published = len(summary["seeds"]) > 1, summary["published"]
+    if several:
+        header.append("worst ACC")
+    if published:
+        header += ["published", "difference"]
     for method, figures in summary["methods"].items():
         row = [method, *(shown(figures[name]) for name in METRICS)]
-        row += [f"{100 * figures['worst_acc']:.1f}"] * several
-        known = [entry for entry in published if entry["method"] == method]
-        cells = [
-            [
-                " / ".join(f"{value:.1f}" for value in entry["figures"].values()) + f" ({entry['of']})",
-                " / ".join(f"{value:+.1f}" for value in entry["difference"].values()),
-            ]
-            for entry in known
-        ]
-        if published and not cells:
-            cells = [["", ""]]
-        rows.append(row + (cells[0] if cells else []))
-        rows += [[""] * len(row) + more for more in cells[1:]]
+        if several:
+            row.append(f"{100 * figures['worst_acc']:.1f}")
+        if not published:
+            rows.append(row)
+            continue
+        entries = [compared(entry) for entry in published if entry["method"] == method] or [["", ""]]
+        rows.append([*row, *entries[0]])
+        rows += [[""] * len(row) + entry for entry in entries[1:]]
     return rows
+
+
+def compared(entry):
+    """A published result, and how far the mean is from it, as strings."""
+    figures = " / ".join(f"{value:.1f}" for value in entry["figures"].values())
+    return [
+        f"{figures} ({entry['of']})",
+        " / ".join(f"{value:+.1f}" for value in entry["difference"].values()),
+    ]
 
 
 def shown(spread):
