@@ -1,4 +1,4 @@
-# make demo    the whole method on handwritten digits, on the CPU
+# make demo    the whole method on handwritten digits, on the CPU: reproduce.py digits
 # make test    the tests
 # make lint    style
 # make bench   the plain way and ours, side by side

@@ -15,7 +15,7 @@ import pipeline
 import reproduce
 import scan
 from utils.analysis import metrics
-from utils.run import checkpoint
+from utils.run import checkpoint, interrupt
 from utils.run.config import read_yaml
 from utils.run.script import run_script
 
@@ -57,6 +57,12 @@ def scripts_called(monkeypatch):
 
             monkeypatch.setattr(script, "main", noted)
     return called
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """A signal that a test sends is forgotten after it."""
+    monkeypatch.setattr(interrupt, "_noted", None)
 
 
 def read_csv(root, dataset="digits"):
@@ -199,7 +205,7 @@ def test_other_images_are_not_taken_for_the_same(copied, capsys):
     assert "seed-3/digits/pretext" in message and "written by another experiment" in message
 
 
-def test_stopped_within_an_epoch_and_resumed(finished, tmp_path, monkeypatch, capsys):
+def test_stopped_within_an_epoch_and_resumed(finished, tmp_path, monkeypatch, capsys, signals):
     step, losses = scan.scan_step, []
 
     def stop(*args):
@@ -225,7 +231,7 @@ def test_stopped_within_an_epoch_and_resumed(finished, tmp_path, monkeypatch, ca
     assert read_csv(tmp_path) == {key: figures for key, figures in whole.items() if key[0] == 1}
 
 
-def test_a_slice_of_some_minutes(tmp_path, capsys):
+def test_a_slice_of_some_minutes(tmp_path, capsys, signals):
     with pytest.raises(SystemExit) as exit_:
         run_script(lambda: reproduce.main([*command(tmp_path), "epochs=100000", "--minutes", "0.002"]))
     assert exit_.value.code == 143
@@ -306,8 +312,8 @@ def test_several_processes_are_refused(monkeypatch, capsys):
 
 def test_results_of_other_settings_are_left_alone(copied, capsys):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
-    message = fails(capsys, reproduce.main, [*command(copied, seeds=[1]), "num_neighbors=7"])
-    assert "results of other settings (num_neighbors: 5 -> 7)" in message and "--root_dir" in message
+    message = fails(capsys, reproduce.main, [*command(copied, seeds=[1]), "epochs=3"])
+    assert "results of other settings (epochs: 2 -> 3)" in message and "--root_dir" in message
     assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
 
 
