@@ -30,8 +30,8 @@ def labels_and_names(labels, classes, count):
         return None, None
     labels = np.asarray(labels)
     check(labels, count, classes)
-    names = classes or [str(name) for name in range(labels.max(initial=-1) + 1)]
-    return torch.as_tensor(labels, dtype=torch.int64), names
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    return labels, classes or [str(name) for name in range(len(labels.bincount()))]
 
 
 def check(labels, count, classes, what="labels"):

@@ -1,32 +1,12 @@
-"""Images in memory: what fits there, and on a device."""
+"""Images in memory: where they are kept, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
+from image_folders import numbered
 
-from data import arrays
-
-
-def test_a_quarter_of_the_memory(monkeypatch):
-    assert arrays.fits_in_memory(1_000_000)
-    assert not arrays.fits_in_memory(10**15)
-    monkeypatch.setattr(arrays, "_memory_limits", lambda: [10**18, 4000])
-    assert [arrays.fits_in_memory(size) for size in (1000, 1001)] == [True, False]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert [arrays.fits_in_memory(size) for size in (500, 501)] == [True, False]
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_limits_of_control_groups(tmp_path, monkeypatch, version):
-    """A job's limit, and that of the groups around it."""
-    top = tmp_path / ("memory" if version == 1 else "")
-    (top / "jobs/1").mkdir(parents=True)
-    file = "memory.limit_in_bytes" if version == 1 else "memory.max"
-    (top / "jobs/1" / file).write_text("9223372036854771712\n" if version == 1 else "max\n")
-    (top / "jobs" / file).write_text("5000\n")
-    lines = ["3:cpuset:/", "4:memory:/jobs/1"] if version == 1 else ["0::/jobs/1"]
-    (tmp_path / "cgroup").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(arrays, "CONTROL_GROUPS", (tmp_path / "cgroup", tmp_path))
-    assert min(arrays._memory_limits()) == 5000
+import data
+from data import FeatureViews, arrays, messages
 
 
 class OtherDevice:
@@ -44,11 +24,57 @@ class OtherDevice:
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_images_move_to_a_device_that_has_room_for_twice_as_many(monkeypatch, fits):
-    images = torch.arange(5 * 3 * 4).view(5, 3, 2, 2).to(torch.uint8)
-    OtherDevice(monkeypatch, 2 * images.nbytes - (not fits))
-    dataset = arrays.ArrayImages(images)
-    for _ in range(2):
-        (batch,) = dataset.fetch([torch.tensor([[1, 2]])], "meta")
-        assert (batch.device.type, batch.shape) == ("meta", (1, 2, 3, 2, 2))
-        assert dataset.images.device.type == ("meta" if fits else "cpu")
+def test_a_loader_moves_images_to_a_device_that_has_room_for_twice_as_many(monkeypatch, caplog, fits):
+    caplog.set_level("INFO")
+    messages.say_once.cache_clear()
+    dataset = numbered(5)
+    OtherDevice(monkeypatch, 2 * dataset.images.nbytes - (not fits))
+    loaders = [
+        data.Loader(dataset, data.PlainView(data.unchanged), 2, train=False, device="meta") for _ in range(2)
+    ]
+    assert dataset.images.device.type == ("meta" if fits else "cpu")
+    for loader in loaders:
+        assert [(batch.device.type, len(batch)) for batch in loader] == [("meta", n) for n in (2, 2, 1)]
+    assert caplog.text.count("5 images do not fit in the memory of meta; each batch is copied there") == (
+        not fits
+    )
+
+
+def test_fetching_changes_nothing():
+    dataset = numbered(5)
+    images = dataset.images
+    (batch,) = dataset.fetch([torch.tensor([[1, 2]])], "meta")
+    assert (batch.device.type, batch.shape) == ("meta", (1, 2, 3, 4, 4))
+    assert dataset.images is images and images.device.type == "cpu"
+    views = FeatureViews(torch.zeros(2, 5, 7))
+    (batch,) = views.fetch([torch.tensor([[1, 2]])], "meta")
+    assert (batch.device.type, batch.shape, views.views.device.type) == ("meta", (1, 2, 7), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "labels", "classes", "message"),
+    [
+        ((4, 5, 5, 3), torch.uint8, None, None, r"images must be uint8 \(N, 3, H, W\)"),
+        ((4, 3, 5, 5), torch.float32, None, None, r"images must be uint8 \(N, 3, H, W\)"),
+        (
+            (4, 3, 5, 5),
+            torch.uint8,
+            [0, 1, 2],
+            None,
+            r"labels must be .* \(4,\), found .* \(3,\)",
+        ),
+        ((4, 3, 5, 5), torch.uint8, [0, 1, 2, 0.5], None, "labels must be integers"),
+        ((4, 3, 5, 5), torch.uint8, torch.tensor([0, 1, 2, -1]), None, "labels holds negative labels"),
+        ((4, 3, 5, 5), torch.uint8, [0, 1, 2, 2], ["cat", "dog"], "'classes' has 2 names, but a label is 2"),
+    ],
+)
+def test_what_is_no_dataset(shape, dtype, labels, classes, message):
+    with pytest.raises(ValueError, match=message):
+        arrays.ArrayImages(torch.zeros(shape, dtype=dtype), labels, classes)
+
+
+def test_labels_of_one_byte():
+    labels = np.arange(256, dtype=np.uint8)
+    found = arrays.ArrayImages(torch.zeros(256, 3, 1, 1, dtype=torch.uint8), labels)
+    assert found.labels.tolist() == list(range(256)) and found.classes[255] == "255"
+    assert arrays.ArrayImages(found.images[:0], labels[:0]).classes == []
