@@ -176,7 +176,10 @@ def _cause(given, own, problems, source):
     if ours["backbone"] and not theirs["backbone"]:
         return "it has no backbone"
     if not theirs["backbone"].items() <= ours["backbone"].items():
-        return f"its backbone is not this configuration's{_name_beside(source)}"
+        return (
+            "its backbone is not this configuration's; give the --config_exp that it was made with, or "
+            f"--set backbone={_backbone_beside(source)}"
+        )
     if ours["model_kwargs"] and not theirs["model_kwargs"]:
         return "it has no contrastive head"
     if set(problems) == {"missing"}:
@@ -189,11 +192,9 @@ def _cause(given, own, problems, source):
     return "it is of another network"
 
 
-def _name_beside(source):
-    """The backbone that the configuration beside a step's results names, if there is one, and what to do."""
-    advice = "; give the --config_exp that it was made with, or --set backbone="
+def _backbone_beside(source):
+    """The name of a file's backbone by the configuration that a step leaves beside its results, or "..."."""
     try:
-        name = read_yaml(Path(source).parent / "config.yml")["backbone"]
+        return read_yaml(Path(source).parent / "config.yml")["backbone"]
     except (UserError, KeyError):  # the file came from elsewhere
-        return f"{advice}..."
-    return f", but {name} by the config.yml beside it{advice}{name}"
+        return "..."
