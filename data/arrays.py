@@ -62,7 +62,7 @@ class ArrayImages:
             torch.empty(2, *self.images.shape, dtype=torch.uint8, device=device)
         except torch.OutOfMemoryError:
             message = f"{len(self)} images do not fit in the memory of {device}; each batch is copied there"
-            say_once(log, logging.INFO, message)
+            say_once(log.info, message)
         else:
             self.images = self.images.to(device)
 

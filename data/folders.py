@@ -79,7 +79,7 @@ def _listed(train, folder):
     if not files:
         files, labels, classes = loose, None, None
     elif loose:
-        say_once(log, logging.WARNING, f"{where}: {len(loose)} images beside the class folders are left out")
+        say_once(log.warning, f"{where}: {len(loose)} images beside the class folders are left out")
     if not files:
         others = f", only {_others(left_out)[0]}" if left_out else ""
         raise UserError(f"{where}: no images found (.jpg, .png, ...){others}")
@@ -93,8 +93,8 @@ def _tell(where, files, classes, left_out):
     about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
     others, advice = _others(left_out)
     rest = f"; left out: {others}" if left_out else ""
-    level = logging.WARNING if advice else logging.INFO
-    say_once(log, level, f"{where}: {len(files)} images ({kinds}) {about}{rest}")
+    write = log.warning if advice else log.info
+    say_once(write, f"{where}: {len(files)} images ({kinds}) {about}{rest}")
 
 
 # --- which folders ---------------------------------------------------------------------------------
@@ -109,20 +109,14 @@ def _folder_of_split(root, split):
         if similar:
             names = ", ".join(f"{shown(name)}/" for name in similar[:4])
             raise UserError(f"{where}: has {names}; the splits must be {where}/train/ and {where}/test/")
-        say_once(
-            log,
-            logging.INFO,
-            f"{where}: neither train/ nor test/ in it, so all its images are in both splits",
-        )
+        say_once(log.info, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
         return root
     beside = [f"{shown(name)}/" for name in inside if name not in ("train", "test") and _any(root / name)]
     loose, _ = _images_in(root, deep=False)
     beside += [f"{len(loose)} images"] if loose else []
     if beside:
-        text = f"{where}: {', '.join(beside)} beside train/ or test/ left out"
-        say_once(
-            log, logging.WARNING, text if "test" in inside else f"{text}; the test split is called test/"
-        )
+        hint = "" if "test" in inside else "; the test split is called test/"
+        say_once(log.warning, f"{where}: {', '.join(beside)} beside train/ or test/ left out{hint}")
     if split == "test" and "test" in inside:
         return root / "test"
     if "train" not in inside:
@@ -131,7 +125,7 @@ def _folder_of_split(root, split):
             "all images are in both splits)"
         )
     if split == "test":
-        say_once(log, logging.INFO, f"{where}: no test/ in it, so the images of train/ are in both splits")
+        say_once(log.info, f"{where}: no test/ in it, so the images of train/ are in both splits")
     return root / "train"
 
 

@@ -82,5 +82,5 @@ def leave_out_a_single_class(dataset, where):
         return
     name = dataset.classes[dataset.labels[0]]
     message = f"{where}: all images are of one class ({name}), which tells nothing: taken as unlabelled"
-    say_once(log, logging.INFO, message)
+    say_once(log.info, message)
     dataset.labels = dataset.classes = None

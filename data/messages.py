@@ -15,6 +15,6 @@ def shown(name):
 
 
 @functools.cache
-def say_once(log, level, message):
-    """Log a line, unless this process has logged it before: a split may be built several times."""
-    log.log(level, message)
+def say_once(write, message):
+    """`write(message)`, such as log.info, once in a process, in which a split may be built several times."""
+    write(message)
