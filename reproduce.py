@@ -179,7 +179,7 @@ def read_arguments(argv):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.minutes is not None and args.minutes <= 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
-    if args.rehearse and args.dataset in data.FOLDERS:
+    if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
         raise UserError(f"--rehearse: only for images in arrays, not for the image files of {args.dataset}")
     for override in args.overrides:
         key = override.partition("=")[0]
