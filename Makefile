@@ -1,4 +1,4 @@
-# make demo    the whole method on handwritten digits, on the CPU
+# make demo    the whole method on handwritten digits, on the CPU: reproduce.py digits
 # make test    the tests
 # make lint    style
 # make bench   the plain way and ours, side by side
@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test lint bench cifar10 clean
 
 demo: $(VENV)/ready
-	$(RUN) demo.py
+	$(RUN) reproduce.py digits
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -q --durations=5 -n auto --maxprocesses 4 --dist loadfile
@@ -24,7 +24,7 @@ bench: $(VENV)/ready
 	$(RUN) benchmarks/bench.py
 
 cifar10: $(VENV)/ready
-	$(RUN) benchmarks/cifar10.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(RUN) reproduce.py cifar-10 $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

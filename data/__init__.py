@@ -1,12 +1,22 @@
-"""Datasets. A new one is one entry of DATASETS, or a file: `{data_dir}/{name}.npz`."""
+"""Datasets, and how the steps see them.
+
+To add a dataset, write a builder(data_dir, split, size) that returns a `Dataset`, and enter it in DATASETS.
+Images that fit in memory are an ArrayImages, image files a FolderImages. Without a line of code, datasets
+are read from `{data_dir}/{name}.npz` and from the folder `{data_dir}/{name}/`.
+"""
 
 from functools import partial
 from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from errors import UserError, did_you_mean
 
-from .arrays import FeatureViews
+from .arrays import ArrayImages
+from .decoding import FolderImages
 from .digits import build_digits
+from .features import FeatureViews, unchanged
 from .folders import build_folder
 from .imagenet import build_imagenet
 from .labels import leave_out_a_single_class
@@ -14,14 +24,16 @@ from .loader import Loader
 from .npz import read_npz
 from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .transforms import build_eval_transform, build_train_transform
-from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView, unchanged
+from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
 
 __all__ = [
     "DATASETS",
-    "FOLDERS",
     "WITH_UNLABELED",
     "AnchorNeighborView",
+    "ArrayImages",
+    "Dataset",
     "FeatureViews",
+    "FolderImages",
     "Loader",
     "PlainView",
     "TwoViews",
@@ -33,23 +45,56 @@ __all__ = [
     "unchanged",
 ]
 
-# name: builder(data_dir, split) of an ArrayImages
+
+class Dataset(Protocol):
+    """What all datasets are: the N images of one split, in an order that never changes.
+
+    Attributes:
+        labels: int64 tensor (N,) on the CPU, or None. They are for evaluation alone.
+        classes: list of the names of the classes, to which the labels refer; None without labels.
+    """
+
+    labels: torch.Tensor | None
+    classes: list[str] | None
+
+    def __len__(self):
+        """N."""
+
+    def names(self):
+        """List of N strings: what to call each image, in tables and pictures."""
+
+    def raw(self, index):
+        """One image, uint8 (3, H, W), on the CPU. Raises UserError if it cannot be read."""
+
+    def fingerprint(self):
+        """A string that tells these images from others, in whatever memory they are; labels do not enter."""
+
+    def to(self, device):
+        """Move what is in memory to `device`, if it has room; otherwise, and for files, do nothing."""
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the images of each of a list of int64 index tensors, uint8 (*index.shape, 3, H, W).
+
+        They are on `device`, wherever the dataset is, and of one size in the whole dataset. `num_workers`
+        processes read those that are in files. Raises UserError for an image that cannot be read.
+        """
+
+
+# name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: the side in pixels to
+# which image files are brought, so that batches can be made of them
 DATASETS = {
     "cifar-10": build_cifar10,
     "cifar-20": build_cifar20,
     "stl-10": build_stl10,
     "digits": build_digits,
-}
-# name: builder(data_dir, split, size) of a FolderImages
-FOLDERS = {
     "imagenet": build_imagenet,
     "imagenet_50": partial(build_imagenet, subset=50),
     "imagenet_100": partial(build_imagenet, subset=100),
     "imagenet_200": partial(build_imagenet, subset=200),
 }
+WITH_UNLABELED = {"stl-10"}  # those with a split "train+unlabeled", from which the pretext step learns
 
 SPLITS = ("train", "test", "train+unlabeled")
-WITH_UNLABELED = ("stl-10",)  # datasets whose pretext learns from more images than the train split
 
 # What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
 # the table of keys, in utils/.
@@ -59,7 +104,7 @@ DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}}
 def build_dataset(config, split):
     """One split of the dataset that a configuration names.
 
-    A file `{data_dir}/{name}.npz` is used if there is one, then the registry, then a folder
+    A file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
     `{data_dir}/{name}/`, see `build_folder`. Labels that are one and the same are none.
 
     Args:
@@ -69,8 +114,7 @@ def build_dataset(config, split):
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
 
     Returns:
-        An object with `len`, `labels` (int64 (N,) or None), `classes` (names or None) and
-        `fetch(index_batches, device, num_workers)`, which yields uint8 (B, 3, H, W).
+        A Dataset.
 
     Raises:
         UserError: unknown name, missing or damaged files.
@@ -79,12 +123,19 @@ def build_dataset(config, split):
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     config = {**DEFAULTS, **config}
     name = config["val_db_name" if split == "test" else "train_db_name"]
+<<<<<<< HEAD
     data_dir = Path(config["data_dir"]).expanduser()
     known = {**DATASETS, **FOLDERS}
     npz = data_dir / f"{name}.npz"
+=======
+    data_dir = Path(config.get("data_dir", "datasets")).expanduser()
+    npz, folder = data_dir / f"{name}.npz", data_dir / name
+    size = round(config.get("transformation_kwargs", {}).get("crop_size", 224) * 256 / 224)
+>>>>>>> main
     if npz.is_file():
-        dataset = read_npz(npz, "test" if split == "test" else "train")
+        dataset = read_npz(npz, split)
     elif name in DATASETS:
+<<<<<<< HEAD
         dataset = DATASETS[name](data_dir, split)
     elif name in FOLDERS or (data_dir / name).is_dir():
         size = round(config["transformation_kwargs"]["crop_size"] * 256 / 224)
@@ -96,9 +147,18 @@ def build_dataset(config, split):
     else:
         question = did_you_mean(name, known)
         hint = f"{question} " if question else ""
+=======
+        dataset = DATASETS[name](data_dir, split, size)
+    elif folder.is_dir():
+        options = {key: config[key] for key in ("num_workers", "max_unreadable") if key in config}
+        dataset = build_folder(folder, split, size, **options)
+    else:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+>>>>>>> main
         raise UserError(
-            f"dataset {name!r}: unknown, and there is neither {npz} nor a folder {data_dir / name}; "
-            f"{hint}known: {', '.join(known)}"
+            f"dataset {name!r}: unknown, and there is neither {npz} nor a folder {folder}; "
+            f"{hint}known: {', '.join(DATASETS)}"
         )
     if len(dataset) == 0:
         raise UserError(f"dataset {name!r}, split {split!r}: holds no images")

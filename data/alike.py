@@ -33,7 +33,8 @@ def warn(looks, where):
         log.warning(
             "%s: %.0f %% of the images are of one color, so there is nothing to learn; likely causes: values "
             "of 0 to 1 instead of 0 to 255, masks, or white shapes on transparency, which is shown white",
-            *(where, 100 * one_color.mean()),
+            where,
+            100 * one_color.mean(),
         )
         return
     equal = (sums == np.sort(sums)[len(sums) // 2]).mean()  # the median is one of them, if most are equal
@@ -41,12 +42,14 @@ def warn(looks, where):
         log.warning(
             "%s: %.0f %% of the images are equal to each other, so there is nothing to learn; likely cause: "
             "copies of one file, such as a placeholder from a download",
-            *(where, 100 * equal),
+            where,
+            100 * equal,
         )
         return
     if (highest <= DARK).mean() >= NEARLY_ALL:
         log.warning(
             "%s: nearly all images are almost black, with no value above %d of 255; likely cause: 10 or 12 "
             "bits in files of 16; scale the values to the whole range",
-            *(where, DARK),
+            where,
+            DARK,
         )

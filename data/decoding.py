@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import signal
 import warnings
 from contextlib import suppress
@@ -14,6 +13,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from errors import UserError
+
+from .labels import labels_and_names
+from .messages import shown
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +58,6 @@ def is_image(path):
     return True
 
 
-def shown(name):
-    """A file name as one line of text that UTF-8 can hold, whatever bytes are in it; no two become equal."""
-    return re.sub(
-        r"[^ -\[\]-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]",
-        lambda c: ascii(c[0])[1:-1],
-        name.replace(os.sep, "/"),
-    )
-
-
 def reason(error):
     """What is wrong with a file, in one line."""
     if isinstance(error, UnidentifiedImageError):
@@ -83,15 +76,13 @@ class FolderImages(torch.utils.data.Dataset):
     Args:
         files: paths, one per image; kept as one array of bytes: a million Path objects would be
             300 MB that each worker process copies as it touches them.
-        labels: integers (N,), or None.
-        classes: names of the classes, or None.
+        labels, classes: as ArrayImages.
         size: side in pixels of the images that `fetch` gives.
     """
 
     def __init__(self, files, labels, classes, size):
         self.files = np.array([os.fsencode(path) for path in files])
-        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        self.classes = classes
+        self.labels, self.classes = labels_and_names(labels, classes, len(self.files))
         self.size = size
 
     def __len__(self):
@@ -135,6 +126,9 @@ class FolderImages(torch.utils.data.Dataset):
         return UserError(f"{shown(os.fsdecode(self.files[index]))}: cannot be read as an image ({why})")
 
     __getitem__ = raw
+
+    def to(self, device):
+        """The images stay in their files."""
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the uint8 images of each index batch, (*index.shape, 3, size, size), on `device`."""
@@ -184,6 +178,10 @@ class OwnImages(FolderImages):
 
     def raw(self, index):
         return super().raw(index) if self.squares is None else self.squares.raw(index)
+
+    def to(self, device):
+        if self.squares is not None:
+            self.squares.to(device)
 
     def fetch(self, index_batches, device, num_workers=0):
         source = super() if self.squares is None else self.squares

@@ -7,7 +7,7 @@ from sklearn.model_selection import train_test_split
 from .arrays import ArrayImages, to_channels_first
 
 
-def build_digits(data_dir, split):
+def build_digits(data_dir, split, size):
     """`train` (1 437 images) or `test` (360): a fixed split, stratified by class."""
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)

@@ -1,6 +1,5 @@
 """Anybody's folders of images: which files are images, and which split and class they belong to."""
 
-import functools
 import logging
 import os
 import re
@@ -10,11 +9,11 @@ from pathlib import Path
 from errors import UserError
 
 from . import unreadable
-from .decoding import OwnImages, is_image, shown, suffixes
+from .decoding import OwnImages, is_image, suffixes
 from .labels import require_few, require_known
+from .messages import say_once, shown
 
 log = logging.getLogger(__name__)
-_say = functools.cache(log.log)  # once per process, in which a split may be built several times
 
 NO_SUFFIX = "no suffix"
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # of thumbnails and the like
@@ -28,21 +27,23 @@ REMEDIES = {
 }
 
 
-def build_folder(data_dir, split, size, name, num_workers=0, max_unreadable=0.01):
-    """Anybody's images under `{data_dir}/{name}/{train,test}/`: a folder per class, or none and no labels.
+def build_folder(root, split, size, num_workers=0, max_unreadable=0.01):
+    """Anybody's images under `{root}/{train,test}/`: a folder per class, or none and no labels.
 
     Without test/, train/ is both splits; without either, the folder itself is. Evaluation needs no
     train/. Folders are read with all that is within them. Every image is decoded once, and those that
     cannot be are left out; see `unreadable.look_at`.
 
     Args:
+        root: pathlib.Path.
+        split: see `data.build_dataset`.
+        size: side in pixels that the images are brought to.
         num_workers: processes that decode.
         max_unreadable: share of the images that may be left out.
 
     Raises:
         UserError: no such folders, no images, a class that train/ does not have, too many unreadable images.
     """
-    root = Path(data_dir) / name
     folder = _folder_of_split(root, split)
     files, labels, classes, left_out = _listed(root / "train", folder)
     images = OwnImages(files, None, None, size, folder)
@@ -54,7 +55,7 @@ def build_folder(data_dir, split, size, name, num_workers=0, max_unreadable=0.01
         share = unreadable.count(found.unreadable, files)
         raise UserError(
             f"{where}: {share} cannot be read, such as {path} ({reason}), "
-            f"which is more than the share max_unreadable ({max_unreadable}); mend or remove those that "
+            f"which is more than the share max_unreadable ({max_unreadable}); repair or remove those that "
             f"{shown(str(notes))} lists, or set max_unreadable"
         )
     kept = [i for i, path in enumerate(images.within()) if shown(path) not in found.unreadable]
@@ -78,7 +79,7 @@ def _listed(train, folder):
     if not files:
         files, labels, classes = loose, None, None
     elif loose:
-        _say(logging.WARNING, f"{where}: {len(loose)} images beside the class folders are left out")
+        say_once(log.warning, f"{where}: {len(loose)} images beside the class folders are left out")
     if not files:
         others = f", only {_others(left_out)[0]}" if left_out else ""
         raise UserError(f"{where}: no images found (.jpg, .png, ...){others}")
@@ -91,10 +92,9 @@ def _tell(where, files, classes, left_out):
     n = len(classes or ())
     about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
     others, advice = _others(left_out)
-    _say(
-        logging.WARNING if advice else logging.INFO,
-        f"{where}: {len(files)} images ({kinds}) {about}" + (f"; left out: {others}" if left_out else ""),
-    )
+    rest = f"; left out: {others}" if left_out else ""
+    write = log.warning if advice else log.info
+    say_once(write, f"{where}: {len(files)} images ({kinds}) {about}{rest}")
 
 
 # --- which folders ---------------------------------------------------------------------------------
@@ -109,14 +109,14 @@ def _folder_of_split(root, split):
         if similar:
             names = ", ".join(f"{shown(name)}/" for name in similar[:4])
             raise UserError(f"{where}: has {names}; the splits must be {where}/train/ and {where}/test/")
-        _say(logging.INFO, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
+        say_once(log.info, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
         return root
     beside = [f"{shown(name)}/" for name in inside if name not in ("train", "test") and _any(root / name)]
     loose, _ = _images_in(root, deep=False)
     beside += [f"{len(loose)} images"] if loose else []
     if beside:
-        text = f"{where}: {', '.join(beside)} beside train/ or test/ left out"
-        _say(logging.WARNING, text if "test" in inside else f"{text}; the test split is called test/")
+        hint = "" if "test" in inside else "; the test split is called test/"
+        say_once(log.warning, f"{where}: {', '.join(beside)} beside train/ or test/ left out{hint}")
     if split == "test" and "test" in inside:
         return root / "test"
     if "train" not in inside:
@@ -125,7 +125,7 @@ def _folder_of_split(root, split):
             "all images are in both splits)"
         )
     if split == "test":
-        _say(logging.INFO, f"{where}: no test/ in it, so the images of train/ are in both splits")
+        say_once(log.info, f"{where}: no test/ in it, so the images of train/ are in both splits")
     return root / "train"
 
 

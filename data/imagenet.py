@@ -15,6 +15,7 @@ def build_imagenet(data_dir, split, size, subset=None):
     """ImageNet under `{data_dir}/imagenet/ILSVRC2012_img_{train,val}/<wnid>/*`.
 
     Args:
+        size: side in pixels that the images are brought to.
         subset: 50, 100 or 200 for the published class lists, whose line number is the label; None
             for all classes, labelled in the sorted order of the train split's folders.
     """

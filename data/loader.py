@@ -13,7 +13,7 @@ class Loader:
     """Iterate over a dataset in batches.
 
     Args:
-        dataset: see `data.build_dataset`.
+        dataset: a `data.Dataset`, or a FeatureViews; it is moved to `device`, if it can be.
         view: what a step sees (`data/views.py`): `view.index(anchors)` says which images to fetch
             for the anchors (B,), `view(images)` makes tensors of them.
         batch_size: anchors per batch.
@@ -54,6 +54,7 @@ class Loader:
                 f"batch_size {batch_size} does not divide by {world_size} processes, which share a batch; "
                 f"set it to {max(1, batch_size // world_size) * world_size}"
             )
+        dataset.to(device)
         self.dataset = dataset
         self.anchors = torch.arange(len(dataset)) if anchors is None else anchors
         if train and len(self.anchors) < batch_size:

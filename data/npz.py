@@ -13,12 +13,12 @@ from .labels import check
 
 
 def read_npz(path, split):
-    """Read `{split}_images` and, if there, `{split}_labels` of an npz file. `split`: train or test.
+    """Read `{split}_images` and, if there, `{split}_labels` of an npz file; `split`: see `build_dataset`.
 
     The file may carry `classes`, the class names. Labels may have shape (N,) or (N, 1), as
     MedMNIST's have. Raises UserError for a missing array or one of the wrong shape or type.
     """
-    path = Path(path)
+    path, split = Path(path), "test" if split == "test" else "train"
     try:
         archive = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file can break the reader in any way
@@ -42,5 +42,8 @@ def read_npz(path, split):
         raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
     if labels is not None:
         labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        check(labels, len(images), classes, path, f"{split}_labels")
+        try:
+            check(labels, len(images), classes, f"{split}_labels")
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
     return ArrayImages(images, labels, None if classes is None else [str(name) for name in classes])

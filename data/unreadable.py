@@ -9,8 +9,10 @@ import torch
 from tqdm import tqdm
 
 from . import alike
-from .arrays import ArrayImages, fits_in_memory
-from .decoding import decoding_loader, reason, shown
+from .arrays import ArrayImages
+from .decoding import decoding_loader, reason
+from .memory import fits_in_memory
+from .messages import shown
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,8 @@ def look_at(images, notes, num_workers):
         elif found:
             raise images.unreadable(*next(iter(found.items())))
         if known:
-            text = "%s: %s cannot be read and are left out: %s"
-            log.warning(text, *map(shown, (str(images.folder), count(known, images), str(notes))))
+            where, how_many = shown(str(images.folder)), count(known, images)
+            log.warning("%s: %s cannot be read and are left out: %s", where, how_many, shown(str(notes)))
         _found[key] = Found(digest, known, squares)
     return _found[key]
 
@@ -156,5 +158,6 @@ def _write_notes(notes, digest, found, title):
     except OSError as error:
         log.warning(
             "%s: cannot be written (%s), so each step will look for unreadable images again",
-            *(notes, error.strerror),
+            notes,
+            error.strerror,
         )

@@ -9,11 +9,6 @@ import torch
 from errors import UserError
 
 
-def unchanged(images):
-    """The transform of what is no image any more."""
-    return images
-
-
 class PlainView:
     """The image itself: (B, 3, S, S)."""
 

@@ -1,20 +1,34 @@
-"""Networks. A new backbone is one entry of BACKBONES."""
+"""Networks.
 
+<<<<<<< HEAD
 from errors import UserError, did_you_mean
+=======
+To add a backbone, write a builder(image_size) that returns a module, images (B, 3, S, S) -> features (B, D),
+such as another library's network without its classifier, and enter it in BACKBONES. D may be any number.
+"""
+
+import copy
+import difflib
+
+import torch
+
+from errors import UserError
+>>>>>>> main
 
 from .heads import ClusteringModel, ContrastiveModel
 from .resnet import resnet10_narrow, resnet18, resnet50
 
 __all__ = ["BACKBONES", "ClusteringModel", "ContrastiveModel", "build_model"]
 
-# name: (builder that takes the image size in pixels, width of the features)
+# name: builder(image_size) of a module; `image_size`: side of the images in pixels
 BACKBONES = {
-    "resnet18": (resnet18, 512),
-    "resnet50": (resnet50, 2048),
-    "resnet10_narrow": (resnet10_narrow, 128),
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet10_narrow": resnet10_narrow,
 }
 
-# The published networks differ by dataset, not by crop size: same keys, another stem.
+# The stems of the published networks, which differ by dataset, not by crop size, and which their files cannot
+# tell apart: same keys and shapes. Of all other datasets the crop size decides.
 IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
 
 # What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
@@ -30,7 +44,7 @@ def build_model(config):
             ContrastiveModel, `scan` and `selflabel` a ClusteringModel.
 
     Raises:
-        UserError: unknown setup or backbone.
+        UserError: unknown setup or backbone, or a backbone that cannot take images of that size.
     """
     config = {**DEFAULTS, **config}
     name = config["backbone"]
@@ -38,14 +52,35 @@ def build_model(config):
         question = did_you_mean(name, BACKBONES)
         hint = f"; {question}" if question else ""
         raise UserError(f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}{hint}")
-    builder, dim = BACKBONES[name]
     image_size = IMAGE_SIZE.get(config.get("train_db_name"))
     if image_size is None:
+<<<<<<< HEAD
         image_size = config["transformation_kwargs"]["crop_size"]
     backbone = builder(image_size)
+=======
+        image_size = config.get("transformation_kwargs", {}).get("crop_size", 32)
+    backbone = BACKBONES[name](image_size)
+    try:
+        dim = feature_width(backbone, image_size)
+    except RuntimeError as error:
+        raise UserError(
+            f"backbone {name}: cannot take images of {image_size} pixels ({str(error).splitlines()[0]}); set "
+            "another backbone or crop size"
+        ) from None
+>>>>>>> main
 
     if config["setup"] in ("simclr", "moco"):
         return ContrastiveModel(backbone, dim, **config["model_kwargs"])
     if config["setup"] in ("scan", "selflabel"):
         return ClusteringModel(backbone, dim, config["num_classes"], config["num_heads"])
     raise UserError(f"setup: unknown step {config['setup']!r}, known: simclr, moco, scan, selflabel")
+
+
+def feature_width(backbone, image_size):
+    """D of a backbone's features (B, D).
+
+    A copy without numbers is asked, in eval mode: no random number is drawn, no statistic changes, and large
+    images cost nothing.
+    """
+    on_meta = copy.deepcopy(backbone).to("meta").eval()
+    return on_meta(torch.empty(1, 3, image_size, image_size, device="meta")).size(1)

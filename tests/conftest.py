@@ -12,7 +12,7 @@ import torch
 from image_folders import gradient
 from steps import ROOT, STEPS, run
 
-from data import folders, unreadable
+from data import messages, unreadable
 
 # The networks of the tests are too small for two threads, which only get into each other's way.
 torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def another_process(monkeypatch, caplog):
 
     def start():
         monkeypatch.setattr(unreadable, "_found", {})
-        folders._say.cache_clear()
+        messages.say_once.cache_clear()
         caplog.clear()
 
     start()

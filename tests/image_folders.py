@@ -1,4 +1,4 @@
-"""What the tests of image files share."""
+"""What the tests of datasets share."""
 
 import os
 
@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import data
+from data.arrays import ArrayImages
 
 SIZE = 32  # side of the test images, and, with crop_size 28, of those that fetch gives
 
@@ -18,18 +19,35 @@ def gradient(mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
+def pictures(n, height=32, width=32, seed=0):
+    """Noise, uint8 (n, height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def write_images(folder, n, size=(300, 260), mode="RGB", suffix="JPEG"):
+    folder.mkdir(parents=True)
+    for i in range(n):
+        Image.fromarray(pictures(1, *size, seed=i)[0]).convert(mode).save(folder / f"{i}.{suffix}")
+
+
+def config(name, data_dir, **more):
+    return {"train_db_name": name, "val_db_name": name, "data_dir": str(data_dir), **more}
+
+
 def build(folder, split="train", **settings):
-    config = {"train_db_name": "mine", "val_db_name": "mine", "data_dir": str(folder.parent.parent)}
-    return data.build_dataset(
-        {**config, "transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, **settings}, split
-    )
+    settings = {"transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, **settings}
+    return data.build_dataset(config("mine", folder.parent.parent, **settings), split)
+
+
+def fetch(dataset, index):
+    return next(dataset.fetch([torch.as_tensor(index)], "cpu"))
 
 
 def only(folder):
     """The one image of the split, uint8 (SIZE, SIZE, 3)."""
     dataset = build(folder)
     assert len(dataset) == 1
-    return next(dataset.fetch([torch.tensor([0])], "cpu"))[0].permute(1, 2, 0).numpy()
+    return fetch(dataset, [0])[0].permute(1, 2, 0).numpy()
 
 
 def file_names(dataset):
@@ -41,3 +59,15 @@ def notes(folder, split="train"):
     lines = (folder.parent / f"unreadable-{split}.txt").read_text().splitlines()
     assert lines[0].startswith("# ")
     return dict(line.split("\t") for line in lines[1:])
+
+
+# --- without files ---------------------------------------------------------------------------------
+
+
+def numbered(n):
+    """Image i has the constant value i."""
+    return ArrayImages(torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).clone())
+
+
+def values(images):
+    return images[:, 0, 0, 0].tolist()

@@ -33,7 +33,7 @@ def fewer_digits(folder, train=1437, test=360):
     """digits.npz as if some images had been thrown away."""
     arrays = {}
     for split, count in (("train", train), ("test", test)):
-        dataset = build_digits("", split)
+        dataset = build_digits("", split, 8)
         arrays[f"{split}_images"] = dataset.images[:count].permute(0, 2, 3, 1).numpy()
         arrays[f"{split}_labels"] = dataset.labels[:count].numpy()
     np.savez(folder / "digits.npz", **arrays)

@@ -1,6 +1,5 @@
 """The benchmarks run, and what they call the plain way computes the same."""
 
-import csv
 import json
 import sys
 
@@ -12,7 +11,6 @@ from steps import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
-import cifar10
 import plain
 
 from utils.analysis import metrics
@@ -65,30 +63,3 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
     row = json.loads(output.read_text())["tasks"]["matching C=10,"]
     assert row["ratio"]["fp32"] == pytest.approx(row["per_second"]["fp32"] / row["per_second"]["plain"])
     assert "matching C=10" in capsys.readouterr().out
-
-
-def test_cifar10_in_one_command(tmp_path, monkeypatch, capsys):
-    """The rehearsal on random pixels: every step, the table, the figures from assignment.csv."""
-    random = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 300), ("test", 150)):
-        arrays[f"{split}_images"] = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = random.integers(0, 10, count)
-    np.savez(tmp_path / "cifar-10.npz", **arrays)
-    budget = {step: ["epochs=1", "batch_size=100", "confidence_threshold=0.0"] for step in cifar10.STEPS}
-    monkeypatch.setattr(cifar10, "REHEARSAL", budget)
-    argv = ["cifar10.py", "--rehearse", "--data_dir", str(tmp_path), "--root_dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", argv)
-    cifar10.main()
-    folder = tmp_path / "out/rehearsal/cifar-10"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["steps"]) == list(cifar10.STEPS)
-    assert "the figures mean nothing" in capsys.readouterr().out
-    with open(folder / "selflabel/assignment.csv", newline="") as file:
-        clusters = np.array([int(line["cluster"]) for line in csv.DictReader(file)])
-    table = metrics.contingency(clusters, arrays["test_labels"], 10, 10)
-    acc = sum(table[pair] for pair in metrics.hungarian_match(table)) / 150
-    assert summary["steps"]["selflabel"]["acc"] == pytest.approx(acc)
-    before = (folder / "selflabel/log.txt").read_text()
-    cifar10.main()  # what is done is not done again
-    assert (folder / "selflabel/log.txt").read_text() == before

@@ -20,7 +20,7 @@ def other_digits(folder, count=None):
     """digits.npz with the images mirrored, or fewer of them."""
     arrays = {}
     for split in ("train", "test"):
-        images = build_digits("", split).images[:count].flip(3)
+        images = build_digits("", split, 8).images[:count].flip(3)
         arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
     np.savez(folder / "digits.npz", **arrays)
     return f"data_dir={folder}"

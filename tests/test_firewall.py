@@ -16,7 +16,7 @@ def digits_with(labels, folder):
     """digits.npz with labels of another kind: "noise", "one class", or "none"."""
     arrays, random = {}, np.random.default_rng(0)
     for split in ("train", "test"):
-        images = build_digits("", split).images
+        images = build_digits("", split, 8).images
         arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
         arrays[f"{split}_labels"] = random.integers(0, 10, len(images))
         if labels == "one class":

@@ -349,7 +349,7 @@ def unlabelled(results, tmp_path_factory):
     root = tmp_path_factory.mktemp("unlabelled")
     arrays = {}
     for split in ("train", "test"):
-        arrays[f"{split}_images"] = build_digits("", split).images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{split}_images"] = build_digits("", split, 8).images.permute(0, 2, 3, 1).numpy()
     np.savez(root / "digits.npz", **arrays)
     for step in STEPS:
         run(step, root, f"data_dir={root}")

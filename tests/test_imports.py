@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data", "losses", "models", "utils")
-SCRIPTS = ("simclr", "moco", "scan", "selflabel", "eval", "demo")
+SCRIPTS = ("simclr", "moco", "scan", "selflabel", "eval", "pipeline", "reproduce")
 
 
 def imported(path):

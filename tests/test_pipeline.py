@@ -142,7 +142,7 @@ def unlabelled(root, *sizes):
 
     arrays = {}
     for split, n in zip(("test", "train"), sizes, strict=False):
-        arrays[f"{split}_images"] = build_digits("", split).images[:n].permute(0, 2, 3, 1).numpy()
+        arrays[f"{split}_images"] = build_digits("", split, 8).images[:n].permute(0, 2, 3, 1).numpy()
     np.savez(root / "new.npz", **arrays)
     return ["--set", f"data_dir={root}", "val_db_name=new"]
 
@@ -186,7 +186,7 @@ def test_new_images_need_no_train_split_and_have_a_folder_of_their_own(results, 
 def test_labelled_images_of_another_number_of_classes(results, tmp_path):
     from data.digits import build_digits
 
-    test = build_digits("", "test")
+    test = build_digits("", "test", 8)
     images = test.images[:90].permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "new.npz", test_images=images, test_labels=test.labels[:90].numpy() % 3)
     argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/model.pth.tar")]
@@ -330,7 +330,7 @@ def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
     root, seen = after("pretext"), []
 
     def note(module, images):
-        if isinstance(module, ResNet):
+        if isinstance(module, ResNet) and not images[0].is_meta:  # on which its width is asked
             seen[-1].append(images[0].clone())
 
     with register_module_forward_pre_hook(note):
@@ -556,7 +556,7 @@ def test_folders_of_unlabelled_images(tmp_path):
     for split, n in (("train", 120), ("test", 30)):
         folder = tmp_path / "mine" / split
         folder.mkdir(parents=True)
-        for i, image in enumerate(build_digits("", split).images[:n]):
+        for i, image in enumerate(build_digits("", split, 8).images[:n]):
             Image.fromarray(image.permute(1, 2, 0).numpy()).resize((40, 30)).save(folder / f"{i:03}.png")
     names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={tmp_path}", "batch_size=40", "epochs=1"]
     for step in STEPS:

@@ -69,7 +69,7 @@ def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
 def test_odd_names_through_the_steps(tmp_path, capsys):
     """Names that are no UTF-8, mathematics, several lines, too long, in no font."""
     for split, n in (("train", 8), ("test", 3)):
-        images = build_digits("", split).images.permute(0, 2, 3, 1).numpy()
+        images = build_digits("", split, 8).images.permute(0, 2, 3, 1).numpy()
         for label, name in enumerate(ODD):
             folder = os.path.join(os.fsencode(tmp_path), b"odd", split.encode(), name)
             os.makedirs(folder)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from errors import UserError
 
 from . import checkpoint
+from .config import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +75,14 @@ def anatomy(weights):
     """What a state dict is, read off its keys and shapes.
 
     Returns:
-        dict: `kind`, one of KINDS, and, named as the settings that decide them, `backbone`,
-        `model_kwargs`, `num_heads`, `num_classes`; each is None where there is no such part.
+        dict: `kind`, one of KINDS; `backbone`, the shapes of its weights by their keys; and, named as the
+        settings that decide them, `model_kwargs`, `num_heads`, `num_classes`, each None where there is no
+        such part.
     """
     shapes = {key: tuple(value.shape) or (None,) for key, value in weights.items()}
     heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
     projection = next((key for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)), None)
-    backbone = any(key.startswith("backbone.") for key in shapes)
-    stem = shapes.get("backbone.conv1.weight", "?")
-    layers = sum(re.match(r"backbone\.layer\d+\.\d+\.conv", key) is not None for key in shapes) + 2
+    backbone = {key: shape for key, shape in shapes.items() if key.startswith("backbone.")}
     if heads:
         kind = "clustering"
     elif backbone:
@@ -90,7 +91,7 @@ def anatomy(weights):
         kind = "moco" if any(key.startswith("encoder_q.") for key in shapes) else "other"
     return {
         "kind": kind,
-        "backbone": f"ResNet-{layers} with {stem[0]} channels in the stem" if backbone else None,
+        "backbone": backbone,
         "model_kwargs": projection
         and f"{'mlp' if '.2.' in projection else 'linear'} head to {shapes[projection][0]}",
         "num_heads": len(heads) or None,
@@ -151,7 +152,9 @@ def load_weights(model, weights, source, part=""):
             f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
             for problem, keys in problems.items()
         )
-        raise UserError(f"{source}: does not fit this model: {_cause(given, own, problems)}: {counts}")
+        raise UserError(
+            f"{source}: does not fit this model: {_cause(given, own, problems, source)}: {counts}"
+        )
     broken = [key for key, value in given.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
@@ -164,20 +167,34 @@ def _is_plain(tensor):
     return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def _cause(given, own, problems):
+def _cause(given, own, problems, source):
     """The first part in which two state dicts differ, and what to do about it."""
     theirs, ours = anatomy(given), anatomy(own)
     for setting in ("num_heads", "num_classes"):
-        if None is not theirs[setting] != ours[setting]:
+        if theirs[setting] is not None and theirs[setting] != ours[setting]:
             return f"it was made with {setting} {theirs[setting]}, try --set {setting}={theirs[setting]}"
-    only_missing = set(problems) == {"missing"}
-    for setting in ("backbone", "model_kwargs"):
-        if theirs[setting] is None is not ours[setting]:
-            part = "backbone" if setting == "backbone" else "contrastive head"
-            return f"it has no {part}"
-        if theirs[setting] != ours[setting] and not only_missing:
-            return (
-                f"its {setting} is a {theirs[setting]}, here {ours[setting]}; "
-                "give the --config_exp that it was made with"
-            )
-    return "it is incomplete, or of a smaller network" if only_missing else "it is of another network"
+    if ours["backbone"] and not theirs["backbone"]:
+        return "it has no backbone"
+    if not theirs["backbone"].items() <= ours["backbone"].items():
+        return (
+            "its backbone is not this configuration's; give the --config_exp that it was made with, or "
+            f"--set backbone={_backbone_beside(source)}"
+        )
+    if ours["model_kwargs"] and not theirs["model_kwargs"]:
+        return "it has no contrastive head"
+    if set(problems) == {"missing"}:
+        return "it is incomplete, or of a smaller network"
+    if theirs["model_kwargs"] != ours["model_kwargs"]:
+        return (
+            f"its model_kwargs is a {theirs['model_kwargs']}, here {ours['model_kwargs']}; "
+            "give the --config_exp that it was made with"
+        )
+    return "it is of another network"
+
+
+def _backbone_beside(source):
+    """The name of a file's backbone by the configuration that a step leaves beside its results, or "..."."""
+    try:
+        return read_yaml(Path(source).parent / "config.yml")["backbone"]
+    except (UserError, KeyError):  # the file came from elsewhere
+        return "..."

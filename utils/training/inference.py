@@ -30,7 +30,7 @@ def rehearse(model, *loaders):
     cropped = set()
     for loader in loaders:
         images, batch = loader.sample()
-        views = (batch,) if torch.is_tensor(batch) else batch
+        views = parts_of(batch)
         for view in views:
             _require_fits(model, view)
         side, kept = min(images.shape[-2:]), views[0].size(-1)
@@ -87,7 +87,7 @@ def infer(function, loader, title, file=None):
         return torch.from_numpy(np.load(file, mmap_mode="r+"))
     whole = []
     for outputs in results:
-        parts = (outputs,) if torch.is_tensor(outputs) else outputs
+        parts = parts_of(outputs)
         if not whole:  # the outputs are copied to their place as they come: no second copy at the end
             whole = [part.new_empty(len(loader.dataset), *part.shape[1:]) for part in parts]
             done = 0
@@ -98,6 +98,11 @@ def infer(function, loader, title, file=None):
     return whole[0] if torch.is_tensor(outputs) else tuple(whole)
 
 
+def parts_of(batch):
+    """The tensors of a batch, which is one tensor or a tuple of them."""
+    return (batch,) if torch.is_tensor(batch) else batch
+
+
 def _outputs(function, loader, title):
     """What `function` returns for each batch; gathered, where each process has a share of the batch."""
     left, broken = len(loader.dataset), 0
@@ -105,13 +110,10 @@ def _outputs(function, loader, title):
         outputs = function(batch)
         if distributed.world_size() > 1:
             count = min(loader.batch_size, left)  # without what fills up the last shares
-            if torch.is_tensor(outputs):
-                outputs = distributed.gather(outputs)[:count]
-            else:
-                outputs = tuple(distributed.gather(part)[:count] for part in outputs)
+            gathered = tuple(distributed.gather(part)[:count] for part in parts_of(outputs))
+            outputs = gathered[0] if torch.is_tensor(outputs) else gathered
             left -= count
-        parts = (outputs,) if torch.is_tensor(outputs) else outputs
-        finite = [part.isfinite().reshape(len(part), -1).all(1) for part in parts]
+        finite = [part.isfinite().reshape(len(part), -1).all(1) for part in parts_of(outputs)]
         broken += (~torch.stack(finite).all(0)).count_nonzero()  # on the device: no batch waits for it
         yield outputs
     if broken:

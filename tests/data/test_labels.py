@@ -5,7 +5,7 @@ import pytest
 from image_folders import gradient
 
 import data
-from data import labels
+from data import labels, messages
 from errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8
 
 @pytest.fixture(autouse=True)
 def another_process():
-    labels._say.cache_clear()
+    messages.say_once.cache_clear()
 
 
 def build(folder, split="train"):

@@ -4,8 +4,9 @@ import os
 
 import pytest
 import torch
-from image_folders import build, file_names, gradient, notes, only
+from image_folders import build, config, fetch, file_names, gradient, notes, only, write_images
 
+import data
 from data import decoding
 from errors import UserError
 
@@ -322,3 +323,28 @@ def test_fingerprints_stay(folder):
         (folder.parent / f"test/{name}.ppm").write_bytes(content)
     assert build(folder).fingerprint() == "2 images (4fa4873a7511b16c)"
     assert build(folder, "test").fingerprint() == "2 images (013ecfd1df96dc33)"
+
+
+# --- by the name of the dataset -------------------------------------------------------------------
+
+
+def test_folder_of_unlabelled_images(tmp_path):
+    for split, n in (("train", 3), ("test", 2)):
+        write_images(tmp_path / "holiday" / split, n, suffix="png")
+    found = data.build_dataset(config("holiday", tmp_path), "train")
+    assert (len(found), found.labels, found.classes) == (3, None, None)
+
+
+def test_folder_classes_are_those_of_train(tmp_path):
+    for name, n in (("cat", 2), ("dog", 1), ("ox", 1)):
+        write_images(tmp_path / "zoo/train" / name, n)
+    write_images(tmp_path / "zoo/test/dog", 1)
+    write_images(tmp_path / "zoo/test/ox", 2)
+    (tmp_path / "zoo/test/.ipynb_checkpoints").mkdir()
+    small = config("zoo", tmp_path, transformation_kwargs={"crop_size": 32})
+    found = data.build_dataset(small, "test")
+    assert (found.labels.tolist(), found.classes) == ([1, 2, 2], ["cat", "dog", "ox"])
+    assert fetch(found, [0]).shape == (1, 3, 37, 37)
+    write_images(tmp_path / "zoo/test/emu", 1)
+    with pytest.raises(UserError, match="zoo/train: has no class folder emu, but .*zoo/test has"):
+        data.build_dataset(small, "test")

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from steps import same
+from torch import nn
 
 from errors import UserError
 from models import BACKBONES, ClusteringModel, ContrastiveModel, build_model
@@ -13,10 +15,42 @@ DIGITS = {
 }
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_backbone_gives_the_registered_dimension(name):
-    builder, dim = BACKBONES[name]
-    assert builder(64).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, dim)
+@pytest.mark.parametrize(("name", "dim"), [("resnet18", 512), ("resnet50", 2048), ("resnet10_narrow", 128)])
+def test_backbone_gives_the_dimension_that_the_heads_take(name, dim):
+    model = build_model({**DIGITS, "backbone": name})
+    assert model.backbone.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, dim)
+    assert model.cluster_head[0].in_features == dim
+
+
+class Drawing(nn.Module):
+    """In train mode it draws random numbers and changes its statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3)
+        self.norm = nn.BatchNorm2d(7)
+        self.dropout = nn.Dropout()
+
+    def forward(self, images):
+        return self.dropout(self.norm(self.conv(images)).mean((2, 3)))
+
+
+def test_a_backbone_is_asked_its_width_without_a_trace(monkeypatch):
+    """The weights are those of a network whose width is known."""
+    monkeypatch.setitem(BACKBONES, "drawing", lambda image_size: Drawing())
+    torch.manual_seed(0)
+    expected = ClusteringModel(Drawing(), 7, 10).state_dict()
+    following = torch.rand(1)
+    torch.manual_seed(0)
+    model = build_model({**DIGITS, "backbone": "drawing"})
+    assert same(model.state_dict(), expected) and torch.equal(torch.rand(1), following)
+    assert all(module.training for module in model.modules())
+
+
+def test_images_that_a_backbone_cannot_take(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "drawing", lambda image_size: Drawing())
+    with pytest.raises(UserError, match="backbone drawing: cannot take images of 2 pixels .*; set another"):
+        build_model({**DIGITS, "backbone": "drawing", "transformation_kwargs": {"crop_size": 2}})
 
 
 @pytest.mark.parametrize("size", [28, 32, 96, 128])

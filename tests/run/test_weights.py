@@ -14,8 +14,8 @@ from models.resnet import ResNet, resnet50
 from utils.run.weights import choose_head, load_weights, read_weights, unwrap
 
 
-def clustering(num_clusters=5, num_heads=2, **kwargs):
-    return ClusteringModel(ResNet(width=4, **kwargs), 32, num_clusters, num_heads)
+def clustering(num_clusters=5, num_heads=2, width=4, **kwargs):
+    return ClusteringModel(ResNet(width=width, **kwargs), 8 * width, num_clusters, num_heads)
 
 
 def contrastive(**kwargs):
@@ -153,15 +153,15 @@ def without(weights, part):
             r"--set num_heads=3: 2 unexpected \(cluster_head.2",
         ),
         (
-            ClusteringModel(ResNet(width=8), 64, 5, 2).state_dict(),
-            "its backbone is a ResNet-18 with 8 channels in the stem, here ResNet-18 with 4 .*--config_exp",
+            clustering(width=8).state_dict(),
+            r"its backbone is not this configuration's; give the --config_exp .* --set backbone=\.\.\.: ",
         ),
         (
             ClusteringModel(resnet50(224), 2048, 5, 2).state_dict(),
-            r"backbone is a ResNet-50 .* missing .*, \.\.\.\); \d+ unexpected .*; \d+ of another shape",
+            r"its backbone is not .* missing .*, \.\.\.\); \d+ unexpected .*; \d+ of another shape",
         ),
         (clustering(blocks=(1, 1, 1, 1)).state_dict(), "of a smaller network: 48 missing"),
-        (clustering(blocks=(2, 2, 3, 2)).state_dict(), "backbone is a ResNet-20 .* here ResNet-18"),
+        (clustering(blocks=(2, 2, 3, 2)).state_dict(), "its backbone is not this .*: 12 unexpected"),
     ],
 )
 def test_weights_that_do_not_fit(weights, message):
@@ -179,6 +179,13 @@ def test_weights_that_do_not_fit(weights, message):
 def test_another_projection_head(kwargs, found):
     with pytest.raises(UserError, match=f"model_kwargs is a {found}, here mlp head to 128"):
         load_weights(contrastive(), contrastive(**kwargs).state_dict(), "file")
+
+
+def test_the_configuration_beside_the_file_names_its_backbone(path):
+    (path.parent / "config.yml").write_text("backbone: resnet10_narrow\n")
+    weights = clustering(blocks=(1, 1, 1, 1), width=16).state_dict()
+    with pytest.raises(UserError, match="made with, or --set backbone=resnet10_narrow: "):
+        load_weights(clustering(), weights, path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
-from image_folders import SIZE, build, gradient, only
+import torch
+import torchvision
+from image_folders import SIZE, build, gradient, only, write_images
 from PIL import Image
 
 from data import decoding, imagenet
+from data.decoding import FolderImages
+from data.transforms import center_crop
+from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
 
@@ -208,3 +213,29 @@ def test_twice_the_pixels_that_are_wanted_are_left(folder, monkeypatch, side, de
     monkeypatch.setattr(decoding, "_as_seen", lambda image: sizes.append(image.size[0]) or as_seen(image))
     only(folder)
     assert sizes == [decoded]
+
+
+# --- as torchvision does it -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(400, 300), (332, 500), (256, 343), (99, 1000), (257, 256)])
+@pytest.mark.parametrize(("size", "crop"), [(256, 224), (37, None)])
+def test_decoding_equals_the_plain_way(tmp_path, height, width, size, crop):
+    """Resize(256) and CenterCrop(224) of torchvision, to the byte."""
+    write_images(tmp_path / "a", 1, size=(height, width), suffix="png")
+    dataset = FolderImages([tmp_path / "a" / "0.png"], None, None, size)
+    image = torchvision.transforms.functional.resize(Image.open(tmp_path / "a" / "0.png"), size)
+    expected = np.asarray(torchvision.transforms.functional.center_crop(image, size))
+    np.testing.assert_array_equal(dataset.raw(0).permute(1, 2, 0), expected)
+    if size == 256:
+        direct = np.asarray(torchvision.transforms.functional.center_crop(image, crop))
+        np.testing.assert_array_equal(center_crop(dataset.raw(0), crop).permute(1, 2, 0), direct)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_image_is_named(tmp_path, workers):
+    write_images(tmp_path / "a", 2)
+    (tmp_path / "a" / "1.JPEG").write_bytes(b"no image")
+    dataset = FolderImages(sorted((tmp_path / "a").iterdir()), None, None, 256)
+    with pytest.raises(UserError, match=f"^{tmp_path}/a/1.JPEG: cannot be read[^\n]*$"):
+        list(dataset.fetch([torch.tensor([0, 1])], "cpu", workers))

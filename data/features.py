@@ -1,0 +1,37 @@
+"""Features in the place of images, for heads that are trained on a frozen backbone."""
+
+import torch
+
+from .device import to_device
+
+
+class FeatureViews:
+    """Features of several augmented views of each image, one of which is drawn per use.
+
+    Of a dataset this is what a Loader needs: there are no labels, names or pixels.
+
+    Args:
+        views: float (V, N, D), V views of N images.
+    """
+
+    def __init__(self, views):
+        self.views = views
+
+    def __len__(self):
+        return self.views.size(1)
+
+    def to(self, device):
+        """Move the features to `device`."""
+        self.views = self.views.to(device)
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the features of each int64 index batch, (*index.shape, D), on `device`."""
+        for index in index_batches:
+            view = torch.randint(len(self.views), index.shape)
+            at = self.views.device
+            yield self.views[to_device(view, at), to_device(index, at)].to(device, non_blocking=True)
+
+
+def unchanged(features):
+    """The transform of features."""
+    return features

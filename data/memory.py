@@ -1,0 +1,43 @@
+"""How much memory there is, and whether decoded images fit in it."""
+
+import os
+from pathlib import Path
+
+CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # those of this process, and their files
+
+
+def fits_in_memory(size):
+    """Whether so many bytes are at most a quarter of the memory, shared by this machine's processes of a run.
+
+    The memory is what the system has available, or the limit of the job or container if that is less.
+    """
+    available = 4e9  # where the system does not tell
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+            available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return size <= min([available, *_limits()]) / 4 / processes
+
+
+def _limits():
+    """Limits in bytes that Linux sets on the memory of this process's control groups, of version 1 or 2."""
+    try:
+        lines = CONTROL_GROUPS[0].read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = CONTROL_GROUPS[1] / controllers
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        for folder in (top / group[1:], *(top / group[1:]).parents):
+            try:
+                limit = (folder / file).read_text().strip()
+            except OSError:  # a container does not see the groups above its own
+                continue
+            if limit != "max":
+                yield int(limit)

@@ -1,0 +1,160 @@
+"""All steps of the method, one after another, for the scripts that run the whole of it."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+
+import torch
+
+import data
+import eval as evaluation
+import moco
+import scan
+import selflabel
+import simclr
+from errors import UserError
+from utils.files import digest, write_json
+from utils.run import machine
+from utils.run.config import differences, experiment_of, listed, load_config, read_yaml
+from utils.run.folder import results_folder
+from utils.run.identity import read_fingerprint
+from utils.run.script import parse_arguments
+
+# step: {setup of its experiment file: the script}
+SCRIPTS = {
+    "pretext": {"simclr": simclr, "moco": moco},
+    "scan": {"scan": scan},
+    "selflabel": {"selflabel": selflabel},
+}
+MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that worked on it
+
+
+def run_steps(files, settings, step_settings=None):
+    """Run the pretext, clustering and self-labeling steps and eval.py, each as its command would.
+
+    What an earlier call finished is not repeated, and a step that was stopped goes on: see `is_finished`.
+
+    Args:
+        files: dict step -> experiment file; the steps are pretext, scan, selflabel.
+        settings: KEY=VALUE strings that every step takes, root_dir among them.
+        step_settings: dict step -> KEY=VALUE strings that only this step takes, after the others.
+
+    Returns:
+        dict step -> pathlib.Path of its results. The pictures of the last model are in eval/model/ of the
+        last one.
+
+    Raises:
+        UserError: see `check_steps`, and those of the scripts.
+    """
+    configs = check_steps(files, settings, step_settings)
+    folders = {step: results_folder(config, step) for step, config in configs.items()}
+    fingerprints = {}  # of the images, which are the same for all steps
+    for step, config in configs.items():
+        script = SCRIPTS[step][config.setup]
+        arguments = _arguments(step, files, settings, step_settings)
+        print(f"\n$ python {script.__name__}.py {shlex.join(arguments)}", flush=True)
+        if is_finished(folders[step], config, fingerprints):
+            print(f"done before: {folders[step]}", flush=True)
+        else:
+            note_maker(folders[step], config)
+            script.main(arguments)
+    model = folders["selflabel"] / "model.pth.tar"
+    picture = folders["selflabel"] / "eval/model/prototypes.png"
+    if not picture.exists() or picture.stat().st_mtime < model.stat().st_mtime:
+        arguments = [*_arguments("selflabel", files, settings, step_settings), "--model", str(model)]
+        arguments.append("--visualize_prototypes")
+        print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
+        evaluation.main(arguments)
+    return folders
+
+
+def check_steps(files, settings, step_settings=None):
+    """Read the steps' configurations; arguments as in `run_steps`.
+
+    Returns:
+        dict step -> configuration.
+
+    Raises:
+        UserError: what is wrong with a file or a setting; a folder that holds results of other settings.
+    """
+    configs = {}
+    for step, scripts in SCRIPTS.items():
+        arguments = parse_arguments(_arguments(step, files, settings, step_settings), "")
+        config = configs[step] = load_config(arguments, list(scripts))
+        earlier = results_folder(config, step) / "config.yml"
+        if earlier.exists():
+            changed = differences(experiment_of(read_yaml(earlier)), experiment_of(config))
+            if changed:
+                raise UserError(
+                    f"{earlier.parent}: holds results of other settings ({listed(changed)}); undo the "
+                    "change, or give another --root_dir"
+                )
+    return configs
+
+
+def _arguments(step, files, settings, step_settings):
+    own = (step_settings or {}).get(step, [])
+    return ["--config_exp", str(files[step]), "--set", *settings, *own]
+
+
+def is_finished(folder, config, fingerprints):
+    """Whether a step's folder holds the whole result of this configuration and of what is there now.
+
+    It does not if the images, the model of an earlier step or a file of the result have changed since.
+
+    Args:
+        folder: pathlib.Path of the step's results.
+        config: its configuration.
+        fingerprints: dict of the images' fingerprints, which is added to.
+    """
+    written = read_fingerprint(folder)
+    here = {
+        **experiment_of(config),
+        "inputs": {role: digest(folder.parent / role) for role in written.get("inputs", ())},
+        "files": {name: digest(folder / name) for name in written.get("files", ())},
+        "data": {},
+    }
+    if not written or any(written.get(key) != here[key] for key in here if key != "data"):
+        return False
+    for split in written["data"]:
+        name = "train+unlabeled" if split == "unlabeled" else split
+        if name not in fingerprints:
+            fingerprints[name] = data.build_dataset(config, name).fingerprint()
+        here["data"][split] = fingerprints[name]
+    return written["data"] == here["data"]
+
+
+def note_maker(folder, config):
+    """Add this machine and these versions to the step's MADE_WITH, unless they are there."""
+    device = machine.choose_device(config.device)
+    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    maker = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "precision": str(machine.choose_precision(config.precision, device)).removeprefix("torch."),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+    makers = read_makers(folder)
+    if maker not in makers:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json([*makers, maker], folder / MADE_WITH)
+
+
+def read_makers(folder):
+    """What worked on the step, a list of dicts; empty if its command was given by hand."""
+    path = folder / MADE_WITH
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _commit():
+    """The commit of this program, with -dirty if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return git.stdout.strip() or "unknown"

@@ -1,0 +1,477 @@
+"""All steps on a dataset, seed by seed, then one table beside the published figures.
+
+python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KEY=VALUE ...]
+
+Give the same command again until it prints its table: it repeats nothing that is finished, and goes on within
+an epoch if need be. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
+.csv (a row for each seed and method) and .json. The cluster of each test image, from which the figures can be
+computed again, is in assignment.csv of each step.
+"""
+
+import argparse
+import datetime
+import difflib
+import json
+import os
+import shlex
+import signal
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import pipeline
+from errors import UserError
+from models import build_model
+from utils.analysis import kmeans
+from utils.files import atomic, digest, write_csv, write_json
+from utils.run import distributed, machine
+from utils.run.config import load_config
+from utils.run.identity import FINGERPRINT
+from utils.run.script import parse_arguments, run_script
+from utils.run.weights import load_weights, read_weights
+from utils.training import inference
+
+# dataset: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
+EXPERIMENTS = {
+    "digits": ("simclr_digits", "scan_digits", "selflabel_digits"),
+    "cifar-10": ("simclr_cifar10", "scan_cifar10", "selflabel_cifar10"),
+    "cifar-20": ("simclr_cifar20", "scan_cifar20", "selflabel_cifar20"),
+    "stl-10": ("simclr_stl10", "scan_stl10", "selflabel_stl10"),
+    "imagenet_50": ("moco_imagenet50", "scan_imagenet_50", "selflabel_imagenet_50"),
+    "imagenet_100": ("moco_imagenet100", "scan_imagenet_100", "selflabel_imagenet_100"),
+    "imagenet_200": ("moco_imagenet200", "scan_imagenet_200", "selflabel_imagenet_200"),
+}
+# dataset: CPU threads; networks too small for more, which would only wait for each other
+THREADS = {"digits": 1}
+
+PIXELS, FEATURES = "k-means on pixels", "k-means on features"
+METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
+METRICS = ("acc", "nmi", "ari")
+# of the pretext step's metrics.json
+NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
+# ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones; on
+# CIFAR-10 also the paper's means over ten runs
+BEST, MEAN = "best model", "mean of 10 runs"
+PUBLISHED = {
+    "cifar-10": [
+        (FEATURES, MEAN, 65.9),
+        ("SCAN loss", BEST, 81.6, 71.5, 66.5),
+        ("SCAN loss", f"{MEAN}, ± 0.3", 81.8),
+        ("self-labeling", BEST, 88.3, 79.7, 77.2),
+        ("self-labeling", f"{MEAN}, ± 0.4", 87.6),
+    ],
+    "cifar-20": [("SCAN loss", BEST, 44.0, 44.9, 28.3), ("self-labeling", BEST, 50.7, 48.6, 33.3)],
+    "stl-10": [("SCAN loss", BEST, 79.2, 67.3, 61.8), ("self-labeling", BEST, 80.9, 69.8, 64.6)],
+    "imagenet_50": [("SCAN loss", BEST, 75.1, 80.5, 63.5), ("self-labeling", BEST, 76.8, 82.2, 66.1)],
+    "imagenet_100": [("SCAN loss", BEST, 66.2, 78.7, 54.4), ("self-labeling", BEST, 68.9, 80.8, 57.6)],
+    "imagenet_200": [("SCAN loss", BEST, 56.3, 75.7, 44.1), ("self-labeling", BEST, 58.1, 77.2, 47.0)],
+}
+
+# --rehearse: a narrow network, few images, few epochs
+FEW = {"train": 2000, "test": 1000}
+REHEARSAL = {
+    "pretext": ["epochs=4", "batch_size=128", "optimizer_kwargs.lr=0.06"],
+    "scan": ["epochs=3", "update_cluster_head_only=True", "optimizer_kwargs.lr=0.001"],
+    "selflabel": ["epochs=2", "batch_size=250", "confidence_threshold=0.2"],
+}
+# k-means: the best of so many initialisations by inertia; one where numbers x clusters exceed LARGE, of which
+# ten would take hours; and on pixels only if the train split has at most MODERATE numbers (1.2 GB)
+INITIALISATIONS, LARGE, MODERATE = 10, 4e9, 3e8
+# settings that an argument of this program gives
+RESERVED = {
+    "root_dir": "--root_dir",
+    "data_dir": "--data_dir",
+    "seed": "--seeds",
+    "train_db_name": "DATASET",
+    "val_db_name": "DATASET",
+}
+
+
+def main(argv=None):
+    args = read_arguments(argv)
+    if args.dataset in THREADS:
+        torch.set_num_threads(THREADS[args.dataset])
+    if args.minutes:
+        stop_after(args.minutes)
+    files = {
+        step: f"configs/{step}/{name}.yml"
+        for step, name in zip(pipeline.SCRIPTS, EXPERIMENTS[args.dataset], strict=True)
+    }
+    root, settings, step_settings = settings_of(args, files)
+    configs = {}
+    for seed in args.seeds:  # what can be refused is refused now, not after the first seed
+        configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
+    require_labels(configs[seed]["pretext"])
+
+    runs = []
+    for seed in args.seeds:
+        folders = pipeline.run_steps(files, settings[seed], step_settings)
+        baselines = k_means_figures(configs[seed]["pretext"], folders["pretext"])
+        runs.append(read_results(seed, folders, baselines))
+    summary = summarize(args, configs[seed], runs)
+    write(summary, root / args.dataset)
+    print("", *console(summary), "", f"Pictures of seed {seed}:", sep="\n")
+    for path in sorted(folders["pretext"].parent.rglob("*.png")):
+        print(f"  {path}")
+    print(f"\nThis table: {root / args.dataset}.md, .csv, .json")
+
+
+def settings_of(args, files):
+    """Where the results go, and with which settings.
+
+    Returns:
+        the folder, pathlib.Path; dict seed -> KEY=VALUE strings for all steps; dict step -> those for one.
+    """
+    environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
+    root = Path(args.root_dir or environment.root_dir).expanduser()
+    data_dir = args.data_dir
+    if args.rehearse:
+        root /= "rehearsal"
+        write_few(args.dataset, Path(data_dir or environment.data_dir).expanduser(), root)
+        data_dir = root
+    shared = [f"data_dir={json.dumps(str(data_dir))}"] if data_dir else []  # a path is no YAML
+    shared += ["backbone=resnet10_narrow"] if args.rehearse else []
+    settings = {seed: [f"root_dir={root / f'seed-{seed}'}", f"seed={seed}", *shared] for seed in args.seeds}
+    rehearsal = REHEARSAL if args.rehearse else {}
+    return root, settings, {step: [*rehearsal.get(step, ()), *args.overrides] for step in files}
+
+
+def read_arguments(argv):
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", metavar="DATASET", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, help="stop, saved, after so many (exit status 143)")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="show on any machine in minutes that all of it runs: a few epochs of a narrow network on few "
+        "images, in ROOT_DIR/rehearsal/; the figures mean nothing",
+    )
+    parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
+    parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
+    parser.add_argument(
+        *("--set", "-s"),
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override a key of all three experiment files",
+    )
+    args = parser.parse_args(argv)
+    if distributed.launched():
+        raise UserError("reproduce.py works in one process: start it with python, not with torchrun")
+    if args.dataset not in EXPERIMENTS:
+        near = difflib.get_close_matches(args.dataset, EXPERIMENTS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset; {hint}"
+            f"there are {', '.join(EXPERIMENTS)}"
+        )
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    if args.minutes is not None and args.minutes <= 0:
+        raise UserError(f"--minutes {args.minutes:g}: must be above 0")
+    if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
+        raise UserError(f"--rehearse: only for images in arrays, not for the image files of {args.dataset}")
+    for override in args.overrides:
+        key = override.partition("=")[0]
+        if key in RESERVED:
+            raise UserError(f"--set {override}: give it by {RESERVED[key]}")
+    return args
+
+
+def stop_after(minutes):
+    """Have this process stopped in order, as by a scheduler, when the time is over."""
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+
+
+def write_few(dataset, data_dir, folder):
+    """Write an array file with a few of the dataset's images."""
+    path = folder / f"{dataset}.npz"
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"train_db_name": dataset, "val_db_name": dataset, "data_dir": data_dir}
+    arrays = {}
+    for split, count in FEW.items():
+        images = data.build_dataset(config, split)
+        arrays[f"{split}_images"] = images.images[:count].permute(0, 2, 3, 1).numpy()
+        if images.labels is not None:
+            arrays[f"{split}_labels"] = images.labels[:count].numpy()
+            arrays["classes"] = images.classes
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def require_labels(config):
+    if data.build_dataset(config, "test").labels is None:
+        raise UserError(f"{config.val_db_name}: its test split has no labels, and figures need them")
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def k_means_figures(config, folder):
+    """k-means, fitted on the train split, of the test split's pixels and pretext features.
+
+    Args:
+        config: the configuration of the pretext step.
+        folder: pathlib.Path of its results; kmeans.json beside it keeps the figures, as long as they are
+            of this pretext model.
+
+    Returns:
+        dict method -> figures.
+    """
+    path = folder.parent / "kmeans.json"
+    pretext = digest(folder / FINGERPRINT)
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    figures = kept["figures"] if kept.get("pretext") == pretext else {}
+    for method, representation in ((PIXELS, pixels), (FEATURES, features)):
+        if method in figures:
+            continue
+        print(f"{method}, seed {config.seed} ...", flush=True)
+        train, test = (data.build_dataset(config, split) for split in ("train", "test"))
+        found = representation(config, folder, train, test)
+        figures[method] = found and k_means(*found, test.labels, config)
+        write_json({"pretext": pretext, "figures": figures}, path)
+    return {method: found for method, found in figures.items() if found}
+
+
+def k_means(train, test, labels, config):
+    classes = config.num_classes
+    initialisations = INITIALISATIONS if train.numel() * classes <= LARGE else 1
+    figures = kmeans.score(train, test, labels, classes, classes, config.seed, initialisations)
+    return {**figures, "initialisations": initialisations}
+
+
+def pixels(config, folder, train, test):
+    """The pixels of both splits, uint8 (N, D) and (M, D); None if they are image files or too many."""
+    if not hasattr(train, "images") or train.images.numel() > MODERATE:
+        return None
+    return [split.images.flatten(1) for split in (train, test)]
+
+
+def features(config, folder, train, test):
+    """The features of both splits that the pretext model's neighbors are mined by, float32 (N, D), (M, D)."""
+    model = build_model(config)
+    source = folder / "model.pth.tar"
+    load_weights(model, read_weights(source, ["pretext"])[0], source)
+    device = machine.choose_device(config.device)
+    function = model.to(device).eval().features_from(config.features)
+    loading = {"batch_size": 512, "device": device, "num_workers": config.num_workers}
+    loaders = [data.eval_loader(split, config, **loading) for split in (train, test)]
+    return [inference.infer(function, loader, "features").cpu() for loader in loaders]
+
+
+def read_results(seed, folders, figures):
+    """What the steps of one seed left: figures by method and by step, times, and what they were made with."""
+    steps = {}
+    for step, folder in folders.items():
+        epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        content = json.loads((folder / "metrics.json").read_text())
+        if step in METHODS:
+            figures = {**figures, METHODS[step]: content}
+        speeds = [epoch["images_per_second"] for epoch in epochs]
+        steps[step] = {
+            "epochs": len(epochs),
+            "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
+            "images_per_second": float(np.median(speeds)) if speeds else None,
+            **{key: value for key, value in content.items() if isinstance(value, (int, float))},
+        }
+    return {
+        "seed": seed,
+        "figures": figures,
+        "steps": steps,
+        "made_with": [maker for folder in folders.values() for maker in pipeline.read_makers(folder)],
+        "finished": max((folder / FINGERPRINT).stat().st_mtime for folder in folders.values()),
+    }
+
+
+def summarize(args, configs, runs):
+    """All that the table tells, as plain values; figures are shares, published ones and differences in %."""
+    methods = {}
+    for method in runs[0]["figures"]:
+        values = {name: [run["figures"][method][name] for run in runs] for name in METRICS}
+        methods[method] = {name: spread(values[name]) for name in METRICS}
+        methods[method]["worst_acc"] = min(values["acc"])
+    published = []
+    for method, of, *figures in () if args.rehearse else PUBLISHED.get(args.dataset, ()):
+        figures = dict(zip(METRICS, figures, strict=False))
+        here = methods[method]
+        difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
+        published.append({"method": method, "of": of, "figures": figures, "difference": difference})
+    made_with = []
+    for maker in (maker for run in runs for maker in run["made_with"]):
+        if maker not in made_with:
+            made_with.append(maker)
+    command = ["python", "reproduce.py", args.dataset, "--seeds", *map(str, args.seeds)]
+    command += ["--rehearse"] * args.rehearse + (["--set", *args.overrides] if args.overrides else [])
+    return {
+        "dataset": args.dataset,
+        "command": shlex.join(command),
+        "finished": datetime.date.fromtimestamp(max(run["finished"] for run in runs)).isoformat(),
+        "rehearsal": args.rehearse,
+        "settings": args.overrides,
+        "seeds": args.seeds,
+        "methods": methods,
+        "published": published,
+        "protocol": protocol(args, configs, runs),
+        "made_with": made_with,
+        "steps": {step: [{"seed": run["seed"], **run["steps"][step]} for run in runs] for step in configs},
+    }
+
+
+def spread(values):
+    """Mean, and standard deviation (n - 1), None of a single value."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+
+
+def protocol(args, configs, runs):
+    """What the figures mean, a list of lines."""
+    scan, figures = configs["scan"], runs[0]["figures"]
+    moco = configs["pretext"].setup == "moco"
+    unlabeled = args.dataset in data.WITH_UNLABELED
+    held_out = scan.get("validation") == "train_holdout"
+    tries = [
+        f"{found['initialisations']} ({method.split()[-1]})"
+        for method, found in figures.items()
+        if "initialisations" in found
+    ]
+    lines = [
+        "A rehearsal: the figures mean nothing." if args.rehearse else "",
+        f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
+        "the test split; labels serve these figures only.",
+        "Pretext: the official MoCo v2 weights." if moco else "",
+        "Model: after the SCAN loss, the epoch and head of the lowest loss on the images of "
+        f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
+        "self-labeling, the last epoch.",
+        "ACC: after one-to-one matching of clusters to classes.",
+        f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initialisations.",
+        "" if PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
+        f"Seeds: {', '.join(map(str, args.seeds))}"
+        + ("; mean ± standard deviation (n - 1); worst: the lowest ACC." if len(runs) > 1 else "."),
+        f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
+    ]
+    return [line for line in lines if line]
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def figure_rows(summary):
+    """The table of figures, a list of rows of strings, the header first."""
+    header = [f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]
+    rows = [header]
+    several, published = len(summary["seeds"]) > 1, summary["published"]
+    if several:
+        header.append("worst ACC")
+    if published:
+        header += ["published", "difference"]
+    for method, figures in summary["methods"].items():
+        row = [method, *(shown(figures[name]) for name in METRICS)]
+        if several:
+            row.append(f"{100 * figures['worst_acc']:.1f}")
+        if not published:
+            rows.append(row)
+            continue
+        entries = [compared(entry) for entry in published if entry["method"] == method] or [["", ""]]
+        rows.append([*row, *entries[0]])
+        rows += [[""] * len(row) + entry for entry in entries[1:]]
+    return rows
+
+
+def compared(entry):
+    """A published result, and how far the mean is from it, as strings."""
+    figures = " / ".join(f"{value:.1f}" for value in entry["figures"].values())
+    return [
+        f"{figures} ({entry['of']})",
+        " / ".join(f"{value:+.1f}" for value in entry["difference"].values()),
+    ]
+
+
+def shown(spread):
+    mean = f"{100 * spread['mean']:.1f}"
+    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
+
+
+def step_rows(summary):
+    """The table of times, means over the seeds, a list of rows of strings, the header first."""
+    rows = [["step", "epochs", "minutes", "images/s", ""]]
+    for step, runs in summary["steps"].items():
+        speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
+        notes = [
+            f"{text} {100 * np.mean([run[key] for run in runs]):.1f} %"
+            for key, text in NOTES.items()
+            if key in runs[0]
+        ]
+        minutes = np.mean([run["training_minutes"] for run in runs])
+        speed = f"{np.mean(speeds):.0f}" if speeds else ""
+        rows.append([step, str(runs[0]["epochs"]), f"{minutes:.1f}", speed, ", ".join(notes)])
+    total = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
+    rows.append([f"total, {len(runs)} seed{'s' * (len(runs) > 1)}", "", f"{total:.1f}", "", ""])
+    return rows
+
+
+def notes(summary):
+    """The lines under the tables."""
+    makers = [
+        f"Made with: {maker['machine']}; trained in {maker['precision']}, evaluated in float32; "
+        f"Python {maker['python']}, torch {maker['torch']}; commit {maker['commit'][:12]}."
+        for maker in summary["made_with"]
+    ]
+    return [*summary["protocol"], *makers]
+
+
+def console(summary):
+    """The lines to print."""
+    wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in notes(summary))
+    return [*aligned(figure_rows(summary)), "", *aligned(step_rows(summary)), "", *wrapped]
+
+
+def aligned(rows):
+    """Rows of strings as lines of columns, numbers at the right."""
+    columns = []
+    for header, *body in zip(*rows, strict=True):
+        width = max(map(len, (header, *body)))
+        text = any(character.isalpha() for cell in body for character in cell)
+        columns.append([cell.ljust(width) if text else cell.rjust(width) for cell in (header, *body)])
+    return ["   ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def markdown(summary):
+    """The table as a section of a Markdown file."""
+    lines = [f"## {summary['dataset']}", "", f"`{summary['command']}`, finished on {summary['finished']}", ""]
+    for rows in (figure_rows(summary), step_rows(summary)):
+        header, *body = (f"| {' | '.join(row)} |" for row in rows)
+        lines += [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body, ""]
+    lines += [f"* {line}" for line in notes(summary)]
+    return "\n".join(lines) + "\n"
+
+
+def write(summary, path):
+    """Write `path`.json, .csv and .md."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(summary, f"{path}.json")
+    with atomic(f"{path}.md") as temporary:
+        temporary.write_text(markdown(summary), encoding="utf-8")
+    rows = [
+        (summary["dataset"], seed, method, *(figures[name]["values"][number] for name in METRICS))
+        for number, seed in enumerate(summary["seeds"])
+        for method, figures in summary["methods"].items()
+    ]
+    write_csv(("dataset", "seed", "method", *METRICS), rows, f"{path}.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)

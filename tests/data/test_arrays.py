@@ -1,0 +1,80 @@
+"""Images in memory: where they are kept, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from image_folders import numbered
+
+import data
+from data import FeatureViews, arrays, messages
+
+
+class OtherDevice:
+    """A device with room for so many bytes; pretended, as tensors without content."""
+
+    def __init__(self, monkeypatch, room):
+        self.room, self.empty = room, torch.empty
+        monkeypatch.setattr(torch, "empty", self.allocate)
+
+    def allocate(self, *shape, **how):
+        found = self.empty(*shape, **how)
+        if torch.device(how.get("device", "cpu")).type == "meta" and found.nbytes > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_loader_moves_images_to_a_device_that_has_room_for_twice_as_many(monkeypatch, caplog, fits):
+    caplog.set_level("INFO")
+    messages.say_once.cache_clear()
+    dataset = numbered(5)
+    OtherDevice(monkeypatch, 2 * dataset.images.nbytes - (not fits))
+    loaders = [
+        data.Loader(dataset, data.PlainView(data.unchanged), 2, train=False, device="meta") for _ in range(2)
+    ]
+    assert dataset.images.device.type == ("meta" if fits else "cpu")
+    for loader in loaders:
+        assert [(batch.device.type, len(batch)) for batch in loader] == [("meta", n) for n in (2, 2, 1)]
+    assert caplog.text.count("5 images do not fit in the memory of meta; each batch is copied there") == (
+        not fits
+    )
+
+
+def test_fetching_changes_nothing():
+    dataset = numbered(5)
+    images = dataset.images
+    (batch,) = dataset.fetch([torch.tensor([[1, 2]])], "meta")
+    assert (batch.device.type, batch.shape) == ("meta", (1, 2, 3, 4, 4))
+    assert dataset.images is images and images.device.type == "cpu"
+    views = FeatureViews(torch.zeros(2, 5, 7))
+    (batch,) = views.fetch([torch.tensor([[1, 2]])], "meta")
+    assert (batch.device.type, batch.shape, views.views.device.type) == ("meta", (1, 2, 7), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "labels", "classes", "message"),
+    [
+        ((4, 5, 5, 3), torch.uint8, None, None, r"images must be uint8 \(N, 3, H, W\)"),
+        ((4, 3, 5, 5), torch.float32, None, None, r"images must be uint8 \(N, 3, H, W\)"),
+        (
+            (4, 3, 5, 5),
+            torch.uint8,
+            [0, 1, 2],
+            None,
+            r"labels must be .* \(4,\), found .* \(3,\)",
+        ),
+        ((4, 3, 5, 5), torch.uint8, [0, 1, 2, 0.5], None, "labels must be integers"),
+        ((4, 3, 5, 5), torch.uint8, torch.tensor([0, 1, 2, -1]), None, "labels holds negative labels"),
+        ((4, 3, 5, 5), torch.uint8, [0, 1, 2, 2], ["cat", "dog"], "'classes' has 2 names, but a label is 2"),
+    ],
+)
+def test_what_is_no_dataset(shape, dtype, labels, classes, message):
+    with pytest.raises(ValueError, match=message):
+        arrays.ArrayImages(torch.zeros(shape, dtype=dtype), labels, classes)
+
+
+def test_labels_of_one_byte():
+    labels = np.arange(256, dtype=np.uint8)
+    found = arrays.ArrayImages(torch.zeros(256, 3, 1, 1, dtype=torch.uint8), labels)
+    assert found.labels.tolist() == list(range(256)) and found.classes[255] == "255"
+    assert arrays.ArrayImages(found.images[:0], labels[:0]).classes == []

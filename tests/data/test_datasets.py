@@ -1,0 +1,93 @@
+"""Datasets by their names, and what they all are."""
+
+import numpy as np
+import pytest
+import torch
+from image_folders import config, pictures, write_images
+from sklearn.datasets import load_digits
+
+import data
+from data import unreadable
+from errors import UserError
+
+
+def test_digits_split_is_fixed_stratified_and_complete():
+    train, test = (data.build_dataset(config("digits", "."), split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.shape[1:] == (3, 8, 8)
+    assert train.images.max() == 255
+    shares = train.labels.bincount() / (train.labels.bincount() + test.labels.bincount())
+    assert ((shares - 0.8).abs() < 0.01).all()
+    rows = torch.cat([train.images, test.images]).flatten(1)
+    assert len(rows.unique(dim=0)) == len(np.unique(load_digits().data, axis=0))
+
+
+def test_npz_comes_before_the_registry(tmp_path):
+    np.savez(tmp_path / "cifar-10.npz", train_images=pictures(3), test_images=pictures(2))
+    assert len(data.build_dataset(config("cifar-10", tmp_path), "train")) == 3
+
+
+def test_unknown_dataset(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'cifar-10'"):
+        data.build_dataset(config("cifar10", tmp_path), "train")
+    with pytest.raises(ValueError, match="split"):
+        data.build_dataset(config("digits", tmp_path), "validation")
+
+
+# --- what all datasets are -----------------------------------------------------------------------
+
+
+def array_file(root):
+    images = pictures(6, 37, 37)
+    np.savez(root / "mine.npz", train_images=images, train_labels=np.arange(6) % 2, classes=["cat", "dog"])
+
+
+def class_folders(root):
+    for name in ("cat", "dog"):
+        write_images(root / "mine/train" / name, 3)
+
+
+def imagenet(root):
+    for name in ("cat", "dog"):
+        write_images(root / "imagenet/ILSVRC2012_img_train" / name, 3)
+
+
+def nothing(root):
+    """The dataset needs no files."""
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("mine", array_file), ("mine", class_folders), ("imagenet", imagenet), ("digits", nothing)],
+)
+def test_every_dataset_honours_the_protocol(tmp_path, monkeypatch, name, write, room):
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: room)
+    write(tmp_path)
+    settings = config(name, tmp_path, transformation_kwargs={"crop_size": 32})
+    found, again = (data.build_dataset(settings, "train") for _ in range(2))
+    members = {key for key in vars(data.Dataset) if not key.startswith("_")}
+    assert members == {"names", "raw", "fingerprint", "to", "fetch"}
+    assert all(hasattr(found, key) for key in members)
+    assert found.labels.dtype == torch.int64 and found.labels.shape == (len(found),)
+    assert found.labels.max() == len(found.classes) - 1
+    assert all(isinstance(text, str) for text in [*found.classes, *found.names(), found.fingerprint()])
+    assert len(found.names()) == len(set(found.names())) == len(found)
+    index = torch.tensor([[0, 5], [5, 3]])
+    first, second = found.fetch([index, torch.tensor([1])], "cpu")
+    assert first.dtype == torch.uint8 and first.shape[:3] == (2, 2, 3) and second.shape[:2] == (1, 3)
+    assert torch.equal(first[0, 1], found.raw(5)) and torch.equal(second[0], found.raw(1))
+    assert (found.fingerprint(), found.names()) == (again.fingerprint(), again.names())
+
+
+def test_a_dataset_is_one_entry(monkeypatch, tmp_path):
+    """A builder and its line; `size` is what image files are brought to."""
+
+    def build_mine(data_dir, split, size):
+        return data.ArrayImages(torch.full((3, 3, size, size), len(split), dtype=torch.uint8))
+
+    monkeypatch.setitem(data.DATASETS, "mine", build_mine)
+    found = data.build_dataset(config("mine", tmp_path, transformation_kwargs={"crop_size": 28}), "test")
+    assert found.images.shape == (3, 3, 32, 32) and found.images.unique().tolist() == [4]
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        data.build_dataset(config("mime", tmp_path), "test")

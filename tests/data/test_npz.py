@@ -1,0 +1,56 @@
+"""Array files."""
+
+import numpy as np
+import pytest
+from image_folders import config, pictures
+
+import data
+from errors import UserError
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_npz(tmp_path, grey):
+    train, test = pictures(6, 20, 24), pictures(4, 20, 24, seed=1)
+    if grey:
+        train, test = train[..., 0], test[..., 0]
+    labels = np.array([[0], [1], [2], [0], [1], [2]], dtype=np.uint8)  # (N, 1), as MedMNIST writes them
+    np.savez(tmp_path / "mine.npz", train_images=train, train_labels=labels, test_images=test)
+    found = data.build_dataset(config("mine", tmp_path), "train")
+    assert found.images.shape == (6, 3, 20, 24)
+    expected = train if not grey else np.repeat(train[..., None], 3, axis=3)
+    np.testing.assert_array_equal(found.images.permute(0, 2, 3, 1), expected)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.classes == ["0", "1", "2"]
+    unlabelled = data.build_dataset(config("mine", tmp_path), "test")
+    assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (4, None, None)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": pictures(2)}, "has no array 'train_images', only images"),
+        ({"train_images": pictures(2) / 255}, "must be uint8"),
+        ({"train_images": np.zeros((4, 5), np.uint8)}, "must be uint8"),
+        ({"train_images": pictures(2).transpose(0, 3, 1, 2)}, r"\(N, H, W, 3\)"),
+        ({"train_images": pictures(0)}, "no images"),
+        ({"train_images": pictures(2), "train_labels": np.array([0, 1, 2])}, "train_labels must be"),
+        ({"train_images": pictures(2), "train_labels": np.array([0.0, 1.0])}, "train_labels must be"),
+        ({"train_images": pictures(2), "train_labels": np.array([0, -1])}, "negative"),
+        ({"train_images": np.array([{}, {}], dtype=object)}, "cannot be read"),
+        (
+            {"train_images": pictures(2), "train_labels": np.array([0, 3]), "classes": np.array(["a", "b"])},
+            "2 names",
+        ),
+    ],
+)
+def test_npz_that_cannot_be_used(tmp_path, arrays, message):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        data.build_dataset(config("mine", tmp_path), "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04 cut short"])
+def test_npz_that_is_none(tmp_path, content):
+    (tmp_path / "mine.npz").write_bytes(content)
+    with pytest.raises(UserError, match="not a readable .npz"):
+        data.build_dataset(config("mine", tmp_path), "train")

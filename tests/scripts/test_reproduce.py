@@ -1,0 +1,324 @@
+"""reproduce.py: all steps of a dataset in one command, and a table that says what they found."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from steps import ROOT, fails
+
+import pipeline
+import reproduce
+import scan
+from utils.analysis import metrics
+from utils.run import checkpoint, interrupt
+from utils.run.config import read_yaml
+from utils.run.script import run_script
+
+SETTINGS = ["--set", "epochs=2", "confidence_threshold=0.2"]
+SEEDS = (3, 1)
+
+
+def command(root, *more, seeds=SEEDS):
+    return ["digits", "--seeds", *map(str, seeds), "--root_dir", str(root), *more, *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of the results of two seeds."""
+    root = tmp_path_factory.mktemp("reproduced")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        reproduce.main(command(root))
+    return root
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(finished, tmp_path / "results")
+
+
+@pytest.fixture
+def scripts_called(monkeypatch):
+    """Names of the scripts whose main was called, in order."""
+    called = []
+    for scripts in pipeline.SCRIPTS.values():
+        for script in scripts.values():
+            original = script.main
+
+            def noted(argv, script=script, original=original):
+                called.append(script.__name__)
+                original(argv)
+
+            monkeypatch.setattr(script, "main", noted)
+    return called
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """A signal that a test sends is forgotten after it."""
+    monkeypatch.setattr(interrupt, "_noted", None)
+
+
+def read_csv(root, dataset="digits"):
+    """{(seed, method): {metric: value}}"""
+    with open(root / f"{dataset}.csv", newline="") as file:
+        return {
+            (int(row["seed"]), row["method"]): {name: float(row[name]) for name in reproduce.METRICS}
+            for row in csv.DictReader(file)
+        }
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_all_tables_say_what_the_steps_found(finished, capsys):
+    found = {}
+    for seed in SEEDS:
+        folder = finished / f"seed-{seed}/digits"
+        kept = read_json(folder / "kmeans.json")["figures"]
+        kept["SCAN loss"] = read_json(folder / "scan/metrics.json")
+        kept["self-labeling"] = read_json(folder / "selflabel/metrics.json")
+        found |= {(seed, method): {name: kept[method][name] for name in reproduce.METRICS} for method in kept}
+    assert read_csv(finished) == found and len(found) == 8
+
+    summary, text = read_json(finished / "digits.json"), (finished / "digits.md").read_text()
+    reproduce.main(command(finished))
+    printed = capsys.readouterr().out
+    for method, figures in summary["methods"].items():
+        cells = [method]
+        for name in reproduce.METRICS:
+            values = [found[seed, method][name] for seed in SEEDS]
+            assert figures[name]["values"] == values
+            assert figures[name]["mean"] == pytest.approx(sum(values) / 2)
+            assert figures[name]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+            cells.append(f"{100 * figures[name]['mean']:.1f} ± {100 * figures[name]['std']:.1f}")
+        cells.append(f"{100 * min(found[seed, method]['acc'] for seed in SEEDS):.1f}")
+        assert f"| {' | '.join(cells)} |" in text
+        assert re.search(r"\s+".join(map(re.escape, cells)) + "$", printed, re.M)
+    for step, runs in summary["steps"].items():
+        for run in runs:
+            folder = finished / f"seed-{run['seed']}/digits" / step
+            epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            assert run["epochs"] == len(epochs) == 2
+            assert run["training_minutes"] == pytest.approx(sum(e["seconds"] for e in epochs) / 60)
+    for line in (*reproduce.notes(summary), f"`{summary['command']}`"):
+        assert line in text
+    assert (
+        summary["command"] == "python reproduce.py digits --seeds 3 1 --set epochs=2 confidence_threshold=0.2"
+    )
+    assert summary["made_with"][0]["precision"] in ("float32", "bfloat16")
+    assert "prototypes.png" in printed.split("Pictures of seed 1:")[1]
+
+
+def test_published_figures_and_differences(copied, monkeypatch, capsys):
+    rows = [("SCAN loss", "best model", 50.0, 40.0, 30.0), ("SCAN loss", "mean of 10 runs", 60.0)]
+    monkeypatch.setitem(reproduce.PUBLISHED, "digits", rows)
+    reproduce.main(command(copied, seeds=[1]))
+    printed, text = capsys.readouterr().out, (copied / "digits.md").read_text()
+    found = [100 * value for value in read_csv(copied)[1, "SCAN loss"].values()]
+    best = " / ".join(f"{ours - theirs:+.1f}" for ours, theirs in zip(found, rows[0][2:], strict=True))
+    ours = " | ".join(f"{value:.1f}" for value in found)
+    assert f"| SCAN loss | {ours} | 50.0 / 40.0 / 30.0 (best model) | {best} |" in text
+    assert f"| 60.0 (mean of 10 runs) | {found[0] - 60:+.1f} |" in text
+    assert f"50.0 / 40.0 / 30.0 (best model)   {best}" in printed
+    assert "±" not in text and "worst" not in text  # a single seed
+    difference = read_json(copied / "digits.json")["published"][1]["difference"]
+    assert difference == {"acc": pytest.approx(found[0] - 60)}
+
+
+def test_published_figures_are_those_of_the_files():
+    for dataset, rows in reproduce.PUBLISHED.items():
+        best = {method: figures for method, of, *figures in rows if of == "best model"}
+        for step, name in zip(pipeline.SCRIPTS, reproduce.EXPERIMENTS[dataset], strict=True):
+            if step != "pretext":
+                text = (ROOT / f"configs/{step}/{name}.yml").read_text()
+                shown = " / ".join(map(str, best.pop(reproduce.METHODS[step])))
+                assert f"Published (best model), ACC / NMI / ARI: {shown}\n" in text
+        assert not best
+
+
+def test_every_experiment_file_is_used():
+    used = set()
+    for dataset, names in reproduce.EXPERIMENTS.items():
+        for (step, scripts), name in zip(pipeline.SCRIPTS.items(), names, strict=True):
+            used.add(path := ROOT / f"configs/{step}/{name}.yml")
+            content = read_yaml(path)
+            assert content["train_db_name"] == content["val_db_name"] == dataset
+            assert content["setup"] in scripts
+    shipped = {path for step in pipeline.SCRIPTS for path in (ROOT / "configs" / step).glob("*.yml")}
+    assert shipped - used == {ROOT / "configs/scan/imagenet_eval.yml"}  # a model to evaluate, no training
+
+
+def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "MODERATE", 0)
+    monkeypatch.setattr(reproduce, "LARGE", 0)
+    (copied / "seed-1/digits/kmeans.json").unlink()
+    reproduce.main(command(copied, seeds=[1]))
+    assert "k-means on pixels" not in read_json(copied / "digits.json")["methods"]
+    printed = capsys.readouterr().out
+    assert "the best by inertia of 1 (features) initialisations" in printed and "Not on pixels" in printed
+
+
+# --- the same command again ----------------------------------------------------------------------
+
+
+def test_what_is_finished_is_not_repeated(finished, scripts_called, monkeypatch, capsys):
+    def refuse(*args):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(pipeline.evaluation, "main", refuse)
+    monkeypatch.setattr(reproduce.kmeans, "score", refuse)
+    before = {name: (finished / f"digits.{name}").read_text() for name in ("json", "csv", "md")}
+    reproduce.main(command(finished))
+    assert not scripts_called
+    assert capsys.readouterr().out.count("done before: ") == 6
+    assert before == {name: (finished / f"digits.{name}").read_text() for name in before}
+
+
+def test_what_changed_since_is_made_again(copied, scripts_called):
+    before = read_csv(copied)
+    (copied / "seed-3/digits/pretext/metrics.json").write_text("{}")
+    (copied / "seed-1/digits/selflabel/model.pth.tar").unlink()
+    reproduce.main(command(copied))
+    assert scripts_called == ["simclr", "selflabel"]
+    assert read_csv(copied) == before
+
+
+def test_other_images_are_not_taken_for_the_same(copied, capsys):
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "test"):
+        arrays[f"{split}_images"] = random.integers(0, 256, (300, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(300) % 10
+    np.savez(copied / "digits.npz", **arrays)
+    message = fails(capsys, reproduce.main, command(copied, "--data_dir", str(copied)))
+    assert "seed-3/digits/pretext" in message and "written by another experiment" in message
+
+
+def test_stopped_within_an_epoch_and_resumed(finished, tmp_path, monkeypatch, capsys, signals):
+    step, losses = scan.scan_step, []
+
+    def stop(*args):
+        losses.append(step(*args))
+        if len(losses) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses[-1]
+
+    monkeypatch.setattr(scan, "scan_step", stop)
+    with pytest.raises(SystemExit) as exit_:
+        run_script(lambda: reproduce.main(command(tmp_path, seeds=[1])))
+    assert exit_.value.code == 143
+    assert "the same command" in capsys.readouterr().err
+    saved = checkpoint.load(tmp_path / "seed-1/digits/scan/checkpoint.pth.tar")
+    assert (saved["epoch"], saved["progress"]["batches"]) == (1, 2)
+    assert not (tmp_path / "digits.csv").exists()
+    run_script(lambda: reproduce.main(command(tmp_path, seeds=[1])))
+    printed = capsys.readouterr()
+    assert printed.out.count("done before: ") == 1
+    assert "resuming after epoch 1 and 2 batches" in printed.err
+    assert len(losses) == 10
+    whole = read_csv(finished)
+    assert read_csv(tmp_path) == {key: figures for key, figures in whole.items() if key[0] == 1}
+
+
+def test_a_slice_of_some_minutes(tmp_path, capsys, signals):
+    with pytest.raises(SystemExit) as exit_:
+        run_script(lambda: reproduce.main([*command(tmp_path), "epochs=100000", "--minutes", "0.002"]))
+    assert exit_.value.code == 143
+    assert "the same command" in capsys.readouterr().err
+
+
+def test_each_machine_that_worked_on_a_step_is_told(tmp_path):
+    config = reproduce.load_config(
+        reproduce.parse_arguments(
+            ["--config_exp", "configs/scan/scan_digits.yml", "--set", "precision=fp32"], ""
+        ),
+        ["scan"],
+    )
+    for precision in ("fp32", "bf16", "fp32"):
+        config.precision = precision
+        pipeline.note_maker(tmp_path / "scan", config)
+    makers = pipeline.read_makers(tmp_path / "scan")
+    assert [maker["precision"] for maker in makers] == ["float32", "bfloat16"]
+
+
+# --- a rehearsal ---------------------------------------------------------------------------------
+
+
+def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
+    """On random pixels: every step, the table, and the figures again from assignment.csv."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 300), ("test", 150)):
+        arrays[f"{split}_images"] = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 10, count)
+    np.savez(tmp_path / "cifar-10.npz", **arrays)
+    monkeypatch.setattr(reproduce, "FEW", {"train": 250, "test": 120})
+    budget = ["epochs=1", "batch_size=100", "confidence_threshold=0.0"]
+    monkeypatch.setattr(reproduce, "REHEARSAL", dict.fromkeys(pipeline.SCRIPTS, budget))
+    argv = ["cifar-10", "--rehearse", "--data_dir", str(tmp_path), "--root_dir", str(tmp_path / "out")]
+    reproduce.main(argv)
+    folder = tmp_path / "out/rehearsal"
+    summary = read_json(folder / "cifar-10.json")
+    assert summary["rehearsal"] and not summary["published"]
+    assert "the figures mean nothing" in capsys.readouterr().out
+    with open(folder / "seed-0/cifar-10/selflabel/assignment.csv", newline="") as file:
+        clusters = np.array([int(line["cluster"]) for line in csv.DictReader(file)])
+    table = metrics.contingency(clusters, arrays["test_labels"][:120], 10, 10)
+    acc = sum(table[pair] for pair in metrics.hungarian_match(table)) / 120
+    assert read_csv(folder, "cifar-10")[0, "self-labeling"]["acc"] == pytest.approx(acc)
+    assert scripts_called == ["simclr", "scan", "selflabel"]
+    reproduce.main(argv)  # what is done is not done again
+    assert len(scripts_called) == 3
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["cifar10"], r"cifar10: .*did you mean cifar-10\? there are digits, cifar-10"),
+        (["imagenet"], "imagenet: configs/ holds no experiment files of all three steps"),
+        (["digits", "--seeds", "1", "0", "1"], "--seeds 1 0 1: give each seed once"),
+        (["digits", "--seeds", "0", "-1"], "seed must be a whole number of at least 0"),
+        (["digits", "--minutes", "0"], "--minutes 0: must be above 0"),
+        (["imagenet_50", "--rehearse"], "--rehearse: only for images in arrays"),
+        (["digits", "--set", "seed=3"], "--set seed=3: give it by --seeds"),
+        (["digits", "--set", "val_db_name=mine"], "give it by DATASET"),
+        (["digits", "--set", "epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_refused_before_anything_is_done(argv, message, tmp_path, capsys):
+    assert re.search(message, fails(capsys, reproduce.main, [*argv, "--root_dir", str(tmp_path / "results")]))
+    assert not (tmp_path / "results").exists()
+
+
+def test_several_processes_are_refused(monkeypatch, capsys):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "with python, not with torchrun" in fails(capsys, reproduce.read_arguments, ["digits"])
+
+
+def test_results_of_other_settings_are_left_alone(copied, capsys):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    message = fails(capsys, reproduce.main, [*command(copied, seeds=[1]), "epochs=3"])
+    assert "results of other settings (epochs: 2 -> 3)" in message and "--root_dir" in message
+    assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+
+
+def test_labels_are_needed(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "digits.npz", train_images=images, test_images=images)
+    message = fails(capsys, reproduce.main, command(tmp_path, "--data_dir", str(tmp_path)))
+    assert "digits: its test split has no labels" in message
