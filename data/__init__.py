@@ -123,39 +123,19 @@ def build_dataset(config, split):
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     config = {**DEFAULTS, **config}
     name = config["val_db_name" if split == "test" else "train_db_name"]
-<<<<<<< HEAD
     data_dir = Path(config["data_dir"]).expanduser()
-    known = {**DATASETS, **FOLDERS}
-    npz = data_dir / f"{name}.npz"
-=======
-    data_dir = Path(config.get("data_dir", "datasets")).expanduser()
     npz, folder = data_dir / f"{name}.npz", data_dir / name
-    size = round(config.get("transformation_kwargs", {}).get("crop_size", 224) * 256 / 224)
->>>>>>> main
+    size = round(config["transformation_kwargs"]["crop_size"] * 256 / 224)
     if npz.is_file():
         dataset = read_npz(npz, split)
     elif name in DATASETS:
-<<<<<<< HEAD
-        dataset = DATASETS[name](data_dir, split)
-    elif name in FOLDERS or (data_dir / name).is_dir():
-        size = round(config["transformation_kwargs"]["crop_size"] * 256 / 224)
-        if name in FOLDERS:
-            dataset = FOLDERS[name](data_dir, split, size)
-        else:
-            options = {key: config[key] for key in ("num_workers", "max_unreadable") if key in config}
-            dataset = build_folder(data_dir, split, size, name, **options)
-    else:
-        question = did_you_mean(name, known)
-        hint = f"{question} " if question else ""
-=======
         dataset = DATASETS[name](data_dir, split, size)
     elif folder.is_dir():
         options = {key: config[key] for key in ("num_workers", "max_unreadable") if key in config}
         dataset = build_folder(folder, split, size, **options)
     else:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
->>>>>>> main
+        question = did_you_mean(name, DATASETS)
+        hint = f"{question} " if question else ""
         raise UserError(
             f"dataset {name!r}: unknown, and there is neither {npz} nor a folder {folder}; "
             f"{hint}known: {', '.join(DATASETS)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from steps import run
 
 import data
 import eval as evaluation
@@ -23,7 +24,7 @@ from data.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_j
 from errors import UserError, did_you_mean
 from models import ContrastiveModel
 from utils.analysis import metrics
-from utils.run import schema
+from utils.run import checkpoint, schema
 from utils.run.config import experiment_of, load_config, with_defaults
 from utils.run.schema import EXPERIMENT, Key, PerSetup, When
 from utils.run.script import parse_arguments
@@ -178,6 +179,16 @@ def test_an_older_experiment_is_one_with_the_defaults():
         written = yaml.safe_load(Path(path).read_text())
         assert with_defaults({**written, "seed": 0}) == {**here, "num_workers": written["num_workers"]}
     assert "max_unreadable" not in here
+
+
+def test_a_training_of_before_a_key_was_new_goes_on(copied):
+    path = copied / "digits/scan/checkpoint.pth.tar"
+    saved = checkpoint.load(path)
+    del saved["identity"]["validation"]
+    checkpoint.save(saved, path)
+    run("scan", copied, "epochs=3")
+    saved = checkpoint.load(path)
+    assert (saved["epoch"], saved["identity"]["validation"]) == (3, "test")
 
 
 # --- the shipped files ---------------------------------------------------------------------------
