@@ -1,5 +1,54 @@
 """Networks.
 
+To add a backbone, write a builder(image_size) that returns a module, images (B, 3, S, S) -> features (B, D),
+such as another library's network without its classifier, and enter it in BACKBONES. D may be any number.
+"""
+
+import copy
+
+import torch
+
+from errors import UserError, did_you_mean
+
+from .heads import ClusteringModel, ContrastiveModel
+from .resnet import resnet10_narrow, resnet18, resnet50
+
+__all__ = ["BACKBONES", "ClusteringModel", "ContrastiveModel", "build_model"]
+
+# name: builder(image_size) of a module; `image_size`: side of the images in pixels
+BACKBONES = {
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet10_narrow": resnet10_narrow,
+}
+
+# The stems of the published networks, which differ by dataset, not by crop size, and which their files cannot
+# tell apart: same keys and shapes. Of all other datasets the crop size decides.
+IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
+
+# What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
+# the table of keys, in utils/.
+DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 224}}
+
+
+def build_model(config):
+    """Build the network that an experiment describes, with fresh weights.
+
+    Args:
+        config: the mapping that a YAML experiment file gives. Steps `simclr` and `moco` give a
+            ContrastiveModel, `scan` and `selflabel` a ClusteringModel.
+
+    Raises:
+        UserError: unknown setup or backbone, or a backbone that cannot take images of that size.
+    """
+    config = {**DEFAULTS, **config}
+    name = config["backbone"]
+    if name not in BACKBONES:
+        question = did_you_mean(name, BACKBONES)
+        hint = f"; {question}" if question else ""
+        raise UserError(f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}{hint}")
+    image_size = IMAGE_SIZE.get(config.get("train_db_name"))
+    if image_size is None:
         image_size = config["transformation_kwargs"]["crop_size"]
     backbone = BACKBONES[name](image_size)
     try:
