@@ -133,7 +133,7 @@ def note_maker(folder, config):
     threads = f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
     maker = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "precision": str(machine.choose_precision(config.precision, device)).removeprefix("torch."),
+        "precision": machine.dtype_name(machine.choose_precision(config.precision, device)),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": _commit(),

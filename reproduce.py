@@ -10,7 +10,6 @@ computed again, is in assignment.csv of each step.
 
 import argparse
 import datetime
-import difflib
 import json
 import os
 import shlex
@@ -24,7 +23,7 @@ import torch
 
 import data
 import pipeline
-from errors import UserError
+from errors import UserError, did_you_mean
 from models import build_model
 from utils.analysis import kmeans
 from utils.files import atomic, digest, write_csv, write_json
@@ -157,7 +156,8 @@ def read_arguments(argv):
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
     parser.add_argument(
-        *("--set", "-s"),
+        "--set",
+        "-s",
         dest="overrides",
         metavar="KEY=VALUE",
         nargs="+",
@@ -169,11 +169,10 @@ def read_arguments(argv):
     if distributed.launched():
         raise UserError("reproduce.py works in one process: start it with python, not with torchrun")
     if args.dataset not in EXPERIMENTS:
-        near = difflib.get_close_matches(args.dataset, EXPERIMENTS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        question = did_you_mean(args.dataset, EXPERIMENTS, str)
         raise UserError(
-            f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset; {hint}"
-            f"there are {', '.join(EXPERIMENTS)}"
+            f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset; "
+            f"{question + ' ' if question else ''}there are {', '.join(EXPERIMENTS)}"
         )
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
