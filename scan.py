@@ -50,34 +50,29 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["scan"])
     run = Run(config, results_folder(config, "scan"), args.fresh, args.accept_changes)
-    pretext = pretext_folder(config, args)
-    start = args.pretrained or pretext / "model.pth.tar"
     model = build_model(config)
-    hint = "" if args.pretrained else "run simclr.py or moco.py first, or name its folder with --pretext"
-    weights, _ = read_weights(start, ["pretext"], hint)
-    load_weights(model, weights, start, "backbone.")
+    pretext = pretext_files(config, args)
+    weights = load_backbone(model, pretext["model.pth.tar"], args)
 
     with distributed.main_first():
         train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
-    files = {"model.pth.tar": start, **{name: pretext / name for name in NEIGHBORS}}
-    inputs = {f"pretext/{name}": path for name, path in files.items()}
+    inputs = {f"pretext/{name}": path for name, path in pretext.items()}
     identity = Identity(config, {"train": train_set, "test": test_set}, inputs)
-    check_neighbors(pretext, identity, weights, neighbors.mine_again(pretext, "them"))
-    train_neighbors = neighbors.read(pretext / NEIGHBORS[0], len(train_set))
-    val_neighbors = neighbors.read(pretext / NEIGHBORS[1], len(test_set))
+    train_neighbors, val_neighbors = read_neighbors(pretext, identity, weights, train_set, test_set)
     quality = neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
 
     model = run.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
     test = data.eval_loader(test_set, config, **run.loading)
-    augmented = data.PlainView(data.build_train_transform(config))
-    rehearse(model, test, data.Loader(train_set, augmented, train=True, **run.loading))
+    view = data.PlainView(data.build_train_transform(config))
+    rehearse(model, test, data.Loader(train_set, view, train=True, **run.loading))
     if config.validation == "train_holdout":
         split = hold_out(train_set, train_neighbors, val_neighbors.size(1))
     else:
         split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)
+
     prepare = cached_features if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
@@ -98,11 +93,31 @@ def add_arguments(parser):
     )
 
 
-def pretext_folder(config, args):
-    """The folder of the pretext step's model and neighbors. Raises UserError if --pretext names none."""
+# --- what the pretext step left ------------------------------------------------------------------
+
+
+def pretext_files(config, args):
+    """Paths of the pretext step's model and neighbors, by name. Raises UserError if --pretext names none."""
     if args.pretext and not args.pretext.is_dir():
         raise UserError(f"--pretext {args.pretext}: no such folder; give the folder that holds model.pth.tar")
-    return args.pretext or earlier_folder(config, "pretext", args.run)
+    folder = args.pretext or earlier_folder(config, "pretext", args.run)
+    files = {name: folder / name for name in ("model.pth.tar", *NEIGHBORS)}
+    return {**files, "model.pth.tar": args.pretrained} if args.pretrained else files
+
+
+def load_backbone(model, source, args):
+    """Load the backbone of the pretext checkpoint `source`; returns all of its weights."""
+    hint = "" if args.pretrained else "run simclr.py or moco.py first, or name its folder with --pretext"
+    weights, _ = read_weights(source, ["pretext"], hint)
+    load_weights(model, weights, source, "backbone.")
+    return weights
+
+
+def read_neighbors(pretext, identity, weights, train_set, test_set):
+    """The mined neighbors of both splits, int64 (N, 1 + mined), if they are of these images."""
+    train, test = (pretext[name] for name in NEIGHBORS)
+    check_neighbors(train.parent, identity, weights, neighbors.mine_again(train.parent, "them"))
+    return neighbors.read(train, len(train_set)), neighbors.read(test, len(test_set))
 
 
 # --- which images train, and which choose --------------------------------------------------------
