@@ -75,7 +75,7 @@ def add_arguments(parser):
         "--features",
         metavar="FILE.npy",
         type=array_file,
-        help="save the test images' features, float32 (N, D); FILE.csv tells which image each row is",
+        help="save the test images' features, float32 (N, D); FILE.csv names the image of each row",
     )
     parser.add_argument(
         "--output",

@@ -297,7 +297,7 @@ def read_results(seed, folders, figures):
 
 
 def summarize(args, configs, runs):
-    """All that the table tells, as plain values; figures are shares, published ones and differences in %."""
+    """The content of the table as plain values; figures are shares, published ones and differences in %."""
     methods = {}
     for method in runs[0]["figures"]:
         values = {name: [run["figures"][method][name] for run in runs] for name in METRICS}

@@ -2,7 +2,7 @@
 
 
 def to_device(values, device):
-    """Copy a CPU tensor; a GPU is not waited for, as it would be if larger ones were not pinned first."""
+    """Copy a CPU tensor without a GPU synchronization; larger ones are pinned first, which that needs."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

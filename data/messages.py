@@ -1,4 +1,4 @@
-"""What the user is told about files: their names as text, and lines that one process logs once."""
+"""Messages about files: their names as text, and lines that one process logs once."""
 
 import functools
 import os

@@ -62,7 +62,7 @@ def load_config(args, setups, training=True):
 def experiment_of(config):
     """The part of a configuration that decides the results: no paths, devices or worker counts.
 
-    Which images were readable is told by the datasets' fingerprints.
+    The datasets' fingerprints say which images were readable.
     """
     keys = {key.name for key in schema.EXPERIMENT if key.affects_results}
     return {key: value for key, value in to_dict(config).items() if key in keys}

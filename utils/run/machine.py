@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # where the driver of an NVIDIA GPU shows on Linux, and on Linux within Windows
 DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
-# Compiling costs a minute or two, and saves some milliseconds per step on a GPU.
+# Compiling costs a minute or two, and saves some milliseconds per iteration on a GPU.
 STEPS_THAT_REPAY = 3000
 # In passes over fewer images a GPU waits for its next kernel: CUDA graphs launch them all at once.
 LAUNCH_BOUND = 256
@@ -94,7 +94,7 @@ def _cpu_has_bf16():
 
 
 def reuse_freed_memory():
-    """Let the C library keep what is freed, instead of having every step's pages zeroed by the system again.
+    """Let the C library keep what is freed, instead of having the system zero each iteration's pages again.
 
     Only glibc has these settings (`man mallopt`); elsewhere nothing happens.
     """
@@ -123,7 +123,7 @@ def compiled(network, setting, device, steps, images):
     if setting == "off" or (setting == "auto" and (device.type != "cuda" or steps < STEPS_THAT_REPAY)):
         return network
     small = device.type == "cuda" and images <= LAUNCH_BOUND
-    log.info("compiling the network (compile: %s); the first step takes a minute or two", setting)
+    log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
     # not dynamic: another size is another graph, where a size left open would make one slow graph for all
     mode = "reduce-overhead" if small else None
     return _OrEager(torch.compile(network, mode=mode, dynamic=False), network)

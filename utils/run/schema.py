@@ -129,7 +129,7 @@ EXPERIMENT = (
     Key("train_db_name", DATASET, "Dataset whose train split is learned from.", required=ALWAYS),
     Key("val_db_name", DATASET, "Dataset whose test split is evaluated.", required=ALWAYS),
     Key("num_classes", count(2, 100_000), "Number of clusters.", required=ALWAYS),
-    Key("batch_size", POSITIVE, "Images per step, without their other views.", required=ALWAYS),
+    Key("batch_size", POSITIVE, "Images per iteration, without their other views.", required=ALWAYS),
     Key(
         "num_workers", count(0, 1000), "Processes that decode image files.",
         default=0, affects_results=False,
@@ -159,7 +159,7 @@ EXPERIMENT = (
         "Train the heads on the features of this many augmented views of each image, computed once.",
         only=When(
             "update_cluster_head_only", (True,),
-            "the features of a backbone that trains change at every step",
+            "the features of a backbone that trains change at every iteration",
         ),
     ),
     Key(
@@ -175,7 +175,7 @@ EXPERIMENT = (
     ),
     Key("use_ema", BOOLEAN, "Keep a running average of the weights in the checkpoint.", default=False),
     Key(
-        "ema_alpha", PROBABILITY, "Weight of the old average at each step.",
+        "ema_alpha", PROBABILITY, "Weight of the old average at each iteration.",
         required=When("use_ema", (True,)),
     ),
     # the loss
@@ -260,7 +260,7 @@ EXPERIMENT = (
 )  # fmt: skip
 
 
-# --- what the table tells ------------------------------------------------------------------------
+# --- questions to the table ----------------------------------------------------------------------
 
 
 def within(keys, group=""):

@@ -4,7 +4,7 @@ import torch
 
 
 class EMA:
-    """After every step, replace each parameter by its running average (the published behaviour).
+    """After every iteration, replace each parameter by its running average (the published behaviour).
 
         shadow <- alpha * shadow + (1 - alpha) * parameter;   parameter <- shadow
 

@@ -42,7 +42,7 @@ def for_training(run, module, loader, images_per_anchor=1):
     Args:
         run: the Run.
         module: what trains, on the run's device.
-        loader: the batches that it trains on, whose number tells how long the run is.
+        loader: the batches that it trains on, whose number says how long the run is.
         images_per_anchor: images of a forward pass for each of the batch's anchors.
     """
     setting = run.config.compile

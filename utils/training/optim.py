@@ -19,7 +19,7 @@ def build_optimizer(parameters, name, kwargs):
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_kwargs: {name} cannot use them ({error})") from None
     if kwargs.get("momentum"):
-        # the first step would take it from uninitialised memory if it is one that must change nothing
+        # the first iteration would take it from uninitialized memory if it must change nothing
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
