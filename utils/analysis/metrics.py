@@ -54,8 +54,8 @@ def clustering_metrics(probabilities, labels, num_classes):
     table = contingency(clusters, truth, num_clusters, num_classes)
     matches = hungarian_match(table)
     class_of = torch.full((num_clusters,), -1)
-    for cluster, name in matches:
-        class_of[cluster] = name
+    for cluster, class_index in matches:
+        class_of[cluster] = class_index
     return {
         "acc": sum(int(table[pair]) for pair in matches) / len(truth),
         "top5": (class_of[top] == labels.unsqueeze(1)).any(1).double().mean().item(),
@@ -78,8 +78,8 @@ def confusion_matrix(clusters, labels, matches, num_clusters, num_classes):
         without one).
     """
     table = contingency(clusters, labels, num_clusters, num_classes).T  # (class, cluster)
-    cluster_of = {name: cluster for cluster, name in matches}
-    columns = [cluster_of.get(name) for name in range(num_classes)]
+    cluster_of = {class_index: cluster for cluster, class_index in matches}
+    columns = [cluster_of.get(class_index) for class_index in range(num_classes)]
     columns += [cluster for cluster in range(num_clusters) if cluster not in cluster_of.values()]
     matrix = np.stack([np.zeros(num_classes) if c is None else table[:, c] for c in columns], axis=1)
     return matrix / np.maximum(table.sum(1, keepdims=True), 1), columns

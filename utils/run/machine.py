@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # where the driver of an NVIDIA GPU shows on Linux, and on Linux within Windows
 DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
 # Compiling costs a minute or two, and saves some milliseconds per iteration on a GPU.
-STEPS_THAT_REPAY = 3000
+ITERATIONS_THAT_REPAY = 3000
 # In passes over fewer images a GPU waits for its next kernel: CUDA graphs launch them all at once.
 LAUNCH_BOUND = 256
 
@@ -106,7 +106,7 @@ def reuse_freed_memory():
             mallopt(trim_threshold, 2**31 - 1)
 
 
-def compiled(network, setting, device, steps, images):
+def compiled(network, setting, device, iterations, images):
     """`network`, compiled for training where that pays.
 
     Args:
@@ -114,13 +114,14 @@ def compiled(network, setting, device, steps, images):
         setting: `on`, `off`, or `auto`: on a GPU, if the run is long enough to repay the compiler's minutes.
             On a CPU the convolutions take nearly all of the time and are the same library's either way.
         device: torch.device that it trains on.
-        steps: training steps of the whole run.
+        iterations: of the whole run.
         images: images in a forward pass.
 
     Returns:
         a function of the network's arguments.
     """
-    if setting == "off" or (setting == "auto" and (device.type != "cuda" or steps < STEPS_THAT_REPAY)):
+    repays = device.type == "cuda" and iterations >= ITERATIONS_THAT_REPAY
+    if setting == "off" or (setting == "auto" and not repays):
         return network
     small = device.type == "cuda" and images <= LAUNCH_BOUND
     log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
