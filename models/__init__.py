@@ -28,7 +28,7 @@ IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
 
 # What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
 # the table of keys, in utils/.
-DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 224}}
+DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 32}}
 
 
 def build_model(config):
