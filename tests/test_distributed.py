@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,14 +20,24 @@ from utils.run import checkpoint, distributed
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def python(*command):
-    """Run Python as a user would; returns its exit status and what it printed."""
-    done = subprocess.run(
+def start(*command, **environment):
+    """Start Python as a user would."""
+    paths = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen(
         [sys.executable, *map(str, command)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        cwd=ROOT, env={**os.environ, **paths, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    return done.returncode, done.stdout
+
+
+def finish(process):
+    """Wait for the end of a process; returns its exit status and what it printed."""
+    printed, _ = process.communicate(timeout=300)
+    return process.returncode, printed
+
+
+def python(*command):
+    return finish(start(*command))
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +95,17 @@ def test_features_are_gathered_and_mined_once(one_and_two):
 
 
 def test_a_lost_process_ends_the_run_and_the_next_resumes(tmp_path):
+    """Without torchrun, which may stop the others before they notice: two processes and its store."""
     arguments_ = arguments("pretext", tmp_path, "epochs=4")
-    code, printed = python(*TORCHRUN, "tests/lost_process.py", *arguments_)
-    assert code != 0
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    place["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is there, no process makes one
+    processes = [
+        start("tests/lost_process.py", *arguments_, RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(2)
+    ]
+    (code, printed), (lost, _) = map(finish, processes)
+    assert (code, lost) == (1, -signal.SIGKILL), printed
     assert "error in process 0: another process of this run was lost" in printed
     folder = tmp_path / "digits/pretext"
     assert checkpoint.load(folder / "checkpoint.pth.tar")["epoch"] == 2
