@@ -1,7 +1,4 @@
-"""Runs that are killed, stopped, or find no room: the same command goes on, and ends where it would have.
-
-Each run is a process, forked from one that has imported torch.
-"""
+"""Runs that are killed, stopped, or find no room: the same command goes on, and ends where it would have."""
 
 import json
 import multiprocessing
@@ -11,23 +8,21 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
+import processes
 import pytest
 import torch
 from PIL import Image
-from steps import ROOT, STEPS, arguments, fails
+from processes import finish
+from steps import STEPS, arguments, fails
 
+from data import unreadable
 from utils.run import checkpoint, interrupt
-from utils.run.script import run_script
 from utils.training import engine, inference
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["steps", "faiss", "torch._dynamo"])
-os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server looks for them
-EPOCHS = "epochs=8"
+EPOCHS = "epochs=5"
 SETTINGS = {
     "pretext": [EPOCHS],
     "scan": [EPOCHS, "update_cluster_head_only=False"],
@@ -37,27 +32,13 @@ SETTINGS = {
 
 def start(step, root, *overrides, fault=None):
     """The step as its command would run it, with `fault()` called first."""
-    process = PROCESSES.Process(target=_work, args=(step, root, overrides, fault))
-    process.start()
-    return process
+    return processes.start(_main, step, root, overrides, fault, output=root / "output")
 
 
-def _work(step, root, overrides, fault):
-    os.chdir(ROOT)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
-    output = os.open(root / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _main(step, root, overrides, fault):
     if fault:
         fault[0](*fault[1:])
-    run_script(lambda: STEPS[step][0].main(arguments(step, root, *SETTINGS[step], *overrides)))
-
-
-def finish(process):
-    process.join(120)
-    assert process.exitcode is not None, "hangs"
-    return process.exitcode
+    STEPS[step][0].main(arguments(step, root, *SETTINGS[step], *overrides))
 
 
 def kill_after(seconds):
@@ -170,13 +151,14 @@ def signal_in_epoch(epoch, number):
     engine._train_epoch = train_and_signal
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "number"), [*((step, signal.SIGTERM) for step in STEPS), ("scan", signal.SIGINT)]
+)
 def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path):
     root = prepare(step, results, tmp_path)
     assert finish(start(step, root, fault=(signal_in_epoch, 4, number))) == 128 + number
     output = (root / "output").read_text()
-    assert "epoch 4/8: stopped after batch 2, saved" in output
+    assert "epoch 4/5: stopped after batch 2, saved" in output
     assert output.rstrip().endswith(f"stopped by {number.name}; the same command, without --fresh, goes on")
     saved = checkpoint.load(root / "digits" / step / "checkpoint.pth.tar")
     assert saved["epoch"] == 3 and saved["progress"]["batches"] == 2
@@ -218,17 +200,14 @@ def test_two_runs_in_one_folder(results, tmp_path):
     assert "another run works there at this moment" in (root / "output").read_text()
     first.kill()
     first.join()
-    assert finish(start("pretext", root)) == 0  # the lock went with its owner
+    assert finish(start("pretext", root, "epochs=1")) == 0  # the lock went with its owner
 
 
-DECODED_BY_WORKERS = """
-import simclr
-from data import unreadable
-from utils.run.script import run_script
-
-unreadable.fits_in_memory = lambda size: False
-run_script(simclr.main)
-"""
+def decoded_by_workers():
+    """In a process group of its own, as a shell makes one for each command, and with forked workers."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    unreadable.fits_in_memory = lambda size: False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -239,26 +218,17 @@ def test_workers_leave_signals_to_their_owner(number, tmp_path):
         folder.mkdir(parents=True)
         for i in range(60):
             Image.new("RGB", (40, 40), (4 * i, 90, 255 - 4 * i)).save(folder / f"{i}.png")
-    settings = [
-        "train_db_name=squares",
-        "val_db_name=squares",
-        f"data_dir={tmp_path / 'data'}",
-        "batch_size=20",
-    ]
-    settings += ["num_workers=2", "epochs=2000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", DECODED_BY_WORKERS, *arguments("pretext", tmp_path, *settings)],
-        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: (tmp_path / "squares/pretext/checkpoint.pth.tar").exists())
+    settings = ["train_db_name=squares", "val_db_name=squares", f"data_dir={tmp_path / 'data'}"]
+    settings += ["batch_size=20", "num_workers=2", "epochs=2000"]
+    process = start("pretext", tmp_path, *settings, fault=(decoded_by_workers,))
+    saved = tmp_path / "squares/pretext/checkpoint.pth.tar"
+    wait_for(saved.exists)
     os.killpg(process.pid, number)
-    _, output = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
+    code, output = finish(process), (tmp_path / "output").read_text()
+    assert code == 128 + number, output
     assert "Traceback" not in output and f"stopped by {number.name}" in output
     # between two epochs there is nothing more to save
-    saved = checkpoint.load(tmp_path / "squares/pretext/checkpoint.pth.tar")
-    assert (saved["progress"] is not None) == ("stopped after batch" in output)
+    assert (checkpoint.load(saved)["progress"] is not None) == ("stopped after batch" in output)
 
 
 def endless_batch(root):
@@ -305,7 +275,7 @@ def test_a_full_disk(step, results, tmp_path):
     assert finish(start(step, root, "epochs=2")) == 0
     folder = root / "digits" / step
     saved = checkpoint.load(folder / "checkpoint.pth.tar")
-    saved["identity"]["epochs"] = 8
+    saved["identity"]["epochs"] = 5
     torch.save(saved, folder / "checkpoint.pth.tar")
     (root / "output").unlink()
     size = os.path.getsize(folder / "checkpoint.pth.tar")
