@@ -10,10 +10,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import pytest
 import torch
 from image_folders import gradient
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from steps import ROOT, STEPS, draw_nothing, run, savefig
+from steps import ROOT, STEPS, draw_nothing, run
 
 from data import messages, unreadable
+from utils.analysis import plots
 
 # The networks of the tests are too small for two threads, which only get into each other's way.
 torch.set_num_threads(1)
@@ -28,7 +30,8 @@ def at_root(monkeypatch):
 @pytest.fixture
 def pictures(monkeypatch):
     """Pictures are drawn."""
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(plots, "Figure", Figure)
+    monkeypatch.setattr(plots, "FigureCanvasAgg", FigureCanvasAgg)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import eval as evaluation
 ODD = [b"$10_to_$20", b"a\nb", b"\xff\xfe", "一二".encode(), b"x" * 255, b'q"u,o\te']
 
 
-def test_odd_names_through_the_steps(pictures, tmp_path, capsys):
+def test_odd_names_through_the_steps(request, tmp_path, capsys):
     """Names that are no UTF-8, mathematics, several lines, too long, in no font."""
     for split, n in (("train", 8), ("test", 3)):
         images = data.build_dataset(DIGITS, split).images.permute(0, 2, 3, 1).numpy()
@@ -30,6 +30,7 @@ def test_odd_names_through_the_steps(pictures, tmp_path, capsys):
         run(step, tmp_path, *names, "epochs=1", "num_heads=1")
     folder = tmp_path / "odd/scan"
     assert {"confusion_matrix.png", "curves.png", "fingerprint.json"} <= {p.name for p in folder.iterdir()}
+    request.getfixturevalue("pictures")  # from here on they are drawn
     settings = ["--set", *names, f"root_dir={tmp_path}", "num_heads=1"]
     argv = ["--config_exp", STEPS["scan"][1], "--model", str(folder / "model.pth.tar")]
     evaluation.main([*argv, "--visualize_prototypes", *settings])
@@ -42,7 +43,7 @@ def test_odd_names_through_the_steps(pictures, tmp_path, capsys):
     assert "no picture" not in capsys.readouterr().err
 
 
-def test_pictures_that_fail_do_not_fail_the_steps(after, monkeypatch, capsys):
+def test_pictures_that_fail_do_not_fail_the_steps(pictures, after, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 

@@ -196,13 +196,15 @@ def test_stl10_from_a_published_checkpoint(tmp_path, monkeypatch):
 
     def argv(config, *more):
         common = [f"root_dir={tmp_path}", f"data_dir={tmp_path / 'data'}", "batch_size=11", "epochs=1"]
+        common += ["transformation_kwargs.crop_size=48"]  # half of the images' side, to be done sooner
         return ["--config_exp", f"configs/{config}", *more, "--set", *common]
 
     config = load_config(parse_arguments(argv("pretext/simclr_stl10.yml"), ""), ["simclr"])
     file = publish(build_model(config).state_dict(), tmp_path / "simclr_stl-10.pth.tar")
     simclr.main(argv("pretext/simclr_stl10.yml", "--pretrained", str(file)))
-    scan.main(argv("scan/scan_stl10.yml"))
-    selflabel.main([*argv("selflabel/selflabel_stl10.yml"), "confidence_threshold=0.05"])
+    small = "augmentation_kwargs.crop_size=48"
+    scan.main([*argv("scan/scan_stl10.yml"), small])
+    selflabel.main([*argv("selflabel/selflabel_stl10.yml"), small, "confidence_threshold=0.05"])
     model = tmp_path / "stl-10/selflabel/model.pth.tar"
     evaluation.main(argv("selflabel/selflabel_stl10.yml", "--model", str(model), "--visualize_prototypes"))
     assert np.load(tmp_path / "stl-10/pretext/topk-train-neighbors.npy").shape == (22, 21)
