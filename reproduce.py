@@ -4,8 +4,8 @@ python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KE
 
 If it is interrupted, give the same command again: finished steps are skipped, and an interrupted one resumes
 within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
-.csv (a row for each seed and method) and .json. assignment.csv of the clustering and self-labeling steps lists
-the cluster of each test image, so that the figures can be computed again.
+.csv (a row for each seed and method) and .json. assignment.csv of the clustering and self-labeling steps
+lists the cluster of each test image, so that the figures can be computed again.
 """
 
 import argparse
