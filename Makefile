@@ -1,5 +1,5 @@
 # make demo    the whole method on handwritten digits, on the CPU: reproduce.py digits
-# make test    the tests
+# make test    the tests; a part of them with pytest's ARGS="tests/run -k config"
 # make lint    style
 # make bench   the plain way and ours, side by side
 # make cifar10 CIFAR-10 as published, for a GPU; MINUTES=8 for a slice of so many; ARGS=--rehearse for anything else
@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	$(RUN) reproduce.py digits
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q --durations=5 -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest -q --durations=5 --dist worksteal $(if $(filter -n%,$(ARGS)),,-n auto --maxprocesses 4) $(ARGS)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -18,7 +18,7 @@ import simclr
 from errors import UserError
 from utils.files import digest, write_json
 from utils.run import machine
-from utils.run.config import differences, experiment_of, listed, load_config, read_yaml
+from utils.run.config import differences, experiment_of, listed, load_config, read_yaml, with_defaults
 from utils.run.folder import results_folder
 from utils.run.identity import read_fingerprint
 from utils.run.script import parse_arguments
@@ -86,7 +86,7 @@ def check_steps(files, settings, step_settings=None):
         config = configs[step] = load_config(arguments, list(scripts))
         earlier = results_folder(config, step) / "config.yml"
         if earlier.exists():
-            changed = differences(experiment_of(read_yaml(earlier)), experiment_of(config))
+            changed = differences(with_defaults(experiment_of(read_yaml(earlier))), experiment_of(config))
             if changed:
                 raise UserError(
                     f"{earlier.parent}: holds results of other settings ({listed(changed)}); undo the "
@@ -111,13 +111,16 @@ def is_finished(folder, config, fingerprints):
         fingerprints: dict split -> fingerprint of its images; a cache, which this function fills.
     """
     written = read_fingerprint(folder)
+    if not written:
+        return False
+    written = with_defaults(written)
     here = {
         **experiment_of(config),
         "inputs": {role: digest(folder.parent / role) for role in written.get("inputs", ())},
         "files": {name: digest(folder / name) for name in written.get("files", ())},
         "data": {},
     }
-    if not written or any(written.get(key) != here[key] for key in here if key != "data"):
+    if any(written.get(key) != here[key] for key in here if key != "data"):
         return False
     for split in written["data"]:
         name = "train+unlabeled" if split == "unlabeled" else split

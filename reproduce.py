@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import shlex
 import signal
 import textwrap
@@ -132,11 +133,19 @@ def settings_of(args, files):
         root /= "rehearsal"
         write_few(args.dataset, Path(data_dir or environment.data_dir).expanduser(), root)
         data_dir = root
-    shared = [f"data_dir={json.dumps(str(data_dir))}"] if data_dir else []  # quoted for YAML
+    shared = [f"data_dir={quoted(data_dir)}"] if data_dir else []
     shared += ["backbone=resnet10_narrow"] if args.rehearse else []
-    settings = {seed: [f"root_dir={root / f'seed-{seed}'}", f"seed={seed}", *shared] for seed in args.seeds}
+    settings = {
+        seed: [f"root_dir={quoted(root / f'seed-{seed}')}", f"seed={seed}", *shared] for seed in args.seeds
+    }
     rehearsal = REHEARSAL if args.rehearse else {}
     return root, settings, {step: [*rehearsal.get(step, ()), *args.overrides] for step in files}
+
+
+def quoted(path):
+    """A path as YAML text: in quotes where YAML would misread it, such as 2024, or a path with a #."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./-]*/[\w./-]*", text) else json.dumps(text)
 
 
 def read_arguments(argv):

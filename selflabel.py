@@ -9,7 +9,6 @@ from functools import partial
 import torch
 
 import data
-from errors import UserError
 from losses import CRITERIA
 from models import build_model
 from utils.analysis import health, metrics, plots, report
@@ -58,8 +57,6 @@ def main(argv=None):
     arguments = start_arguments("start from this clustering checkpoint (default: the clustering step's)")
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["selflabel"])
-    if config.num_heads != 1:
-        raise UserError(f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config.num_heads}")
     run = Run(config, results_folder(config, "selflabel"), args.fresh, args.accept_changes)
     model = build_model(config)
     start = args.pretrained or clustering_model(config, args)

@@ -64,8 +64,8 @@ def main(argv=None):
 def eval_loaders(run, model, k_train, k_val):
     """Loaders of the train and the test split with the evaluation transform, each tried on the model.
 
-    The scripts and files of this step call the test split `val`, as the published code does. Raises UserError
-    if a split is too small for that many neighbors.
+    This step's variables and files call the test split `val`. Raises UserError if a split is too small for
+    that many neighbors.
     """
     with distributed.main_first():
         datasets = [data.build_dataset(run.config, split) for split in ("train", "test")]

@@ -42,10 +42,10 @@ def check(labels, count, classes, what="labels"):
         count: number of images.
         classes: class names, or None.
     """
+    if not count and not len(labels):  # an empty list has no type
+        return
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(f"{what} must be integers of shape ({count},), found {labels.dtype} {labels.shape}")
-    if not count:
-        return
     if labels.min() < 0:
         raise ValueError(f"{what} holds negative labels; leave the array out if there are none")
     if labels.max() >= MOST_CLASSES:

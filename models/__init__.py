@@ -28,7 +28,7 @@ IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
 
 # For callers who read a YAML file without load_config: defaults of keys that may be missing. A test compares
 # them with the table of keys in utils/run/schema.py.
-DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 224}}
+DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 32}}
 
 
 def build_model(config):

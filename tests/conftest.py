@@ -10,17 +10,25 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import pytest
 import torch
 from image_folders import gradient
-from steps import ROOT, STEPS, run
+from matplotlib.figure import Figure
+from steps import ROOT, STEPS, draw_nothing, run, savefig
 
 from data import messages, unreadable
 
 # The networks of the tests are too small for two threads, which only get into each other's way.
 torch.set_num_threads(1)
+draw_nothing()
 
 
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Pictures are drawn."""
+    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture(scope="session")

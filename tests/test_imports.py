@@ -1,35 +1,110 @@
-"""Imports go one way: the packages know nothing of each other, only the scripts compose them."""
+"""Imports go one way: floors know nothing of those above or beside them, only the scripts compose them."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from steps import ROOT
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("data", "losses", "models", "utils")
-SCRIPTS = ("simclr", "moco", "scan", "selflabel", "eval", "pipeline", "reproduce")
+# for each floor, the modules of the project that its files may import besides those of the floor itself
+FLOORS = {
+    "errors": set(),
+    "losses": set(),
+    "models": {"errors"},
+    "data": {"errors"},
+    "utils.files": {"errors"},
+    "utils.run": {"errors", "utils.files"},
+    "utils.training": {"errors", "utils.files", "utils.run"},
+    "utils.analysis": {"errors", "utils.files"},
+}
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+OUR_OWN = {path.stem for path in ROOT.glob("*.py")} | PACKAGES
 
 
-def imported(path):
-    """Top-level names that a file imports from outside its own package."""
+def files_of(floor):
+    path = ROOT / floor.replace(".", "/")
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def imported(source, package):
+    """Dotted names of the project's modules that a source text imports, in functions, too.
+
+    `package` is the dotted name of the package that it is in, from which relative imports start.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: -node.level + 1 or None] if node.level else []
+            module = ".".join([*parts, node.module] if node.module else parts)
+            # `from utils import run` imports utils.run, `from utils.files import digest` utils.files.digest
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in OUR_OWN}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_package_imports_no_other(package):
-    files = list((ROOT / package).glob("*.py"))
-    assert files
+def beyond(floor, source, package):
+    """What a source text on a floor imports and must not."""
+    allowed = FLOORS[floor] | {floor}
+    return {
+        name
+        for name in imported(source, package)
+        if not any(f"{name}.".startswith(f"{module}.") for module in allowed)
+    }
+
+
+def package_of(path):
+    return ".".join(path.relative_to(ROOT).parent.parts)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floor(floor):
+    files = files_of(floor)
+    assert files and all(path.is_file() for path in files)
     for path in files:
-        assert not imported(path) & set(PACKAGES + SCRIPTS), path
-        if package == "losses":
-            assert "errors" not in imported(path)
+        assert not beyond(floor, path.read_text(), package_of(path)), path
 
 
-def test_errors_import_nothing_of_the_project():
-    assert not imported(ROOT / "errors.py") & set(PACKAGES + SCRIPTS)
+def test_every_module_is_on_a_floor():
+    within = {f"utils.{path.stem}" for path in (ROOT / "utils").glob("[!_]*")}
+    assert {"errors", *PACKAGES - {"utils"}, *within} == FLOORS.keys()
+    assert not imported((ROOT / "utils/__init__.py").read_text(), "utils")
+
+
+@pytest.mark.parametrize(
+    ("floor", "line"),
+    [
+        ("errors", "import utils"),
+        ("losses", "from errors import UserError"),
+        ("losses", "from ..models import build_model"),
+        ("models", "import data.views as views"),
+        ("data", "from utils.files import atomic"),
+        ("utils.files", "from .run import machine"),
+        ("utils.files", "from utils import run"),
+        ("utils.run", "from ..training import engine"),
+        ("utils.run", "from utils.training.optim import build_optimizer"),
+        ("utils.run", "from .. import analysis"),
+        ("utils.training", "def f():\n    from ..analysis.metrics import contingency"),
+        ("utils.training", "import simclr"),
+        ("utils.analysis", "from ..run import machine"),
+        ("utils.analysis", "if True:\n    import utils.training.engine"),
+        ("utils.analysis", "from models.heads import ClusteringModel"),
+    ],
+)
+def test_forbidden(floor, line):
+    package = {"utils.files": "utils", "errors": ""}.get(floor, floor)
+    assert beyond(floor, line, package)
+
+
+@pytest.mark.parametrize(
+    ("floor", "line"),
+    [
+        ("losses", "from .scan import SCANLoss"),
+        ("utils.run", "from . import distributed, interrupt"),
+        ("utils.run", "from ..files import atomic"),
+        ("utils.training", "from utils.run import checkpoint, distributed"),
+        ("utils.training", "import torch.utils.data"),
+        ("data", "import torchvision.datasets"),
+    ],
+)
+def test_allowed(floor, line):
+    assert not beyond(floor, line, floor)

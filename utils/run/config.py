@@ -55,6 +55,10 @@ def load_config(args, setups, training=True):
         config["root_dir"] = str(Path(config["root_dir"]) / args.run)
     if training:
         _require_criterion(given, args.config_exp)
+        if config["setup"] == "selflabel" and config["num_heads"] != 1:
+            raise UserError(
+                f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config['num_heads']}"
+            )
     _require_keys(keys, given, config, training, args.config_exp)
     return EasyDict(config)
 

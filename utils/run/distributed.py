@@ -126,9 +126,11 @@ class SyncBatchNorm(nn.BatchNorm2d):
     """BatchNorm with the statistics of all processes' shares, of equal size. torch's own needs a GPU."""
 
     def __init__(self, layer):
-        """Copy `layer`, a BatchNorm2d on the CPU."""
+        """Take the place of `layer`, a BatchNorm2d: share its parameters and statistics."""
         super().__init__(layer.num_features, layer.eps, layer.momentum)
-        self.load_state_dict(layer.state_dict())
+        self.weight, self.bias = layer.weight, layer.bias
+        self.running_mean, self.running_var = layer.running_mean, layer.running_var
+        self.num_batches_tracked = layer.num_batches_tracked
         self.train(layer.training)
 
     def forward(self, images):
@@ -154,7 +156,11 @@ def synchronise(model, device):
     """
     if world_size() == 1:
         return model
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    layers = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm)
+    }
     for name, module in layers.items():
         if type(module) is not nn.BatchNorm2d:
             raise UserError(

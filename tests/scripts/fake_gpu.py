@@ -2,9 +2,6 @@
 
 A tensor on the wrong device is an error, as on a GPU, and what makes the CPU wait for the GPU is noted. It is
 made of torch's FakeTensor and of some of torch's internals, which `check` looks at first.
-
-python tests/fake_gpu.py RESULTS FOLDER: takes what SCENARIOS lists, from RESULTS, a finished run of all
-steps, in folders of FOLDER, and prints a line of JSON about each.
 """
 
 import ctypes
@@ -145,7 +142,7 @@ def _pinned(tensor):
 
 def _of_the_project(frame):
     path = Path(frame.f_code.co_filename)
-    return path.is_relative_to(ROOT) and not {"tests", "site-packages"} & set(path.parts)
+    return path.is_relative_to(ROOT) and not {"tests", "site-packages"} & set(path.relative_to(ROOT).parts)
 
 
 def real(x):
@@ -271,6 +268,7 @@ SCENARIOS = {
 
 
 def main(results, folder):
+    """Take SCENARIOS, from the finished run `results`, in `folder`; print a line of JSON about each."""
     try:
         check()
     except Exception:
@@ -295,8 +293,3 @@ def main(results, folder):
         except BaseException:
             found = {"error": traceback.format_exc()}
         print(json.dumps({"name": name, **found}), flush=True)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*map(Path, sys.argv[1:]))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mistakes import npy, refused, zipped
 
 from errors import UserError
 from utils.analysis import neighbors
@@ -188,30 +189,63 @@ def test_weighted_knn_loop(k):
         assert name == int(np.argmax(votes))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (np.zeros((9, 6), dtype=np.int64), "split has 10"),
-        (np.zeros((10, 1), dtype=np.int64), "0 neighbors of 10 images"),
-        (np.full((10, 6), 10), "outside 0..9"),
-        (np.full((10, 6), -1), "outside 0..9"),
-        (np.zeros((10, 6)), "table of whole numbers"),
-        (np.zeros(10, dtype=np.int64), "table of whole numbers"),
-    ],
-)
-def test_neighbors_of_something_else(tmp_path, content, message):
-    np.save(tmp_path / "n.npy", content)
-    with pytest.raises(UserError, match=message):
-        neighbors.read(tmp_path / "n.npy", 10)
+# --- files of neighbors that cannot be used ------------------------------------------------------
+
+SIZES = {"train": (1437, 21), "val": (360, 6)}
 
 
-def test_file_that_is_no_array(tmp_path):
-    (tmp_path / "n.npy").write_text("<html>not found</html>")
-    with pytest.raises(UserError, match="not a readable"):
-        neighbors.read(tmp_path / "n.npy", 10)
+def changed(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+TABLE_IS = "expected a table of whole numbers; mine the neighbors again"
+# an array or bytes in the place of the mined neighbors, or a function of those
+FILES = [
+    ("train", lambda a: a[:-1], "topk-train-neighbors.npy", "of 1436 images, but the split has 1437"),
+    ("train", lambda a: a[:0], "topk-train-neighbors.npy", "of 0 images, but the split has 1437"),
+    ("train", lambda a: a[:, :1], "0 neighbors of 1437 images"),
+    ("train", lambda a: a[:, :0], "topk-train-neighbors.npy"),
+    ("train", lambda a: changed(a, (3, 2), 1437), "holds indices outside 0..1436"),
+    ("train", lambda a: changed(a, (3, 2), -1), "holds indices outside 0..1436"),
+    ("train", lambda a: a.astype(np.uint64) - np.uint64(1), "holds indices outside 0..1436"),
+    ("train", lambda a: a.astype(float), TABLE_IS),
+    ("train", lambda a: changed(a.astype(float), 0, np.nan), TABLE_IS),
+    ("train", lambda a: a.astype(str), TABLE_IS),
+    ("train", lambda a: a > 0, TABLE_IS),
+    ("train", lambda a: a[:, 0], TABLE_IS),
+    ("train", lambda a: a[None], TABLE_IS),
+    ("train", np.int64(3), TABLE_IS),
+    ("train", lambda a: a.astype(object), "not a readable .npy file; mine the neighbors again"),
+    ("train", b"", "not a readable .npy file"),
+    ("train", b"0 1 2\n1 0 2\n", "not a readable .npy file"),
+    ("train", lambda a: npy(a)[:5000], "not a readable .npy file"),
+    ("train", lambda a: npy(a)[:50], "not a readable .npy file"),
+    ("train", lambda a: npy(a).replace(b"(1437", b"(9999"), "not a readable .npy file"),
+    ("train", lambda a: zipped("a.npy", npy(a)), "topk-train-neighbors.npy"),
+    ("val", lambda a: a[:9], "topk-val-neighbors.npy", "of 9 images, but the split has 360"),
+    ("val", lambda a: a + 300, "topk-val-neighbors.npy", "outside 0..359"),
+    ("val", lambda a: a / 1.0, "topk-val-neighbors.npy", TABLE_IS),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FILES)), ids=[f"{i}-{row[2]}" for i, row in enumerate(FILES)])
+def test_refused(number, tmp_path):
+    name, given, *words = FILES[number]
+    path, (n, k) = tmp_path / f"topk-{name}-neighbors.npy", SIZES[name]
+    mined = (np.arange(n).reshape(-1, 1) + np.arange(k)) % n
+    given = given(mined) if callable(given) else given
+    path.write_bytes(given if isinstance(given, bytes) else npy(given))
+    refused(words, neighbors.read, path, n)
+
+
+def test_no_file(tmp_path):
+    words = "topk-val-neighbors.npy: no such file", "run the pretext step", "simclr.py"
+    refused(words, neighbors.read, tmp_path / "topk-val-neighbors.npy", 360)
+
+
+def test_several_arrays_in_one_file(tmp_path):
     with open(tmp_path / "n.npy", "wb") as file:
         np.savez(file, a=np.zeros(3))
-    with pytest.raises(UserError, match="table of whole numbers"):
-        neighbors.read(tmp_path / "n.npy", 10)
-    with pytest.raises(UserError, match="simclr.py"):
-        neighbors.read(tmp_path / "other.npy", 10)
+    refused(["table of whole numbers"], neighbors.read, tmp_path / "n.npy", 10)

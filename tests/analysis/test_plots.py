@@ -16,7 +16,7 @@ ODD = [
 
 
 @pytest.fixture(autouse=True)
-def strict(caplog):
+def strict(caplog, pictures):
     caplog.set_level("INFO")
     plots.drawable.cache_clear()
     with warnings.catch_warnings(action="error"):

@@ -1,6 +1,5 @@
-"""What users of the original bring: checkpoints to start from, MoCo's file, ImageNet's and STL-10's files."""
+"""What users of the original bring: checkpoints to start from, and STL-10's files."""
 
-import hashlib
 import json
 import re
 
@@ -8,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
-from steps import arguments, fails, official_moco, run, same, weights
+from steps import arguments, fails, run, same, weights
 
-import data
 import eval as evaluation
-import moco
 import scan
 import selflabel
 import simclr
@@ -181,149 +177,6 @@ def test_checkpoint_of_another_network(results, tmp_path, capsys):
     flags = start(results / "scan/model.pth.tar")
     last = fails(capsys, selflabel.main, arguments("selflabel", tmp_path, "num_classes=7", flags=flags))
     assert "it was made with num_classes 10, try --set num_classes=10" in last
-
-
-# --- MoCo and ImageNet ---------------------------------------------------------------------------
-
-SIDE = 37  # of the images brought to one size, for crops of 32
-
-
-@pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    """ImageNet's real layout for the published 50 classes: JPEGs of all sizes, grey and CMYK ones, a PNG."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    lines = (data.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()
-    modes = ["RGB", "RGB", "L", "CMYK"]
-    for split, n in (("train", 2), ("val", 1)):
-        for label, line in enumerate(lines):
-            folder = root / f"imagenet/ILSVRC2012_img_{split}" / line.split()[0]
-            folder.mkdir(parents=True)
-            for i in range(n):
-                height, width = rng.integers(30, 90, 2)
-                image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-                form = "PNG" if label == 7 else "JPEG"  # one of the real files is a PNG under another name
-                image.convert(modes[(label + i) % 4] if form == "JPEG" else "RGB").save(
-                    folder / f"{line.split()[0]}_{i}.JPEG", form
-                )
-    return root
-
-
-@pytest.fixture(scope="module")
-def moco_file(tmp_path_factory):
-    """torchvision's network with MoCo's head, and its file in the layout of the official checkpoint."""
-    network = torchvision.models.resnet50(num_classes=128)
-    network.fc = torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.ReLU(), network.fc)
-    own = {
-        f"contrastive_head.{key[3:]}" if key.startswith("fc.") else f"backbone.{key}": value
-        for key, value in network.state_dict().items()
-    }
-    path = tmp_path_factory.mktemp("moco") / "moco_v2_800ep_pretrain.pth.tar"
-    torch.save(official_moco(own), path, _use_new_zipfile_serialization=False)
-    return network, path
-
-
-def imagenet_arguments(config, imagenet, root, *overrides):
-    overrides = (f"root_dir={root}", f"data_dir={imagenet}", "transformation_kwargs.crop_size=32", *overrides)
-    return ["--config_exp", f"configs/{config}", "--set", "batch_size=50", "num_workers=0", *overrides]
-
-
-def test_every_file_is_decoded_as_the_plain_way_does(imagenet):
-    config = {"val_db_name": "imagenet_50", "data_dir": imagenet, "transformation_kwargs": {"crop_size": 32}}
-    dataset = data.build_dataset(config, "test")
-    assert dataset.labels.tolist() == list(range(50))
-    plain = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(SIDE), torchvision.transforms.CenterCrop(SIDE)]
-    )
-    modes = set()
-    for i, path in enumerate(dataset.files):
-        with Image.open(path.decode()) as image:
-            modes.add((image.mode, image.format))
-            np.testing.assert_array_equal(
-                dataset.raw(i).permute(1, 2, 0), np.asarray(plain(image.convert("RGB")))
-            )
-    assert modes == {("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")}
-
-
-@pytest.mark.slow
-def test_imagenet_from_moco_to_the_end(imagenet, moco_file, tmp_path):
-    """The published files of ImageNet-50, on small images and a short budget."""
-    network, file = moco_file
-    pretext = imagenet_arguments("pretext/moco_imagenet50.yml", imagenet, tmp_path)
-    moco.main([*pretext, "--pretrained", str(file)])
-    folder = tmp_path / "imagenet_50/pretext"
-    model = weights(folder / "model.pth.tar")
-    assert torch.equal(model["backbone.layer4.2.conv3.weight"], network.layer4[2].conv3.weight)
-    assert torch.equal(model["contrastive_head.2.weight"], network.fc[2].weight)
-    assert {path.name for path in folder.iterdir()} == {
-        *("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy"),
-        # and no features, which are large
-        *("metrics.json", "metrics.jsonl", "config.yml", "log.txt", "fingerprint.json"),
-    }
-    mined = [np.load(folder / f"topk-{split}-neighbors.npy") for split in ("train", "val")]
-    assert [array.shape for array in mined] == [(100, 51), (50, 6)]
-    similarity = backbone_similarity(network, imagenet)
-    np.testing.assert_array_equal(mined[1][:, 0], np.arange(50))
-    best = similarity.sort(1, descending=True).values[:, :6]  # their order may differ where they are equal
-    np.testing.assert_allclose(similarity.gather(1, torch.from_numpy(mined[1])), best, rtol=0, atol=1e-6)
-
-    evaluation.main([*pretext, "--model", str(folder / "model.pth.tar"), "--output", str(tmp_path / "e")])
-    then, now = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "e"))
-    for k in (1, 5, 20):
-        assert now[f"top{k}_neighbor_accuracy"] == then[f"top{k}_neighbor_accuracy"]
-
-    small = ("epochs=1", "augmentation_kwargs.random_resized_crop.size=32")
-    scan.main(imagenet_arguments("scan/scan_imagenet_50.yml", imagenet, tmp_path, *small))
-    clustering = weights(tmp_path / "imagenet_50/scan/model.pth.tar")
-    assert torch.equal(clustering["backbone.conv1.weight"], network.conv1.weight)  # heads only
-    assert len({key for key in clustering if key.startswith("cluster_head.")}) == 20
-    small = ("epochs=1", "augmentation_kwargs.crop_size=32", "confidence_threshold=0.01")
-    selflabel.main(imagenet_arguments("selflabel/selflabel_imagenet_50.yml", imagenet, tmp_path, *small))
-    figures = json.loads((tmp_path / "imagenet_50/selflabel/metrics.json").read_text())
-    assert (figures["num_clusters"], figures["num_classes"], figures["num_images"]) == (50, 50, 50)
-
-
-@torch.no_grad()
-def backbone_similarity(network, imagenet):
-    """Cosines of the test images' 2048 features before the MLP, the plain way: torchvision's network."""
-    argv = imagenet_arguments("pretext/moco_imagenet50.yml", imagenet, "unused")
-    config = load_config(parse_arguments(argv, ""), ["moco"])
-    images = data.build_dataset(config, "test")
-    batch = data.build_eval_transform(config)(torch.stack([images.raw(i) for i in range(len(images))]))
-    body = torch.nn.Sequential(*list(network.eval().children())[:-1])
-    features = torch.nn.functional.normalize(body(batch).flatten(1), dim=1)
-    return features @ features.T
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """torch.hub's cache, in a temporary folder."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub/checkpoints"
-
-
-def test_official_checkpoint_is_downloaded_once(moco_file, hub, monkeypatch):
-    monkeypatch.setattr(moco, "URL", moco_file[1].as_uri())
-    monkeypatch.setattr(moco, "MD5", hashlib.md5(moco_file[1].read_bytes()).hexdigest()[:8])
-    path = moco.download()
-    assert path == hub / "moco_v2_800ep_pretrain.pth.tar"
-    assert path.read_bytes() == moco_file[1].read_bytes()
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second download would fail
-    assert moco.download() == path
-
-
-@pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", "half", "another"])
-def test_official_checkpoint_that_does_not_arrive(moco_file, hub, tmp_path, monkeypatch, content):
-    """Nothing, a page, or half of it: said so, and not taken for the checkpoint the next time."""
-    served = tmp_path / "served.pth.tar"
-    if content is not None:
-        whole = moco_file[1].read_bytes()
-        parts = {"half": whole[:1_000_000], "another": whole}  # it is not the authors' file
-        served.write_bytes(parts.get(content, content))
-    monkeypatch.setattr(moco, "URL", served.as_uri())
-    with pytest.raises(UserError, match="cannot be downloaded.*--pretrained"):
-        moco.download()
-    assert not list(hub.iterdir())
 
 
 # --- the walk of the tutorial on STL-10 ----------------------------------------------------------

@@ -6,30 +6,25 @@ compilation, CUDA graphs, several GPUs, faiss on a GPU. That takes a GPU: `make 
 """
 
 import json
-import os
-import subprocess
-import sys
 
+import fake_gpu
 import pytest
 import torch
 from fake_gpu import SCENARIOS, train
+from processes import finish, start
 from steps import ROOT
 
 
 @pytest.fixture(scope="module")
 def found(results, tmp_path_factory):
     """What fake_gpu.py found in each scenario, in a process of its own: autograd counts the GPUs once."""
-    done = subprocess.run(
-        [sys.executable, "tests/fake_gpu.py", str(results), str(tmp_path_factory.mktemp("gpu"))],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    check = lines[0]["check"] if lines else f"exit status {done.returncode}\n{done.stderr}"
+    folder = tmp_path_factory.mktemp("gpu")
+    process = start(fake_gpu.main, results, folder, output=folder / "output")
+    status, printed = finish(process), (folder / "output").read_text()
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    check = lines[0]["check"] if lines else f"exit status {status}\n{printed}"
     if check != "passed":
-        because = (
-            f"torch {torch.__version__} lets no GPU be pretended: tests/fake_gpu.py needs other internals"
-        )
+        because = f"torch {torch.__version__} lets no GPU be pretended: fake_gpu.py needs other internals"
         pinned = f"torch=={torch.__version__.split('+')[0]}\n" in (ROOT / "requirements.txt").read_text()
         (pytest.fail if pinned else pytest.skip)(f"{because}\n{check}")
     return {line["name"]: line for line in lines[1:]}

@@ -1,33 +1,28 @@
-"""Runs that are killed, stopped, or find no room: the same command goes on, and ends where it would have.
-
-Each run is a process, forked from one that has imported torch.
-"""
+"""Runs that are killed, stopped, or find no room: the same command goes on, and ends where it would have."""
 
 import json
 import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
+import processes
 import pytest
 import torch
 from PIL import Image
-from steps import ROOT, STEPS, arguments, fails
+from processes import finish
+from steps import STEPS, arguments, fails
 
-from utils.run import checkpoint
-from utils.run.folder import Run
-from utils.run.script import run_script
+from data import unreadable
+from utils.run import checkpoint, interrupt
 from utils.training import engine, inference
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["steps", "faiss", "torch._dynamo"])
-os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server looks for them
-EPOCHS = "epochs=8"
+EPOCHS = "epochs=5"
 SETTINGS = {
     "pretext": [EPOCHS],
     "scan": [EPOCHS, "update_cluster_head_only=False"],
@@ -37,27 +32,13 @@ SETTINGS = {
 
 def start(step, root, *overrides, fault=None):
     """The step as its command would run it, with `fault()` called first."""
-    process = PROCESSES.Process(target=_work, args=(step, root, overrides, fault))
-    process.start()
-    return process
+    return processes.start(_main, step, root, overrides, fault, output=root / "output")
 
 
-def _work(step, root, overrides, fault):
-    os.chdir(ROOT)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
-    output = os.open(root / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _main(step, root, overrides, fault):
     if fault:
         fault[0](*fault[1:])
-    run_script(lambda: STEPS[step][0].main(arguments(step, root, *SETTINGS[step], *overrides)))
-
-
-def finish(process):
-    process.join(120)
-    assert process.exitcode is not None, "hangs"
-    return process.exitcode
+    STEPS[step][0].main(arguments(step, root, *SETTINGS[step], *overrides))
 
 
 def kill_after(seconds):
@@ -143,42 +124,46 @@ def test_killed_at_any_moment(step, results, uninterrupted, tmp_path):
     killed = 0
     for fault in faults:
         code = finish(start(step, root, fault=fault))
-        assert code in (0, -signal.SIGKILL), (root / "output").read_text()
-        while code == 0 and fault[0] is kill_after:  # it was done before; now a little earlier
-            fault = kill_after, fault[1] / 2
+        while code == 0:  # it was done before; the next one begins anew, and is killed a little earlier
+            assert_same_results(step, root, uninterrupted[step])
+            shutil.rmtree(root / "digits" / step)
+            fault = (kill_after, fault[1] / 2) if fault[0] is kill_after else fault
             code = finish(start(step, root, fault=fault))
-        killed += code == -signal.SIGKILL
+        assert code == -signal.SIGKILL, (root / "output").read_text()
+        killed += 1
     assert killed >= 20
     assert finish(start(step, root)) == 0, (root / "output").read_text()
     assert_same_results(step, root, uninterrupted[step])
 
 
 def signal_in_epoch(epoch, number):
-    """Send this process a signal while it trains the given epoch, and make its batches slow enough."""
-    seed = Run.seed
+    """Send this process a signal in the second batch of the given epoch."""
+    train_epoch = engine._train_epoch
 
-    def seed_and_signal(self, at=None):
-        seed(self, at)
-        if at == epoch:
-            threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+    def train_and_signal(model, optimizer, loader, step, after_batch, title, progress):
+        def step_and_signal(batch):
+            if title.startswith(f"epoch {epoch}/") and progress.batches == 1:
+                os.kill(os.getpid(), number)
+            return step(batch)
 
-    Run.seed = seed_and_signal
+        train_epoch(model, optimizer, loader, step_and_signal, after_batch, title, progress)
+
+    engine._train_epoch = train_and_signal
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "number"), [*((step, signal.SIGTERM) for step in STEPS), ("scan", signal.SIGINT)]
+)
 def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path):
     root = prepare(step, results, tmp_path)
-    assert finish(start(step, root, fault=(signal_in_epoch, 3, number))) == 128 + number
+    assert finish(start(step, root, fault=(signal_in_epoch, 4, number))) == 128 + number
     output = (root / "output").read_text()
-    assert "epoch 4/8: stopped after batch" in output
+    assert "epoch 4/5: stopped after batch 2, saved" in output
     assert output.rstrip().endswith(f"stopped by {number.name}; the same command, without --fresh, goes on")
     saved = checkpoint.load(root / "digits" / step / "checkpoint.pth.tar")
-    assert saved["epoch"] == 3 and saved["progress"]["batches"] >= 1
+    assert saved["epoch"] == 3 and saved["progress"]["batches"] == 2
     assert finish(start(step, root)) == 0
-    assert (
-        f"resuming after epoch 3 and {saved['progress']['batches']} batches" in (root / "output").read_text()
-    )
+    assert "resuming after epoch 3 and 2 batches" in (root / "output").read_text()
     assert_same_results(step, root, uninterrupted[step])
 
 
@@ -209,22 +194,20 @@ def test_stopped_within_a_validation(step, results, uninterrupted, tmp_path):
 
 def test_two_runs_in_one_folder(results, tmp_path):
     root = prepare("pretext", results, tmp_path)
-    first = start("pretext", root, fault=(slow_batches,))
-    wait_for(lambda: (root / "digits/pretext/config.yml").exists())
+    first = start("pretext", root, fault=(endless_batch, root))
+    wait_for(lambda: (root / "begun").exists())
     assert finish(start("pretext", root)) == 1
     assert "another run works there at this moment" in (root / "output").read_text()
     first.kill()
     first.join()
-    assert finish(start("pretext", root)) == 0  # the lock went with its owner
+    assert finish(start("pretext", root, "epochs=1")) == 0  # the lock went with its owner
 
 
-DECODED_BY_WORKERS = """
-import simclr
-from data import unreadable
-
-unreadable.fits_in_memory = lambda size: False
-run_script(simclr.main)
-"""
+def decoded_by_workers():
+    """In a process group of its own, as a shell makes one for each command, and with forked workers."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    unreadable.fits_in_memory = lambda size: False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -235,58 +218,45 @@ def test_workers_leave_signals_to_their_owner(number, tmp_path):
         folder.mkdir(parents=True)
         for i in range(60):
             Image.new("RGB", (40, 40), (4 * i, 90, 255 - 4 * i)).save(folder / f"{i}.png")
-    settings = [
-        "train_db_name=squares",
-        "val_db_name=squares",
-        f"data_dir={tmp_path / 'data'}",
-        "batch_size=20",
-    ]
-    settings += ["num_workers=2", "epochs=2000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", DECODED_BY_WORKERS, *arguments("pretext", tmp_path, *settings)],
-        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: (tmp_path / "squares/pretext/checkpoint.pth.tar").exists())
+    settings = ["train_db_name=squares", "val_db_name=squares", f"data_dir={tmp_path / 'data'}"]
+    settings += ["batch_size=20", "num_workers=2", "epochs=2000"]
+    process = start("pretext", tmp_path, *settings, fault=(decoded_by_workers,))
+    saved = tmp_path / "squares/pretext/checkpoint.pth.tar"
+    wait_for(saved.exists)
     os.killpg(process.pid, number)
-    _, output = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
+    code, output = finish(process), (tmp_path / "output").read_text()
+    assert code == 128 + number, output
     assert "Traceback" not in output and f"stopped by {number.name}" in output
     # between two epochs there is nothing more to save
-    saved = checkpoint.load(tmp_path / "squares/pretext/checkpoint.pth.tar")
-    assert (saved["progress"] is not None) == ("stopped after batch" in output)
+    assert (checkpoint.load(saved)["progress"] is not None) == ("stopped after batch" in output)
 
 
-def slow_batches():
-    optimizer = torch.optim.SGD
-    step = optimizer.step
+def endless_batch(root):
+    """The first batch touches the file `begun`, then waits, and touches `noted` when a signal came."""
 
-    def slow(self, *args, **kwargs):
-        time.sleep(3)
-        return step(self, *args, **kwargs)
+    def wait(self, *args, **kwargs):
+        (root / "begun").touch()
+        while True:
+            time.sleep(0.01)
+            if interrupt.noted():
+                (root / "noted").touch()
 
-    optimizer.step = slow
+    torch.optim.SGD.step = wait
 
 
 def test_a_second_signal_ends_it_at_once(results, tmp_path):
     root = prepare("pretext", results, tmp_path)
-    process = start(
-        "pretext", root, "precision=fp32", fault=(slow_batches,)
-    )  # emulated, a batch takes seconds
-    folder = root / "digits/pretext"
-    wait_for(lambda: (folder / "config.yml").exists())
-    time.sleep(0.5)
+    process = start("pretext", root, fault=(endless_batch, root))
+    wait_for(lambda: (root / "begun").exists())
     os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.2)
+    wait_for(lambda: (root / "noted").exists())
     assert process.is_alive()
     os.kill(process.pid, signal.SIGTERM)
-    started = time.monotonic()
     assert finish(process) == 128 + signal.SIGTERM
-    assert time.monotonic() - started < 1.5
-    assert not (folder / "checkpoint.pth.tar").exists()
+    assert not (root / "digits/pretext/checkpoint.pth.tar").exists()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -305,7 +275,7 @@ def test_a_full_disk(step, results, tmp_path):
     assert finish(start(step, root, "epochs=2")) == 0
     folder = root / "digits" / step
     saved = checkpoint.load(folder / "checkpoint.pth.tar")
-    saved["identity"]["epochs"] = 8
+    saved["identity"]["epochs"] = 5
     torch.save(saved, folder / "checkpoint.pth.tar")
     (root / "output").unlink()
     size = os.path.getsize(folder / "checkpoint.pth.tar")

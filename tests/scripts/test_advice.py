@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from digits_files import write_digits
 from steps import STEPS, arguments, fails, run, same, weights
 
 import losses
 import scan
 import simclr
-from data.digits import build_digits
 from utils.files import digest
 from utils.run import checkpoint
 from utils.run.config import load_config, mismatches
@@ -29,22 +29,15 @@ def digests(folder, names=FILES):
     return {name: digest(folder / name) for name in names}
 
 
-def fewer_digits(folder, train=1437, test=360):
-    """digits.npz as if some images had been thrown away."""
-    arrays = {}
-    for split, count in (("train", train), ("test", test)):
-        dataset = build_digits("", split, 8)
-        arrays[f"{split}_images"] = dataset.images[:count].permute(0, 2, 3, 1).numpy()
-        arrays[f"{split}_labels"] = dataset.labels[:count].numpy()
-    np.savez(folder / "digits.npz", **arrays)
-    return f"data_dir={folder}"
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 # --- the images changed after the training -------------------------------------------------------
 
 
 def test_after_an_image_was_removed_the_trained_network_mines_again(copied, capsys):
-    moved, pretext = fewer_digits(copied, test=359), copied / "digits/pretext"
+    moved, pretext = write_digits(copied, test=359), copied / "digits/pretext"
     before = digests(pretext)
     message = fails(capsys, scan.main, arguments("scan", copied, moved, flags=["--fresh"]))
     model = pretext / "model.pth.tar"
@@ -58,7 +51,7 @@ def test_after_an_image_was_removed_the_trained_network_mines_again(copied, caps
 
 def test_the_same_command_mines_again_when_only_test_images_changed(copied):
     before = digests(copied / "digits/pretext")
-    run("pretext", copied, fewer_digits(copied, test=359))
+    run("pretext", copied, write_digits(copied, test=359))
     assert digests(copied / "digits/pretext") == before
     assert "going on with other settings: data.test: 360 images" in told(copied)
     assert len(np.load(copied / "digits/pretext/topk-val-neighbors.npy")) == 359
@@ -66,7 +59,7 @@ def test_the_same_command_mines_again_when_only_test_images_changed(copied):
 
 @pytest.mark.parametrize("flags", [[], ["--fresh"]])
 def test_other_training_images_and_the_trained_network(copied, capsys, flags):
-    moved, pretext = fewer_digits(copied, train=1400), copied / "digits/pretext"
+    moved, pretext = write_digits(copied, train=1400), copied / "digits/pretext"
     before = digests(pretext)
     model = pretext / "model.pth.tar"
     assert f"--pretrained {model}" in fails(capsys, simclr.main, arguments("pretext", copied, moved))
@@ -104,9 +97,6 @@ def test_an_evaluation_setting_corrected_after_the_training(copied):
 def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatch, step):
     folder = copied / "digits" / step
     before = digests(folder)
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("utils.training.engine._train_epoch", interrupt)
@@ -158,21 +148,23 @@ def test_a_finished_training_goes_on(copied, tmp_path_factory, step):
     if constant:
         shutil.rmtree(root / "digits/pretext")
         run(step, root, *constant)
-    run(step, root, *constant, "epochs=4")
-    assert "going on with other settings: epochs: 2 -> 4" in told(root, step)
-    assert "follows scheduler constant over 4 epochs" in told(root, step)
+    run(step, root, *constant, "epochs=3")
+    assert "going on with other settings: epochs: 2 -> 3" in told(root, step)
+    assert "follows scheduler constant over 3 epochs" in told(root, step)
     whole = tmp_path_factory.mktemp("whole")
     shutil.copytree(copied, whole, dirs_exist_ok=True)
     shutil.rmtree(whole / "digits" / step)
-    run(step, whole, *constant, "epochs=4")
+    run(step, whole, *constant, "epochs=3")
     for name in FILES:
         assert same(weights(root / "digits" / step / name), weights(whole / "digits" / step / name))
 
 
-def test_what_a_longer_cosine_schedule_means_is_told(copied):
+def test_what_a_longer_cosine_schedule_means_is_told(copied, monkeypatch):
     run("pretext", copied, "epochs=3")  # from 0.2 in the second of two epochs to 0.1 in the third of three
     assert "cosine over 3 epochs: 0.1003 in the next epoch, after 0.2002\n" in told(copied)
-    run("pretext", copied, "epochs=9")
+    monkeypatch.setattr("utils.training.engine._train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("pretext", copied, "epochs=9")
     assert "over 9 epochs: 0.3001 in the next epoch, after 0.1003, so the loss may rise" in told(copied)
 
 
@@ -207,7 +199,7 @@ def test_a_finished_training_is_not_given_other_settings(copied, capsys, step):
 
 
 def test_the_training_goes_on_with_other_images(copied):
-    moved = fewer_digits(copied, train=1400)
+    moved = write_digits(copied, train=1400)
     run("pretext", copied, moved, "epochs=3", flags=["--accept_changes"])
     assert checkpoint.load(copied / "digits/pretext/checkpoint.pth.tar")["epoch"] == 3
     assert len(np.load(copied / "digits/pretext/topk-train-neighbors.npy")) == 1400
@@ -260,7 +252,7 @@ def test_crops_are_tried_before_the_first_epoch(after, capsys, step, change, mes
 
 
 def test_test_images_of_another_size_are_tried_before_the_first_epoch(tmp_path, capsys):
-    fewer_digits(tmp_path)
+    write_digits(tmp_path)
     arrays = dict(np.load(tmp_path / "digits.npz"))
     arrays["test_images"] = arrays["test_images"][:, :6, :6]
     np.savez(tmp_path / "digits.npz", **arrays)
@@ -303,12 +295,8 @@ def test_the_rehearsal_changes_nothing(results, after, monkeypatch):
     ],
 )
 def test_settings_that_hardly_can_be_meant(tmp_path, changes, message):
-    fewer_digits(tmp_path)
-    arrays = dict(np.load(tmp_path / "digits.npz"))
-    for split in ("train", "test"):
-        arrays[f"{split}_images"] = arrays[f"{split}_images"].repeat(3, axis=1).repeat(3, axis=2)
-    np.savez(tmp_path / "digits.npz", **arrays)
-    run("pretext", tmp_path, "epochs=1", f"data_dir={tmp_path}", *changes)
+    moved = write_digits(tmp_path, images=lambda images: images.repeat(3, axis=1).repeat(3, axis=2))
+    run("pretext", tmp_path, "epochs=1", moved, *changes)
     assert len(re.findall(message, told(tmp_path))) == 1
 
 

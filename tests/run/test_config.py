@@ -1,10 +1,9 @@
 """The published files load with the published values; mistakes are named with key, file and remedy."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
+from steps import ROOT
 
 import data
 from errors import UserError
@@ -13,7 +12,6 @@ from utils.run.config import differences, load_config
 from utils.run.script import parse_arguments
 from utils.training.optim import build_optimizer
 
-ROOT = Path(__file__).parent.parent
 SETUPS = ["simclr", "moco", "scan", "selflabel"]
 
 

@@ -2,16 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import exact_steps
+import lost_process
 import numpy as np
 import pytest
 import torch
+from processes import finish, run_all, start
 from steps import ROOT, STEPS, arguments, weights
 from torch import nn
 
 import data
+import simclr
 from data.arrays import ArrayImages
 from errors import UserError
 from utils.run import checkpoint, distributed
@@ -19,23 +24,16 @@ from utils.run import checkpoint, distributed
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def python(*command):
-    """Run Python as a user would; returns its exit status and what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-    )  # fmt: skip
-    return done.returncode, done.stdout
-
-
 @pytest.fixture(scope="module")
 def one_and_two(results, tmp_path_factory):
-    """The results of tests/exact_steps.py in one process and in two."""
-    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for folder, launcher in zip(folders, ([], TORCHRUN), strict=True):
-        code, printed = python(*launcher, "tests/exact_steps.py", results, folder)
-        assert code == 0, printed
+    """The results of exact_steps.py in one process and in two."""
+    folders = one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder in folders:
+        exact_steps.prepare(results, folder)
+    process = start(exact_steps.main, one, output=one / "output")
+    assert finish(process) == 0, (one / "output").read_text()
+    codes, printed = run_all(exact_steps.main, two, count=2, output=two / "output")
+    assert codes == [0, 0], printed
     return folders
 
 
@@ -84,24 +82,28 @@ def test_features_are_gathered_and_mined_once(one_and_two):
 
 
 def test_a_lost_process_ends_the_run_and_the_next_resumes(tmp_path):
-    arguments_ = arguments("pretext", tmp_path, "epochs=4")
-    code, printed = python(*TORCHRUN, "tests/lost_process.py", *arguments_)
-    assert code != 0
-    assert "error in process 0: another process of this run was lost" in printed
+    argv = arguments("pretext", tmp_path, "epochs=3")
+    codes, printed = run_all(lost_process.main, argv, count=2, output=tmp_path / "output")
+    assert codes == [1, -signal.SIGKILL], printed
+    assert "error in process 0: another process of this run was lost" in printed[0]
     folder = tmp_path / "digits/pretext"
     assert checkpoint.load(folder / "checkpoint.pth.tar")["epoch"] == 2
-    code, printed = python("simclr.py", *arguments_)  # one process goes on with what two began
-    assert code == 0 and "resuming after epoch 2" in printed
-    assert epochs(folder) == [1, 2, 3, 4]
+    simclr.main(argv)  # one process goes on with what two began
+    assert "resuming after epoch 2" in (folder / "log.txt").read_text()
+    assert epochs(folder) == [1, 2, 3]
 
 
 def test_torchrun_restarts_a_lost_process_and_resumes(tmp_path):
-    arguments_ = arguments("pretext", tmp_path, "epochs=4", flags=["--fresh"])
-    code, printed = python(*TORCHRUN, "--max_restarts", "1", "tests/lost_process.py", *arguments_)
-    assert code == 0, printed
-    assert "resuming after epoch 2" in printed  # although the command says --fresh
+    command = [*TORCHRUN, "--max_restarts", "1", "tests/scripts/lost_process.py"]
+    done = subprocess.run(
+        [sys.executable, *command, *arguments("pretext", tmp_path, "epochs=3", flags=["--fresh"])],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "resuming after epoch 2" in done.stdout  # although the command says --fresh
     folder = tmp_path / "digits/pretext"
-    assert epochs(folder) == [1, 2, 3, 4]
+    assert epochs(folder) == [1, 2, 3]
     assert (folder / "metrics.json").exists()
 
 
@@ -110,14 +112,16 @@ def epochs(folder):
 
 
 def test_a_users_mistake_is_one_line_of_each_process(tmp_path):
-    code, printed = python(*TORCHRUN, "simclr.py", *arguments("pretext", tmp_path, "batch_size=255"))
-    assert code != 0
-    assert "batch_size 255 does not divide by 2 processes, which share a batch; set it to 254" in printed
-    assert "UserError" not in printed
-    code, printed = python(
-        *TORCHRUN, "eval.py", "--config_exp", "configs/scan/scan_digits.yml", "--model", "x"
-    )
-    assert code != 0 and "start it with python, not with torchrun" in printed
+    argv = arguments("pretext", tmp_path, "batch_size=255")
+    codes, printed = run_all(simclr.main, argv, count=2, output=tmp_path / "output")
+    assert codes == [1, 1]
+    for rank, text in enumerate(printed):
+        last = text.splitlines()[-1]
+        assert last.startswith(
+            f"error in process {rank}: batch_size 255 does not divide by 2 processes, which"
+        )
+        assert last.endswith("share a batch; set it to 254")
+        assert "UserError" not in text and "Traceback" not in text
 
 
 class WithActivation(nn.BatchNorm2d):

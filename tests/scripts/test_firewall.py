@@ -5,30 +5,24 @@ import json
 import numpy as np
 import pytest
 import torch
+from digits_files import neighbor_table, write_digits
 from steps import STEPS, run, same, weights
 
 import scan
-from data.digits import build_digits
 from utils.run import checkpoint
 
 
-def digits_with(labels, folder):
-    """digits.npz with labels of another kind: "noise", "one class", or "none"."""
-    arrays, random = {}, np.random.default_rng(0)
-    for split in ("train", "test"):
-        images = build_digits("", split, 8).images
-        arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
-        arrays[f"{split}_labels"] = random.integers(0, 10, len(images))
-        if labels == "one class":
-            arrays[f"{split}_labels"][:] = 3
-        elif labels == "none":
-            del arrays[f"{split}_labels"]
-    np.savez(folder / "digits.npz", **arrays)
+def noise(labels):
+    return np.random.default_rng(len(labels)).integers(0, 10, len(labels))
 
 
-@pytest.mark.parametrize("labels", ["noise", "one class", "none"])
+def one_class(labels):
+    return np.full_like(labels, 3)
+
+
+@pytest.mark.parametrize("labels", [noise, one_class, None])
 def test_other_labels_give_the_same_models_and_the_same_choice(results, tmp_path, labels):
-    digits_with(labels, tmp_path)
+    write_digits(tmp_path, labels=labels)
     for step in STEPS:
         run(step, tmp_path, f"data_dir={tmp_path}")
         folder, expected = tmp_path / "digits" / step, results / step
@@ -52,7 +46,7 @@ def test_other_labels_give_the_same_models_and_the_same_choice(results, tmp_path
 
 def test_held_out_images_choose_without_their_labels(results, after, tmp_path_factory):
     root, noisy = after("pretext"), tmp_path_factory.mktemp("noisy")
-    digits_with("noise", noisy)
+    write_digits(noisy, labels=noise)
     (noisy / "digits").mkdir()
     (noisy / "digits/pretext").symlink_to(results / "pretext")
     run("scan", root, "validation=train_holdout")
@@ -68,12 +62,13 @@ def test_held_out_images_choose_without_their_labels(results, after, tmp_path_fa
 
 
 def test_held_out_images_do_not_train():
-    neighbors = torch.randint(100, (100, 6), generator=torch.Generator().manual_seed(1))
-    neighbors[:, 0] = torch.arange(100)
-    anchors, held, kept, of_held = scan.hold_out(neighbors, 4)
+    neighbors = neighbor_table(torch.randint(100, (100, 5), generator=torch.Generator().manual_seed(1)))
+    split = scan.hold_out("the training split", neighbors, 4)
+    assert split.choosing_set == "the training split"
+    anchors, kept, held = split.anchors, split.train_neighbors, split.choosing
     assert len(held) == 10 and len(anchors) == 90
     assert sorted([*anchors.tolist(), *held.tolist()]) == list(range(100))
     assert not set(kept[anchors].flatten().tolist()) & set(held.tolist())
     unchanged = kept == neighbors
     assert torch.equal(kept[~unchanged], torch.arange(100).unsqueeze(1).expand(-1, 6)[~unchanged])
-    assert torch.equal(of_held, neighbors[held, :4])
+    assert torch.equal(split.val_neighbors, neighbors[held, :4])

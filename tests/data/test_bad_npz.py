@@ -1,0 +1,94 @@
+"""Array files that cannot be used: each is refused in one line that names the file and the array."""
+
+import re
+
+import numpy as np
+import pytest
+from mistakes import npy, refused, zipped
+
+import data
+
+IMAGES = np.zeros((30, 8, 8, 3), np.uint8)
+
+
+def write_arrays(path, *without, **changes):
+    """A file that would be good but for these arrays."""
+    content = {"train_images": IMAGES, "train_labels": np.arange(30) % 3,
+               "test_images": IMAGES[:10], "test_labels": np.arange(10) % 3, **changes}  # fmt: skip
+    np.savez(path, **{key: value for key, value in content.items() if key not in without})
+
+
+# Each of these gives a function that makes the file.
+
+
+def arrays(*without, **changes):
+    return lambda path: write_arrays(path, *without, **changes)
+
+
+def npz(damage):
+    """A good file whose bytes are changed."""
+
+    def write(path):
+        write_arrays(path)
+        path.write_bytes(damage(path.read_bytes()))
+
+    return write
+
+
+ARRAYS = [
+    (arrays("train_images"), "mine.npz: has no array 'train_images', only", "test_images"),
+    (arrays("test_images"), "mine.npz: has no array 'test_images'"),
+    (arrays(train_images=IMAGES / 255), "train_images: images must be uint8", "float64"),
+    (arrays(train_images=IMAGES.astype(int)), "images must be uint8", "int64"),
+    (arrays(train_images=IMAGES > 0), "images must be uint8", "bool"),
+    (arrays(train_images=np.array([{}] * 30)), "mine.npz: cannot be read", "Object arrays|object"),
+    (arrays(train_images=np.array(["a.png"] * 30)), "images must be uint8", "(30,)"),
+    (arrays(train_images=IMAGES[..., 0, 0]), "images must be uint8", "(30, 8)"),
+    (arrays(train_images=IMAGES[None]), "images must be uint8", "(1, 30, 8, 8, 3)"),
+    (arrays(train_images=np.uint8(3)), "images must be uint8", "()"),
+    (arrays(train_images=IMAGES.transpose(0, 3, 1, 2)), "(N, H, W, 3)", "(30, 3, 8, 8)"),
+    (arrays(train_images=np.zeros((30, 8, 8, 4), np.uint8)), "(N, H, W, 3)", "(30, 8, 8, 4)"),
+    (arrays(train_images=np.zeros((30, 8, 8, 2), np.uint8)), "(N, H, W, 3)", "(30, 8, 8, 2)"),
+    (arrays("train_labels", train_images=IMAGES[:0]), "'mine', split 'train': holds no images"),
+    (arrays("test_labels", test_images=IMAGES[:0]), "'mine', split 'test': holds no images"),
+    (arrays("train_labels", train_images=IMAGES[:, :0]), "train_images", "(30, 0, 8, 3)"),
+    (arrays(train_labels=np.arange(30) - 1), "train_labels holds negative labels"),
+    (arrays(train_labels=np.arange(31)), "train_labels must be integers of shape (30,)", "(31,)"),
+    (arrays(train_labels=np.arange(30.0)), "train_labels must be integers", "float64"),
+    (arrays(train_labels=np.full(30, np.nan)), "train_labels must be integers", "float64"),
+    (arrays(train_labels=np.array(["cat"] * 30)), "train_labels must be integers"),
+    (arrays(train_labels=np.array([None] * 30)), "mine.npz: cannot be read"),
+    (arrays(train_labels=np.eye(30, dtype=int)), "train_labels must be integers", "(30, 30)"),
+    (arrays(train_labels=np.int64(3)), "train_labels must be integers", "()"),
+    (arrays(train_labels=np.arange(30) % 2 > 0), "train_labels must be integers", "bool"),
+    (arrays(train_labels=np.full(30, 10**12)), "train_labels", "1000000000000"),
+    (arrays(train_labels=np.full(30, 2**64 - 1, np.uint64)), "train_labels", "18446744073709551615"),
+    (arrays(test_labels=np.arange(9)), "test_labels must be integers of shape (10,)", "(9,)"),
+    (arrays(classes=np.array(["a", "b"])), "'classes' has 2 names, but a label is 2"),
+    (arrays(classes=np.array("a")), "'classes'"),
+    (arrays(classes=np.array([{}])), "mine.npz: cannot be read"),
+    (npz(lambda content: b""), "mine.npz: not a readable .npz file"),
+    (npz(lambda content: b"<html>404</html>"), "mine.npz: not a readable .npz file"),
+    (npz(lambda content: content[: len(content) // 2]), "mine.npz: not a readable .npz file"),
+    (npz(lambda content: content[:-30]), "mine.npz: not a readable .npz file"),
+    (npz(lambda content: content[:200] + b"damage" + content[206:]), "mine.npz: cannot be read"),
+    (
+        npz(lambda content: re.sub(rb"(?s)(PK\x01\x02.{4})\x00", lambda found: found[1] + b"\1", content)),
+        "mine.npz: cannot be read",
+        "encrypted",
+    ),
+    (npz(lambda content: content.replace(b"(30, 8", b"(90, 8")), "mine.npz: cannot be read"),
+    (npz(lambda content: b"\x93NUMPY\1\0v\0"), "mine.npz: not a readable .npz file"),
+    (npz(lambda content: npy(IMAGES)), "mine.npz: holds a single array", "train_images"),
+    (npz(lambda content: zipped("a.txt", "text")), "has no array 'train_images', only a.txt"),
+    (npz(lambda content: zipped("train_images.npy", "text")), "mine.npz"),
+    (npz(lambda content: zipped("train_images.npy", npy(IMAGES)[:300])), "mine.npz: cannot be read"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ARRAYS)), ids=[f"{i}-{row[1]}" for i, row in enumerate(ARRAYS)])
+def test_refused(number, tmp_path):
+    write, *words = ARRAYS[number]
+    write(tmp_path / "mine.npz")
+    config = {"train_db_name": "mine", "val_db_name": "mine", "data_dir": str(tmp_path)}
+    refused(words, lambda: [data.build_dataset(config, split) for split in ("train", "test")])

@@ -1,0 +1,45 @@
+"""Command lines that no script takes, and paths that YAML would take for something else."""
+
+import pytest
+from mistakes import assert_holds
+from steps import STEPS
+
+import data
+from errors import UserError
+from utils.run.config import load_config
+from utils.run.script import parse_arguments, start_arguments
+
+EXPERIMENT = ["--config_exp", STEPS["pretext"][1]]
+
+MISTAKES = [
+    (["--run", "a/b"], "--run", "found 'a/b'"),
+    (["--run", ""], "--run", "found ''"),
+    (["--run", ".."], "--run", "found '..'"),
+    (["--pretrained", "https://host/model.pth.tar"], "--pretrained", "a file on this machine"),
+    (["--pretrained", ""], "--pretrained", "expected a file"),
+    (["--pretrained"], "--pretrained", "expected one argument"),
+    (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
+    (["--config_exp"], "--config_exp", "expected one argument"),
+    (["extra"], "extra"),
+]
+
+
+@pytest.mark.parametrize("row", MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
+def test_mistake(row, capsys):
+    argv, *words = row
+    with pytest.raises(SystemExit):
+        parse_arguments([*EXPERIMENT, *argv], "", start_arguments("a file"))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error:" in last
+    assert_holds(last, words)
+
+
+@pytest.mark.parametrize("name", ["17", "a: b", "{x}", "a #b", "null"])
+def test_data_dir_is_no_yaml(name, tmp_path):
+    (tmp_path / name).mkdir()
+    argv = [*EXPERIMENT, "--data_dir", str(tmp_path / name), "--set", "train_db_name=faces"]
+    config = load_config(parse_arguments(argv, ""), ["simclr"])
+    assert config.data_dir == str(tmp_path / name)
+    with pytest.raises(UserError, match="neither ") as error:
+        data.build_dataset(config, "train")
+    assert f"neither {tmp_path / name}/faces.npz nor" in str(error.value)

@@ -1,0 +1,231 @@
+"""What people write into configurations: each mistake ends in one line with file, key and remedy."""
+
+import pytest
+import yaml
+from mistakes import refused
+from steps import ROOT, STEPS
+
+from utils.run.config import load_config
+from utils.run.script import parse_arguments
+
+
+def load(step, *argv):
+    """The configuration of a step as its script loads it."""
+    setup = step if step == "moco" else STEPS[step][0].__name__
+    file = "configs/pretext/moco_imagenet50.yml" if step == "moco" else STEPS[step][1]
+    return load_config(parse_arguments(["--config_exp", file, *argv], ""), [setup])
+
+
+def names(rows):
+    return [f"{step}-{str(given)[:40]}" for step, given, *_ in rows]
+
+
+WHOLE = "must be a whole number of at least 1"
+
+SETTINGS = [
+    # keys of all steps
+    ("pretext", "epochs=ten", "--set: epochs", WHOLE, "'ten'"),
+    ("pretext", "epochs=-1", "--set: epochs", WHOLE, "found -1"),
+    ("pretext", "epochs=.inf", "--set: epochs", WHOLE, "inf"),
+    ("pretext", "epochs=.nan", "--set: epochs", WHOLE, "nan"),
+    ("pretext", "epochs=2.5", "--set: epochs", WHOLE, "2.5"),
+    ("pretext", "epochs=", "--set: epochs", WHOLE, "None"),
+    ("pretext", "epochs=[1, 2]", "--set: epochs", WHOLE, "[1, 2]"),
+    ("pretext", "epochs={a: 1}", "--set: epochs", WHOLE),
+    ("pretext", "epochs=2020-01-01", "--set: epochs", WHOLE),
+    ("scan", "batch_size=0", "--set: batch_size", WHOLE),
+    ("scan", "seed=-1", "seed must be", "at least 0"),
+    ("scan", "seed=4294967296", "seed must be", "at most 2147483648"),
+    ("scan", "num_workers=-2", "num_workers must be", "at least 0"),
+    ("scan", "num_workers=100000", "num_workers must be", "at most"),
+    ("scan", "device=tpu", "--set: device must be auto, cpu, cuda or cuda:N, found 'tpu'"),
+    ("scan", "device=[cpu]", "--set: device must be auto, cpu"),
+    ("scan", "precision=fp64", "--set: precision must be one of auto, bf16, fp32"),
+    ("scan", "precision=bfp16", "did you mean 'bf16'"),
+    ("scan", "compile=always", "--set: compile must be one of auto, on, off"),
+    ("scan", "compile=[on]", "--set: compile must be one of auto, on, off"),
+    ("scan", "compile={a: b}", "--set: compile must be one of auto, on, off"),
+    ("pretext", "root_dir=", "--set: root_dir must be a name, found None"),
+    ("pretext", "data_dir=7", "--set: data_dir must be a name, found 7"),
+    ("pretext", "train_db_name=''", "train_db_name must be a name"),
+    ("pretext", "train_db_name=/elsewhere/x", "train_db_name must be the name of"),
+    ("pretext", "train_db_name=../../x", "train_db_name must be", "found '../../x'"),
+    ("pretext", 'train_db_name="a\\0b"', "train_db_name must be a name"),
+    ("pretext", 'root_dir="a\\nb"', "root_dir must be a name"),
+    ("pretext", "setup=scan", "setup is 'scan', this script needs simclr"),
+    ("scan", "setup=scam", "setup must be one of", "did you mean 'scan'"),
+    ("selflabel", "max_unreadable=2", "max_unreadable must be a number of at least 0 of at most 1"),
+    ("pretext", "max_unreadable=all", "max_unreadable must be a number"),
+    ("pretext", "transformation_kwargs.crop_size=-8", "transformation_kwargs.crop_size", WHOLE),
+    ("pretext", "transformation_kwargs.normalize.mean=[0.1, 0.2]", "normalize.mean must be a list of 3"),
+    ("pretext", "transformation_kwargs.normalize.std=[0, 0, 0]", "normalize.std must be", "above 0"),
+    ("pretext", "transformation_kwargs.normalize.std=[a, b, c]", "normalize.std must be a number"),
+    ("pretext", "transformation_kwargs.normalize.mean=[]", "normalize.mean must be a list of 3"),
+    ("pretext", "transformation_kwargs.normalize.mean=0.5", "normalize.mean must be a list of 3"),
+    # the optimiser
+    ("pretext", "optimizer=sdg", "optimizer must be one of sgd, adam", "did you mean 'sgd'"),
+    ("pretext", "optimizer=[sgd]", "optimizer must be one of sgd, adam"),
+    ("pretext", "optimizer_kwargs.lr=fast", "--set: optimizer_kwargs.lr must be a number above 0"),
+    ("pretext", "optimizer_kwargs.lr=0", "optimizer_kwargs.lr must be a number above 0, found 0"),
+    ("scan", "optimizer_kwargs.lr=.nan", "optimizer_kwargs.lr must be a number above 0, found nan"),
+    ("scan", "optimizer_kwargs.lr=-0.1", "optimizer_kwargs.lr must be", "found -0.1"),
+    ("pretext", "optimizer_kwargs.momentum=1.5", "optimizer_kwargs.momentum must be", "below 1"),
+    ("pretext", "optimizer_kwargs.weight_decay=-1", "optimizer_kwargs.weight_decay must be"),
+    ("pretext", "optimizer_kwargs.nesterov=maybe", "optimizer_kwargs.nesterov must be True or False"),
+    ("pretext", "optimizer_kwargs.learning_rate=1", "unknown key 'optimizer_kwargs.learning_rate'"),
+    ("pretext", "optimizer_kwargs.beta=1", "unknown key 'optimizer_kwargs.beta'", "known keys: lr"),
+    ("pretext", "optimizer_kwargs=fast", "optimizer_kwargs must hold keys and values, found 'fast'"),
+    ("pretext", "scheduler=linear", "scheduler must be one of cosine, step, constant"),
+    ("pretext", "scheduler_kwargs.lr_decay_rate=0", "scheduler_kwargs.lr_decay_rate must be"),
+    ("pretext", "scheduler_kwargs.lr_decay_rate=10", "scheduler_kwargs.lr_decay_rate", "at most 1"),
+    ("pretext", "scheduler_kwargs.lr_decay_epochs=5", "scheduler_kwargs.lr_decay_epochs must be a list"),
+    ("pretext", "scheduler_kwargs.lr_decay_epochs=[a]", "lr_decay_epochs must be", "whole number"),
+    ("pretext", ["scheduler=step", "scheduler_kwargs.lr_decay_epochs=[]"], "lr_decay_epochs must be a list"),
+    ("scan", "scheduler=step", "missing scheduler_kwargs.lr_decay_epochs, which scheduler step needs"),
+    # the augmentations
+    ("pretext", "augmentation_strategy=strong", "must be one of standard, simclr, ours"),
+    ("pretext", "augmentation_strategy=simlr", "did you mean 'simclr'"),
+    ("pretext", "augmentation_kwargs.random_resized_crop.size=0", "random_resized_crop.size", WHOLE),
+    ("pretext", "augmentation_kwargs.random_resized_crop.scale=[0, 1]", "scale must be", "above 0"),
+    ("pretext", "augmentation_kwargs.random_resized_crop.scale=[0.5]", "scale must be a list of 2"),
+    ("pretext", "augmentation_kwargs.random_resized_crop.scale=[]", "scale must be a list of 2"),
+    ("pretext", "augmentation_kwargs.random_resized_crop.scale=0.5", "scale must be a list of 2"),
+    ("pretext", "augmentation_kwargs.random_resized_crop=8", "random_resized_crop must hold keys"),
+    ("pretext", "augmentation_kwargs.color_jitter.hue=0.7", "color_jitter.hue", "at most 0.5"),
+    (
+        "pretext",
+        "augmentation_kwargs.color_jitter.hu=0.1",
+        "did you mean 'augmentation_kwargs.color_jitter.hue'",
+    ),
+    ("pretext", "augmentation_kwargs.random_grayscale.p=1.2", "random_grayscale.p must be", "at most 1"),
+    ("scan", "augmentation_kwargs.random_horizontal_flip.p=-1", "random_horizontal_flip.p must be"),
+    ("scan", "augmentation_kwargs.num_strong_augs=-1", "num_strong_augs must be", "at least 0"),
+    ("scan", "augmentation_kwargs.num_strong_augs=many", "num_strong_augs must be", "'many'"),
+    ("scan", "augmentation_kwargs.cutout_kwargs.length=0", "cutout_kwargs.length", WHOLE),
+    ("scan", "augmentation_kwargs.cutout_kwargs.n_holes=1.5", "cutout_kwargs.n_holes must be"),
+    ("scan", "augmentation_kwargs.cutout_kwargs.random=often", "cutout_kwargs.random must be True or"),
+    # keys of one step
+    ("pretext", "temperature=-1", "--set: temperature must be a number above 0"),
+    ("pretext", "criterion_kwargs.temperature=cold", "criterion_kwargs.temperature must be a number"),
+    ("pretext", "criterion_kwargs.temperatur=1", "did you mean 'criterion_kwargs.temperature'"),
+    ("pretext", "criterion=scan", "needs criterion simclr with criterion_kwargs.temperature"),
+    ("pretext", "model_kwargs.head=mpl", "model_kwargs.head must be one of mlp, linear", "'mlp'"),
+    ("pretext", "model_kwargs.heads=mlp", "unknown key", "did you mean 'model_kwargs.head'"),
+    ("pretext", "model_kwargs.features_dim=0", "model_kwargs.features_dim", WHOLE),
+    ("pretext", "model_kwargs.features_dim=10000000000", "model_kwargs.features_dim", "at most"),
+    ("scan", "num_classes=1", "num_classes must be a whole number of at least 2"),
+    ("scan", "num_classes=ten", "num_classes must be a whole number", "'ten'"),
+    ("scan", "num_classes=10000000000", "num_classes must be", "at most"),
+    ("scan", "num_heads=0", "num_heads", WHOLE),
+    ("scan", "num_heads=1000000000", "num_heads must be", "at most"),
+    ("scan", "num_neighbors=0", "num_neighbors", WHOLE),
+    ("scan", "criterion_kwargs.entropy_weight=-5", "criterion_kwargs.entropy_weight must be"),
+    ("scan", "criterion_kwargs.temperature=0.1", "setup scan needs criterion scan with", "entropy_weight"),
+    ("scan", "update_cluster_head_only=2", "update_cluster_head_only must be True or False, found 2"),
+    ("scan", "cache_features=0", "cache_features", WHOLE),
+    ("scan", "validation=train", "validation must be one of test, train_holdout"),
+    ("selflabel", "confidence_threshold=1.5", "confidence_threshold must be", "below 1"),
+    ("selflabel", "confidence_threshold=-0.1", "confidence_threshold must be", "at least 0"),
+    ("selflabel", "confidence_threshold=high", "confidence_threshold must be a number", "'high'"),
+    ("selflabel", "use_ema=True", "missing ema_alpha, which use_ema needs"),
+    ("selflabel", "ema_alpha=2", "ema_alpha must be", "at most 1"),
+    ("selflabel", "use_ema='True'", "use_ema must be True or False, found 'True'"),
+    ("selflabel", "criterion_kwargs.apply_class_balancing=1", "apply_class_balancing must be True or False"),
+    ("selflabel", "criterion=confidence-cross-entrop", "did you mean 'confidence-cross-entropy'"),
+    # the syntax
+    ("pretext", "epochs", "--set epochs: expected KEY=VALUE"),
+    ("pretext", "=3", "--set", "unknown key ''"),
+    ("pretext", "epochs=[", "--set epochs=[", "not a YAML value"),
+    ("pretext", "epochs==3", "--set: epochs", WHOLE),
+    ("pretext", ".epochs=3", "--set: unknown key ''"),
+    ("pretext", "epochs.a=3", "--set: epochs", WHOLE),
+    ("pretext", "optimizer_kwargs.=3", "--set: unknown key 'optimizer_kwargs.'"),
+    ("pretext", "EPOCHS=3", "--set: unknown key 'EPOCHS'", "did you mean 'epochs'|known keys"),
+]
+
+
+@pytest.mark.parametrize("row", SETTINGS, ids=names(SETTINGS))
+def test_set(row):
+    step, overrides, *words = row
+    refused(words, load, step, "--set", *([overrides] if isinstance(overrides, str) else overrides))
+
+
+CHANGES = [  # None removes the key
+    ("pretext", {"augmentation_kwargs": [1]}, "mine.yml: augmentation_kwargs must hold keys and values"),
+    ("pretext", {"backbone": None}, "mine.yml: missing backbone"),
+    ("pretext", {"epoch": 3}, "mine.yml: unknown key 'epoch'; did you mean 'epochs'?"),
+    ("scan", {"num_neighbours": 3}, "mine.yml: unknown key 'num_neighbours'; did you mean 'num_neighbors'?"),
+    ("scan", {"learning_rate": 3}, "mine.yml: unknown key 'learning_rate'"),
+    ("scan", {"num_neighbors": None}, "mine.yml: missing num_neighbors"),
+    ("selflabel", {"threshold": 0.9}, "mine.yml: unknown key 'threshold'", "did you mean|known keys"),
+]
+
+
+@pytest.mark.parametrize("row", CHANGES, ids=names(CHANGES))
+def test_experiment(row, tmp_path):
+    step, changes, *words = row
+    content = {**yaml.safe_load((ROOT / STEPS[step][1]).read_text()), **changes}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    refused(words, load, step, "--config_exp", str(tmp_path / "mine.yml"))
+
+
+FILES = [
+    ("--config_exp", "", "mine.yml: expected keys and values, found NoneType"),
+    ("--config_exp", "- a\n- b", "mine.yml: expected keys and values, found list"),
+    ("--config_exp", "just words", "mine.yml: expected keys and values, found str"),
+    ("--config_exp", "setup: [simclr", "mine.yml, line 1: not valid YAML"),
+    ("--config_exp", "setup: simclr\n\tepochs: 3", "mine.yml, line 2: not valid YAML"),
+    ("--config_exp", "setup: simclr\n  epochs: 3", "mine.yml, line 2: not valid YAML"),
+    ("--config_exp", "setup: simclr\nepochs 3\nseed: 1", "mine.yml, line 3: not valid YAML"),
+    ("--config_exp", "setup: 'simclr", "mine.yml", "not valid YAML"),
+    ("--config_exp", "setup: *simclr", "mine.yml, line 1: not valid YAML", "simclr"),
+    ("--config_exp", "setup: simclr\nepochs: 3\nepochs: 4", "mine.yml, line 3", "'epochs'", "twice"),
+    ("--config_exp", "? [a, b]\n: 1", "mine.yml, line 1: not valid YAML"),
+    ("--config_exp", "setup: !!python/object/apply:os.system [ls]", "mine.yml, line 1: not valid YAML"),
+    ("--config_exp", "a: 1\n---\nb: 2", "mine.yml", "not valid YAML"),
+    ("--config_exp", "setup: sim\0clr", "mine.yml", "not valid YAML"),
+    ("--config_exp", b"\xff\xfe\x00s", "mine.yml", "cannot be read"),
+    ("--config_exp", b"\x89PNG\r\n", "mine.yml", "cannot be read"),
+    ("--config_exp", "1: 2", "mine.yml: unknown key '1'"),
+    ("--config_exp", "null: 2", "mine.yml: unknown key 'None'"),
+    ("--config_exp", "model_kwargs: &m\n  head: *m", "mine.yml", "model_kwargs.head"),
+    ("--config_exp", "setup: simclr", "mine.yml: missing backbone, train_db_name"),
+    ("--config_env", "epochs: 3", "mine.yml: unknown key 'epochs'; known keys: root_dir"),
+    ("--config_env", "root: x", "mine.yml: unknown key 'root'; did you mean 'root_dir'?"),
+    ("--config_env", "root_dir: 5", "mine.yml: root_dir must be a name, found 5"),
+    ("--config_env", "device: gpu", "mine.yml: device must be auto, cpu, cuda"),
+]
+
+
+@pytest.mark.parametrize("row", FILES, ids=names(FILES))
+def test_file(row, tmp_path):
+    flag, content, *words = row
+    (tmp_path / "mine.yml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(words, load, "pretext", flag, str(tmp_path / "mine.yml"))
+
+
+PATHS = [
+    (
+        "pretext",
+        ["--config_env", "configs/envi.yml"],
+        "configs/envi.yml: no such file; did you mean configs/env.yml?",
+    ),
+    (
+        "pretext",
+        ["--config_exp", "configs/pretext/simclr_digit.yml"],
+        "did you mean configs/pretext/simclr_digits.yml?",
+    ),
+    ("pretext", ["--config_exp", "nowhere/at/all.yml"], "nowhere/at/all.yml: no such file"),
+    ("pretext", ["--config_exp", "configs"], "configs: cannot be read", "directory"),
+    ("pretext", ["--config_exp", ""], "no such file"),
+    ("pretext", ["--config_exp", "README.md"], "README.md"),
+    ("pretext", ["--config_exp", STEPS["scan"][1]], "setup is 'scan', this script needs simclr"),
+    ("selflabel", ["--config_exp", STEPS["scan"][1]], "setup is 'scan', this script needs selflabel"),
+    ("moco", ["--config_exp", STEPS["pretext"][1]], "setup is 'simclr', this script needs moco"),
+]
+
+
+@pytest.mark.parametrize("row", PATHS, ids=names(PATHS))
+def test_path(row):
+    step, argv, *words = row
+    refused(words, load, step, *argv)

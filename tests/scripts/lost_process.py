@@ -1,0 +1,29 @@
+"""simclr.py, its second process killed once, when the second epoch is saved; see test_distributed.py."""
+
+import os
+import signal
+import sys
+import time
+
+import simclr
+from utils.run import checkpoint, distributed
+from utils.run.folder import Run
+from utils.run.script import run_script
+
+
+def main(argv):
+    log_epoch = Run.log_epoch
+
+    def log_and_die(run, metrics):
+        log_epoch(run, metrics)
+        if distributed.rank() == 1 and metrics["epoch"] == 2 and not distributed.restarted():
+            while checkpoint.load(run.folder / "checkpoint.pth.tar")["epoch"] < 2:  # process 0 saves it
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run.log_epoch = log_and_die
+    simclr.main(argv)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""What the real steps log of their clusters and neighbors, warn of and refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from digits_files import write_digits
+from steps import STEPS, arguments, fails, run, same, weights
+
+import selflabel
+from utils.analysis import neighbor_quality
+from utils.run.folder import Run
+
+
+def epochs(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_digits_neighbors_are_go(results):
+    mined = torch.from_numpy(np.load(results / "pretext/topk-train-neighbors.npy"))
+    figures = json.loads((results / "scan/metrics.json").read_text())["train_neighbors"]
+    assert figures == neighbor_quality.neighbor_quality(mined[:, :6])
+    assert figures["verdict"] == "go"
+    assert min(figures["mutual"], figures["transitive"]) > 10 * figures["by_chance"]
+    assert "neighbors: go" in (results / "scan/log.txt").read_text()
+
+
+def check_epochs(folder, step, num_images):
+    for line in epochs(folder):
+        sizes = line["cluster_sizes"]
+        assert (len(sizes), sum(sizes)) == (10, num_images)
+        assert line["dead_clusters"] == sizes.count(0)
+        assert 0.1 <= line["mean_confidence"] <= 1
+        if step == "selflabel":
+            assert len(line["confident_shares"]) == 10
+            assert all(0 <= share <= 1 for share in line["confident_shares"])
+        else:
+            assert "confident_shares" not in line
+    summary = [line for line in (folder / "log.txt").read_text().splitlines() if "images/s" in line]
+    assert summary
+    assert all("mean_confidence" in line and "[" not in line for line in summary)
+
+
+@pytest.mark.parametrize("step", ["scan", "selflabel"])
+def test_every_epoch_tells_its_clusters(results, step):
+    assert [line["epoch"] for line in epochs(results / step)] == [1, 2]
+    check_epochs(results / step, step, 360)
+    assert epochs(results / step)[-1]["val_acc"] > 0.1
+
+
+def test_a_resumed_run_is_not_warned_again(after, monkeypatch):
+    """30 clusters for ten sorts of digits: some are dead from the first epoch on."""
+    root = after("pretext")
+    argv = "epochs=3", "num_classes=30", "num_heads=1"
+    log_epoch = Run.log_epoch
+
+    def crash_in_the_third_epoch(self, metrics):
+        if metrics["epoch"] == 3:
+            raise MemoryError
+        log_epoch(self, metrics)
+
+    monkeypatch.setattr(Run, "log_epoch", crash_in_the_third_epoch)
+    with pytest.raises(MemoryError):
+        run("scan", root, *argv)
+    log = root / "digits/scan/log.txt"
+    assert log.read_text().count("clusters are dead") == 1
+    monkeypatch.setattr(Run, "log_epoch", log_epoch)
+    run("scan", root, *argv)
+    assert epochs(root / "digits/scan")[-1]["dead_clusters"] > 0
+    assert log.read_text().count("clusters are dead") == 1
+
+
+def test_held_out_images_are_the_ones_that_are_told(after):
+    root = after("pretext")
+    run("scan", root, "validation=train_holdout", "epochs=1")
+    check_epochs(root / "digits/scan", "scan", 143)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(results, tmp_path_factory):
+    """Folder of the three steps on the digits' images without their labels."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    moved = write_digits(root, labels=None)
+    for step in STEPS:
+        run(step, root, moved)
+    return root / "digits"
+
+
+@pytest.mark.parametrize("step", ["scan", "selflabel"])
+def test_without_labels_only_the_accuracy_is_missing(results, unlabelled, step):
+    check_epochs(unlabelled / step, step, 360)
+    measured = {"val_acc", "seconds", "images_per_second"}
+    for with_, without in zip(epochs(results / step), epochs(unlabelled / step), strict=True):
+        assert without.keys() == with_.keys() - {"val_acc"}
+        assert all(without[key] == with_[key] for key in with_.keys() - measured)
+    assert same(weights(unlabelled / step / "model.pth.tar"), weights(results / step / "model.pth.tar"))
+
+
+def test_nothing_confident_is_refused_before_the_training(after, capsys):
+    root = after("pretext", "scan")
+    argv = arguments("selflabel", root, "confidence_threshold=0.9999999")
+    last = fails(capsys, selflabel.main, argv)
+    assert "none of the 1437 training images" in last and "the highest is 0." in last
+    assert not (root / "digits/selflabel/checkpoint.pth.tar").exists()
+    assert (
+        epochs(root / "digits/selflabel") == [] if (root / "digits/selflabel/metrics.jsonl").exists() else 1
+    )
+
+
+def test_the_refusal_loses_nothing(after, capsys):
+    root = after("pretext", "scan")
+    run("selflabel", root, "epochs=1")
+    before = weights(root / "digits/selflabel/model.pth.tar")
+    argv = arguments("selflabel", root, "confidence_threshold=0.9999999", flags=["--fresh"])
+    assert "none of the 1437" in fails(capsys, selflabel.main, argv)
+    assert same(weights(root / "digits/selflabel/model.pth.tar"), before)
+
+
+def test_only_the_beginning_of_a_training_is_checked(after):
+    root = after("pretext", "scan")
+    run("selflabel", root, "epochs=1")
+    log = root / "digits/selflabel/log.txt"
+    assert log.read_text().count("training images (") == 1
+    run("selflabel", root, "epochs=1")
+    assert log.read_text().count("training images (") == 1
+    run("selflabel", root, "epochs=1", flags=["--fresh"])
+    assert log.read_text().count("training images (") == 2
+
+
+def test_the_check_changes_nothing(results, after, monkeypatch):
+    """The same weights as without it, BatchNorm's statistics included."""
+    monkeypatch.setattr(selflabel, "watch_from_the_start", lambda *_: lambda epoch, probabilities: {})
+    root = after("pretext", "scan")
+    run("selflabel", root)
+    assert same(
+        weights(root / "digits/selflabel/model.pth.tar"), weights(results / "selflabel/model.pth.tar")
+    )

@@ -1,0 +1,121 @@
+"""What the steps leave in the folder of results, on every kind of images."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from digits_files import DIGITS, write_digits
+from PIL import Image
+from steps import STEPS, run
+
+import data
+import eval as evaluation
+from utils.run import checkpoint
+
+
+def test_files(results):
+    every = {
+        "checkpoint.pth.tar",
+        "model.pth.tar",
+        "config.yml",
+        "metrics.jsonl",
+        "metrics.json",
+        "curves.png",
+        "log.txt",
+        "fingerprint.json",
+    }
+    mined = {"topk-train-neighbors.npy", "topk-val-neighbors.npy"}
+    assert {p.name for p in (results / "pretext").iterdir()} == every | mined
+    for step in ("scan", "selflabel"):
+        assert {p.name for p in (results / step).iterdir()} >= every | {"confusion_matrix.png"}
+
+
+def test_neighbors(results):
+    for name, shape in (("train", (1437, 21)), ("val", (360, 6))):
+        mined = np.load(results / "pretext" / f"topk-{name}-neighbors.npy")
+        assert mined.shape == shape
+        assert mined.dtype == np.int64
+        assert (mined[:, 0] == np.arange(shape[0])).mean() > 0.95
+
+
+def test_published_file_contents(results):
+    pretext = checkpoint.load(results / "pretext/model.pth.tar")
+    assert {key.split(".")[0] for key in pretext} == {"backbone", "contrastive_head"}
+    clustering = checkpoint.load(results / "scan/model.pth.tar")
+    assert set(clustering) == {"model", "head"}
+    assert clustering["head"] in (0, 1)
+    final = checkpoint.load(results / "selflabel/model.pth.tar")
+    assert {key for key in final if "cluster_head" in key} == {"cluster_head.0.weight", "cluster_head.0.bias"}
+    assert {"model", "optimizer", "epoch"} <= set(checkpoint.load(results / "scan/checkpoint.pth.tar"))
+
+
+def test_metrics_per_epoch(results):
+    lines = [json.loads(line) for line in (results / "scan/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert {"loss", "consistency", "entropy", "val_loss", "val_acc", "images_per_second", "lr"} <= set(
+        lines[0]
+    )
+    best = min(line["val_loss"] for line in lines)
+    assert checkpoint.load(results / "scan/checkpoint.pth.tar")["best_loss"] == pytest.approx(best)
+
+
+def test_resolved_configuration_is_saved(results):
+    saved = yaml.safe_load((results / "scan/config.yml").read_text())
+    assert (saved["epochs"], saved["seed"], saved["data_dir"]) == (2, 0, "datasets")
+
+
+def test_precision(tmp_path):
+    """On few images: many a CPU emulates bfloat16, slowly."""
+    settings = [write_digits(tmp_path, train=256, test=64), "batch_size=64", "epochs=1"]
+    losses = []
+    for precision in ("fp32", "bf16"):
+        run("pretext", tmp_path / precision, *settings, f"precision={precision}")
+        line = json.loads((tmp_path / precision / "digits/pretext/metrics.jsonl").read_text())
+        losses.append(line["loss"])
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.slow
+def test_folders_of_unlabelled_images(tmp_path):
+    """All steps on image files without labels."""
+    for split, n in (("train", 120), ("test", 30)):
+        folder = tmp_path / "mine" / split
+        folder.mkdir(parents=True)
+        for i, image in enumerate(data.build_dataset(DIGITS, split).images[:n]):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).resize((40, 30)).save(folder / f"{i:03}.png")
+    names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={tmp_path}", "batch_size=40", "epochs=1"]
+    for step in STEPS:
+        run(step, tmp_path, *names)
+    figures = json.loads((tmp_path / "mine/selflabel/metrics.json").read_text())
+    assert sum(figures["cluster_sizes"]) == 30
+    model = str(tmp_path / "mine/selflabel/model.pth.tar")
+    argv = [
+        "--config_exp",
+        STEPS["selflabel"][1],
+        "--model",
+        model,
+        "--visualize_prototypes",
+        "--set",
+        *names,
+    ]
+    evaluation.main(argv)
+    assert (tmp_path / "mine/selflabel/eval/model/prototypes.png").is_file()
+
+
+def test_command_without_faiss(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    run("pretext", tmp_path, "epochs=1")
+    assert "faiss is not installed" in (tmp_path / "digits/pretext/log.txt").read_text()
+
+
+def test_pictures(pictures, after):
+    """As all other tests do not."""
+    root = after("pretext")
+    run("scan", root, "epochs=1")
+    for name in ("curves", "confusion_matrix"):
+        with Image.open(root / f"digits/scan/{name}.png") as image:
+            image.load()
+            assert min(image.size) > 200

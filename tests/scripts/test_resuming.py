@@ -1,0 +1,129 @@
+"""A seed repeats; a run goes on from its last checkpoint, and from no other."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from steps import ROOT, STEPS, arguments, fails, run, same, weights
+
+import losses
+import scan
+import selflabel
+import simclr
+from utils.run import checkpoint
+from utils.run.folder import Run
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_resumed_run_equals_the_uninterrupted_one(results, tmp_path, monkeypatch, step):
+    """Bit for bit, after a crash between the two epochs; which also shows that a seed repeats."""
+    root = tmp_path / "digits"
+    root.mkdir()
+    for done in STEPS:
+        if done == step:
+            break
+        (root / done).symlink_to(results / done)
+    log_epoch = Run.log_epoch
+
+    def crash_in_the_second_epoch(self, metrics):
+        log_epoch(self, metrics)
+        if metrics["epoch"] == 2:
+            raise MemoryError
+
+    monkeypatch.setattr(Run, "log_epoch", crash_in_the_second_epoch)
+    with pytest.raises(MemoryError):
+        run(step, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    run(step, tmp_path)
+    assert same(weights(root / step / "model.pth.tar"), weights(results / step / "model.pth.tar"))
+    assert "resuming after epoch 1" in (root / step / "log.txt").read_text()
+    lines = (root / step / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_another_seed_gives_another_model(results, tmp_path):
+    run("pretext", tmp_path, "seed=1")
+    assert not same(
+        weights(tmp_path / "digits/pretext/model.pth.tar"), weights(results / "pretext/model.pth.tar")
+    )
+
+
+def test_resuming_with_another_configuration(results, capsys):
+    last = fails(capsys, simclr.main, arguments("pretext", results.parent, "temperature=0.7"))
+    assert "temperature: " in last
+    assert "--fresh" in last
+
+
+def test_changed_input_is_not_resumed(results, after, capsys):
+    root = after("pretext")
+    run("scan", root, "epochs=1")
+    (root / "digits/pretext").unlink()
+    run("pretext", root, "seed=5", "epochs=1")
+    last = fails(capsys, scan.main, arguments("scan", root, "epochs=1"))
+    assert "inputs.pretext/model.pth.tar" in last
+    assert "--fresh" in last
+
+
+def test_fresh_starts_over(tmp_path):
+    run("pretext", tmp_path, "epochs=1")
+    run("pretext", tmp_path, "epochs=1", "temperature=0.7", flags=["--fresh"])
+    assert yaml.safe_load((tmp_path / "digits/pretext/config.yml").read_text())["temperature"] == 0.7
+
+
+def test_a_mistake_with_fresh_loses_nothing(results, capsys, tmp_path):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (results / "pretext").glob("*.tar"))
+    argv = arguments("pretext", results.parent, f"data_dir={tmp_path}", "batch_size=5000", flags=["--fresh"])
+    assert "batch_size 5000" in fails(capsys, simclr.main, argv)
+    assert (
+        sorted((path.name, path.stat().st_mtime_ns) for path in (results / "pretext").glob("*.tar")) == before
+    )
+
+
+def test_torn_line_of_metrics_does_not_hinder(results, after):
+    root = after("pretext")
+    run("scan", root, "epochs=1")
+    with open(root / "digits/scan/metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "lo')
+    run("scan", root, "epochs=1")
+    assert len((root / "digits/scan/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_original_checkpoint_without_our_state(results, after, capsys):
+    """The original's {'optimizer', 'model', 'epoch'} resumes; without what EMA needs it is refused."""
+    root = after("pretext", "scan")
+    run("selflabel", root, "epochs=1")
+    path = root / "digits/selflabel/checkpoint.pth.tar"
+    saved = checkpoint.load(path)
+    saved = {key: saved[key] for key in ("optimizer", "model", "epoch")}
+    saved["model"] = {f"module.{key}": value for key, value in saved["model"].items()}
+    torch.save(saved, path)
+    run("selflabel", root)
+    assert checkpoint.load(path)["epoch"] == 2
+    torch.save(saved, path)
+    argv = arguments("selflabel", root, "use_ema=True", "ema_alpha=0.9")
+    assert "it has no ema" in fails(capsys, selflabel.main, argv)
+
+
+def test_loss_that_explodes(tmp_path, capsys):
+    argv = arguments("pretext", tmp_path, "optimizer_kwargs.lr=1.0e+30", "epochs=1")
+    last = fails(capsys, simclr.main, argv)
+    assert "epoch 1: the loss is nan" in last
+    assert "learning rate 1e+30 is too high" in last
+    assert "nor an earlier one" in last
+    assert "error: epoch 1" in (tmp_path / "digits/pretext/log.txt").read_text()
+
+
+def test_loss_that_explodes_later(tmp_path, capsys, monkeypatch):
+    run("pretext", tmp_path, "epochs=2")
+    path = tmp_path / "digits/pretext/checkpoint.pth.tar"
+    saved = checkpoint.load(path)
+    saved["identity"]["epochs"] = 3
+    torch.save(saved, path)
+    forward = losses.SimCLRLoss.forward
+    monkeypatch.setattr(losses.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
+    last = fails(capsys, simclr.main, arguments("pretext", tmp_path, "epochs=3"))
+    assert "epoch 3: the loss is nan" in last
+    assert f"the last good checkpoint is {path}, of epoch 2" in last
+    assert checkpoint.load(path)["epoch"] == 2

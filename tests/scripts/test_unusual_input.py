@@ -1,0 +1,47 @@
+"""What looks wrong and is not."""
+
+import json
+
+import numpy as np
+import pytest
+from digits_files import write_digits
+from steps import run
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 5], [3, 7]])
+def test_classes_without_images(labels, tmp_path):
+    """The figures are those of the same classes numbered without gaps."""
+    found = []
+    for name, numbers in (("gaps", labels), ("none", range(len(labels)))):
+        root, numbers = tmp_path / name, np.array(numbers)
+        root.mkdir()
+
+        def numbered(digits, numbers=numbers):
+            return numbers[np.arange(len(digits)) % len(numbers)]
+
+        moved = write_digits(root, "mine", 120, 60, labels=numbered)
+        settings = ["train_db_name=mine", "val_db_name=mine", moved, "batch_size=40", "epochs=1"]
+        for step in ("pretext", "scan"):
+            run(step, root, *settings)
+        found.append(
+            [json.loads((root / "mine" / step / "metrics.json").read_text()) for step in ("pretext", "scan")]
+        )
+    for gaps, none in zip(*found, strict=True):
+        skipped = ("num_classes", "matches", "dataset")
+        assert {k: v for k, v in gaps.items() if k not in skipped} == {
+            k: v for k, v in none.items() if k not in skipped
+        }
+    clusters, same = (dict(run[1]["matches"]) for run in found)
+    assert {c: labels[k] for c, k in same.items()}.items() <= clusters.items()
+    assert found[0][1]["num_classes"] == max(labels) + 1
+
+
+def test_clustering_beside_a_damaged_fingerprint(copied):
+    (copied / "digits/pretext/fingerprint.json").write_text("3")
+    run("scan", copied, "epochs=1", flags=["--fresh"])
+
+
+def test_damaged_metrics(copied):
+    (copied / "digits/pretext/metrics.jsonl").write_text('{"epoch": "one"}\n')
+    run("pretext", copied)
+    assert (copied / "digits/pretext/metrics.jsonl").read_text() == ""

@@ -1,0 +1,168 @@
+"""The settings that change how a step trains."""
+
+import copy
+import json
+
+import pytest
+import torch
+from steps import arguments, fails, run, same, weights
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+import data
+import scan
+from errors import UserError
+from models import build_model
+from models.resnet import ResNet
+from utils.run import checkpoint
+from utils.run.config import load_config
+from utils.run.script import parse_arguments
+from utils.run.weights import read_weights
+from utils.training import engine
+
+
+def test_heads_only(results, after):
+    root = after("pretext")
+    run(
+        "scan",
+        root,
+        "update_cluster_head_only=True",
+        "augmentation_kwargs.num_strong_augs=1",
+        "num_classes=13",
+    )
+    pretext, clustering = (
+        weights(results / "pretext/model.pth.tar"),
+        weights(root / "digits/scan/model.pth.tar"),
+    )
+    backbone = [key for key in clustering if key.startswith("backbone.")]
+    assert backbone
+    assert all(torch.equal(clustering[key], pretext[key]) for key in backbone)
+    figures = json.loads((root / "digits/scan/metrics.json").read_text())
+    assert (figures["num_clusters"], figures["num_classes"]) == (13, 10)
+    assert figures["acc"] <= figures["majority_vote_acc"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cached_features_train_the_same_heads(results, after, precision, tmp_path_factory):
+    """Without random augmentations all views are one, so that only the half precision differs."""
+    folders = after("pretext"), tmp_path_factory.mktemp("cached")
+    (folders[1] / "digits").mkdir()
+    (folders[1] / "digits/pretext").symlink_to(results / "pretext")
+    epochs = 1 if precision == "bf16" else 3  # which many a CPU emulates, slowly
+    settings = ["update_cluster_head_only=True", f"precision={precision}", f"epochs={epochs}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "build_train_transform", data.build_eval_transform)
+        run("scan", folders[0], *settings)
+        run("scan", folders[1], *settings, "cache_features=2")
+    plain, cached = (
+        [json.loads(line) for line in (f / "digits/scan/metrics.jsonl").read_text().splitlines()]
+        for f in folders
+    )
+    for a, b in zip(plain, cached, strict=True):
+        for name in ("loss", "val_loss"):
+            assert b[name] == pytest.approx(a[name], abs=0.05 if precision == "bf16" else 2e-3)
+    a, b = (weights(f / "digits/scan/model.pth.tar") for f in folders)
+    assert list(a) == list(b)
+    assert all(torch.equal(a[key], b[key]) for key in a if "backbone" in key)
+
+
+def test_cached_views_differ_and_are_drawn(results, after):
+    root = after("pretext")
+    run("scan", root, "update_cluster_head_only=True", "cache_features=3")
+    assert "features of 3 views of 1437 images, 0.00 GB" in (root / "digits/scan/log.txt").read_text()
+    views = torch.rand(3, 50, 4)
+    drawn = next(data.FeatureViews(views).fetch([torch.zeros(200, 2, dtype=torch.int64)], "cpu"))
+    assert drawn.shape == (200, 2, 4)
+    assert {tuple(row.tolist()) for row in drawn.flatten(0, 1)} == {
+        tuple(row.tolist()) for row in views[:, 0]
+    }
+
+
+SIMCLR = (
+    "augmentation_strategy=simclr",
+    "augmentation_kwargs.random_resized_crop={size: 8, scale: [0.2, 1.0]}",
+    "augmentation_kwargs.color_jitter={brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}",
+    "augmentation_kwargs.color_jitter_random_apply.p=0.8",
+    "augmentation_kwargs.random_grayscale.p=0.2",
+)
+
+
+@pytest.mark.parametrize("augmentation", [SIMCLR, ["augmentation_strategy=standard", SIMCLR[1]]])
+def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
+    """The network alone computes in bfloat16; what it sees are the same images."""
+    root, seen = after("pretext"), []
+
+    def note(module, images):
+        if isinstance(module, ResNet) and not images[0].is_meta:  # on which its width is asked
+            seen[-1].append(images[0].clone())
+
+    with register_module_forward_pre_hook(note):
+        for precision in ("fp32", "bf16"):
+            seen.append([])
+            settings = ["update_cluster_head_only=True", "cache_features=1", "epochs=1"]
+            run("scan", root, *settings, f"precision={precision}", *augmentation, flags=["--fresh"])
+    assert len(seen[0]) == len(seen[1]) > 6
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_cached_features_of_a_backbone_that_trains(after, capsys):
+    argv = arguments("scan", after("pretext"), "cache_features=3", "update_cluster_head_only=False")
+    assert "cache_features needs update_cluster_head_only True" in fails(capsys, scan.main, argv)
+
+
+def test_ema(results, after):
+    root = after("pretext", "scan")
+    run("selflabel", root, "use_ema=True", "ema_alpha=0.9")
+    start = checkpoint.load(results / "scan/model.pth.tar")
+    final = weights(root / "digits/selflabel/model.pth.tar")
+    saved = checkpoint.load(root / "digits/selflabel/checkpoint.pth.tar")
+    statistics = [key for key in final if "running" in key or "num_batches" in key]
+    assert all(torch.equal(final[key], start["model"][key]) for key in statistics)
+    assert same(saved["ema"], final)
+    assert not torch.equal(final["backbone.conv1.weight"], start["model"]["backbone.conv1.weight"])
+
+
+def test_batches_without_a_confident_sample_are_counted(after):
+    root = after("pretext", "scan")
+    threshold = confidence_that_some_batches_miss(root)
+    run("selflabel", root, f"confidence_threshold={threshold}", "batch_size=20", "epochs=1", "precision=fp32")
+    line = json.loads((root / "digits/selflabel/metrics.jsonl").read_text())
+    assert 0 < line["skipped_batches"] < 71
+
+
+def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace(after, monkeypatch):
+    root, found = after("pretext", "scan"), []
+
+    def train(run, identity, model, optimizer, loader, step, **_):
+        model.train()
+        for batch in loader:
+            weak_only = copy.deepcopy(model)
+            with torch.no_grad(), run.autocast():
+                weak_only(batch[0])
+            values = step(batch)
+            values["loss"].backward()
+            found.append(values["trains"].item())
+            assert same(model.state_dict(), weak_only.state_dict()) != found[-1]
+            if found.count(True) >= 3 and found.count(False) >= 3:
+                break
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(engine, "train", train)
+    with pytest.raises(UserError, match="seen enough"):
+        threshold = confidence_that_some_batches_miss(root)
+        change = (f"confidence_threshold={threshold}", "batch_size=20", "epochs=1", "precision=fp32")
+        run("selflabel", root, *change)
+    assert set(found) == {True, False}
+
+
+def confidence_that_some_batches_miss(root):
+    """A threshold that about one training image in a hundred exceeds, and one at least in eval mode."""
+    config = load_config(parse_arguments(arguments("scan", root), ""), ["scan"])
+    model = build_model(config)
+    state, head = read_weights(root / "digits/scan/model.pth.tar", ["clustering"])
+    model.load_state_dict(state)
+    transform = data.build_eval_transform(config)
+    images = transform(data.build_dataset(config, "train").images)
+    with torch.no_grad():  # in eval mode first: train mode changes BatchNorm's statistics
+        highest = model.eval()(images)[head].softmax(1).max().item()
+        confidence = model.train()(images)[head].softmax(1).amax(1)
+    return round(min(confidence.quantile(0.99).item(), highest - 0.001), 4)

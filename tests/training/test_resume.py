@@ -1,0 +1,79 @@
+"""What an earlier run left: it is gone on from, or refused in one line that says what to do."""
+
+import pytest
+import torch
+from mistakes import refused
+from steps import config_of
+
+from models import build_model
+from utils.run import checkpoint
+from utils.run.folder import Run
+from utils.run.identity import Identity
+from utils.training.optim import build_optimizer
+from utils.training.resume import Training
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Function settings -> a Training in one folder, in which two epochs were trained."""
+
+    def build(*settings):
+        config = config_of("pretext", *settings)
+        model = build_model(config)
+        optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
+        return Training(Run(config, tmp_path), Identity(config, {}), model, optimizer)
+
+    build().save(2)
+    return build
+
+
+def test_goes_on(training):
+    assert training("epochs=3").resume() == (2, None)
+
+
+CHANGES = [  # ... removes a key
+    ({"optimizer": ...}, "cannot be resumed, it has no optimizer", "--fresh"),
+    ({"epoch": ...}, "cannot be resumed, it has no epoch"),
+    ({"epoch": "two"}, "cannot be resumed, it has no number of epochs"),
+    ({"epoch": -3}, "cannot be resumed, it has no number of epochs"),
+    ({"optimizer": {}}, "its optimizer is another one", "--fresh"),
+    ({"optimizer": 3}, "its optimizer is another one", "--fresh"),
+    ({"optimizer": {"state": {}, "param_groups": []}}, "its optimizer is another one"),
+    ({"identity": 3}, "written by another experiment", "--fresh"),
+    ({"identity": {}}, "written by another experiment|cannot be resumed", "--fresh"),
+    ({"model": {}}, "holds no state dict"),
+]
+
+
+@pytest.mark.parametrize("row", CHANGES, ids=[str(row[0]) for row in CHANGES])
+def test_another_checkpoint(row, training):
+    changes, *words = row
+    again = training()
+    content = {**checkpoint.load(again.path), **changes}
+    torch.save({key: value for key, value in content.items() if value is not ...}, again.path)
+    refused(["checkpoint.pth.tar", *words], again.resume)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4"])
+def test_no_checkpoint(content, training):
+    again = training()
+    again.path.write_bytes(content)
+    refused(["checkpoint.pth.tar: not a readable checkpoint"], again.resume)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("temperature=0.9", ["temperature: ", "-> 0.9", "--fresh"]), ("seed=4", ["seed: 0 -> 4", "--fresh"])],
+)
+def test_another_setting(setting, words, training):
+    refused(words, training(setting).resume)
+
+
+@pytest.mark.parametrize("content", ["3\n", "[1]\n", '{"loss": 1}\n', '{"epoch": "one"}\n', "\n"])
+def test_damaged_metrics_are_forgotten(content, training):
+    again = training()
+    metrics = again.run.folder / "metrics.jsonl"
+    metrics.write_text(content)
+    assert again.run.read_epochs() == []
+    assert again.resume() == (2, None)
+    assert metrics.read_text() == ""
