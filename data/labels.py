@@ -63,8 +63,8 @@ def require_few(classes, where):
     """Raise UserError for more class folders than can be compared with clusters."""
     if len(classes) > MOST_CLASSES:
         raise UserError(
-            f"{where}: {len(classes)} folders would be as many classes; if they are none, put their images "
-            "into one folder"
+            f"{where}: {len(classes)} folders would be as many classes; if they are not classes, put their "
+            "images into one folder"
         )
 
 
@@ -81,6 +81,6 @@ def leave_out_a_single_class(dataset, where):
     if dataset.labels is None or len(dataset) < 2 or (dataset.labels != dataset.labels[0]).any():
         return
     name = dataset.classes[dataset.labels[0]]
-    message = f"{where}: all images are of one class ({name}), which tells nothing: taken as unlabeled"
+    message = f"{where}: all images are of one class ({name}), which is no information: treated as unlabeled"
     say_once(log.info, message)
     dataset.labels = dataset.classes = None

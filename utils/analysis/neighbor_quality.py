@@ -73,7 +73,7 @@ def neighbor_quality(neighbors):
     if _beyond(nobodys, lonely) > MAX_NOBODYS:
         wrong = "most images are nobody's neighbor, as if the features had collapsed"
     elif _beyond(mutual, chance) < MIN_MUTUAL:
-        wrong = "hardly more of them are mutual than of random ones"
+        wrong = "hardly more are mutual than by chance"
     elif neighbors.shape[1] > 2 and _beyond(transitive, chance) < MIN_TRANSITIVE:
         wrong = "an image's neighbors are hardly each other's, as if the features were noise"
     if wrong:

@@ -91,9 +91,7 @@ class Run:
         """Raise UserError now if a file could not be replaced when the results are written."""
         for path in (self.folder / name for name in RESULTS):
             if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-                raise UserError(
-                    f"{path}: is no file that can be replaced; move it away, or set another root_dir"
-                )
+                raise UserError(f"{path}: cannot be replaced; move it away, or set another root_dir")
 
     def start_logging(self):
         """Log to the console and to log.txt, in the main process."""
@@ -197,8 +195,7 @@ def _lock(file, folder):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{folder}: another run works there at this moment; wait for it, or keep this one apart with "
-            "--run NAME"
+            f"{folder}: another run is using this folder; wait for it, or keep this one apart with --run NAME"
         ) from None
     except OSError:  # a network drive without locks
         pass

@@ -113,7 +113,7 @@ def warn_if_unfinished(folder):
     signed = read_fingerprint(folder).get("files", {}).get("model.pth.tar")
     if (folder / "checkpoint.pth.tar").exists() and digest(folder / "model.pth.tar") != signed:
         log.warning(
-            "%s: that step has not come to its end (or was made by an older version); its command, given "
+            "%s: that step is not finished (or was made by an older version); its command, given "
             "again, finishes it",
             folder,
         )

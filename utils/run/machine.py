@@ -150,7 +150,7 @@ class _OrEager:
         except Exception as error:  # no C++ compiler, no Triton, ...: each raises another exception
             cause = getattr(error, "inner_exception", error)  # without what torch.compile adds
             lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-            log.info("not compiled, which is slower but no less right (%s)", lines[0].strip())
+            log.info("not compiled, which is slower but gives the same results (%s)", lines[0].strip())
             log.debug("%s", error)
             self.network, self.eager = self.eager, None
             return self.network(*args)

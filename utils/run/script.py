@@ -35,7 +35,7 @@ def run_script(main):
     except RuntimeError as error:
         if re.search(r"shared memory|\bshm\b|bus error", str(error), re.I):
             _fail(
-                f"the processes that decode images find no room in /dev/shm ({_shared_memory()}); set "
+                f"the processes that decode images do not fit in /dev/shm ({_shared_memory()}); set "
                 "num_workers=0, or make it larger (docker run --shm-size=8g, or --ipc=host)"
             )
         if "allocate memory" in str(error):  # how torch says MemoryError on a CPU

@@ -90,7 +90,8 @@ def _require_finite(run, metrics, names, epoch, lr):
             continue
         path = run.folder / "checkpoint.pth.tar"
         precision = "" if run.precision == torch.float32 else f", or {dtype_name(run.precision)} too coarse"
-        kept = f"the last good checkpoint is {path}, of epoch {epoch}" if epoch else "nor an earlier one"
+        last = f"the last good checkpoint is {path}, of epoch {epoch}"
+        kept = last if epoch else "and there is no earlier checkpoint"
         kept += "; to go on from it with other settings add --accept_changes" if epoch else ""
         raise UserError(
             f"epoch {epoch + 1}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} is too "
