@@ -135,9 +135,9 @@ class Split(NamedTuple):
 
     anchors: torch.Tensor | None  # int64, indices of the images to train on; None: the whole train split
     train_neighbors: torch.Tensor  # int64 (N, 1 + mined), of the whole train split
-    choosing_set: object  # dataset that contains the M images that select
-    choosing: torch.Tensor | slice  # their indices in choosing_set
-    val_neighbors: torch.Tensor  # int64 (M, k), their neighbors among all images of choosing_set
+    val_set: object  # dataset that contains the M images that select
+    val_images: torch.Tensor | slice  # their indices in val_set
+    val_neighbors: torch.Tensor  # int64 (M, k), their neighbors among all images of val_set
 
 
 def hold_out(train_set, train_neighbors, k):
@@ -162,14 +162,14 @@ def whole_images(run, model, train_set, split):
     """Train the whole model on augmented images.
 
     Returns:
-        the module to train, its training Loader, and the evaluation Loader of `split.choosing_set`.
+        the module to train, its training Loader, and the evaluation Loader of `split.val_set`.
     """
     config = run.config
     pairs = data.AnchorNeighborView(
         data.build_train_transform(config), split.train_neighbors, config.num_neighbors
     )
     train = data.Loader(train_set, pairs, train=True, anchors=split.anchors, **run.loading)
-    return model, train, data.eval_loader(split.choosing_set, config, **run.loading)
+    return model, train, data.eval_loader(split.val_set, config, **run.loading)
 
 
 def cached_features(run, model, train_set, split):
@@ -188,8 +188,8 @@ def cached_features(run, model, train_set, split):
         return model.backbone(images).half()
 
     with run.autocast():
-        choosing = data.eval_loader(split.choosing_set, config, **run.loading)
-        val_features = infer(features_of, choosing, "validation features")
+        val_loader = data.eval_loader(split.val_set, config, **run.loading)
+        val_features = infer(features_of, val_loader, "validation features")
         shape = (config.cache_features, len(train_set), val_features.size(1))
         try:
             views = val_features.new_empty(shape)
@@ -220,7 +220,7 @@ class Selection:
         run: the Run.
         model: the model to save.
         network: the module to validate: the model on images, or its heads on cached features.
-        validation: Loader of the images, or the cached features, of `split.choosing_set`.
+        validation: Loader of the images, or the cached features, of `split.val_set`.
         split: the Split.
 
     Attributes:
@@ -244,19 +244,21 @@ class Selection:
         with self.run.autocast():
             probabilities = infer(predict(self.network), self.validation, "validation")
         objectives = [
-            metrics.validation_objective(p, split.val_neighbors, split.choosing) for p in probabilities
+            metrics.validation_objective(p, split.val_neighbors, split.val_images) for p in probabilities
         ]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < self.best["best_loss"]:
             self.run.save({"model": self.model.state_dict(), "head": head}, "model.pth.tar")
             self.best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
         values = {f"val_{name}": value for name, value in objectives[head].items()}
-        chosen = probabilities[head].cpu()[split.choosing]
+        chosen = probabilities[head].cpu()[split.val_images]
         values.update(self.watch(epoch, chosen))
-        labels = split.choosing_set.labels
+        labels = split.val_set.labels
         if labels is not None:
-            num_classes = len(split.choosing_set.classes)
-            values["val_acc"] = metrics.clustering_metrics(chosen, labels[split.choosing], num_classes)["acc"]
+            num_classes = len(split.val_set.classes)
+            values["val_acc"] = metrics.clustering_metrics(chosen, labels[split.val_images], num_classes)[
+                "acc"
+            ]
         return values
 
 

@@ -25,6 +25,7 @@ TUNABLE = (
     "confidence_threshold",
     "data.train",
 )
+# Results whose digests the fingerprint holds, so that a file that was replaced is noticed.
 SIGNED = ("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy", "metrics.json")
 
 

@@ -1,4 +1,12 @@
-"""The loop that all steps share: epochs of training."""
+"""The loop that all steps share: epochs of training.
+
+An epoch depends on the seed and its number alone, so a run that resumes repeats it to the bit. A signal is
+only noted while batches train, and takes effect after one of them, or in the validation that follows: the
+Progress of the epoch is then saved, with the random state from which the next batch begins, and
+`loader.skip` continues from there. It waits until no batch is `loader.ahead`, whose random numbers are
+already drawn. A batch may train nothing (`trains`, in self-labeling): the optimizer then changes nothing, on
+the device, through `found_inf`.
+"""
 
 import contextlib
 import logging
