@@ -1,4 +1,4 @@
-"""The one exception whose message is written for the person at the keyboard, and the hint in many of them."""
+"""UserError, whose message is written for the user, and the "did you mean" hint that many messages have."""
 
 import difflib
 
@@ -6,19 +6,18 @@ import difflib
 class UserError(ValueError):
     """Input that cannot be used: a file, a key, a value.
 
-    The message is one line that says what is wrong, where, and what to do. The scripts print it
-    and exit with status 1; everything else that is raised is a defect of ours and keeps its
-    traceback.
+    The message is one line that says what is wrong, where, and what to do. The scripts print it and exit with
+    status 1. Bugs in this program raise other exceptions and keep their traceback.
     """
 
 
 def did_you_mean(name, known, shown=repr):
-    """The question "did you mean ...?" about the known name that is most like `name`; "" if none is.
+    """The question "did you mean ...?" with the known name closest to `name`; "" if none is close.
 
     Args:
-        name: what was given; a YAML file may give any type.
+        name: what the user gave; of any type, since it may come from a YAML file.
         known: iterable of strings.
-        shown: function of the known name that says how the question shows it.
+        shown: function that formats the known name for the question.
     """
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {shown(near[0])}?" if near else ""

@@ -1,9 +1,9 @@
-"""Evaluate a checkpoint: metrics, confusion matrix, prototypes; for a pretext one, its neighbors.
+"""Evaluate a checkpoint: metrics, confusion matrix, prototypes; of a pretext checkpoint, nearest neighbors.
 
 python eval.py --config_exp configs/scan/scan_cifar10.yml --model model.pth.tar --visualize_prototypes
 python eval.py --config_exp configs/pretext/simclr_cifar10.yml --model model.pth.tar --kmeans
 
-Without labels there are no accuracies, but all the rest. Only --kmeans reads the train split.
+Without labels, everything but the accuracies is computed. Only --kmeans reads the train split.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from utils.training.inference import infer, rehearse
 
 log = logging.getLogger("eval")
 
-ROWS = 10  # images whose neighbors are shown
+ROWS = 10  # of neighbors.png, an image and its neighbors each
 
 
 def main(argv=None):
@@ -85,7 +85,7 @@ def add_arguments(parser):
 
 
 def array_file(text):
-    """Type of a command-line argument that names an .npy file to write."""
+    """argparse type of an .npy file to write."""
     path = file_argument(text)
     if path.suffix != ".npy" or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file FILE.npy, found {text!r}")
@@ -93,7 +93,7 @@ def array_file(text):
 
 
 def results_name(model, config):
-    """The model's name, with the dataset's if that is not the one the model was trained with."""
+    """The model's name, followed by the dataset's if the model was trained with another val_db_name."""
     try:
         own = read_yaml(model.parent / "config.yml")["val_db_name"]
     except (UserError, KeyError):  # the file came from elsewhere
@@ -103,7 +103,10 @@ def results_name(model, config):
 
 
 def evaluate_features(run, model, test, about, with_kmeans):
-    """The test split's nearest neighbors, and k-means fitted on the train split; returns the features."""
+    """Evaluate the test split's nearest neighbors and, if asked for, k-means fitted on the train split.
+
+    Returns the test split's features, float32 (N, D).
+    """
     dataset = test.dataset
     if with_kmeans:
         train = data.eval_loader(data.build_dataset(run.config, "train"), run.config, **run.loading)
@@ -130,11 +133,14 @@ def evaluate_features(run, model, test, about, with_kmeans):
 
 
 def neighbor_cells(dataset, mined):
-    """A few images, evenly spaced, and their nearest neighbors, a row each: see plots.save_image_sheet."""
-    anchors = np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist()
-    rows = [[i, *[j for j in mined[i].tolist() if j != i][: plots.COLUMNS - 1]] for i in anchors]
+    """Cells of plots.save_image_sheet: a row for each of ROWS evenly spaced images and its neighbors."""
+    rows = []
+    for anchor in np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist():
+        nearest = [i for i in mined[anchor].tolist() if i != anchor]
+        rows.append([anchor, *nearest[: plots.COLUMNS - 1]])
     names = dataset.names()
-    shown = plots.drawable(tuple((i, names[i]) for i in {i for row in rows for i in row}))
+    images = {i for row in rows for i in row}
+    shown = plots.drawable(tuple((i, names[i]) for i in images))
     for row in rows:
         for i in row:
             yield dataset.raw(i), f"neighbors of\n{shown[i]}" if i == row[0] else shown[i]
@@ -142,16 +148,20 @@ def neighbor_cells(dataset, mined):
 
 
 def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
-    """Metrics and confusion matrix of one head, and the prototypes; returns the features, where needed."""
+    """Evaluate one head: metrics, confusion matrix and, if asked for, prototypes.
+
+    Returns the features, float32 (N, D), or None if neither the caller nor the prototypes need them.
+    """
     with_features = with_features or with_prototypes
 
-    def describe(images):  # the features only where they are needed: many, on ImageNet
+    def describe(images):  # without features unless they are needed: on ImageNet they are large
         features = model.backbone(images)
         probabilities = model.cluster_head(features)[about["head"]].softmax(1)
         return (probabilities, features) if with_features else (probabilities,)
 
-    outputs = (part.cpu() for part in infer(describe, test, "evaluation"))
-    probabilities, features = outputs if with_features else (*outputs, None)
+    outputs = [part.cpu() for part in infer(describe, test, "evaluation")]
+    probabilities = outputs[0]
+    features = outputs[1] if with_features else None
     if with_prototypes:
         about["prototypes"] = find_prototypes(features, probabilities)
     figures = report.report_clusters(run.folder, probabilities, test.dataset, about)
@@ -161,7 +171,7 @@ def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
 
 
 def prototype_cells(dataset, figures):
-    """An image per cluster with its matched class and size: see plots.save_image_sheet."""
+    """Cells of plots.save_image_sheet: an image for each cluster, titled with its matched class and size."""
     class_of = dict(figures.get("matches", []))
     names = plots.drawable(tuple(enumerate(dataset.classes or ())))
     for cluster, index in enumerate(figures["prototypes"]):
@@ -177,7 +187,7 @@ def save_sheet(cells, path):
 
 
 def save_features(features, dataset, path):
-    """Write (N, D) to `path`, and the image of each row to the .csv beside it."""
+    """Write the features (N, D) to `path`, and the name of each row's image to the .csv beside it."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, features.numpy())
     write_csv(("image",), zip(dataset.names(), strict=True), path.with_suffix(".csv"))

@@ -24,8 +24,8 @@ from utils.training import resume
 log = logging.getLogger("moco")
 
 URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
-MD5 = "a04e12f8"  # its first eight digits, as the authors publish them beside the link
-TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # mined, besides the image itself
+MD5 = "a04e12f8"  # the first eight digits, which the authors publish beside the link
+TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, not counting the image itself
 
 
 def main(argv=None):
@@ -60,7 +60,7 @@ def download():
             if not found.startswith(MD5):
                 raise UserError(f"its MD5 sum is {found[:8]}..., not {MD5}...")
         except (OSError, HTTPException, UserError) as error:
-            path.unlink(missing_ok=True)  # not a part of it for the next time
+            path.unlink(missing_ok=True)  # the next run must not find a partial file
             raise UserError(
                 f"{URL}: cannot be downloaded ({error}); give the file with --pretrained"
             ) from None
@@ -68,9 +68,9 @@ def download():
 
 
 def convert(weights):
-    """Official MoCo v2 state dict -> that of our ContrastiveModel; the key encoder and queue are left out.
+    """Official MoCo v2 state dict -> that of our ContrastiveModel, without the key encoder and the queue.
 
-    Weights that are none of MoCo's are returned as they are.
+    Any other state dict is returned unchanged.
     """
     prefix = "encoder_q."
     converted = {}

@@ -1,4 +1,4 @@
-"""All steps of the method, one after another, for the scripts that run the whole of it."""
+"""Run all steps of the method, one after another."""
 
 import json
 import os
@@ -29,29 +29,29 @@ SCRIPTS = {
     "scan": {"scan": scan},
     "selflabel": {"selflabel": selflabel},
 }
-MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that worked on it
+MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
 
 
 def run_steps(files, settings, step_settings=None):
-    """Run the pretext, clustering and self-labeling steps and eval.py, each as its command would.
+    """Run the pretext, clustering and self-labeling steps and eval.py, each as from the command line.
 
-    What an earlier call finished is not repeated, and a step that was stopped goes on: see `is_finished`.
+    A finished step is skipped, see `is_finished`; an interrupted one resumes.
 
     Args:
         files: dict step -> experiment file; the steps are pretext, scan, selflabel.
-        settings: KEY=VALUE strings that every step takes, root_dir among them.
-        step_settings: dict step -> KEY=VALUE strings that only this step takes, after the others.
+        settings: KEY=VALUE strings for all steps, root_dir among them.
+        step_settings: dict step -> KEY=VALUE strings for this step only, which override `settings`.
 
     Returns:
-        dict step -> pathlib.Path of its results. The pictures of the last model are in eval/model/ of the
-        last one.
+        dict step -> pathlib.Path of its results. The self-labeling folder also holds eval/model/, with the
+        pictures of the final model.
 
     Raises:
-        UserError: see `check_steps`, and those of the scripts.
+        UserError: see `check_steps`; and whatever a script raises.
     """
     configs = check_steps(files, settings, step_settings)
     folders = {step: results_folder(config, step) for step, config in configs.items()}
-    fingerprints = {}  # of the images, which are the same for all steps
+    fingerprints = {}  # of the images, which all steps share
     for step, config in configs.items():
         script = SCRIPTS[step][config.setup]
         arguments = _arguments(step, files, settings, step_settings)
@@ -72,13 +72,13 @@ def run_steps(files, settings, step_settings=None):
 
 
 def check_steps(files, settings, step_settings=None):
-    """Read the steps' configurations; arguments as in `run_steps`.
+    """Read and check the steps' configurations; arguments as in `run_steps`.
 
     Returns:
         dict step -> configuration.
 
     Raises:
-        UserError: what is wrong with a file or a setting; a folder that holds results of other settings.
+        UserError: an invalid file or setting, or a results folder that was made with other settings.
     """
     configs = {}
     for step, scripts in SCRIPTS.items():
@@ -101,14 +101,14 @@ def _arguments(step, files, settings, step_settings):
 
 
 def is_finished(folder, config, fingerprints):
-    """Whether a step's folder holds the whole result of this configuration and of what is there now.
+    """Whether a step's folder holds complete, up-to-date results of this configuration.
 
-    It does not if the images, the model of an earlier step or a file of the result have changed since.
+    Results are out of date if the images, an earlier step's model or a result file have changed since.
 
     Args:
         folder: pathlib.Path of the step's results.
-        config: its configuration.
-        fingerprints: dict of the images' fingerprints, which is added to.
+        config: the step's configuration.
+        fingerprints: dict split -> fingerprint of its images; a cache, which this function fills.
     """
     written = read_fingerprint(folder)
     if not written:
@@ -131,7 +131,7 @@ def is_finished(folder, config, fingerprints):
 
 
 def note_maker(folder, config):
-    """Add this machine and these versions to the step's MADE_WITH, unless they are there."""
+    """Record this machine and the installed versions in the step's MADE_WITH, once."""
     device = machine.choose_device(config.device)
     threads = f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
     maker = {
@@ -148,13 +148,13 @@ def note_maker(folder, config):
 
 
 def read_makers(folder):
-    """What worked on the step, a list of dicts; empty if its command was given by hand."""
+    """The records of `note_maker`, a list of dicts; empty if the step's script was run by hand."""
     path = folder / MADE_WITH
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def _commit():
-    """The commit of this program, with -dirty if files differ from it."""
+    """The git commit of this program, with -dirty appended if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -2,10 +2,10 @@
 
 python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KEY=VALUE ...]
 
-Give the same command again until it prints its table: it repeats nothing that is finished, and goes on within
-an epoch if need be. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
-.csv (a row for each seed and method) and .json. The cluster of each test image, from which the figures can be
-computed again, is in assignment.csv of each step.
+If it is interrupted, give the same command again: finished steps are skipped, and an interrupted one resumes
+within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
+.csv (a row for each seed and method) and .json. assignment.csv of the clustering and self-labeling steps
+lists the cluster of each test image, so that the figures can be computed again.
 """
 
 import argparse
@@ -45,16 +45,16 @@ EXPERIMENTS = {
     "imagenet_100": ("moco_imagenet100", "scan_imagenet_100", "selflabel_imagenet_100"),
     "imagenet_200": ("moco_imagenet200", "scan_imagenet_200", "selflabel_imagenet_200"),
 }
-# dataset: CPU threads; networks too small for more, which would only wait for each other
+# dataset: CPU threads, where the network is so small that more threads would only wait for each other
 THREADS = {"digits": 1}
 
 PIXELS, FEATURES = "k-means on pixels", "k-means on features"
 METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
 METRICS = ("acc", "nmi", "ari")
-# of the pretext step's metrics.json
+# key of the pretext step's metrics.json: its name in the table
 NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
-# ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones; on
-# CIFAR-10 also the paper's means over ten runs
+# ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones, and
+# on CIFAR-10 also the paper's means over ten runs
 BEST, MEAN = "best model", "mean of 10 runs"
 PUBLISHED = {
     "cifar-10": [
@@ -78,10 +78,10 @@ REHEARSAL = {
     "scan": ["epochs=3", "update_cluster_head_only=True", "optimizer_kwargs.lr=0.001"],
     "selflabel": ["epochs=2", "batch_size=250", "confidence_threshold=0.2"],
 }
-# k-means: the best of so many initialisations by inertia; one where numbers x clusters exceed LARGE, of which
-# ten would take hours; and on pixels only if the train split has at most MODERATE numbers (1.2 GB)
+# k-means keeps the best of INITIALISATIONS by inertia. If values x clusters exceed LARGE, ten would take
+# hours: then it runs once. Pixels are clustered only if the train split has at most MODERATE values (1.2 GB).
 INITIALISATIONS, LARGE, MODERATE = 10, 4e9, 3e8
-# settings that an argument of this program gives
+# settings that have an argument of their own
 RESERVED = {
     "root_dir": "--root_dir",
     "data_dir": "--data_dir",
@@ -103,7 +103,7 @@ def main(argv=None):
     }
     root, settings, step_settings = settings_of(args, files)
     configs = {}
-    for seed in args.seeds:  # what can be refused is refused now, not after the first seed
+    for seed in args.seeds:  # report mistakes now, not after the first seed
         configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
     require_labels(configs[seed]["pretext"])
 
@@ -121,10 +121,10 @@ def main(argv=None):
 
 
 def settings_of(args, files):
-    """Where the results go, and with which settings.
+    """The folder of the results, and the settings of each seed and of each step.
 
     Returns:
-        the folder, pathlib.Path; dict seed -> KEY=VALUE strings for all steps; dict step -> those for one.
+        pathlib.Path; dict seed -> KEY=VALUE strings for all steps; dict step -> those for this step only.
     """
     environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
     root = Path(args.root_dir or environment.root_dir).expanduser()
@@ -143,24 +143,24 @@ def settings_of(args, files):
 
 
 def quoted(path):
-    """A path as YAML, which reads some paths in another way: 2024, say, or one with a #."""
+    """A path as YAML text: in quotes where YAML would misread it, such as 2024, or a path with a #."""
     text = str(path)
     return text if re.fullmatch(r"[\w./-]*/[\w./-]*", text) else json.dumps(text)
 
 
 def read_arguments(argv):
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", metavar="DATASET", help=", ".join(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, help="stop, saved, after so many (exit status 143)")
+    parser.add_argument("--minutes", type=float, help="save and stop after so many (exit status 143)")
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="show on any machine in minutes that all of it runs: a few epochs of a narrow network on few "
-        "images, in ROOT_DIR/rehearsal/; the figures mean nothing",
+        help="check in minutes, on any machine, that everything runs: a few epochs of a narrow network on "
+        "few images, in ROOT_DIR/rehearsal/; the figures mean nothing",
     )
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
@@ -197,14 +197,14 @@ def read_arguments(argv):
 
 
 def stop_after(minutes):
-    """Have this process stopped in order, as by a scheduler, when the time is over."""
+    """Send this process SIGTERM after so many minutes, as a scheduler would: it saves and stops."""
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
 
 
 def write_few(dataset, data_dir, folder):
-    """Write an array file with a few of the dataset's images."""
+    """Write an .npz file with a few of the dataset's images, unless there is one."""
     path = folder / f"{dataset}.npz"
     if path.exists():
         return
@@ -230,15 +230,15 @@ def require_labels(config):
 
 
 def k_means_figures(config, folder):
-    """k-means, fitted on the train split, of the test split's pixels and pretext features.
+    """The baselines: k-means on pixels and on pretext features, fitted on the train split.
 
     Args:
         config: the configuration of the pretext step.
-        folder: pathlib.Path of its results; kmeans.json beside it keeps the figures, as long as they are
-            of this pretext model.
+        folder: pathlib.Path of its results. kmeans.json beside this folder caches the figures, for as long as
+            the pretext model is the same.
 
     Returns:
-        dict method -> figures.
+        dict method -> figures on the test split.
     """
     path = folder.parent / "kmeans.json"
     pretext = digest(folder / FINGERPRINT)
@@ -250,7 +250,7 @@ def k_means_figures(config, folder):
         print(f"{method}, seed {config.seed} ...", flush=True)
         train, test = (data.build_dataset(config, split) for split in ("train", "test"))
         found = representation(config, folder, train, test)
-        figures[method] = found and k_means(*found, test.labels, config)
+        figures[method] = None if found is None else k_means(*found, test.labels, config)
         write_json({"pretext": pretext, "figures": figures}, path)
     return {method: found for method, found in figures.items() if found}
 
@@ -263,14 +263,14 @@ def k_means(train, test, labels, config):
 
 
 def pixels(config, folder, train, test):
-    """The pixels of both splits, uint8 (N, D) and (M, D); None if they are image files or too many."""
+    """The pixels of both splits, uint8 (N, D) and (M, D); None for image files, or above MODERATE values."""
     if not hasattr(train, "images") or train.images.numel() > MODERATE:
         return None
     return [split.images.flatten(1) for split in (train, test)]
 
 
 def features(config, folder, train, test):
-    """The features of both splits that the pretext model's neighbors are mined by, float32 (N, D), (M, D)."""
+    """The pretext features of both splits, as the mining uses them, float32 (N, D) and (M, D)."""
     model = build_model(config)
     source = folder / "model.pth.tar"
     load_weights(model, read_weights(source, ["pretext"])[0], source)
@@ -282,7 +282,7 @@ def features(config, folder, train, test):
 
 
 def read_results(seed, folders, figures):
-    """What the steps of one seed left: figures by method and by step, times, and what they were made with."""
+    """Collect the results of one seed: figures by method and by step, times, machines and versions."""
     steps = {}
     for step, folder in folders.items():
         epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -306,24 +306,32 @@ def read_results(seed, folders, figures):
 
 
 def summarize(args, configs, runs):
-    """The content of the table as plain values; figures are shares, published ones and differences in %."""
+    """The content of the table as plain values.
+
+    Our figures are shares in [0, 1]; the published figures, and the differences from them, are in %.
+    """
     methods = {}
     for method in runs[0]["figures"]:
         values = {name: [run["figures"][method][name] for run in runs] for name in METRICS}
         methods[method] = {name: spread(values[name]) for name in METRICS}
         methods[method]["worst_acc"] = min(values["acc"])
     published = []
-    for method, of, *figures in () if args.rehearse else PUBLISHED.get(args.dataset, ()):
+    entries = [] if args.rehearse else PUBLISHED.get(args.dataset, [])
+    for method, of, *figures in entries:
         figures = dict(zip(METRICS, figures, strict=False))
         here = methods[method]
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
     made_with = []
-    for maker in (maker for run in runs for maker in run["made_with"]):
-        if maker not in made_with:
-            made_with.append(maker)
+    for run in runs:
+        for maker in run["made_with"]:
+            if maker not in made_with:
+                made_with.append(maker)
     command = ["python", "reproduce.py", args.dataset, "--seeds", *map(str, args.seeds)]
-    command += ["--rehearse"] * args.rehearse + (["--set", *args.overrides] if args.overrides else [])
+    if args.rehearse:
+        command.append("--rehearse")
+    if args.overrides:
+        command += ["--set", *args.overrides]
     return {
         "dataset": args.dataset,
         "command": shlex.join(command),
@@ -340,13 +348,13 @@ def summarize(args, configs, runs):
 
 
 def spread(values):
-    """Mean, and standard deviation (n - 1), None of a single value."""
+    """Mean and standard deviation (n - 1) of values; the deviation of a single value is None."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": deviation, "values": values}
 
 
 def protocol(args, configs, runs):
-    """What the figures mean, a list of lines."""
+    """How the figures were obtained, a list of lines."""
     scan, figures = configs["scan"], runs[0]["figures"]
     moco = configs["pretext"].setup == "moco"
     unlabeled = args.dataset in data.WITH_UNLABELED
@@ -378,7 +386,7 @@ def protocol(args, configs, runs):
 
 
 def figure_rows(summary):
-    """The table of figures, a list of rows of strings, the header first."""
+    """The table of figures: a list of rows, each a list of strings, the header first."""
     header = [f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]
     rows = [header]
     several, published = len(summary["seeds"]) > 1, summary["published"]
@@ -400,7 +408,7 @@ def figure_rows(summary):
 
 
 def compared(entry):
-    """A published result, and how far the mean is from it, as strings."""
+    """Two cells of the table: a published result, and the difference of our mean from it."""
     figures = " / ".join(f"{value:.1f}" for value in entry["figures"].values())
     return [
         f"{figures} ({entry['of']})",
@@ -414,7 +422,7 @@ def shown(spread):
 
 
 def step_rows(summary):
-    """The table of times, means over the seeds, a list of rows of strings, the header first."""
+    """The table of times, means over the seeds: rows as in `figure_rows`."""
     rows = [["step", "epochs", "minutes", "images/s", ""]]
     for step, runs in summary["steps"].items():
         speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
@@ -448,7 +456,7 @@ def console(summary):
 
 
 def aligned(rows):
-    """Rows of strings as lines of columns, numbers at the right."""
+    """Lines of text with aligned columns, numbers to the right."""
     columns = []
     for header, *body in zip(*rows, strict=True):
         width = max(map(len, (header, *body)))

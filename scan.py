@@ -33,16 +33,17 @@ NEIGHBORS = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
 
 
 def scan_step(model, criterion, batch):
-    """Semantic clustering (section 2.2): an image and its neighbor belong to one cluster.
+    """Semantic clustering (section 2.2): an image and its neighbor belong to the same cluster.
 
     Args:
         model: images -> list of logits (B, C), one per head.
         criterion: losses.SCANLoss.
-        batch: anchors and neighbors, both (B, 3, S, S), each in a pass, and BatchNorm statistics, of its own.
+        batch: anchors and neighbors, both (B, 3, S, S). Each gets a forward pass of its own, and with it its
+            own BatchNorm statistics.
     """
     anchor_logits, neighbor_logits = (model(images) for images in batch)
     losses = [criterion(*pair) for pair in zip(anchor_logits, neighbor_logits, strict=True)]
-    total, consistency, entropy = (sum(parts) for parts in zip(*losses, strict=True))  # over the heads
+    total, consistency, entropy = (sum(parts) for parts in zip(*losses, strict=True))  # summed over heads
     return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
 
 
@@ -93,11 +94,14 @@ def add_arguments(parser):
     )
 
 
-# --- what the pretext step left ------------------------------------------------------------------
+# --- results of the pretext step -----------------------------------------------------------------
 
 
 def pretext_files(config, args):
-    """Paths of the pretext step's model and neighbors, by name. Raises UserError if --pretext names none."""
+    """Paths of the pretext step's model and neighbors, by file name.
+
+    Raises UserError if --pretext is not a folder.
+    """
     if args.pretext and not args.pretext.is_dir():
         raise UserError(f"--pretext {args.pretext}: no such folder; give the folder that holds model.pth.tar")
     folder = args.pretext or earlier_folder(config, "pretext", args.run)
@@ -106,7 +110,7 @@ def pretext_files(config, args):
 
 
 def load_backbone(model, source, args):
-    """Load the backbone of the pretext checkpoint `source`; returns all of its weights."""
+    """Load the backbone from the pretext checkpoint `source`; returns the checkpoint's whole state dict."""
     hint = "" if args.pretrained else "run simclr.py or moco.py first, or name its folder with --pretext"
     weights, _ = read_weights(source, ["pretext"], hint)
     load_weights(model, weights, source, "backbone.")
@@ -114,30 +118,33 @@ def load_backbone(model, source, args):
 
 
 def read_neighbors(pretext, identity, weights, train_set, test_set):
-    """The mined neighbors of both splits, int64 (N, 1 + mined), if they are of these images."""
+    """Read the mined neighbors of both splits, int64 (N, 1 + mined).
+
+    Raises UserError if they were mined among other images.
+    """
     train, test = (pretext[name] for name in NEIGHBORS)
     check_neighbors(train.parent, identity, weights, neighbors.mine_again(train.parent, "them"))
     return neighbors.read(train, len(train_set)), neighbors.read(test, len(test_set))
 
 
-# --- which images train, and which choose --------------------------------------------------------
+# --- which images train, and which select the model ----------------------------------------------
 
 
 class Split(NamedTuple):
-    """The images that train, and those that choose the epoch and the head by the loss. No label chooses."""
+    """The images to train on, and the images whose loss selects the epoch and the head, without labels."""
 
-    anchors: torch.Tensor | None  # int64, indices of the training images that train; None: all
-    train_neighbors: torch.Tensor  # int64 (N, 1 + mined), of all training images
-    choosing_set: object  # the dataset of those that choose
-    choosing: torch.Tensor | slice  # which of that dataset's images choose
-    val_neighbors: torch.Tensor  # int64 (M, k), of these, among all images of that dataset
+    anchors: torch.Tensor | None  # int64, indices of the images to train on; None: the whole train split
+    train_neighbors: torch.Tensor  # int64 (N, 1 + mined), of the whole train split
+    val_set: object  # dataset that contains the M images that select
+    val_images: torch.Tensor | slice  # their indices in val_set
+    val_neighbors: torch.Tensor  # int64 (M, k), their neighbors among all images of val_set
 
 
 def hold_out(train_set, train_neighbors, k):
-    """Split the training images in those that train, nine of ten, and those that choose the model.
+    """Hold out a tenth of the train split to select the model, and train on the rest.
 
-    An image held out never trains: where it is a neighbor, the image itself takes its place. The first k
-    neighbors of an image held out may be any image.
+    A held-out image never trains: where it is a neighbor, the anchor itself replaces it. The held-out images
+    keep the first k entries of their rows, whichever images these are.
     """
     n = len(train_neighbors)
     held = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: max(1, n // 10)].sort().values
@@ -148,27 +155,28 @@ def hold_out(train_set, train_neighbors, k):
     return Split((~is_held).nonzero().squeeze(1), kept, train_set, held, train_neighbors[held, :k])
 
 
-# --- what is trained, on what --------------------------------------------------------------------
+# --- the network to train, and its batches -------------------------------------------------------
 
 
 def whole_images(run, model, train_set, split):
-    """The whole model, on augmented images.
+    """Train the whole model on augmented images.
 
     Returns:
-        the module that trains, its training Loader, and the Loader of all images of `split.choosing_set`.
+        the module to train, its training Loader, and the evaluation Loader of `split.val_set`.
     """
     config = run.config
     pairs = data.AnchorNeighborView(
         data.build_train_transform(config), split.train_neighbors, config.num_neighbors
     )
     train = data.Loader(train_set, pairs, train=True, anchors=split.anchors, **run.loading)
-    return model, train, data.eval_loader(split.choosing_set, config, **run.loading)
+    return model, train, data.eval_loader(split.val_set, config, **run.loading)
 
 
 def cached_features(run, model, train_set, split):
-    """The heads alone, on the frozen backbone's features, float16, of `cache_features` augmented views.
+    """Train the heads alone, on the frozen backbone's float16 features of `cache_features` augmented views.
 
-    Returns what `whole_images` does, of features. Raises UserError when they do not fit in memory.
+    Returns the same as `whole_images`, but the Loaders give features. Raises UserError if the features do not
+    fit in memory.
     """
     config = run.config
     view = data.PlainView(data.build_train_transform(config))
@@ -180,8 +188,8 @@ def cached_features(run, model, train_set, split):
         return model.backbone(images).half()
 
     with run.autocast():
-        choosing = data.eval_loader(split.choosing_set, config, **run.loading)
-        val_features = infer(features_of, choosing, "validation features")
+        val_loader = data.eval_loader(split.val_set, config, **run.loading)
+        val_features = infer(features_of, val_loader, "validation features")
         shape = (config.cache_features, len(train_set), val_features.size(1))
         try:
             views = val_features.new_empty(shape)
@@ -204,17 +212,19 @@ def cached_features(run, model, train_set, split):
 
 
 class Selection:
-    """Keeps the epoch and the head of the lowest objective; labels only tell the accuracy.
+    """Saves the model whenever one of its heads reaches the lowest validation loss so far.
+
+    Labels, if there are any, are used only to log the accuracy.
 
     Args:
         run: the Run.
-        model: the model to save when it is the best so far.
-        network: what validates: the model, or its heads on features.
-        validation: Loader of the images, or features, of `split.choosing_set`.
+        model: the model to save.
+        network: the module to validate: the model on images, or its heads on cached features.
+        validation: Loader of the images, or the cached features, of `split.val_set`.
         split: the Split.
 
     Attributes:
-        best: dict `best_loss`, `best_loss_head`, for the checkpoint.
+        best: dict of `best_loss` and `best_loss_head`, for the checkpoint.
     """
 
     def __init__(self, run, model, network, validation, split):
@@ -229,34 +239,36 @@ class Selection:
         )
 
     def __call__(self, epoch):
-        """Validate after an epoch; returns what to log."""
+        """Validate after an epoch; returns the values to log."""
         split = self.split
         with self.run.autocast():
             probabilities = infer(predict(self.network), self.validation, "validation")
         objectives = [
-            metrics.validation_objective(p, split.val_neighbors, split.choosing) for p in probabilities
+            metrics.validation_objective(p, split.val_neighbors, split.val_images) for p in probabilities
         ]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
         if objectives[head]["loss"] < self.best["best_loss"]:
             self.run.save({"model": self.model.state_dict(), "head": head}, "model.pth.tar")
             self.best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
         values = {f"val_{name}": value for name, value in objectives[head].items()}
-        chosen = probabilities[head].cpu()[split.choosing]
+        chosen = probabilities[head].cpu()[split.val_images]
         values.update(self.watch(epoch, chosen))
-        labels = split.choosing_set.labels
+        labels = split.val_set.labels
         if labels is not None:
-            num_classes = len(split.choosing_set.classes)
-            values["val_acc"] = metrics.clustering_metrics(chosen, labels[split.choosing], num_classes)["acc"]
+            num_classes = len(split.val_set.classes)
+            values["val_acc"] = metrics.clustering_metrics(chosen, labels[split.val_images], num_classes)[
+                "acc"
+            ]
         return values
 
 
 def predict(network):
-    """Function images -> one (B, C) of probabilities per head."""
+    """Function images -> tuple of probabilities (B, C), one for each head."""
     return lambda images: tuple(logits.softmax(1) for logits in network(images))
 
 
 def evaluate(run, identity, model, test, best_loss, quality):
-    """Report the best epoch's model, with its best head, on the test split, in float32."""
+    """Evaluate the best epoch's model with its best head on the test split, in float32; write the results."""
     source = run.folder / "model.pth.tar"
     weights, found = read_weights(source, ["clustering"])
     head = choose_head(weights, found, source)

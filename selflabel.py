@@ -1,4 +1,4 @@
-"""Step 3 of SCAN: fine-tune on the samples that the model is sure of, under strong augmentation.
+"""Step 3 of SCAN: fine-tune on the model's own confident predictions, under strong augmentation.
 
 python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml [--pretrained scan_cifar10.pth.tar]
 """
@@ -28,11 +28,11 @@ log = logging.getLogger("selflabel")
 
 
 def selflabel_step(model, criterion, batch):
-    """Self-labeling (section 2.3): the confident prediction on an image is the label of its strong view.
+    """Self-labeling (section 2.3): a confident prediction on the weak view is the label of the strong view.
 
     Args:
-        model: images -> list of one tensor of logits (B, C); in train mode, and with `buffers()`, its
-            BatchNorm statistics, which learn from both views.
+        model: images -> list of one tensor of logits (B, C), in train mode. Its `buffers()` are the BatchNorm
+            statistics, which both views update.
         criterion: losses.ConfidenceBasedCE.
         batch: weakly and strongly augmented images, both (B, 3, S, S).
     """
@@ -43,9 +43,9 @@ def selflabel_step(model, criterion, batch):
     statistics = list(model.buffers())
     before = [values.clone() for values in statistics]
     strong_logits = model(strong_images)[0]
-    # Without a confident sample the strong view leaves no trace. `torch.where` decides that on the device,
-    # without a GPU synchronization; .data, since autograd forbids a change before the backward pass, which
-    # does not use these values.
+    # Without a confident sample the strong view must not change the statistics. `torch.where` decides this on
+    # the device, without a GPU synchronization. Autograd forbids in-place changes before the backward pass;
+    # .data avoids that check, which is safe because the backward pass does not use these values.
     trains = confident.any()
     for now, earlier in zip(statistics, before, strict=True):
         now.data.copy_(torch.where(trains, now, earlier))
@@ -93,40 +93,40 @@ def main(argv=None):
 
 
 def clustering_model(config, args):
-    """Path of the clustering step's model."""
+    """Path of the clustering step's model. Logs a warning if that step is unfinished."""
     path = earlier_folder(config, "scan", args.run) / "model.pth.tar"
     warn_if_unfinished(path.parent)
     return path
 
 
 def only_head(weights, head):
-    """The weights with cluster head number `head` as head 0, without the others."""
+    """The state dict with a single cluster head: number `head`, renamed to head 0."""
     chosen = f"cluster_head.{head}."
-    kept = {key: value for key, value in weights.items() if not key.startswith("cluster_head.")}
-    kept.update(
-        (key.replace(chosen, "cluster_head.0."), value)
-        for key, value in weights.items()
-        if key.startswith(chosen)
-    )
+    kept = {}
+    for key, value in weights.items():
+        if key.startswith(chosen):
+            kept[key.replace(chosen, "cluster_head.0.")] = value
+        elif not key.startswith("cluster_head."):
+            kept[key] = value
     return kept
 
 
 def watch_from_the_start(run, predict, train_set, test):
-    """What the start model, in eval mode, says of the images: are there pseudo-labels to train on?
+    """Check that the start model, in eval mode, gives pseudo-labels to train on.
 
     Returns:
-        the health.Watch of the training.
+        the health.Watch of the training, which compares later clusters with those at the start.
 
     Raises:
-        UserError: a training would begin without a confident image. One that goes on, or is finished, has
-            shown that there are some.
+        UserError: training is about to begin, and no training image is confident. A resumed or finished run
+            is not checked: it has already trained on some.
     """
     config, begins = run.config, run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
     with run.autocast():
         start = infer(predict, test, "clusters at the start").cpu()
         if begins:
             train = data.eval_loader(train_set, config, **run.loading)
-            # the largest probability and its cluster, batch by batch: all of them would be large
+            # keep only the largest probability and its cluster: all probabilities would take much memory
             found = infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
             confidence, clusters = (part.cpu() for part in found)
             health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
@@ -136,7 +136,7 @@ def watch_from_the_start(run, predict, train_set, test):
 
 
 def monitor(run, predict, test, watch, epoch):
-    """Look at the clusters after an epoch; labels only tell the accuracy. Returns what to log."""
+    """Check the clusters after an epoch; returns the values to log. Labels are used only for the accuracy."""
     with run.autocast():
         probabilities = infer(predict, test, "validation").cpu()
     values = watch(epoch, probabilities)
@@ -148,7 +148,7 @@ def monitor(run, predict, test, watch, epoch):
 
 
 def evaluate(run, identity, model, predict, test):
-    """Save the last epoch's model and report it on the test split, in float32."""
+    """Save the last epoch's model, evaluate it on the test split in float32, and write the results."""
     run.save(model.state_dict(), "model.pth.tar")
     probabilities = infer(predict, test, "evaluation").cpu()
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}

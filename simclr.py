@@ -24,17 +24,17 @@ from utils.training.optim import build_optimizer
 
 log = logging.getLogger("simclr")
 
-TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # mined, besides the image itself
+TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # to mine for each image, not counting the image itself
 TOP = max(neighbors.TOP)
 
 
 def simclr_step(model, criterion, images):
-    """Instance discrimination (section 2.1): the two views of an image are each other's match.
+    """Instance discrimination (section 2.1): the two views of an image match each other and no other image.
 
     Args:
-        model: images -> L2-normalised features (2B, D).
+        model: images -> L2-normalized features (2B, D).
         criterion: losses.SimCLRLoss.
-        images: (2B, 3, S, S), the two views of an image beside each other; one pass for all of them.
+        images: (2B, 3, S, S), the two views of image i in rows 2i and 2i + 1; one forward pass for all.
     """
     features = model(images)
     return {"loss": criterion(features.unflatten(0, (-1, 2)))}
@@ -62,9 +62,10 @@ def main(argv=None):
 
 
 def eval_loaders(run, model, k_train, k_val):
-    """Loaders of both splits under the evaluation transform, each checked with the model.
+    """Loaders of the train and the test split with the evaluation transform, each tried on the model.
 
-    Raises UserError if a split has too few images for that many neighbors of each.
+    This step's variables and files call the test split `val`. Raises UserError if a split is too small for
+    that many neighbors.
     """
     with distributed.main_first():
         datasets = [data.build_dataset(run.config, split) for split in ("train", "test")]
@@ -77,9 +78,9 @@ def eval_loaders(run, model, k_train, k_val):
 
 
 def learn(run, model, train, val):
-    """Train by instance discrimination; `train` and `val` monitor the features by k-NN accuracy.
+    """Train by instance discrimination; returns the Identity of the training.
 
-    Returns the Identity of the training.
+    After each epoch, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the features.
     """
     config, images = run.config, train.dataset
     datasets = {"train": train.dataset, "test": val.dataset}
@@ -108,23 +109,23 @@ def learn(run, model, train, val):
 def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
     """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
-    The features are computed in float32 under the evaluation transform, written to a file as they come,
-    and removed when the neighbors are found.
+    The features are computed in float32 with the evaluation transform, written to scratch files batch by
+    batch, and removed after the mining.
 
     Args:
-        run: the Run, whose folder takes model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json.
+        run: the Run; model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json go to its folder.
         identity: the Identity of the step.
         model: the pretext model.
-        train, val: loaders of the splits.
-        k_train, k_val: neighbors to mine besides the image itself.
-        pretrained: the file that the weights come from, if they were not trained here.
+        train, val: evaluation loaders of the train and the test split.
+        k_train, k_val: neighbors to mine for each image, not counting the image itself.
+        pretrained: the file of the weights, if this run did not train them.
     """
     config = run.config
     splits = {"train": (train, k_train), "val": (val, k_val)}
     paths = {name: run.folder / f"topk-{name}-neighbors.npy" for name in splits}
     if run.main:
         for path in (*paths.values(), run.folder / "metrics.json", run.folder / FINGERPRINT):
-            path.unlink(missing_ok=True)  # never another model's neighbors beside this one
+            path.unlink(missing_ok=True)  # so that no other model's neighbors lie beside this model
     run.save(model.state_dict(), "model.pth.tar")
     features_of = model.eval().features_from(config.features)
     with run.scratch() as scratch:
@@ -151,7 +152,7 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
 
 
 def feature_figures(run, features, mined, train, val):
-    """How good the features are, where there are labels; `mined`: neighbors within the validation split."""
+    """Neighbor and k-NN accuracy, as far as there are labels; `mined`: the test split's neighbors."""
     if val.dataset.labels is None:
         return {}
     figures = neighbors.accuracy(mined, val.dataset.labels)
@@ -163,7 +164,10 @@ def feature_figures(run, features, mined, train, val):
 
 
 def knn_accuracy(features, train, val, temperature, device=None):
-    """Share of the validation images whose class the train split's features vote for."""
+    """Weighted k-NN accuracy on the test split: the nearest features of the train split vote for the class.
+
+    `features`: those of both splits, float32 (N, D) and (M, D).
+    """
     bank, queries = features
     labels, num_classes = train.dataset.labels, len(train.dataset.classes)
     votes = neighbors.weighted_knn(bank, labels, queries, num_classes, temperature=temperature, device=device)

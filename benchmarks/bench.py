@@ -1,11 +1,11 @@
-"""The plain way and ours, side by side, and how far ours is from what the machine can do.
+"""The plain implementation and ours, side by side, and how far ours is from the machine's limit.
 
 python benchmarks/bench.py [--only WORD] [--device cpu]
 
-Every measurement runs in a process of its own; `plain.py` holds the plain way. Shapes and batch sizes are
-those of the published CIFAR-10 experiments; pixels and features are random, since times do not depend
-on them. The limit is the fastest product (float32, bfloat16) or copy that torch reaches on this machine, in
-the same run. The table also goes to --output as JSON.
+Every measurement runs in a process of its own; `plain.py` holds the plain implementation. Shapes and batch
+sizes are those of the published CIFAR-10 experiments; pixels and features are random, since times do not
+depend on them. The limit is the fastest matrix product (float32, bfloat16), convolution or copy that torch
+reaches on this machine, measured in the same run. The table is also written to --output as JSON.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def in_a_process(task, way, device):
 
 
 def compare(found, limits):
-    """Put the rates of all ways, their ratios and the distance to the limit together."""
+    """Collect the rates of all ways, their ratios to the plain way, and their shares of the limit."""
     row = {"unit": found["plain"]["unit"], "extrapolated": found["plain"].get("extrapolated", False)}
     row["per_second"] = {way: result["count"] / result["seconds"] for way, result in found.items()}
     row["ratio"] = {
@@ -138,7 +138,7 @@ def line(task, row, ways):
 
 
 def seconds_of(function, device, at_least=1.0):
-    """Seconds of a call, the mean of as many as take `at_least` seconds, after one to warm up."""
+    """Mean seconds of a call, over as many calls as take `at_least` seconds, after one to warm up."""
     function()
     _wait(device)
     start, calls = time.perf_counter(), 0
@@ -155,9 +155,9 @@ def _wait(device):
 
 
 def limits(way, device):
-    """Rates that torch reaches here: products of two precisions, and copies (read and written).
+    """Rates that torch reaches here: products in both precisions, and copies (bytes read and written).
 
-    A product is of two matrices or a convolution, whichever is faster: they come from different libraries.
+    The product is a matrix product or a convolution, whichever is faster: they come from different libraries.
     """
     n, batch = (8192, 1024) if device.type == "cuda" else (2048, 64)
     rates = {}
@@ -187,7 +187,7 @@ def images_of(count):
 
 
 def batches_of(step, config, way, device, count):
-    """A loader of `count` training batches of a step, one way or the other."""
+    """A loader of `count` training batches of a step of the method, the plain way or ours."""
     images = images_of(count * config.batch_size)
     mined = torch.randint(len(images), (len(images), 1 + config.get("num_neighbors", 0)))
     if way == "plain":
@@ -205,12 +205,12 @@ def batches_of(step, config, way, device, count):
     return data.Loader(dataset, view, config.batch_size, train=True, device=device)
 
 
-# --- the tasks: function(way, device) -> count of units, seconds, and the FLOP or bytes that they need ---
+# --- the tasks: function(way, device) -> dict of unit, count, seconds and, if limited, FLOP or bytes ---
 
 
 def augmentation(step):
     def task(way, device):
-        """The augmented views of a training epoch, ready on the device; the weak view of step 3 is free."""
+        """The augmented views of a training epoch, on the device; step 3's weak view is not counted."""
         if way == "bf16":
             return None
         config = config_of(step)
@@ -233,7 +233,7 @@ def augmentation(step):
 
 def training(step):
     def task(way, device):
-        """Iterations of the published batch size, augmentation included; both ways share the step."""
+        """Iterations at the published batch size, with augmentation; all ways share <step>_step()."""
         config, precision = config_of(step), torch.bfloat16 if way == "bf16" else torch.float32
         model = build_model(config).to(device).train()
         autocast = partial(torch.autocast, device.type, precision, enabled=way == "bf16")
@@ -246,7 +246,7 @@ def training(step):
             passes = config.batch_size * (2 if step == "simclr" else 1)
             compiled = machine.compiled(model, "auto", device, 10**6, passes)
             network = TrainingNetwork(model, compiled, autocast)
-            counted = TrainingNetwork(model, model, autocast)  # the counter cannot look into a compiled one
+            counted = TrainingNetwork(model, model, autocast)  # cannot count in a compiled one
             optimizer = build_optimizer(model.parameters(), "sgd", {"lr": 1e-4, "momentum": 0.9})
         all_are_confident = [0.0] if step == "selflabel" else []
         criterion = CRITERIA[config.criterion](*all_are_confident, **config.criterion_kwargs)
@@ -258,7 +258,7 @@ def training(step):
             loss.backward()
             optimizer.step()
             if way == "plain":
-                loss.item()  # to show it
+                loss.item()  # as for a progress bar
 
         warm, count = (10, 50) if device.type == "cuda" else (1, 2 if config.batch_size > 200 else 6)
         loader = batches_of(step, config, way, device, min(warm + count, 8))
@@ -350,7 +350,7 @@ def mining(way, device):
 
 
 def mining_a_million(way, device):
-    """20 neighbors of a million features of 128 dimensions in 1000 groups; the plain way from 500 queries."""
+    """20 neighbors of 10^6 features, 128 dimensions, 1000 groups; plain: extrapolated from 500 queries."""
     if way == "bf16":
         return None
     count = 10**6
@@ -371,7 +371,7 @@ def mining_a_million(way, device):
 
 def objective(classes):
     def task(way, device):
-        """SCAN's objective on 50 000 images; the plain one's N x N matrix from N = 10 000, times 25."""
+        """SCAN's objective on 50 000 images; plain: an N x N matrix, 25 times the time for N = 10 000."""
         if way == "bf16":
             return None
         count = 10_000 if way == "plain" else IMAGES
@@ -383,7 +383,7 @@ def objective(classes):
         else:
             run = lambda: metrics.validation_objective(probabilities, mined)  # noqa: E731
         seconds = seconds_of(run, device) * (IMAGES / count) ** 2
-        # read once, and each neighbor's row
+        # each row is read once, and once for each neighbor
         needed = probabilities.nbytes * (2 + NEIGHBORS)
         result = {"unit": "objectives", "count": 1, "seconds": seconds}
         return {**result, "extrapolated": True} if way == "plain" else {**result, "bytes": needed}
@@ -393,7 +393,7 @@ def objective(classes):
 
 def matching(classes):
     def task(way, device):
-        """Clusters to classes, 50 000 images; the plain one's passes, one per pair, from 1000 pairs."""
+        """Match clusters to classes, 50 000 images; plain: a pass per pair, extrapolated from 1000 pairs."""
         if way == "bf16":
             return None
         clusters, labels = torch.randint(classes, (2, IMAGES))

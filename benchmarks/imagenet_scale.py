@@ -1,11 +1,11 @@
-"""ImageNet's size on an ordinary machine: how long mining and evaluation take, and how much memory.
+"""ImageNet's size on an ordinary machine: how long mining and evaluation take, and how much memory they need.
 
 python benchmarks/imagenet_scale.py [--images 1281167] [--dim 128] [--k 50]
 
 Features are synthetic (1000 classes of 1300 points each, spread along 16 directions and by noise), since only
-their number and width matter for memory; the recall of the approximate search is for them. Each part runs
-in a process of its own, whose peak memory, resident pages of the features' file included, is read when it
-ends; the table also goes to --output as JSON.
+their number and width matter for memory; the recall of the approximate search holds for them only. Each part
+runs in a process of its own, whose peak memory is read at the end; it includes resident pages of the
+features' file. The table is also written to --output as JSON.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CLASSES, HEADS, VAL_IMAGES, BATCH = 1000, 10, 50_000, 4096
 
 
 class Batches:
-    """In the place of a data.Loader: batches of indices of images."""
+    """In place of a data.Loader: batches of image indices, int64 (B,)."""
 
     batch_size = BATCH
 
@@ -43,7 +43,7 @@ class Batches:
 
 
 def synthetic(dim):
-    """Function indices (B,) -> normalised features (B, dim) that form CLASSES clusters."""
+    """Function indices (B,) -> normalized features (B, dim) that form CLASSES clusters."""
     generator = torch.Generator().manual_seed(0)
     centers = F.normalize(torch.randn(CLASSES, dim, generator=generator), dim=1)
     directions = F.normalize(torch.randn(16, dim, generator=generator), dim=1)
@@ -58,7 +58,7 @@ def synthetic(dim):
 
 
 def mining(args):
-    """The features of the training split to a file, then the neighbors of each."""
+    """Write the features of the train split to a file, then mine the neighbors of each."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         start = time.perf_counter()
         found = inference.infer(synthetic(args.dim), Batches(args.images), "features", Path(folder) / "f.npy")
@@ -76,7 +76,7 @@ def mining(args):
 
 
 def exact_seconds(features, k, sample=500):
-    """Extrapolated from `sample` queries."""
+    """Seconds of the exact search, extrapolated from `sample` queries."""
     start = time.perf_counter()
     neighbors.search(features[:sample], features, k + 1)
     return (time.perf_counter() - start) * len(features) / sample
@@ -107,12 +107,12 @@ def evaluation(args):
 
 
 def in_a_process(function, args):
-    """What `function(args)` returns, and the peak memory of the process that ran it, in GB."""
+    """Run `function(args)` in a new process; returns its figures and the process's peak memory in GB."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(function, args, sender))
     process.start()
-    sender.close()  # or this end would wait for ever for a child that was killed
+    sender.close()  # otherwise recv would block forever if the child is killed
     result = receiver.recv()
     process.join()
     return result

@@ -1,7 +1,7 @@
-"""The plain way to do what this project does, for bench.py to measure against.
+"""A plain implementation of what this project does, for bench.py to compare with.
 
-One Pillow image at a time in DataLoader workers, float32, channels first, eager, a number read back at
-every step, an N x N matrix in the validation objective: as one would write it first.
+It is written as one would at first: one Pillow image at a time in DataLoader workers, float32, channels
+first, eager, a number read back in every iteration, an N x N matrix in the validation objective.
 """
 
 import random
@@ -49,7 +49,7 @@ class StrongOperations:
 
 
 class Cutout:
-    """Square holes of 0 in a normalised image (3, H, W)."""
+    """Square holes of 0 in a normalized image (3, H, W)."""
 
     def __init__(self, n_holes, length, random=True):
         self.n_holes, self.length, self.random = n_holes, length, random
@@ -126,7 +126,7 @@ def loader(views, batch_size, workers, train=True):
 
 
 def validation_objective(probabilities, neighbors):
-    """SCAN's objective by the matrix of all similarities, N x N: (consistency, entropy)."""
+    """SCAN's objective from the N x N matrix of all similarities: (consistency, entropy)."""
     similarity = probabilities @ probabilities.T
     consistency = -similarity.gather(1, neighbors).log().clamp(min=-100).mean()
     mean = probabilities.mean(0).clamp(min=1e-8)
@@ -134,7 +134,7 @@ def validation_objective(probabilities, neighbors):
 
 
 def count_matches(clusters, labels, pairs):
-    """For each (cluster, class) pair a pass over the images: how many are in both."""
+    """How many images are in both of each (cluster, class) pair; a pass over the images for each pair."""
     return [int(((clusters == cluster) & (labels == label)).sum()) for cluster, label in pairs]
 
 

@@ -1,10 +1,10 @@
-"""Where the time of a SimCLR step goes: augmentation, forward, backward, optimiser.
+"""Where the time of a SimCLR iteration goes: augmentation, forward, backward, optimizer.
 
 python benchmarks/simclr_parts.py [--device auto] [--batch_size 512] [--compile auto]
 
-The published CIFAR-10 step, on random pixels. Each part is repeated and timed on its own, beside
-whole steps as they follow each other. Prints views per second, and for forward and backward the share of the
-fastest product that torch reaches here. Also written to --output as JSON.
+The published CIFAR-10 experiment, on random pixels. Each part is repeated and timed on its own, and so are
+whole iterations. Prints views per second and, for forward and backward, the share of the fastest product that
+torch reaches here. The table is also written to --output as JSON.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main():
 
 
 def parts(device, precision, batch_size, compile_):
-    """Seconds and FLOP of each part of a step: dict name -> dict."""
+    """Seconds and FLOP of each part of an iteration: dict name -> dict."""
     if device.type == "cpu":
         machine.reuse_freed_memory()
     config = config_of("simclr")

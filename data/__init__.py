@@ -1,8 +1,8 @@
 """Datasets, and how the steps see them.
 
 To add a dataset, write a builder(data_dir, split, size) that returns a `Dataset`, and enter it in DATASETS.
-Images that fit in memory are an ArrayImages, image files a FolderImages. Without a line of code, datasets
-are read from `{data_dir}/{name}.npz` and from the folder `{data_dir}/{name}/`.
+Use ArrayImages for images that fit in memory, FolderImages for image files. A file `{data_dir}/{name}.npz` or
+a folder `{data_dir}/{name}/` needs no code at all.
 """
 
 from functools import partial
@@ -47,11 +47,11 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """What all datasets are: the N images of one split, in an order that never changes.
+    """What every dataset offers: the N images of one split, in an order that never changes.
 
     Attributes:
-        labels: int64 tensor (N,) on the CPU, or None. They are for evaluation alone.
-        classes: list of the names of the classes, to which the labels refer; None without labels.
+        labels: int64 tensor (N,) on the CPU, or None. Only evaluation uses them.
+        classes: list of class names, of which labels are the indices; None without labels.
     """
 
     labels: torch.Tensor | None
@@ -61,27 +61,27 @@ class Dataset(Protocol):
         """N."""
 
     def names(self):
-        """List of N strings: what to call each image, in tables and pictures."""
+        """List of N strings: the images' names in tables and pictures."""
 
     def raw(self, index):
         """One image, uint8 (3, H, W), on the CPU. Raises UserError if it cannot be read."""
 
     def fingerprint(self):
-        """A string that tells these images from others, in whatever memory they are; labels do not enter."""
+        """A string that identifies these images, wherever they are stored; it does not depend on labels."""
 
     def to(self, device):
-        """Move what is in memory to `device`, if it has room; otherwise, and for files, do nothing."""
+        """Move images in memory to `device` if they fit there. Image files stay where they are."""
 
     def fetch(self, index_batches, device, num_workers=0):
-        """Yield the images of each of a list of int64 index tensors, uint8 (*index.shape, 3, H, W).
+        """For each of a list of int64 index tensors, yield its images, uint8 (*index.shape, 3, H, W).
 
-        They are on `device`, wherever the dataset is, and of one size in the whole dataset. `num_workers`
-        processes read those that are in files. Raises UserError for an image that cannot be read.
+        They are on `device`, wherever the dataset is. All images of a dataset have the same size.
+        `num_workers` processes read image files. Raises UserError for an image that cannot be read.
         """
 
 
-# name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: the side in pixels to
-# which image files are brought, so that batches can be made of them
+# name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the
+# squares to which image files are resized and cropped, so that they can be batched
 DATASETS = {
     "cifar-10": build_cifar10,
     "cifar-20": build_cifar20,
@@ -92,12 +92,12 @@ DATASETS = {
     "imagenet_100": partial(build_imagenet, subset=100),
     "imagenet_200": partial(build_imagenet, subset=200),
 }
-WITH_UNLABELED = {"stl-10"}  # those with a split "train+unlabeled", from which the pretext step learns
+WITH_UNLABELED = {"stl-10"}  # datasets with a split "train+unlabeled", which the pretext step trains on
 
 SPLITS = ("train", "test", "train+unlabeled")
 
-# What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
-# the table of keys, in utils/.
+# For callers who read a YAML file without load_config: defaults of keys that may be missing. A test compares
+# them with the table of keys in utils/run/schema.py.
 DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}}
 
 
@@ -105,12 +105,12 @@ def build_dataset(config, split):
     """One split of the dataset that a configuration names.
 
     A file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
-    `{data_dir}/{name}/`, see `build_folder`. Labels that are one and the same are none.
+    `{data_dir}/{name}/`, see `build_folder`. If all labels are the same, they are dropped.
 
     Args:
-        config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`.
-            Image files are brought to 256 / 224 of `transformation_kwargs.crop_size`; of a folder's,
-            the share `max_unreadable` may be damaged, and `num_workers` processes look for those.
+        config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`. For image
+            files, 256 / 224 of `transformation_kwargs.crop_size` is their side. For a folder, `num_workers`
+            processes look for damaged images, of which the share `max_unreadable` is accepted.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
 
     Returns:
@@ -147,5 +147,5 @@ def build_dataset(config, split):
 
 
 def eval_loader(dataset, config, **loading):
-    """Batches of a whole split under the evaluation transform; `loading`: see Loader."""
+    """Loader of a whole split with the evaluation transform; `loading`: further arguments of Loader."""
     return Loader(dataset, PlainView(build_eval_transform(config)), train=False, **loading)

@@ -1,4 +1,4 @@
-"""Images that all look the same: something is lost on the way from the file, and nothing can be learned."""
+"""A warning when all images look the same: reading them went wrong, and nothing can be learned."""
 
 import logging
 import zlib
@@ -8,22 +8,22 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 NEARLY_ALL = 0.9
-DARK = 16  # the highest value of 255 that 12 bits have in a file of 16
-LEVELS = 2  # grey levels that an image of one color may span: the noise of JPEG, or values of 0 and 1
+DARK = 16  # of 255: the highest value of 12-bit data in a 16-bit file
+LEVELS = 2  # gray levels that an image of one color may span, because of JPEG noise or values of 0 and 1
 
 
 def look(image):
-    """Of uint8 (3, H, W): whether it is of one color, a checksum, and its highest value."""
+    """For an image, uint8 (3, H, W): whether it has only one color, a checksum, and its highest value."""
     pixels = image.numpy()
     low, high = pixels.min((1, 2)).astype(int), pixels.max((1, 2))
     return bool((high - low <= LEVELS).all()), zlib.crc32(pixels.tobytes()), int(high.max())
 
 
 def warn(looks, where):
-    """Warn, naming the likely cause, if nearly all images are of one color, equal to each other, or black.
+    """Log a warning with the likely cause if nearly all images have only one color, are equal, or are black.
 
     Args:
-        looks: what `look` returned of each.
+        looks: what `look` returned for each image.
         where: the split, for the message.
     """
     if not looks:
@@ -37,7 +37,7 @@ def warn(looks, where):
             100 * one_color.mean(),
         )
         return
-    equal = (sums == np.sort(sums)[len(sums) // 2]).mean()  # the median is one of them, if most are equal
+    equal = (sums == np.sort(sums)[len(sums) // 2]).mean()  # if most are equal, the median is their checksum
     if equal >= NEARLY_ALL and len(looks) > 1:
         log.warning(
             "%s: %.0f %% of the images are equal to each other, so there is nothing to learn; likely cause: "

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 class ArrayImages:
-    """One split of a small dataset, kept where the arithmetic is.
+    """One split of a small dataset, kept on the training device if it fits there.
 
     Args:
         images: uint8 tensor or array, (N, 3, H, W).
-        labels: integers (N,), or None when there are none.
-        classes: names of the classes; without them the labels themselves. None without labels.
+        labels: integers (N,), or None.
+        classes: class names; by default the labels themselves. None without labels.
 
     Raises:
-        ValueError: images or labels of another shape or type, see `labels.check`.
+        ValueError: images or labels of the wrong shape or type, see `labels.check`.
     """
 
     def __init__(self, images, labels=None, classes=None):
@@ -39,26 +39,26 @@ class ArrayImages:
         return len(self.images)
 
     def fingerprint(self):
-        """Number of images and a hash of up to a thousand of them; labels do not enter."""
+        """Number of images and a hash of about a thousand of them; labels do not matter."""
         some = self.images[:: max(1, len(self) // 1000)].cpu().contiguous()
         content = str(tuple(self.images.shape)).encode() + some.numpy().tobytes()
         return f"{len(self)} images ({hashlib.sha256(content).hexdigest()[:16]})"
 
     def names(self):
-        """What to call the images: their places in the split."""
+        """The images' indices in the split, as text."""
         return [str(index) for index in range(len(self))]
 
     def raw(self, index):
-        """The image as it is, uint8 (3, H, W), on the CPU."""
+        """One image, uint8 (3, H, W), on the CPU."""
         return self.images[index].cpu()
 
     def to(self, device):
-        """Move the images to `device` if it has room for them; if not, `fetch` will copy each batch there."""
+        """Move the images to `device` if they fit there; if not, `fetch` copies each batch."""
         device = torch.device(device)
         if self.images.device.type == device.type:
             return
         try:
-            # twice their size: as much again is left to the training
+            # ask for twice their size, so that as much again is left for the training
             torch.empty(2, *self.images.shape, dtype=torch.uint8, device=device)
         except torch.OutOfMemoryError:
             message = f"{len(self)} images do not fit in the memory of {device}; each batch is copied there"
@@ -74,7 +74,7 @@ class ArrayImages:
 
 
 def to_channels_first(images, where):
-    """uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W) -> contiguous (N, 3, H, W); grey is repeated.
+    """uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W) -> contiguous (N, 3, H, W); gray is repeated.
 
     Raises UserError, naming `where`, for anything else.
     """

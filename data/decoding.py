@@ -1,4 +1,4 @@
-"""Image files, decoded: ImageNet's as torchvision does it, to the pixel; other people's as they look."""
+"""Decode image files: ImageNet's exactly as torchvision does, a user's own as an image viewer shows them."""
 
 import functools
 import hashlib
@@ -19,17 +19,17 @@ from .messages import shown
 
 log = logging.getLogger(__name__)
 
-# what Pillow opens, too, but is no image of pixels, or is drawn by another program
+# formats that Pillow opens although they hold no pixels, or need another program to draw them
 NO_IMAGES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
-# formats that Pillow registers whether it was built with their library or not
+# formats that Pillow registers even if it was built without their library
 LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-# formats whose first bytes are theirs alone
+# formats that the first bytes identify beyond doubt
 UNMISTAKABLE = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP"}
 
 
 @functools.cache
 def formats():
-    """Names of the image formats that this Pillow reads, with the plugins that are installed."""
+    """Names of the image formats that this Pillow and its installed plugins read."""
     with suppress(ImportError):
         import pillow_heif
 
@@ -59,7 +59,7 @@ def is_image(path):
 
 
 def reason(error):
-    """What is wrong with a file, in one line."""
+    """Why a file cannot be read, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "empty, or not an image"
     lines = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
@@ -67,15 +67,15 @@ def reason(error):
 
 
 class FolderImages(torch.utils.data.Dataset):
-    """One split of a large dataset: files that are read when a batch asks for them.
+    """One split of a large dataset: files that are decoded each time a batch needs them.
 
-    Each image is brought to `size` x `size` pixels: shorter side resized, then the center cropped, so
-    that batches can be made. Center crops of evaluation are torchvision's to the pixel; the random
-    crops of training are drawn within that square, not within the whole of a longer image.
+    So that images can be batched, the shorter side is resized to `size` pixels and the center is cropped to
+    a square. The center crops of evaluation equal torchvision's to the pixel. The random crops of training
+    are drawn within that square, not within the whole of a longer image.
 
     Args:
-        files: paths, one per image; kept as one array of bytes: a million Path objects would be
-            300 MB that each worker process copies as it touches them.
+        files: paths, one per image. They are kept as one array of bytes: a million Path objects would take
+            300 MB, which each worker process copies as it touches them.
         labels, classes: as ArrayImages.
         size: side in pixels of the images that `fetch` gives.
     """
@@ -89,15 +89,15 @@ class FolderImages(torch.utils.data.Dataset):
         return len(self.files)
 
     def paths(self):
-        """Each file with its folder: what the images are called, in whatever bytes."""
+        """Each file with its folder, as the file system has it: not always text that UTF-8 can encode."""
         return [os.fsdecode(b"/".join(path.split(b"/")[-2:])) for path in self.files.tolist()]
 
     def names(self):
-        """What to call the images, each by another name: text that UTF-8 can hold."""
+        """The images' names, all different, as text that UTF-8 can encode."""
         return [shown(path) for path in self.paths()]
 
     def fingerprint(self):
-        """Number of images and a hash of the files' names, with their folders, and of a hundred's content."""
+        """Number of images and a hash of all files' names with folders and about a hundred files' content."""
         sum_ = hashlib.sha256(os.fsencode("\n".join(self.paths())))
         for path in self.files[:: max(1, len(self) // 100)].tolist():
             with suppress(OSError), open(os.fsdecode(path), "rb") as file:
@@ -105,8 +105,8 @@ class FolderImages(torch.utils.data.Dataset):
         return f"{len(self)} images ({sum_.hexdigest()[:16]})"
 
     def decode(self, index):
-        """The image as it is fetched, uint8 (3, size, size), on the CPU. Raises whatever Pillow does."""
-        # of files that it reads, Pillow remarks on odd metadata
+        """One image, as `fetch` gives it, uint8 (3, size, size), on the CPU. Raises whatever Pillow does."""
+        # Pillow warns of odd metadata even where it can read the file
         with warnings.catch_warnings(action="ignore"):
             return _resize_and_crop(self._open(os.fsdecode(self.files[index])), self.size)
 
@@ -115,7 +115,7 @@ class FolderImages(torch.utils.data.Dataset):
             return image.convert("RGB")
 
     def raw(self, index):
-        """`decode`, with a UserError that names the file."""
+        """`decode`, but raises a UserError that names the file."""
         try:
             return self.decode(index)
         except Exception as error:  # a damaged file can break a decoder in any way
@@ -128,7 +128,7 @@ class FolderImages(torch.utils.data.Dataset):
     __getitem__ = raw
 
     def to(self, device):
-        """The images stay in their files."""
+        """Do nothing: the images stay in their files."""
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the uint8 images of each index batch, (*index.shape, 3, size, size), on `device`."""
@@ -147,13 +147,13 @@ class FolderImages(torch.utils.data.Dataset):
 
 
 class OwnImages(FolderImages):
-    """One split of anybody's images, as people see them: upright, on white, 16-bit values scaled.
+    """One split of a user's own images, as a viewer shows them: upright, on white, 16-bit values scaled.
 
     Args:
         files, labels, classes, size: as FolderImages.
-        folder: pathlib.Path of the split, which all files are within.
-        prefix: what stands before the path within the folder in an image's name.
-        squares: ArrayImages of the decoded images, where they are kept in memory, or None.
+        folder: pathlib.Path of the split's folder, which contains all files.
+        prefix: start of each image's name; the path within the folder follows.
+        squares: ArrayImages of the decoded images if they are kept in memory, else None.
     """
 
     def __init__(self, files, labels, classes, size, folder, prefix="", squares=None):
@@ -163,7 +163,7 @@ class OwnImages(FolderImages):
         self.squares = squares
 
     def within(self):
-        """The files' paths within the folder."""
+        """The files' paths, relative to the folder."""
         start = len(os.fsencode(os.path.join(self.folder, "")))
         return [os.fsdecode(path[start:]) for path in self.files.tolist()]
 
@@ -172,7 +172,7 @@ class OwnImages(FolderImages):
 
     def _open(self, path):
         with Image.open(path, formats=formats()) as image:
-            # JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are wanted
+            # decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves at least twice the wanted side
             image.draft(None, (2 * self.size, 2 * self.size))
             return _as_seen(image)
 
@@ -189,29 +189,29 @@ class OwnImages(FolderImages):
 
 
 def decoding_loader(dataset, num_workers, **how):
-    """A DataLoader whose worker processes leave signals to their owner."""
+    """A DataLoader whose worker processes leave signals to the process that owns them."""
     return torch.utils.data.DataLoader(
         dataset,
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_owner,
-        generator=torch.Generator(),  # it draws a number for the workers; not from the training's
+        generator=torch.Generator(),  # for the workers' seed, which must not use up the training's numbers
         **how,
     )
 
 
 def _leave_signals_to_the_owner(worker):
-    # Ctrl-C, and a scheduler's SIGTERM, reach the workers as well. Exit status 0: another one would be an
-    # error in the middle of the owner's batch; and not ignored, since its owner ends an idle worker so.
+    # Ctrl-C and a scheduler's SIGTERM reach the workers, too. SIGTERM cannot be ignored, because the owner
+    # ends idle workers by it. Exit status 0, because any other raises an error in the middle of a batch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _as_seen(image):
-    """Mode RGB: turned as its camera noted, transparency on white, 16-bit values scaled, not clipped."""
+    """Mode RGB: turned upright by its EXIF data, transparency on white, 16-bit values scaled, not clipped."""
     image.load()
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception as error:  # the pixels are all right, what the camera noted is not
+    except Exception as error:  # the pixels are all right
         log.debug("damaged EXIF data: %s", error)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
@@ -224,7 +224,7 @@ def _as_seen(image):
 
 
 def _scaled(image):
-    """Integers of 16 bits -> mode L; the value that the file calls transparent becomes white."""
+    """16-bit integers -> mode L; the value that the file marks as transparent becomes white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("values beyond 16 bits, whose range is not known; save it with 8 or 16 bits")
@@ -234,7 +234,7 @@ def _scaled(image):
 
 
 def _resize_and_crop(image, size):
-    # torchvision's Resize(size) and CenterCrop(size), pixel by pixel
+    # the same as torchvision's Resize(size) and CenterCrop(size), to the pixel
     width, height = image.size
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)

@@ -1,4 +1,4 @@
-"""Features in the place of images, for heads that are trained on a frozen backbone."""
+"""Cached features in place of images, to train heads on a frozen backbone."""
 
 import torch
 
@@ -6,9 +6,9 @@ from .device import to_device
 
 
 class FeatureViews:
-    """Features of several augmented views of each image, one of which is drawn per use.
+    """Features of several augmented views of each image; each use draws one view at random.
 
-    Of a dataset this is what a Loader needs: there are no labels, names or pixels.
+    It has only what a Loader needs of a dataset: no labels, names or pixels.
 
     Args:
         views: float (V, N, D), V views of N images.
@@ -33,5 +33,5 @@ class FeatureViews:
 
 
 def unchanged(features):
-    """The transform of features."""
+    """The transform of cached features, which are already augmented: none."""
     return features

@@ -1,4 +1,4 @@
-"""Anybody's folders of images: which files are images, and which split and class they belong to."""
+"""A user's own folders of images: which files are images, and which split and class they belong to."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from .messages import say_once, shown
 log = logging.getLogger(__name__)
 
 NO_SUFFIX = "no suffix"
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # of thumbnails and the like
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # thumbnails and metadata
 LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 REMEDIES = {
     ".heic .heif .hif": "pip install pillow-heif",
@@ -28,11 +28,11 @@ REMEDIES = {
 
 
 def build_folder(root, split, size, num_workers=0, max_unreadable=0.01):
-    """Anybody's images under `{root}/{train,test}/`: a folder per class, or none and no labels.
+    """A user's own images under `{root}/{train,test}/`: a folder per class, or none and then no labels.
 
-    Without test/, train/ is both splits; without either, the folder itself is. Evaluation needs no
-    train/. Folders are read with all that is within them. Every image is decoded once, and those that
-    cannot be are left out; see `unreadable.look_at`.
+    Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
+    train/. Folders are read recursively. Every image is decoded once, and those that cannot be read are left
+    out; see `unreadable.look_at`.
 
     Args:
         root: pathlib.Path.
@@ -67,10 +67,10 @@ def build_folder(root, split, size, num_workers=0, max_unreadable=0.01):
 
 
 def _listed(train, folder):
-    """The files of a split, their labels and the classes, or None and None; a Counter of the other files."""
+    """The files of a split; their labels and the classes, or None and None; a Counter of other suffixes."""
     where, present = shown(str(folder)), class_folders(folder)
     of_train = class_folders(train) if train.is_dir() else []
-    classes = of_train if len(of_train) > 1 else present  # a single one says nothing
+    classes = of_train if len(of_train) > 1 else present  # a single class means nothing
     require_known(train, classes, folder, present)
     require_few(classes, where)
     loose, left_out = _images_in(folder, deep=False)
@@ -87,7 +87,7 @@ def _listed(train, folder):
 
 
 def _tell(where, files, classes, left_out):
-    """One line on what was read, and on what was not."""
+    """Log one line on what was read and what was left out."""
     kinds = _counts(Counter(map(_suffix, files)))
     n = len(classes or ())
     about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
@@ -101,7 +101,7 @@ def _tell(where, files, classes, left_out):
 
 
 def _folder_of_split(root, split):
-    """The folder that a split is read from; logs what is not as its name says, and what is left out."""
+    """The folder that a split is read from. Logs which images serve as both splits, and what is left out."""
     where, inside = shown(str(root)), class_folders(root)
     if "train" not in inside and "test" not in inside:
         similar = [name for name in inside if name.lower() in LIKE_SPLITS]
@@ -130,7 +130,7 @@ def _folder_of_split(root, split):
 
 
 def class_folders(root):
-    """Sorted names of the folders in a folder, but hidden ones, those of the system, and links upwards."""
+    """Sorted names of the folders in a folder, without hidden ones, system folders and links upwards."""
     around = _folders_around(root)
     return sorted(
         path.name
@@ -142,7 +142,7 @@ def class_folders(root):
 def labelled_files(root, folders):
     """Paths of the images in `{root}/{folder}/`, their labels, and a Counter of the suffixes of other files.
 
-    The labels are the places in `folders`, of which the split may lack some.
+    A label is an index in `folders`; the split may lack some of these folders.
     """
     files, labels, left_out = [], [], Counter()
     for label, folder in enumerate(folders):
@@ -158,10 +158,7 @@ def labelled_files(root, folders):
 
 
 def _images_in(folder, deep=True):
-    """Sorted paths of the images of a folder, and a Counter of the other files' suffixes.
-
-    `deep`: with the folders in it, and in these.
-    """
+    """Sorted paths of a folder's images, with `deep` recursively, and a Counter of other files' suffixes."""
     files, left_out = [], Counter()
     for path in _files_in(folder, _folders_around(folder) if deep else None):
         suffix = _suffix(path)
@@ -173,9 +170,10 @@ def _images_in(folder, deep=True):
 
 
 def _files_in(folder, around):
-    """Paths of the files in a folder, but hidden ones, and of those in its folders if `around` is a set.
+    """Paths of the files in a folder, without hidden ones; recursively if `around` is a set.
 
-    `around` holds the identities of folders that are not entered (again): links may lead in circles.
+    `around` holds the identities of folders not to enter (again), since links may lead in circles. Each
+    folder that is entered is added to it.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -186,7 +184,7 @@ def _files_in(folder, around):
                 if around is not None and _identity(entry.path) not in around:
                     around.add(_identity(entry.path))
                     yield from _files_in(entry.path, around)
-            elif linked or entry.is_file():  # no pipe, from which reading would wait for ever
+            elif linked or entry.is_file():  # not a pipe, on which reading would block
                 yield entry.path
 
 
@@ -210,13 +208,13 @@ def _folders_around(folder):
 
 
 def _suffix(path):
-    """The suffix in lower case; NO_SUFFIX also for what is none, as in `frame.0001`, `a.jpg?width=300`."""
+    """The suffix in lower case, or NO_SUFFIX, also for unusual ones: `frame.0001`, `a.jpg?width=300`."""
     suffix = os.path.splitext(path)[1].lower()
     return suffix if re.fullmatch(r"\.[a-z][a-z0-9]*", suffix) else NO_SUFFIX
 
 
 def _others(left_out):
-    """The files that were left out, in words; and whether some of them are images of other formats."""
+    """The files that were left out, in words; and whether some are images in formats that we do not read."""
     remedies = {suffix: remedy for names, remedy in REMEDIES.items() for suffix in names.split()}
     advice = {suffix: remedies[suffix] for suffix in left_out if suffix in remedies}
     text = f"{left_out.total()} other files ({_counts(left_out)})"

@@ -17,7 +17,7 @@ def build_imagenet(data_dir, split, size, subset=None):
     Args:
         size: side in pixels that the images are brought to.
         subset: 50, 100 or 200 for the published class lists, whose line number is the label; None
-            for all classes, labelled in the sorted order of the train split's folders.
+            for all classes, labeled in the sorted order of the train split's folders.
     """
     train, val = (Path(data_dir) / "imagenet" / f"ILSVRC2012_img_{name}" for name in ("train", "val"))
     root = val if split == "test" else train
@@ -28,7 +28,7 @@ def build_imagenet(data_dir, split, size, subset=None):
         raise UserError(f"{root}: holds no class folders; sort its images into one folder per class (wnid)")
     if subset is None:
         of_train = class_folders(train) if train.is_dir() else []
-        wnids = names = of_train or present  # those who only evaluate may lack train
+        wnids = names = of_train or present  # evaluation alone does not need train
         require_known(train, wnids, root, present)
     else:
         lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Labels, which only evaluation looks at: refused where they cannot be, left out where they say nothing."""
+"""Checks of labels, which only evaluation uses: wrong ones are an error, meaningless ones are dropped."""
 
 import logging
 
@@ -11,15 +11,15 @@ from .messages import say_once, shown
 
 log = logging.getLogger(__name__)
 
-MOST_CLASSES = 30_000  # more would need gigabytes to be compared with clusters
+MOST_CLASSES = 30_000  # comparing more of them with clusters would take gigabytes
 
 
 def labels_and_names(labels, classes, count):
-    """The labels and names of the classes that a dataset keeps.
+    """The labels and class names as a dataset keeps them.
 
     Args:
         labels: integers (count,), or None.
-        classes: names of the classes; None: the labels themselves.
+        classes: class names; None: the labels themselves.
         count: number of images.
 
     Returns:
@@ -35,12 +35,12 @@ def labels_and_names(labels, classes, count):
 
 
 def check(labels, count, classes, what="labels"):
-    """Raise ValueError, naming `what`, unless an array holds one class number per image.
+    """Raise ValueError, naming `what`, unless an array holds one class index per image.
 
     Args:
-        labels: to be integers (count,).
+        labels: the array, which should hold integers (count,).
         count: number of images.
-        classes: names of the classes, or None.
+        classes: class names, or None.
     """
     if not count and not len(labels):  # an empty list has no type
         return
@@ -55,7 +55,7 @@ def check(labels, count, classes, what="labels"):
 
 
 def none_if_unknown(labels):
-    """The labels, or None where some are -1, by which torchvision says that it does not know them."""
+    """The labels, or None if some are negative: torchvision marks unknown ones by -1."""
     return None if (np.asarray(labels) < 0).any() else labels
 
 
@@ -63,13 +63,13 @@ def require_few(classes, where):
     """Raise UserError for more class folders than can be compared with clusters."""
     if len(classes) > MOST_CLASSES:
         raise UserError(
-            f"{where}: {len(classes)} folders would be as many classes; if they are none, put their images "
-            "into one folder"
+            f"{where}: {len(classes)} folders would be as many classes; if they are not classes, put their "
+            "images into one folder"
         )
 
 
 def require_known(train, classes, folder, present):
-    """Raise UserError if a split has a class folder that the training split has not."""
+    """Raise UserError if a split has a class folder that the train split lacks."""
     unknown = sorted(set(present) - set(classes))
     if unknown:
         names = ", ".join(map(shown, unknown[:4]))
@@ -77,10 +77,10 @@ def require_known(train, classes, folder, present):
 
 
 def leave_out_a_single_class(dataset, where):
-    """One class for several images is no label: a collapsed clustering would agree with it perfectly."""
+    """Drop the labels if all images have the same: a collapsed clustering would match them perfectly."""
     if dataset.labels is None or len(dataset) < 2 or (dataset.labels != dataset.labels[0]).any():
         return
     name = dataset.classes[dataset.labels[0]]
-    message = f"{where}: all images are of one class ({name}), which tells nothing: taken as unlabelled"
+    message = f"{where}: all images are of one class ({name}), which is no information: treated as unlabeled"
     say_once(log.info, message)
     dataset.labels = dataset.classes = None

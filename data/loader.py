@@ -4,8 +4,8 @@ import torch
 
 from errors import UserError
 
-# Bytes of images to augment in one call on a GPU: several small batches, whose kernels would take longer to
-# launch than to run.
+# On a GPU, small batches are augmented several at a time, up to this many bytes of images: the kernels of a
+# single one would take longer to launch than to run.
 AT_ONCE = 2**23
 
 
@@ -13,20 +13,20 @@ class Loader:
     """Iterate over a dataset in batches.
 
     Args:
-        dataset: a `data.Dataset`, or a FeatureViews; it is moved to `device`, if it can be.
-        view: what a step sees (`data/views.py`): `view.index(anchors)` says which images to fetch
-            for the anchors (B,), `view(images)` makes tensors of them.
+        dataset: a `data.Dataset`, or a FeatureViews; it is moved to `device` if it fits there.
+        view: what a step of the method sees (`data/views.py`): `view.index(anchors)` says which images to
+            fetch for the anchors (B,), `view(images)` makes network inputs of them.
         batch_size: anchors per batch.
-        anchors: int64 (M,), the images to go through; all of them by default.
+        anchors: int64 (M,), indices of the images to go through; by default all.
         train: shuffle and drop the last incomplete batch; otherwise neither.
         device: where the batches are made.
         num_workers: processes that decode image files; images in memory need none.
-        rank, world_size: this is process `rank` of `world_size` that share each batch; every batch is cut
-            into parts of one size, the last parts of a batch that does not divide filled up from its start.
+        rank, world_size: this is process `rank` of `world_size`, which share each batch in equal parts. If a
+            batch does not divide, its first images fill up the last parts.
 
     Attributes:
-        ahead: batches that are made already when one is given out. A pass can go on elsewhere (`skip`) only
-            from where there are none, since their random numbers are drawn. On a CPU there never are.
+        ahead: number of batches that are augmented already, but not yet yielded. Their random numbers are
+            drawn, so a pass can be interrupted and resumed (`skip`) only where this is 0, as always on a CPU.
 
     Raises:
         UserError: a training split smaller than one batch, which would train nothing; a training batch
@@ -91,11 +91,12 @@ class Loader:
         fetched = self.dataset.fetch(indices[skipped:], self.device, self.num_workers)
         for batches in self._together(fetched):
             seen = self._see(batches)
-            for self.ahead, batch in zip(reversed(range(len(seen))), seen, strict=True):
+            for number, batch in enumerate(seen, start=1):
+                self.ahead = len(seen) - number
                 yield batch
 
     def _together(self, fetched):
-        """Lists of the batches that are augmented in one call."""
+        """Group the fetched batches: yields lists of batches to augment in one call."""
         batches = []
         for images in fetched:
             batches.append(images)
@@ -106,7 +107,7 @@ class Loader:
             yield batches
 
     def _see(self, batches):
-        """What the view makes of each of some batches of one size."""
+        """Apply the view to several batches of one size in one call; returns a result for each."""
         if len(batches) == 1:
             return [self.view(batches[0])]
         seen = self.view(torch.cat(batches))
@@ -115,11 +116,10 @@ class Loader:
         return list(zip(*(part.chunk(len(batches)) for part in seen), strict=True))
 
     def sample(self, n=4):
-        """A batch of the first n anchors, made here and now; no random state changes.
+        """A batch of the first n anchors, outside any pass; the random state does not change.
 
         Returns:
-            the uint8 images as they were fetched, (n, ..., 3, H, W), or features; and what the view makes of
-            them.
+            the fetched uint8 images, (n, ..., 3, H, W), or features; and what the view makes of them.
         """
         with torch.random.fork_rng(devices=[]):
             index = self.view.index(self.anchors[:n])
@@ -127,9 +127,9 @@ class Loader:
             return fetched, self.view(fetched)
 
     def skip(self, batches, random_state):
-        """Let the next pass start after so many batches, with torch's random state of that moment.
+        """Start the next pass after so many batches, with the random state that torch had there.
 
-        Several processes share no such state: they draw other augmentations for the rest of the pass.
+        Several processes do not share one random state: they draw new augmentations for the rest of the pass.
         """
         self._skip = batches, random_state
 

@@ -3,15 +3,16 @@
 import os
 from pathlib import Path
 
-CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # those of this process, and their files
+CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # this process's groups; the limits
 
 
 def fits_in_memory(size):
-    """Whether so many bytes are at most a quarter of the memory, shared by this machine's processes of a run.
+    """Whether `size` bytes are at most a quarter of this process's share of the memory.
 
-    The memory is what the system has available, or the limit of the job or container if that is less.
+    The run's processes on this machine share the memory equally. It is what the system has available, or the
+    limit of the job or container if that is lower.
     """
-    available = 4e9  # where the system does not tell
+    available = 4e9  # if the system does not say
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = 1024 * int(lines["MemAvailable"].split()[0])
@@ -23,7 +24,7 @@ def fits_in_memory(size):
 
 
 def _limits():
-    """Limits in bytes that Linux sets on the memory of this process's control groups, of version 1 or 2."""
+    """Memory limits in bytes of this process's Linux control groups, version 1 or 2."""
     try:
         lines = CONTROL_GROUPS[0].read_text().splitlines()
     except OSError:

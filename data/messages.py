@@ -1,4 +1,4 @@
-"""Messages about files: their names as text, and lines that one process logs once."""
+"""Messages about files: file names as text, and messages that a process logs only once."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ import re
 
 
 def shown(name):
-    """A file name as one line of text that UTF-8 can hold, whatever bytes are in it; no two become equal."""
+    """A file name, whatever its bytes, as one line that UTF-8 can encode; different names stay different."""
     return re.sub(
         r"[^ -\[\]-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]",
         lambda c: ascii(c[0])[1:-1],
@@ -16,5 +16,5 @@ def shown(name):
 
 @functools.cache
 def say_once(write, message):
-    """`write(message)`, such as log.info, once in a process, in which a split may be built several times."""
+    """Call `write(message)`, such as log.info, once per process: a split may be built several times."""
     write(message)

@@ -13,10 +13,10 @@ from .labels import check
 
 
 def read_npz(path, split):
-    """Read `{split}_images` and, if there, `{split}_labels` of an npz file; `split`: see `build_dataset`.
+    """Read `{split}_images` and, if present, `{split}_labels` of an npz file; `split`: see `build_dataset`.
 
-    The file may carry `classes`, the class names. Labels may have shape (N,) or (N, 1), as
-    MedMNIST's have. Raises UserError for a missing array or one of the wrong shape or type.
+    The file may hold `classes`, the class names. Labels may have shape (N,) or, as MedMNIST's, (N, 1). Raises
+    UserError for a missing array or one of the wrong shape or type.
     """
     path, split = Path(path), "test" if split == "test" else "train"
     try:

@@ -1,8 +1,8 @@
 """The fourteen operations of the strong augmentation, and Cutout: batched, exact to Pillow's bytes.
 
 The semantics are those of Pillow's ImageOps, ImageEnhance and Image.transform (nearest, fill 0).
-A batch in which every image draws its own operation is sorted by operation, so that each function
-works on a slice of it; those that share their arithmetic are one function.
+Every image of a batch draws its own operation. The batch is sorted by operation, so that each function
+works on a slice of it. Operations with the same arithmetic share a function.
 """
 
 import torch
@@ -40,7 +40,7 @@ def draw_operations(n):
 
 
 def apply_operations(images, operation, magnitude):
-    """Apply to each uint8 image (B, 3, H, W) its operation, an index (B,), with its magnitude (B,)."""
+    """Apply to each uint8 image (B, 3, H, W) its own operation, an index (B,), and magnitude (B,)."""
     group = GROUP[operation]
     order = group.argsort()
     counts = group.bincount(minlength=len(GROUPS)).tolist()
@@ -87,14 +87,14 @@ def _warp(images, operation, magnitude):
     columns = torch.arange(width, device=images.device, dtype=torch.int32)
     # (n, H, W) each
     x, y = (start + right * columns + down * rows for start, right, down in (steps[:3], steps[3:]))
-    # In an image with a border of zeros, whatever lies outside is at the border.
+    # The image gets a border of zeros, and places outside it are moved to the border.
     x, y = ((place >> 16).clamp_(-1, side) for place, side in ((x, width), (y, height)))
     source = y.mul_(width + 2).add_(x).add_(width + 3).long().view(n, 1, -1).expand(-1, 3, -1)
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, source).view_as(images)
 
 
 def _blend(images, operation, factor):
-    """Color, Contrast, Brightness: other + factor * (image - other), other: grey, its mean, black."""
+    """Color, Contrast, Brightness: other + factor * (image - other); other is gray, mean gray, black."""
     takes_luma, takes_mean = (
         _per_image((operation == INDEX[name]).float(), images.device) for name in ("Color", "Contrast")
     )
@@ -107,7 +107,7 @@ def _blend(images, operation, factor):
 def _enhance(images, other, factor):
     factor = _per_image(factor.float(), images.device)
     blend = images.sub_(other).mul_(factor).add_(other)
-    return blend.to(torch.int16).to(torch.uint8)  # Pillow cuts off, too; straight to uint8 is slower
+    return blend.to(torch.int16).to(torch.uint8)  # truncates, as Pillow does; straight to uint8 is slower
 
 
 def _luma(images):
@@ -123,7 +123,7 @@ def _sharpness(images, operation, factor):
 
 
 def _smooth(images):
-    """Pillow's SMOOTH of whole-numbered float images: a 3x3 mean, 5 in the middle; the border stays."""
+    """Pillow's SMOOTH of whole-numbered float images: 3x3 mean, weight 5 in the middle; same border."""
     smooth = images.clone()
     if min(images.shape[-2:]) >= 3:
         columns = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
@@ -144,7 +144,7 @@ def _posterize(images, operation, bits):
 
 
 def _look_up(images, table):
-    """Replace each value of image and channel by its entry in a table (n, 3 or 1, 256)."""
+    """Replace each value by its entry in the table of its image and channel, (n, 3 or 1, 256)."""
     table = table.to(torch.uint8).expand(-1, 3, -1)
     return table.gather(2, images.flatten(2).long()).view_as(images)
 
@@ -174,7 +174,7 @@ def _equalize(images, operation, magnitude):
     return _look_up(images, torch.where(step > 0, spread, value))
 
 
-# function(images, operation, magnitude): the operations that it does
+# function(images, operation, magnitude): the operations that it implements
 GROUPS = {
     _identity: ("Identity",),
     _warp: ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"),
@@ -185,7 +185,10 @@ GROUPS = {
     _autocontrast: ("AutoContrast",),
     _equalize: ("Equalize",),
 }
-GROUP = torch.tensor([[name in names for names in GROUPS.values()].index(True) for name in OPERATIONS])
+# for each operation, by its index, the index of its function in GROUPS
+GROUP = torch.tensor(
+    [group for name in OPERATIONS for group, names in enumerate(GROUPS.values()) if name in names]
+)
 
 
 # --- Cutout --------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ def draw_holes(n, size, n_holes, length, random=True):
 
 
 def cut_out(images, centers, lengths):
-    """Set rows and columns [center - l // 2, center + l // 2) of each hole to 0, in normalised images."""
+    """Set rows and columns [center - l // 2, center + l // 2) of each hole to 0, in normalized images."""
     device = images.device
     centers, lengths = to_device(centers, device), to_device(lengths, device)
     half = (lengths // 2).view(-1, 1, 1)

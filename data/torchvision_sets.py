@@ -19,10 +19,10 @@ def build_cifar10(data_dir, split, size):
 
 
 def build_cifar20(data_dir, split, size):
-    """CIFAR-100 with its 20 coarse labels, which torchvision's class leaves in the files."""
+    """CIFAR-100 with its 20 coarse labels, which are in the files but not in torchvision's class."""
     files = _read(torchvision.datasets.CIFAR100, Path(data_dir) / "cifar-20", train=split != "test")
     folder = Path(files.root) / files.base_folder
-    # torchvision verified the MD5 sum of these pickles a moment ago
+    # safe to unpickle: torchvision has just verified the MD5 sums
     labels = _unpickle(folder / ("test" if split == "test" else "train"))["coarse_labels"]
     classes = _unpickle(folder / "meta")["coarse_label_names"]
     return ArrayImages(to_channels_first(files.data, "cifar-20"), labels, classes)
@@ -35,7 +35,7 @@ def build_stl10(data_dir, split, size):
 
 
 def _read(dataset, root, **split):
-    """torchvision's `dataset` of the files under `root`, which are downloaded first if need be."""
+    """torchvision's `dataset` of the files under `root`, downloaded first if they are not there."""
     try:
         return dataset(root=root, download=True, **split)
     except (OSError, RuntimeError) as error:  # no network, no disk, a damaged archive

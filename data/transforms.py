@@ -1,8 +1,8 @@
 """Batched augmentations: a whole batch at once, independent randomness per image, on any device.
 
-Images are uint8 (B, 3, H, W) in and float32 (B, 3, S, S) out. Every augmentation comes in two
-parts: one that draws the random parameters, on the CPU, so that no GPU ever waits for a value, and
-one that applies given parameters, which the tests compare with Pillow image by image.
+Images are uint8 (B, 3, H, W) in and float32 (B, 3, S, S) out. Every augmentation comes in two parts: one
+draws the random parameters, on the CPU, so that there is no GPU synchronization; the other applies given
+parameters, and the tests compare it with Pillow image by image.
 """
 
 import math
@@ -17,7 +17,7 @@ from .device import to_device
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
 
 
-# --- normalisation and center crop ---------------------------------------------------------------
+# --- normalization and center crop ---------------------------------------------------------------
 
 
 class Normalize:
@@ -78,8 +78,8 @@ def draw_resized_crops(n, height, width, scale, ratio=(3 / 4, 4 / 3)):
 def _resampling_matrix(start, length, full, size, mirror=None):
     """Pillow's bilinear filter as matrices (B, size, full): output pixel <- input pixels of the box.
 
-    A triangle that reaches one input pixel to each side, or further when shrinking, cut at the box and
-    normalised, so that nothing outside the box bleeds in. Where `mirror` (B,), the output is mirrored.
+    A triangle that reaches one input pixel to each side, or further when shrinking. It is cut off at the box
+    and normalized, so that nothing outside the box bleeds in. Where `mirror` (B,), the output is mirrored.
     """
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     output = torch.arange(size, device=start.device).view(1, -1, 1) + 0.5
@@ -100,7 +100,7 @@ def resized_crop(images, top, left, height, width, size, flip):
     top, left, height, width, flip = boxes
     rows = _resampling_matrix(top, height, full_height, size)  # (B, S, H)
     columns = _resampling_matrix(left, width, full_width, size, mirror=flip)  # (B, S, W)
-    # in float32 also where the network that is to see them computes in bfloat16, which would move pixels
+    # always in float32: under the network's bfloat16 autocast, rounding would move pixels
     with torch.autocast(images.device.type, enabled=False):
         out = torch.bmm(images.float().view(b, c * full_height, full_width), columns.mT)  # (B, 3H, S)
         return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
@@ -123,7 +123,7 @@ def flip_where(images, flip):
     return both.index_select(0, to_device(chosen, images.device))
 
 
-# --- colour --------------------------------------------------------------------------------------
+# --- color ---------------------------------------------------------------------------------------
 
 
 def to_grey(images):
@@ -172,9 +172,9 @@ def draw_color_jitter(n, p, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.
 def color_jitter(images, factors, order):
     """Apply brightness, contrast, saturation and hue to float 0-255 images, each image in its own order.
 
-    The first three are one blend, clamp(f x + (1 - f) d), with another d each: black, the mean grey,
-    the grey image. So three rounds of a blend do for all images, and hue is done before the first
-    round or after one of them. The images are sorted by that, so that each time it is a slice.
+    The first three are the same blend, clamp(f x + (1 - f) d), with a different d: black, the mean gray, the
+    gray image. So three rounds of blending serve all images. An image's hue is shifted before the first round
+    or after one of the three; the images are sorted by that round, so that the shift works on a slice.
     """
     device = images.device
     changed = (factors != UNCHANGED).any(1)
@@ -212,7 +212,7 @@ def grey_where_(images, chosen):
 
 
 class SimCLRAugmentation:
-    """`simclr`, and `standard` where the colour arguments are left out.
+    """`simclr`; without the color arguments, `standard`.
 
     Args: as the YAML keys of `augmentation_kwargs`; `random_horizontal_flip: {p}` defaults to 0.5.
     """
@@ -245,7 +245,7 @@ class SimCLRAugmentation:
 
 
 class StrongAugmentation:
-    """`ours`: flip, crop, a few of the fourteen operations, normalise, Cutout (SCAN, section 3.1).
+    """`ours`: flip, crop, a few of the fourteen operations, normalize, Cutout (SCAN, section 3.1).
 
     Args: as the YAML keys of `augmentation_kwargs`; `random_horizontal_flip: {p}` defaults to 0.5.
     """
@@ -278,7 +278,7 @@ class StrongAugmentation:
 
 
 class EvalTransform:
-    """Evaluation, and the weak view of step 3: center crop and normalise."""
+    """The transform of evaluation, and of the weak view of step 3: center crop and normalize."""
 
     def __init__(self, crop_size, normalize):
         self.crop_size = crop_size
@@ -302,7 +302,7 @@ AUGMENTATIONS = {
 def build_train_transform(config):
     """The training augmentation that `augmentation_strategy` and `augmentation_kwargs` describe.
 
-    Keys of another strategy are ignored, as published files carry some. Raises UserError for an
+    Keys of other strategies are ignored, because published files contain some. Raises UserError for an
     unknown strategy or a missing key.
     """
     name = config["augmentation_strategy"]

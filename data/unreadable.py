@@ -1,4 +1,4 @@
-"""The pass that decodes every image once: which cannot be read, and the squares of all others."""
+"""Decode every image once: find those that cannot be read, and keep the others in memory if they fit."""
 
 import hashlib
 import logging
@@ -21,25 +21,30 @@ BATCH = 16  # images that a worker process decodes at a time
 
 
 class Found(NamedTuple):
-    """What is known of the images of a folder."""
+    """What is known about the images of a folder."""
 
-    digest: str  # of their list
-    unreadable: dict  # paths within the folder, as `shown`, and the reasons
-    squares: ArrayImages | None  # of the others, in order, where they fit in memory
+    digest: str  # of the list of files
+    unreadable: dict  # path within the folder, as `shown` gives it -> reason
+    squares: ArrayImages | None  # the other images, decoded, in order; None if they do not fit in memory
 
 
-_found = {}  # (folder, side of the squares): what this process knows
+_found = {}  # (folder, side of the squares): Found; a cache of this process
 
 
 def look_at(images, notes, num_workers):
-    """What is Found of an OwnImages.
+    """Decode the images of an OwnImages unless that was done before; returns Found.
 
-    What is unreadable is written to `notes`, with a digest of the list of files, so that the next step
-    works with the same list of images, to which the neighbors' indices refer. Splits of one folder, and
+    The unreadable ones are written to `notes`, with a digest of the list of files, so that all steps leave
+    out the same images: the neighbors' indices count only those that are left. The splits of one folder, and
     all loaders of a process, share the squares.
 
+    Args:
+        images: the OwnImages, with all files.
+        notes: pathlib.Path of the text file.
+        num_workers: processes that decode.
+
     Raises:
-        UserError: an image that an earlier process could read, and this one cannot.
+        UserError: an image that an earlier process could read, but this one cannot.
     """
     names = [shown(path) for path in images.within()]
     digest = _digest(images, names)
@@ -74,7 +79,11 @@ def count(unreadable, images):
 
 
 class _Decoding(torch.utils.data.Dataset):
-    """Of the images of a list: the squares of those that can be read, looks at these, and all reasons."""
+    """For a list of indices: the decoded images that can be read, their looks, and a reason for each index.
+
+    The images are None unless `keep`; the looks are what `alike.look` returns; the reason is why an image
+    cannot be read, "" if it can.
+    """
 
     def __init__(self, images, keep):
         self.images = images
@@ -99,8 +108,8 @@ def _decode(images, indices, keep, num_workers):
     """Decode images once.
 
     Returns:
-        why each of `indices` cannot be read, "" for one that can; and, if they are to be kept, the
-        ArrayImages of those that can.
+        a list of why each of `indices` cannot be read, "" for those that can; and, with `keep`, the
+        ArrayImages of those that can, else None.
     """
     why = "to keep them in memory" if keep else "to find those that cannot be read"
     log.info("decoding %d images once, %s", len(indices), why)
@@ -121,7 +130,7 @@ def _decode(images, indices, keep, num_workers):
     return reasons, ArrayImages(kept[: len(looks)]) if keep else None
 
 
-# --- the notes of it -----------------------------------------------------------------------------
+# --- the notes -----------------------------------------------------------------------------------
 
 
 def _digest(images, names):
@@ -131,14 +140,14 @@ def _digest(images, names):
         try:
             status = os.stat(path)
             about = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:  # a link to nowhere
+        except OSError:  # a broken link
             about = "none"
         sum_.update(f"{name} {about}\n".encode())
     return sum_.hexdigest()
 
 
 def _read_notes(notes, digest):
-    """What `_write_notes` wrote, or None if there is nothing about these files."""
+    """The dict that `_write_notes` wrote, or None if there is none about exactly these files."""
     try:
         first, *lines = notes.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):

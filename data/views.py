@@ -30,15 +30,15 @@ class TwoViews(PlainView):
 
 
 class AnchorNeighborView:
-    """Step 2: each image and one of its mined neighbors, each augmented on its own: two (B, 3, S, S).
+    """Step 2: each image and one of its mined neighbors, augmented independently: two (B, 3, S, S).
 
     Args:
-        transform: the training augmentation; `unchanged` for features in the place of images.
+        transform: the training augmentation; `unchanged` for cached features in place of images.
         neighbors: int64 (N, 1 + mined), each row normally starting with the image itself.
         num_neighbors: draw uniformly from the first `num_neighbors + 1` entries of a row.
 
     Raises:
-        UserError: more neighbors wanted than were mined.
+        UserError: `num_neighbors` is larger than the number of mined neighbors.
     """
 
     def __init__(self, transform, neighbors, num_neighbors):
@@ -61,7 +61,7 @@ class AnchorNeighborView:
 
 
 class WeakStrongView:
-    """Step 3: each image untouched and strongly augmented: two (B, 3, S, S)."""
+    """Step 3: each image with the evaluation transform and strongly augmented: two (B, 3, S, S)."""
 
     def __init__(self, weak, strong):
         self.weak = weak

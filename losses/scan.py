@@ -3,14 +3,14 @@
     L = -1/B  sum_i  log <p_i, q_i>   +   lambda  sum_c  p'_c log p'_c
 
 p_i, q_i: cluster probabilities of image i and of one of its neighbors; p': mean of p over the
-batch. The first term makes neighbors agree and be sure of it, the second spreads the images over
-the clusters.
+batch. The first term makes neighbors agree with confidence, the second spreads the images over the
+clusters.
 """
 
 import torch
 from torch import nn
 
-# The published values: below them a probability, and the log of a similarity, count as these.
+# The published lower bounds, to which a probability and the log of a similarity are clamped.
 MIN_PROBABILITY, MIN_LOG = 1e-8, -100
 
 

@@ -39,7 +39,7 @@ class ConfidenceBasedCE(nn.Module):
             )
         labels, confident = self.pseudo_labels(weak_logits)
         losses = F.cross_entropy(strong_logits.float(), labels, reduction="none")  # (B,)
-        # Weights instead of a selection: the shapes do not depend on the data, so a GPU need not wait.
+        # Weights, not a selection: the shapes do not depend on the data, so there is no GPU synchronization.
         weights = confident.float()
         if self.apply_class_balancing:
             counts = weights.new_zeros(weak_logits.size(1)).index_add_(0, labels, weights)

@@ -2,7 +2,7 @@
 
     L = -1/B  sum_i  log  exp(<z_i0, z_i1> / tau)  /  sum_{k != i0} exp(<z_i0, z_k> / tau)
 
-z_iv: normalised feature of view v of image i; k runs over all 2B features but the anchor itself.
+z_iv: normalized feature of view v of image i; k runs over all 2B features except the anchor itself.
 Only view 0 is an anchor.
 """
 
@@ -25,7 +25,7 @@ class SimCLRLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, features):
-        """features: (B, 2, D), L2-normalised along D. Returns a float32 scalar."""
+        """features: (B, 2, D), L2-normalized along D. Returns a float32 scalar."""
         if features.dim() != 3 or features.size(1) != 2:
             raise ValueError(f"features must be (B, 2, D), got {tuple(features.shape)}")
         with torch.autocast(features.device.type, enabled=False):

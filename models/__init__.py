@@ -22,12 +22,12 @@ BACKBONES = {
     "resnet10_narrow": resnet10_narrow,
 }
 
-# The stems of the published networks, which differ by dataset, not by crop size, and which their files cannot
-# tell apart: same keys and shapes. Of all other datasets the crop size decides.
+# Image sizes that decide the stem. The published networks have a stem by dataset, not by crop size, and their
+# files do not show which: keys and shapes are the same. For all other datasets the crop size decides.
 IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
 
-# What the mapping of a caller who has read a YAML file without load_config may lack; tests compare it with
-# the table of keys, in utils/.
+# For callers who read a YAML file without load_config: defaults of keys that may be missing. A test compares
+# them with the table of keys in utils/run/schema.py.
 DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 32}}
 
 
@@ -69,8 +69,8 @@ def build_model(config):
 def feature_width(backbone, image_size):
     """D of a backbone's features (B, D).
 
-    A copy without numbers is asked, in eval mode: no random number is drawn, no statistic changes, and large
-    images cost nothing.
+    It comes from a forward pass of a copy on the meta device, in eval mode. Such a pass computes no values,
+    so that no random number is drawn, no statistic changes, and large images cost nothing.
     """
     on_meta = copy.deepcopy(backbone).to("meta").eval()
     return on_meta(torch.empty(1, 3, image_size, image_size, device="meta")).size(1)

@@ -1,4 +1,4 @@
-"""What sits on the backbone: the contrastive head of step 1, the cluster heads of steps 2 and 3."""
+"""Backbone and head: the contrastive head of step 1, the cluster heads of steps 2 and 3."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class ContrastiveModel(nn.Module):
-    """Backbone and projection head: images (B, 3, H, W) -> L2-normalised features (B, features_dim).
+    """Backbone and projection head: images (B, 3, H, W) -> L2-normalized features (B, features_dim).
 
     Args:
         backbone: module that maps images to (B, dim).
@@ -31,7 +31,7 @@ class ContrastiveModel(nn.Module):
         return F.normalize(self.contrastive_head(self.backbone(images)).float(), dim=1)
 
     def features_from(self, part):
-        """Function images -> L2-normalised features (B, D) of the given part, "head" or "backbone"."""
+        """Function images -> L2-normalized features (B, D) of the given part, "head" or "backbone"."""
         if part == "backbone":
             return lambda images: F.normalize(self.backbone(images), dim=1)
         return self
@@ -46,7 +46,7 @@ class ClusterHeads(nn.ModuleList):
         super().__init__(nn.Linear(dim, num_clusters) for _ in range(num_heads))
 
     def forward(self, features):
-        # They cost nothing, and eight bits of a bfloat16 logit are too few to compare with a threshold.
+        # float32 costs nothing here, and the eight bits of a bfloat16 logit are too few for a threshold.
         with torch.autocast(features.device.type, enabled=False):
             return [head(features.float()) for head in self]
 

@@ -66,7 +66,7 @@ def resnet18(image_size):
 
 
 def resnet10_narrow(image_size):
-    """A quarter of ResNet-18's width and one block a stage, d = 128: for tiny images on a CPU."""
+    """A quarter of ResNet-18's width and one block per stage, d = 128: for tiny images on a CPU."""
     return ResNet(blocks=(1, 1, 1, 1), width=16, max_pool=image_size > 64)
 
 

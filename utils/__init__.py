@@ -1,1 +1,1 @@
-"""What the steps share, on three floors: run, training, analysis; files lie under all of them."""
+"""What the steps share: run, training (which imports run), analysis (which imports neither), and files."""

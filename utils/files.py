@@ -1,4 +1,4 @@
-"""Files of results: written so that a crash never costs the previous one."""
+"""Write files of results so that a crash never damages the previous one."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path):
-    """Give a temporary path beside `path` to write to; on success it takes `path`'s place at once."""
+    """Context of a temporary path beside `path` to write to; on success it replaces `path` atomically."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -28,7 +28,7 @@ def write_json(content, path):
 
 
 def write_csv(header, rows, path):
-    """Write a table in UTF-8, whatever the names in it are: bytes that are not become escapes."""
+    """Write a table in UTF-8; bytes in names that are not UTF-8 become escapes."""
     with (
         atomic(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,

@@ -36,9 +36,7 @@ def test_one_class_in_an_array_file(tmp_path, caplog, values, classes):
         found = build(tmp_path)
         assert (found.labels, found.classes) == (None, None)
     name = "dog" if classes else values[0]
-    line = (
-        f"dataset 'mine', split 'train': all images are of one class ({name}), which tells nothing: taken as"
-    )
+    line = f"dataset 'mine', split 'train': all images are of one class ({name}), which is no information"
     assert caplog.text.count(line) == 1
     assert build(tmp_path, "test").labels.tolist() == both.tolist()
 
@@ -75,6 +73,6 @@ def test_images_in_folders_of_their_own(tmp_path, monkeypatch):
         (tmp_path / f"mine/train/{i}").mkdir(parents=True)
         gradient().save(tmp_path / f"mine/train/{i}/a.png")
     with pytest.raises(
-        UserError, match="mine/train: 4 folders would be as many classes; if they are none, put"
+        UserError, match="mine/train: 4 folders would be as many classes; if they are not classes, put"
     ):
         build(tmp_path)

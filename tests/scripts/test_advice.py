@@ -274,7 +274,7 @@ def test_images_that_the_network_cannot_take(tmp_path, capsys, monkeypatch):
 def test_results_that_cannot_be_written_are_found_before_the_first_epoch(tmp_path, capsys, name):
     (tmp_path / "digits/pretext" / name).mkdir(parents=True)
     message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
-    assert f"{name}: is no file that can be replaced" in message
+    assert f"{name}: cannot be replaced" in message
 
 
 def test_the_rehearsal_changes_nothing(results, after, monkeypatch):

@@ -40,7 +40,9 @@ def test_without_a_compiler_one_line_and_the_same_result(results, after, monkeyp
     told = [
         r.getMessage() for r in caplog.records if r.name == "utils.run.machine" and r.levelno >= logging.INFO
     ]
-    assert told[1:] == [f"not compiled, which is slower but no less right (no compiler for the {fails} pass)"]
+    assert told[1:] == [
+        f"not compiled, which is slower but gives the same results (no compiler for the {fails} pass)"
+    ]
     name = "model.pth.tar"
     assert same(weights(root / "digits" / step / name), weights(results / step / name))
 

@@ -80,7 +80,7 @@ def test_an_unfinished_clustering_is_warned_of(copied, caplog, monkeypatch):
     shutil.rmtree(copied / "digits/selflabel")
     (copied / "digits/scan/fingerprint.json").unlink()
     run("selflabel", copied)
-    assert "that step has not come to its end" in caplog.text
+    assert "that step is not finished" in caplog.text
 
 
 def test_runs_by_name_do_not_meet(tmp_path, capsys):

@@ -64,8 +64,8 @@ def test_held_out_images_choose_without_their_labels(results, after, tmp_path_fa
 def test_held_out_images_do_not_train():
     neighbors = neighbor_table(torch.randint(100, (100, 5), generator=torch.Generator().manual_seed(1)))
     split = scan.hold_out("the training split", neighbors, 4)
-    assert split.choosing_set == "the training split"
-    anchors, kept, held = split.anchors, split.train_neighbors, split.choosing
+    assert split.val_set == "the training split"
+    anchors, kept, held = split.anchors, split.train_neighbors, split.val_images
     assert len(held) == 10 and len(anchors) == 90
     assert sorted([*anchors.tolist(), *held.tolist()]) == list(range(100))
     assert not set(kept[anchors].flatten().tolist()) & set(held.tolist())

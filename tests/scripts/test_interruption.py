@@ -197,7 +197,7 @@ def test_two_runs_in_one_folder(results, tmp_path):
     first = start("pretext", root, fault=(endless_batch, root))
     wait_for(lambda: (root / "begun").exists())
     assert finish(start("pretext", root)) == 1
-    assert "another run works there at this moment" in (root / "output").read_text()
+    assert "another run is using this folder" in (root / "output").read_text()
     first.kill()
     first.join()
     assert finish(start("pretext", root, "epochs=1")) == 0  # the lock went with its owner

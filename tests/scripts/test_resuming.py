@@ -111,7 +111,7 @@ def test_loss_that_explodes(tmp_path, capsys):
     last = fails(capsys, simclr.main, argv)
     assert "epoch 1: the loss is nan" in last
     assert "learning rate 1e+30 is too high" in last
-    assert "nor an earlier one" in last
+    assert "and there is no earlier checkpoint" in last
     assert "error: epoch 1" in (tmp_path / "digits/pretext/log.txt").read_text()
 
 

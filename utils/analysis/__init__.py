@@ -1,1 +1,1 @@
-"""Neighbors, metrics, health and pictures: knows nothing of runs and trainings."""
+"""Neighbors, metrics, health and pictures; imports neither utils.run nor utils.training."""

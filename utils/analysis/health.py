@@ -1,6 +1,6 @@
-"""Is the clustering healthy? What shows without labels, as numbers, warnings and refusals.
+"""Is the clustering healthy? Figures, warnings and an error, all without using labels.
 
-Nothing here changes a training; the refusal of `require_confident` comes before one.
+Nothing here changes a training; the error, of `require_confident`, comes before it starts.
 """
 
 import logging
@@ -12,7 +12,7 @@ from errors import UserError
 
 log = logging.getLogger(__name__)
 
-LISTED = 50  # more clusters than this are summed up in messages, not listed
+LISTED = 50  # messages list at most so many clusters, and summarize more
 
 # trouble: what to do, the likeliest cause first
 SCAN_ADVICE = {
@@ -36,23 +36,23 @@ SELFLABEL_ADVICE = {
 
 
 class Watch:
-    """The clusters' numbers of each epoch, and a warning when something is wrong with them.
+    """Figures of the clusters after each epoch, and a warning when something is wrong.
 
     Each trouble logs a warning once per run, when it begins, however often the run is stopped and resumed;
-    the numbers show how it develops. The troubles:
+    the figures show how it develops. The troubles:
 
         dominant   one cluster of three or more holds more than half of the images, and twice its share
-        dead       clusters without an image
-        uncovered  fewer than half of the clusters have a confident image, so the others get no pseudo-labels
-        merged     clusters that were apart at the start, each of at least half the mean size, have the
-                   majority of their images in one and the same cluster now
+        dead       clusters are without an image
+        uncovered  fewer than half of the clusters have a confident image, so the rest gets no pseudo-labels
+        merged     clusters that were separate at the start, each of at least half the mean size, now have
+                   most of their images in the same cluster
 
     Args:
         advice: dict trouble -> what to do; SCAN_ADVICE or SELFLABEL_ADVICE.
-        threshold: confidence that makes a pseudo-label; None where there are none.
-        start: int64 (N,), the images' clusters before the training; None where clusters only form.
-        patience: epochs at the start in which clusters may still form, without a warning.
-        history: function () -> list of what was logged of the earlier epochs, dicts; see Run.read_epochs.
+        threshold: confidence that makes a pseudo-label; None without pseudo-labels.
+        start: int64 (N,), the images' clusters before the training; None if the training forms the clusters.
+        patience: number of epochs at the start without warnings, while clusters form.
+        history: function () -> list of dicts, the logged metrics of the earlier epochs; see Run.read_epochs.
     """
 
     def __init__(self, advice, threshold=None, start=None, patience=0, history=list):
@@ -61,10 +61,10 @@ class Watch:
         self.start = start
         self.patience = patience
         self.history = history
-        self.warned = None  # the troubles; read at the first call, when a resumed run knows its epochs
+        self.warned = None  # set of troubles; read at the first call, after the run has resumed
 
     def __call__(self, epoch, probabilities):
-        """Look at an epoch's clusters.
+        """Check the clusters after an epoch.
 
         Args:
             epoch: number of epochs done, for the warnings.
@@ -73,7 +73,7 @@ class Watch:
         Returns:
             dict to log: `cluster_sizes`, C counts; `dead_clusters`, how many of them are 0;
             `mean_confidence`; with a threshold `confident_shares`, for each cluster the share of its images
-            above it, 0 for a dead one; `warned_of`, the troubles that a warning was given of, if any.
+            above it, 0 for a dead one; `warned_of`, the troubles of new warnings, if any.
         """
         if self.warned is None:
             self.warned = {trouble for line in self.history() for trouble in line.get("warned_of", ())}
@@ -91,7 +91,7 @@ class Watch:
             shares = confident / sizes.clamp(min=1)
             values["confident_shares"] = [round(share, 4) for share in shares.tolist()]
         if not math.isfinite(values["mean_confidence"]):
-            return values  # the network is broken, which is not the clusters' fault; the engine stops the run
+            return values  # the network has diverged; the engine stops the run
 
         share, largest = sizes.max().item() / len(clusters), sizes.argmax().item()
         troubles = {}
@@ -121,13 +121,17 @@ class Watch:
 
 
 def merged(start, now, num_clusters):
-    """The clusters of two assignments' first, int64 (N,) both, that share a cluster in the second.
+    """Which clusters have merged.
 
-    Only those count that hold at least half the mean cluster size and have more than half of their images
-    in that cluster.
+    A cluster counts if it had at least half the mean size, and more than half of its images are now in the
+    same cluster.
+
+    Args:
+        start, now: int64 (N,), the images' clusters before and after.
+        num_clusters: of both.
 
     Returns:
-        dict cluster -> list of two or more of the first assignment's clusters.
+        dict cluster now -> list of the two or more clusters at the start that are in it.
     """
     c = num_clusters
     table = torch.bincount(start * c + now, minlength=c * c).view(c, c)
@@ -141,7 +145,7 @@ def merged(start, now, num_clusters):
 
 
 def listed(things, limit=LISTED):
-    """The first of many things, for a line of text."""
+    """Text that lists things, of many only the first."""
     shown = ", ".join(map(str, things[:limit]))
     return shown if len(things) <= limit else f"{shown}, and {len(things) - limit} more"
 
@@ -155,14 +159,14 @@ def confident_counts(confidence, clusters, num_clusters, threshold):
 
 
 def require_confident(confidence, clusters, num_clusters, threshold):
-    """Say how many training images give a pseudo-label, and of which clusters.
+    """Log how many training images give a pseudo-label, for each cluster.
 
     Args:
         confidence, clusters: float and int64 (N,), the training images' largest probability and its cluster.
-        threshold: confidence that makes a pseudo-label, strictly above.
+        threshold: a confidence strictly above it makes a pseudo-label.
 
     Raises:
-        UserError: there is none. Few clusters with one log a warning.
+        UserError: no image does. If fewer than half of the clusters have one, there is a warning.
     """
     counts = confident_counts(confidence, clusters, num_clusters, threshold)
     n, confident, covered = len(confidence), int(counts.sum()), int((counts > 0).sum())
@@ -184,7 +188,7 @@ def require_confident(confidence, clusters, num_clusters, threshold):
 
 
 def counted(counts):
-    """Integers (C,), one for each cluster, or their summary where there are many; for a line of text."""
+    """Text that lists an integer for each cluster, (C,), or summarizes them if there are many."""
     if len(counts) <= LISTED:
         return str(counts.tolist())
     return f"{counts.min()} to {counts.max()}, median {counts.median()}, {int((counts == 0).sum())} have none"

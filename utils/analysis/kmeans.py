@@ -14,7 +14,7 @@ from . import health, metrics
 
 log = logging.getLogger(__name__)
 
-FIT_ON = 300_000  # images at most; of more, this many are drawn at random
+FIT_ON = 300_000  # images at most; from a larger split, so many are drawn at random
 SEEDS = range(10)
 
 
@@ -24,7 +24,7 @@ def cluster(train, test, num_clusters, seed, initialisations=1):
     Args:
         train, test: float32 (N, D) and (M, D).
         seed: of the initialisation (k-means++).
-        initialisations: the best one by inertia counts.
+        initialisations: their number, of which the best by inertia is kept.
 
     Returns:
         the clusters of the test split, int64 (M,), and the inertia of the fit. Raises UserError for fewer
@@ -42,18 +42,20 @@ def cluster(train, test, num_clusters, seed, initialisations=1):
 def require_enough(n, num_clusters):
     """Raise UserError for fewer images than clusters."""
     if n < num_clusters:
-        raise UserError(f"k-means needs at least {num_clusters} training images, one a cluster, has {n}")
+        raise UserError(
+            f"k-means needs at least {num_clusters} training images, one per cluster, but has {n}"
+        )
 
 
 def score(train, test, labels, num_clusters, num_classes, seed, initialisations=1):
-    """`cluster`, compared with the test split's labels, int64 (M,): see metrics.clustering_metrics."""
+    """metrics.clustering_metrics of `cluster`, with the test split's labels, int64 (M,)."""
     return _compare(
         cluster(train, test, num_clusters, seed, initialisations)[0], labels, num_clusters, num_classes
     )
 
 
 def repeat(train, test, dataset, num_clusters):
-    """`cluster` with each of SEEDS, and logged how well.
+    """Call `cluster` with each of SEEDS, and log the figures.
 
     Args:
         train, test: float32 (N, D) and (M, D).
@@ -61,7 +63,7 @@ def repeat(train, test, dataset, num_clusters):
 
     Returns:
         dict of figures: mean, standard deviation and values of the inertia and, with labels, of ACC, NMI and
-        ARI; and the `cluster_sizes` of the fit of least inertia. That fit's clusters, int64 (M,).
+        ARI; and `cluster_sizes` of the fit with the lowest inertia. Second, that fit's clusters, int64 (M,).
     """
     bar = tqdm(SEEDS, desc="k-means", leave=False, disable=None)
     fits, inertia = zip(*(cluster(train, test, num_clusters, seed) for seed in bar), strict=True)

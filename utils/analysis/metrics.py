@@ -1,13 +1,13 @@
-"""How good is a clustering: with labels, and, for choosing a model, without."""
+"""How good a clustering is: with labels, and, to select a model, without them."""
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as sklearn_metrics
 
-# of probabilities at a time in the validation objective: what stays in a CPU's cache, or keeps a GPU busy
+# of probabilities at a time in the validation objective: few enough for a CPU's cache, or enough for a GPU
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**26}
-# The published values, which the loss has, too: losses.scan.
+# The published lower bounds, as in losses/scan.py.
 MIN_PROBABILITY, MIN_LOG = 1e-8, -100
 
 
@@ -20,15 +20,15 @@ def contingency(clusters, labels, num_clusters, num_classes):
 def hungarian_match(table):
     """One-to-one assignment of clusters to classes that explains the most images.
 
-    A pair without a common image explains nothing, and which one it would be is arbitrary: it is left out.
+    Pairs without a common image are left out: they explain nothing, and would be arbitrary.
 
     Args:
         table: (num_clusters, num_classes), see `contingency`; need not be square.
 
     Returns:
-        list of (cluster, class), sorted by cluster; those that have no counterpart are missing.
+        list of (cluster, class), sorted by cluster, without unmatched clusters and classes.
     """
-    # of the clusters and classes that occur: the others must not decide between equally good assignments
+    # only clusters and classes that occur: empty ones must not decide between equally good assignments
     clusters, classes = (np.flatnonzero(table.sum(axis)) for axis in (1, 0))
     rows, columns = linear_sum_assignment(table[np.ix_(clusters, classes)], maximize=True)
     pairs = zip(clusters[rows].tolist(), classes[columns].tolist(), strict=True)
@@ -68,7 +68,7 @@ def clustering_metrics(probabilities, labels, num_classes):
 
 
 def confusion_matrix(clusters, labels, matches, num_clusters, num_classes):
-    """Share of each true class (rows) that its own and the other classes' clusters hold.
+    """Share of each true class (rows) in each cluster (columns).
 
     Columns are the classes' matched clusters in the order of the classes, then the unmatched
     clusters. Each row is divided by its own sum; a class without images stays 0.
@@ -94,7 +94,7 @@ def validation_objective(probabilities, neighbors, images=slice(None)):
     Args:
         probabilities: float (N, C).
         neighbors: int64 (M, k).
-        images: int64 (M,), the images that count, whose neighbors these are; all N of them by default.
+        images: int64 (M,), the images to average over, whose neighbors these are; by default all N.
 
     Returns:
         dict of floats: `entropy`, `consistency`, `loss` = consistency - entropy.

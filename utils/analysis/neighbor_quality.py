@@ -1,4 +1,4 @@
-"""Is there structure in mined neighbors? What can be said without labels, before clustering."""
+"""Do mined neighbors have structure? A check before clustering, without using labels."""
 
 import logging
 
@@ -6,54 +6,55 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-# on the way from chance to 1, see neighbor_quality
+# shares on a scale where chance is 0, see neighbor_quality
 MIN_MUTUAL, MIN_TRANSITIVE, MAX_NOBODYS = 0.1, 0.05, 0.5
-SAMPLE = 1000  # images whose neighbors' neighbors count
+SAMPLE = 1000  # images whose neighbors' neighbors are examined
 NEIGHBOR_ADVICE = "train the pretext longer, or check its augmentation and lower its optimizer_kwargs.lr"
 
 
 def neighbor_quality(neighbors):
-    """How much structure is in mined neighbors? Logs the figures and whether to go on; never stops a run.
+    """How much structure do mined neighbors have? Logs the figures and a verdict; never stops a run.
 
-    Where k neighbors of each of N images are drawn at random,
+    If the k neighbors of each of N images were drawn at random,
 
-        a neighbor is mutual with probability                          c = k / (N - 1)
-        a neighbor's neighbor is one's own, i.e. transitive, with      c, too
-        an image is nobody's neighbor with                             z = (1 - c) ^ (N - 1), about e^-k
+        a neighbor would be mutual with probability             c = k / (N - 1)
+        a neighbor's neighbor would be one's own neighbor,
+        i.e. transitive, with probability                       c, too
+        an image would be nobody's neighbor with probability    z = (1 - c) ^ (N - 1), about e^-k
 
-    and the verdict is "go" if the images are, on the way from there to 1, for
+    Each share s is compared with its value p by chance as (s - p) / (1 - p), which is 0 at random and 1 at
+    most, so that neither N nor k matters much. The verdict is "go" if this is, for
 
-        mutual       at MIN_MUTUAL or more. Below are lists that are no nearest neighbors at all. All features
-                     reach it, even noise (0.75 for k = 5), since similarity is symmetric.
-        transitive   at MIN_TRANSITIVE or more. Below are features that say nothing of the images: normalised
-                     noise of 128 dimensions is at 0.007 to 0.025 for k = 5 to 50 (10 000 images), digits'
-                     pixels are at 0.3 to 0.5. A cluster is made of neighbors that know each other. Of a
-                     single neighbor (k = 1) nothing can be said.
-        nobody's     at MAX_NOBODYS or less. Above, most images are in no list but their own: the feature
-                     space has collapsed, and everybody has the same few neighbors.
+        mutual       at least MIN_MUTUAL. Below, the lists are not nearest neighbors at all: similarity is
+                     symmetric, so that all features reach it, even noise (0.75 for k = 5).
+        transitive   at least MIN_TRANSITIVE. Below, the features say nothing about the images: normalized
+                     noise of 128 dimensions has 0.007 to 0.025 for k = 5 to 50 (10 000 images), the digits'
+                     pixels have 0.3 to 0.5. In a cluster, neighbors are each other's neighbors. A single
+                     neighbor (k = 1) is not judged.
+        nobody's     at most MAX_NOBODYS. Above, most images are in no list but their own: the feature space
+                     has collapsed, and all images have the same few neighbors.
 
-    so that neither N nor k matters much. The skewness of the in-degrees (about k^-1/2 at random) shows hubs,
-    but is not judged, since it grows with N. "go" means that there is structure, not that it is the wanted
-    one: that takes labels, or eyes.
+    The skewness of the in-degrees (about k^-1/2 at random) shows hubs, but is not judged, since it grows with
+    N. "go" means that there is structure, not that it is the right one: to judge that takes labels, or eyes.
 
     Args:
-        neighbors: int64 (N, 1 + k) on the CPU; entries that are the image itself do not count, nor do, except
-            for the transitive ones, repeated ones.
+        neighbors: int64 (N, 1 + k) on the CPU. Entries that are the image itself are ignored; so are repeated
+            ones, except in the transitive share.
 
     Returns:
-        dict: `mutual`, share of the neighbors; `transitive`, share of the neighbors of theirs, of SAMPLE
-        images; `by_chance`, both at random; `nobodys`, share of the images that are nobody's neighbor;
+        dict: `mutual`, share of the neighbors; `transitive`, share of the neighbors' neighbors, of SAMPLE
+        images; `by_chance`, either at random; `nobodys`, share of the images that are nobody's neighbor;
         `in_degree_skewness`; and `verdict`, "go" or "no-go".
 
     1.28 million images with 50 neighbors take 7 seconds and 1 GB besides the neighbors (0.5 GB).
     """
     n = len(neighbors)
     itself, neighbors = np.arange(n)[:, None], neighbors.numpy()
-    pairs = (itself * n + neighbors)[neighbors != itself]  # "i has j" as one number
+    pairs = (itself * n + neighbors)[neighbors != itself]  # "j is a neighbor of i" as one number
     pairs.sort()
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     degree = np.bincount(pairs % n, minlength=n)
-    either = np.minimum(pairs, pairs % n * n + pairs // n)  # the same for "j has i": there twice if mutual
+    either = np.minimum(pairs, pairs % n * n + pairs // n)  # the same number for (i, j) and (j, i)
     either.sort()
     mutual = 2 * int(np.count_nonzero(either[1:] == either[:-1])) / max(1, len(pairs))
     transitive = _transitive(neighbors)
@@ -72,7 +73,7 @@ def neighbor_quality(neighbors):
     if _beyond(nobodys, lonely) > MAX_NOBODYS:
         wrong = "most images are nobody's neighbor, as if the features had collapsed"
     elif _beyond(mutual, chance) < MIN_MUTUAL:
-        wrong = "hardly more of them are mutual than of random ones"
+        wrong = "hardly more are mutual than by chance"
     elif neighbors.shape[1] > 2 and _beyond(transitive, chance) < MIN_TRANSITIVE:
         wrong = "an image's neighbors are hardly each other's, as if the features were noise"
     if wrong:
@@ -90,12 +91,12 @@ def neighbor_quality(neighbors):
 
 
 def _beyond(share, chance):
-    """How far a share is on the way from chance to 1; 0 where chance is 1, which says nothing."""
+    """A share on a scale where chance is 0 and the maximum 1; 0 if chance is 1, which means nothing."""
     return (share - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def _transitive(neighbors):
-    """Share of the neighbors' neighbors, the image and the neighbor itself apart, that are the image's."""
+    """Share of the neighbors' neighbors, except the image and the neighbor, that are the image's own."""
     found = possible = 0
     for i in np.unique(np.linspace(0, len(neighbors) - 1, SAMPLE).astype(np.int64)):
         own = neighbors[i][neighbors[i] != i]

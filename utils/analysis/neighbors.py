@@ -1,7 +1,7 @@
 """Nearest neighbors in feature space: mining, their quality, and classification by them.
 
-Features may be mapped from a file (see inference.infer): apart from faiss's index nothing here copies all of
-them, or holds more than a block of similarities at a time.
+Features may be mapped from a file (see inference.infer): apart from faiss's index, nothing here copies all of
+them, or holds more than one block of similarities.
 """
 
 import logging
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 QUERIES, BANK = 1024, 131072  # the block of similarities that is in memory at a time: 0.5 GiB
 
-# More would take hours on a CPU when the features are wide (2048). All published experiments but the one
-# on the whole of ImageNet are smaller.
+# Images at most for an exact search on a CPU; more would take hours if the features are wide (2048). Only one
+# published experiment is larger, that on the whole of ImageNet.
 EXACT_ON_CPU = 300_000
-RECALL = 0.99  # wanted of the approximate search, measured on as many images as:
-RECALL_SAMPLE = 1000
-TOP = 1, 5, 20  # neighbors whose classes an evaluation looks at
+RECALL = 0.99  # that the approximate search should reach
+RECALL_SAMPLE = 1000  # images on which it is measured
+TOP = 1, 5, 20  # numbers of neighbors for which an evaluation gives the accuracy
 
 
 def search(queries, bank, k, device=None):
@@ -56,20 +56,20 @@ def search(queries, bank, k, device=None):
 def mine(features, k, device="cpu", library="auto"):
     """Each row's k + 1 best matches by inner product, the first of them normally the row itself.
 
-    faiss does an exact (flat) search on `device`; on the CPU, above EXACT_ON_CPU rows, one among the most
-    similar of 2 sqrt(N) cells, whose recall it measures and logs. torch searches exactly on `device`.
+    Both libraries search exactly (faiss with a flat index), with one exception: above EXACT_ON_CPU rows,
+    faiss on the CPU searches only the most similar of 2 sqrt(N) cells. The recall is measured and logged.
 
     Args:
-        features: float32 (N, D), normalised.
-        k: neighbors to mine, besides the image itself; see `require_enough`.
-        library: "faiss"; "torch"; or "auto", faiss if it is there for `device`, else torch, which also takes
-            over where faiss finds no room on a GPU.
+        features: float32 (N, D), normalized.
+        k: neighbors to mine, not counting the image itself; see `require_enough`.
+        library: "faiss"; "torch"; or "auto": faiss if it works on `device`, else torch. torch also takes over
+            if the GPU's memory is too small for faiss.
 
     Returns:
         int64 tensor (N, k + 1) on the CPU.
 
     Raises:
-        UserError: there is no faiss for `device`, and nothing but faiss is wanted; too few images.
+        UserError: `library` is "faiss", which does not work on `device`; or too few images.
     """
     require_enough(len(features), k)
     device = torch.device(device)
@@ -77,8 +77,8 @@ def mine(features, k, device="cpu", library="auto"):
     if library == "faiss" and faiss is None:
         raise UserError(f"search: faiss was asked for, but {reason}; set search to auto or torch")
     if reason:
-        log.info("%s: torch mines, exactly as well", reason)
-    # logged before it starts: an error of faiss on a GPU may end the process, which nothing here can catch
+        log.info("%s: torch mines instead, also exactly", reason)
+    # logged before the search: a faiss error on a GPU may end the process, which nothing here can catch
     advice = "; if it ends the program, set search: torch" if faiss and device.type == "cuda" else ""
     log.info("%s searches %d features on %s%s", "faiss" if faiss else "torch", len(features), device, advice)
     if faiss is None:
@@ -92,13 +92,14 @@ def mine(features, k, device="cpu", library="auto"):
     try:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
         return _query(_filled(index, features), features, k + 1)
-    except RuntimeError as error:  # its memory is full
-        log.info("faiss cannot search on the GPU, torch does (%s)", str(error).strip().splitlines()[-1])
+    except RuntimeError as error:  # the GPU's memory is full
+        reason = str(error).strip().splitlines()[-1]
+        log.info("faiss cannot search on the GPU, so torch does (%s)", reason)
         return search(features, features, k + 1, device)[1].cpu()
 
 
 def _faiss_for(device):
-    """The module, if it can search on the device, and otherwise why it cannot."""
+    """The faiss module and None if it works on the device; otherwise None and the reason."""
     try:
         import faiss
     except ImportError:
@@ -125,7 +126,7 @@ def _query(index, queries, k):
 
 
 def _mine_in_cells(faiss, features, k):
-    """Approximate: each row looks only into the cells nearest to it, as many as give RECALL on a sample."""
+    """Approximate search: each row visits only its nearest cells, as many as give RECALL on a sample."""
     n, d = features.shape
     cells = int(2 * n**0.5)
     log.info("%d images without a GPU: approximate mining in %d cells", n, cells)
@@ -138,18 +139,20 @@ def _mine_in_cells(faiss, features, k):
     queries = features[order[:RECALL_SAMPLE].sort().values]
     exact = search(queries, features, k)[1]
     index.nprobe, recall = 4, 0
-    while recall < RECALL and index.nprobe < cells // 16:  # many more would take longer than the exact search
+    while recall < RECALL and index.nprobe < cells // 16:  # more would be slower than exact
         index.nprobe *= 2
         found = _query(index, queries, k)
         recall = (exact.unsqueeze(2) == found.unsqueeze(1)).any(2).double().mean().item()
-    log.log(
-        logging.INFO if recall >= RECALL else logging.WARNING,
-        "%d cells per image: recall %.2f %% of the %d exact neighbors, measured on %d images%s",
-        index.nprobe, 100 * recall, k, len(queries),
-        "" if recall >= RECALL else "; on a GPU the search is exact",
-    )  # fmt: skip
+    measured = (
+        f"{index.nprobe} cells per image: recall {100 * recall:.2f} % of the {k} exact neighbors, "
+        f"measured on {len(queries)} images"
+    )
+    if recall >= RECALL:
+        log.info(measured)
+    else:
+        log.warning(f"{measured}; on a GPU the search is exact")
     mined = _query(index, features, k)
-    short = (mined < 0).any(1)  # those whose cells held fewer than k images
+    short = (mined < 0).any(1)  # rows whose cells hold fewer than k images
     if short.any():
         mined[short] = search(features[short], features, k)[1]
     return mined
@@ -176,7 +179,7 @@ def agreement(neighbors, labels, k):
 def accuracy(mined, labels):
     """Share of the top 1, 5 and 20 neighbors, mined within a split, that are of the image's class.
 
-    A split with fewer neighbors gives fewer figures.
+    If fewer neighbors were mined, there are fewer figures.
     """
     ks = [k for k in TOP if k < mined.shape[1]]
     figures = {f"top{k}_neighbor_accuracy": agreement(mined, labels, k) for k in ks}
@@ -189,8 +192,9 @@ def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1,
     """Class of each query by a vote of its k nearest features, weighted by exp(similarity / temperature).
 
     Args:
-        features: (N, D) normalised, with int64 labels (N,); fewer than k: all of them vote.
-        queries: (M, D) normalised.
+        features: float32 (N, D), normalized; if they are fewer than k, all of them vote.
+        labels: int64 (N,), their classes.
+        queries: float32 (M, D), normalized.
 
     Returns:
         int64 (M,), on the device that computed: `device`, or the features' own.
@@ -202,7 +206,7 @@ def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1,
 
 
 def mine_again(folder, what="the neighbors"):
-    """Advice for neighbors that cannot be used: it loses nothing that was trained."""
+    """Advice for a message about neighbors that cannot be used; following it loses no training."""
     return (
         f"mine {what} again with the trained network, in seconds to minutes: simclr.py (or moco.py) with "
         f"--pretrained {folder / 'model.pth.tar'}"

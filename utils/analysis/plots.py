@@ -1,6 +1,6 @@
 """Pictures of results, written to files; nothing needs a display.
 
-A picture is no result: what goes wrong in drawing one costs the picture and a line in the log, not the run.
+A picture is not a result: if drawing one fails, the run logs a warning and goes on without it.
 """
 
 import functools
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 TICKS = 50  # with more rows or columns than this, names would not be legible
 COLUMNS = 10  # of a sheet of images
-LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; what is longer is cut
+LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; longer text is cut
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 
@@ -36,23 +36,23 @@ def _figure(path, **settings):
             FigureCanvasAgg(figure)
             with atomic(path) as temporary:
                 figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
-    except Exception as error:  # of matplotlib, a font, an image, the disk
+    except Exception as error:  # from matplotlib, a font, an image, the disk
         log.debug("%s", path, exc_info=True)
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         log.warning("%s: no picture (%s); the figures are not affected", path, reason)
         with suppress(OSError):
-            path.unlink(missing_ok=True)  # an earlier one
+            path.unlink(missing_ok=True)  # of an earlier run
 
 
 # --- names ---------------------------------------------------------------------------------------
 
 
-@functools.cache  # what it logs is said once
+@functools.cache  # so that it logs the same names only once
 def drawable(names):
     """Names of classes or images as pictures can show them.
 
-    Line breaks, control characters and bytes that are not UTF-8 become escapes; a name with a character that
-    no installed font has becomes its number, and the log lists both.
+    Line breaks, control characters and bytes that are not UTF-8 become escapes. A name with a character that
+    no installed font has is replaced by its number, and the log lists both.
 
     Args:
         names: tuple of pairs (number, name).
@@ -76,7 +76,7 @@ def drawable(names):
 
 
 def _fonts_with(texts):
-    """The families of the default font and of those for what it lacks; and the characters that none has."""
+    """The default font's families and those of fonts with what it lacks; the characters that no font has."""
     default = font_manager.FontProperties()
     families = default.get_family()
     font = font_manager.get_font(font_manager.findfont(default))
@@ -104,7 +104,10 @@ def _cut(text, length):
 
 
 def save_confusion_matrix(matrix, rows, columns, path):
-    """Rows (true classes) of shares in [0, 1] as a PNG; `rows` and `columns` name them."""
+    """Draw a matrix of shares in [0, 1], a row for each true class, as a PNG.
+
+    `rows` and `columns` are lists of their names.
+    """
     side = min(14, 3 + 0.35 * max(matrix.shape))
     with _figure(path, figsize=(side + 1, side), layout="constrained") as figure:
         axes = figure.add_subplot()
@@ -131,8 +134,8 @@ def save_image_sheet(cells, path):
     """A grid of images, COLUMNS in a row, under their titles.
 
     Args:
-        cells: iterable of pairs: uint8 (3, H, W), or None for an empty place; and the title, one or two lines
-            of text, which are cut to the width of an image.
+        cells: iterable of pairs: an image, uint8 (3, H, W), or None for an empty place; and its title, one or
+            two lines of text, which are cut to the width of an image.
     """
     with _figure(path) as figure:
         images, titles = zip(*cells, strict=True)
@@ -141,7 +144,7 @@ def save_image_sheet(cells, path):
         rows = math.ceil(len(images) / columns)
         figure.set_size_inches(1.5 * columns, 1.8 * rows)
         for i, (image, title) in enumerate(zip(images, titles, strict=True)):
-            row, column = divmod(i, columns)  # placed by hand: laying out a thousand of them takes minutes
+            row, column = divmod(i, columns)  # by hand: automatic layout of a thousand takes minutes
             left, bottom = (column + 0.1) / columns, 1 - (row + 0.95) / rows
             axes = figure.add_axes([left, bottom, 0.8 / columns, 0.7 / rows])
             axes.axis("off")
@@ -152,7 +155,7 @@ def save_image_sheet(cells, path):
 
 
 def save_curves(epochs, path):
-    """One panel per logged number, lists left out, against the epoch; `epochs`: see Run.read_epochs."""
+    """Plot each logged number, except lists, over the epochs, a panel each; `epochs`: see Run.read_epochs."""
     logged = (pair for line in epochs for pair in line.items())
     names = [name for name, value in logged if name not in NOT_CURVES and not isinstance(value, list)]
     names = list(dict.fromkeys(names))
@@ -164,7 +167,8 @@ def save_curves(epochs, path):
         for i, name in enumerate(names):
             points = [(line["epoch"], line[name]) for line in epochs if name in line]
             axes = figure.add_subplot(rows, columns, i + 1)
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else None)
+            numbers, values = zip(*points, strict=True)
+            axes.plot(numbers, values, marker="." if len(points) < 20 else None)
             axes.set_title(name, fontsize=9)
             axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)

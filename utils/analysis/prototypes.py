@@ -7,7 +7,7 @@ def find_prototypes(features, probabilities, n=10):
     Args:
         features: (N, D) backbone features.
         probabilities: (N, C); an image belongs to its argmax.
-        n: images averaged; a smaller cluster gives all it has.
+        n: number of images to average; a smaller cluster gives all it has.
 
     Returns:
         list of C image indices, None for an empty cluster.

@@ -1,4 +1,4 @@
-"""The figures and pictures that an evaluation leaves behind."""
+"""Write the figures and pictures of an evaluation."""
 
 import logging
 
@@ -10,12 +10,12 @@ from . import health, metrics, plots
 
 log = logging.getLogger(__name__)
 
-# what evaluations leave beside metrics.json, each of them some
+# files beside metrics.json; each kind of evaluation writes some of them
 PARTS = ("assignment.csv", "confusion_matrix.png", "prototypes.png", "neighbors.png")
 
 
 def write_figures(figures, folder):
-    """Write metrics.json; if there was one, remove the files beside it that belong to those figures."""
+    """Write metrics.json; if there was one before, remove the files that belong to its figures."""
     stale = PARTS if (folder / "metrics.json").exists() else ()
     write_json(figures, folder / "metrics.json")
     for name in stale:

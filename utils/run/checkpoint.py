@@ -1,4 +1,4 @@
-"""Files of weights: written so that a crash never costs the previous one, read without running code."""
+"""Files of weights: saving one never damages the previous one, and loading one never runs code."""
 
 import logging
 import re
@@ -15,8 +15,8 @@ from utils.files import atomic
 
 log = logging.getLogger(__name__)
 
-# All that may be in a file besides tensors and plain Python: the NumPy scalars that the original
-# wrote, the index of the best head (int64) and the best loss (float64).
+# Besides tensors and plain Python, a file may hold only the NumPy scalars that the original program
+# wrote: the index of the best head (int64) and the best loss (float64).
 NUMPY_SCALAR = [
     (np.int64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # NumPy 1's name
     (np.int64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
@@ -60,7 +60,7 @@ def load(path, hint=""):
         raise UserError(f"{path}: not a readable checkpoint: {_explain(path, error)}") from None
 
 
-# the first bytes of what a download or a mix-up leaves in the place of a checkpoint
+# first bytes of what a failed download or a mix-up leaves in place of a checkpoint: what it is
 NOT_A_CHECKPOINT = {
     rb"\s*<(!doctype|html|head|\?xml)": "a web page, saved in its place; download the file itself",
     rb"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
@@ -71,7 +71,7 @@ NOT_A_CHECKPOINT = {
 
 
 def _check_sums(path):
-    """Raise if the content of a zip file (torch 1.6 and newer) is damaged, which torch does not look for."""
+    """Raise if the content of a zip file (torch 1.6 and newer) is damaged, which torch does not check."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -80,7 +80,7 @@ def _check_sums(path):
 
 
 def _explain(path, error):
-    """Why torch could not read the file, in words for the person who brought it."""
+    """Why torch could not read the file, in words for the user."""
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:

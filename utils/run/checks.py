@@ -12,7 +12,7 @@ class Check(NamedTuple):
     """The values that a key may have.
 
     Attributes:
-        words: what they are; goes on "KEY must be ...".
+        words: what they are; completes "KEY must be ...".
         convert: function of a value that returns it, converted if need be, or raises ValueError with words.
     """
 
@@ -49,7 +49,7 @@ def number(low=None, high=None, whole=False, above=None, below=None):
 
 
 def count(low, high):
-    """A whole number; `high` is far beyond what is of use, so that a slip does not fill the memory."""
+    """A whole number; `high` is far above any useful value, so that a typo does not fill the memory."""
     return number(low, high, whole=True)
 
 

@@ -19,13 +19,13 @@ def load_config(args, setups, training=True):
     Args:
         args: what `parse_arguments` returned.
         setups: the values of `setup` that the calling script can work with.
-        training: demand the keys of training, too, not only those of evaluation.
+        training: require the keys of training, too, not only those of evaluation.
 
     Returns:
         EasyDict of everything, so that `config.optimizer_kwargs.lr` works.
 
     Raises:
-        UserError: unreadable file, unknown, missing or wrong key; the message names file and key.
+        UserError: unreadable file, or unknown, missing or wrong key; the message names file and key.
     """
     environment = _checked(read_yaml(args.config_env), schema.ENVIRONMENT, args.config_env)
     experiment = _checked(read_yaml(args.config_exp), schema.EXPERIMENT, args.config_exp)
@@ -66,16 +66,16 @@ def load_config(args, setups, training=True):
 def experiment_of(config):
     """The part of a configuration that decides the results: no paths, devices or worker counts.
 
-    The datasets' fingerprints say which images were readable.
+    Nor is max_unreadable in it: the datasets' fingerprints say which images were read.
     """
     keys = {key.name for key in schema.EXPERIMENT if key.affects_results}
     return {key: value for key, value in to_dict(config).items() if key in keys}
 
 
 def with_defaults(experiment):
-    """What `experiment_of` gave an earlier version, completed by the keys that are new since then.
+    """Complete the result of `experiment_of` in an earlier version by the keys that are new since then.
 
-    The default of a new key is what was done before there was the key.
+    The default of a new key is the behavior from before there was the key.
     """
     return {**experiment_of(schema.defaults(experiment.get("setup"))), **experiment}
 
@@ -102,15 +102,15 @@ def differences(old, new, prefix=""):
 
 
 def listed(changes):
-    """What `differences` found, as one line."""
+    """The result of `differences` as one line."""
     return "; ".join(f"{key}: {change}" for key, change in changes.items())
 
 
 def mismatches(config):
-    """What differs between the training's and the evaluation's images, although it hardly can be meant.
+    """Differences between the images of training and evaluation that are most likely a mistake.
 
     Returns:
-        list of lines for a warning.
+        list of lines for warnings.
     """
     train, test = config.get("augmentation_kwargs", {}), config.transformation_kwargs
     if config.get("augmentation_strategy") == "ours":
@@ -133,7 +133,7 @@ def mismatches(config):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would take the last."""
+    """Rejects a key that is given twice; YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -167,7 +167,10 @@ def read_yaml(path):
 
 
 def _checked(content, keys, where, group=""):
-    """`content` of a group, or of none, with every key among the rows `keys` and every value converted."""
+    """Check the keys and values of a group, or of the top level, by the rows `keys`.
+
+    Returns `content` with its values converted. Raises UserError for an unknown key or a wrong value.
+    """
     if not isinstance(content, dict):
         raise UserError(f"{where}: {group} must hold keys and values, found {content!r}")
     known = schema.within(keys, group)
@@ -190,10 +193,10 @@ def _checked(content, keys, where, group=""):
 
 
 def _require_criterion(given, where):
-    """Raise UserError for the criterion of another step, and for other options than its own."""
+    """Raise UserError for a criterion of another step, or options that are not the criterion's own."""
     setup, found, options = (given.get(key) for key in ("setup", "criterion", "criterion_kwargs"))
     criteria = {name: schema.options_of(name) for name, step in schema.CRITERIA.items() if step == setup}
-    if not criteria or found is None or options is None:  # none to train with, or missing
+    if not criteria or found is None or options is None:  # no training, or a key is missing
         return
     known = criteria.get(found, {})
     needed = {option for option, key in known.items() if key.required}
@@ -210,7 +213,7 @@ def _require_criterion(given, where):
 
 
 def _require_keys(keys, given, config, training, where):
-    """Raise UserError for keys that this configuration must give, or must not."""
+    """Raise UserError for keys that this configuration needs but lacks, or gives but must not."""
     missing = []
     for key in keys:
         group = key.name.rpartition(".")[0]

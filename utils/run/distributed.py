@@ -1,12 +1,13 @@
-"""One run on several processes, as torchrun starts them: which one is this, and what do they share?
+"""One run on several processes, which torchrun starts.
 
-Each process computes its share of a batch; outputs are gathered, and every process computes the loss of the
-whole batch from them. The losses therefore know nothing of processes, and W of them compute what one does:
+Each process computes the network's outputs for its share of a batch. The outputs are gathered, and every
+process computes the loss of the whole batch from them. So the losses need not know about processes, and W
+processes compute the same as one:
 
-    L(all outputs),   dL/dw = sum_r  dL/d(outputs of r)  d(outputs of r)/dw,
+    L(all outputs),   dL/dw = sum_r  dL/d(outputs of r)  d(outputs of r)/dw
 
-process r computing the term r. DistributedDataParallel takes the mean of the terms instead of their sum, so
-`gather` multiplies by W on the way back. BatchNorm takes its statistics over all shares.
+Process r computes term r. DistributedDataParallel averages the terms instead of adding them, so the backward
+pass of `gather` multiplies by W. BatchNorm takes its statistics over all shares.
 """
 
 import os
@@ -35,7 +36,7 @@ def local_rank():
 
 
 def start(device):
-    """Join the other processes, if there are any. Raises UserError when they do not meet."""
+    """Join the other processes, if there are any. Raises UserError if they cannot be reached."""
     if not launched() or dist.is_initialized():
         return
     try:
@@ -84,7 +85,7 @@ def barrier():
 
 @contextmanager
 def main_first():
-    """Context that the main process passes first: it downloads, say, and the others find the files."""
+    """Context that the main process passes first; for example, it downloads what the others then find."""
     if not is_main():
         barrier()
     yield
@@ -93,7 +94,7 @@ def main_first():
 
 
 def gather(share):
-    """Every process's (B / W, ...) -> the whole batch (B, ...), in the order of the processes."""
+    """Every process's share (B / W, ...) -> the whole batch (B, ...), in the order of the ranks."""
     return _Gather.apply(share) if world_size() > 1 else share
 
 
@@ -122,10 +123,10 @@ class _Mean(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm with the statistics of all processes' shares, which are of one size. torch's needs a GPU."""
+    """BatchNorm with the statistics of all processes' shares, of equal size. torch's own needs a GPU."""
 
     def __init__(self, layer):
-        """Takes the place of `layer`, a BatchNorm2d: it has the same parameters and statistics."""
+        """Take the place of `layer`, a BatchNorm2d: share its parameters and statistics."""
         super().__init__(layer.num_features, layer.eps, layer.momentum)
         self.weight, self.bias = layer.weight, layer.bias
         self.running_mean, self.running_var = layer.running_mean, layer.running_var
@@ -149,9 +150,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(model, device):
-    """Make each BatchNorm2d of the model one of all processes; parameters and their names stay.
+    """Make each BatchNorm2d of the model synchronize over all processes; parameters keep their names.
 
-    Raises UserError for any other BatchNorm: it would lose what it does besides, or not be synchronised.
+    Raises UserError for any other BatchNorm class: it would lose what it adds, or not be synchronized.
     """
     if world_size() == 1:
         return model

@@ -26,7 +26,7 @@ from .machine import dtype_name
 
 log = logging.getLogger(__name__)
 
-# what the steps leave in the folder of results, besides config.yml and log.txt, which they rewrite or add to
+# what the steps write to the folder, except config.yml and log.txt, which every run rewrites or appends to
 RESULTS = (
     "checkpoint.pth.tar",
     "model.pth.tar",
@@ -42,19 +42,19 @@ RESULTS = (
 
 
 class Run:
-    """Where a step works and what it works with.
+    """The folder of a step's results, and the device, precision and processes that it runs on.
 
     Args:
         config: the checked configuration.
         folder: pathlib.Path of the results; created.
-        fresh: set an earlier run's results in that folder aside instead of resuming it.
-        accept_changes: resume although TUNABLE settings changed.
+        fresh: set an earlier run's results in that folder aside instead of resuming that run.
+        accept_changes: resume even if TUNABLE settings have changed.
 
     Attributes:
         device: torch.device that everything computes on.
         precision: torch dtype of the network during training and monitoring.
-        loading: keyword arguments that every data.Loader of the run takes.
-        main: whether this process writes the results; of torchrun's processes one does.
+        loading: keyword arguments for every data.Loader of the run.
+        main: whether this process writes the results; of torchrun's processes only one does.
     """
 
     def __init__(self, config, folder, fresh=False, accept_changes=False):
@@ -88,12 +88,10 @@ class Run:
             log.warning("%s", mismatch)
 
     def _require_replaceable(self):
-        """Refuse now what would only be found out when results are written."""
+        """Raise UserError now if a file could not be replaced when the results are written."""
         for path in (self.folder / name for name in RESULTS):
             if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-                raise UserError(
-                    f"{path}: is no file that can be replaced; move it away, or set another root_dir"
-                )
+                raise UserError(f"{path}: cannot be replaced; move it away, or set another root_dir")
 
     def start_logging(self):
         """Log to the console and to log.txt, in the main process."""
@@ -119,7 +117,10 @@ class Run:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def place(self, model):
-        """Move a model to the device, in the memory layout that convolutions like."""
+        """Move a model to the device, in the memory layout that is fast for convolutions.
+
+        On several processes, also make its BatchNorm layers synchronize.
+        """
         model = model.to(self.device, memory_format=torch.channels_last)
         return distributed.synchronise(model, self.device)
 
@@ -130,7 +131,7 @@ class Run:
         if not self.main:
             yield folder
             return
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
         folder.mkdir()
         try:
             yield folder
@@ -177,7 +178,7 @@ def results_folder(config, step):
 
 
 def earlier_folder(config, step, run_name):
-    """Folder of an earlier step's results: with --run, where that run has none, those without --run."""
+    """Folder of an earlier step's results; if the run named by --run has none, of those without --run."""
     own = results_folder(config, step)
     shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
     if run_name and not (own / "model.pth.tar").exists() and (shared / "model.pth.tar").exists():
@@ -187,17 +188,16 @@ def earlier_folder(config, step, run_name):
 
 
 def _lock(file, folder):
-    """Hold an open file until this process ends or closes it; raise UserError if another one does."""
+    """Lock an open file until this process ends or closes it; raise UserError if another process did."""
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{folder}: another run works there at this moment; wait for it, or keep this one apart with "
-            "--run NAME"
+            f"{folder}: another run is using this folder; wait for it, or keep this one apart with --run NAME"
         ) from None
-    except OSError:  # a network drive that knows no locks
+    except OSError:  # a network drive without locks
         pass
 
 

@@ -1,4 +1,4 @@
-"""What a step's results were made from: written beside them, and compared before anything uses them."""
+"""What a step's results were made from: written beside them, and compared before they are used."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from .config import differences, experiment_of, listed
 log = logging.getLogger(__name__)
 
 FINGERPRINT = "fingerprint.json"
-# Settings that a training may be resumed with another value of, if its owner says so (--accept_changes).
+# Settings that may change when a training is resumed, if the user says so (--accept_changes).
 TUNABLE = (
     "epochs",
     "optimizer_kwargs",
@@ -25,6 +25,7 @@ TUNABLE = (
     "confidence_threshold",
     "data.train",
 )
+# Results whose digests the fingerprint holds, so that a file that was replaced is noticed.
 SIGNED = ("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy", "metrics.json")
 
 
@@ -51,14 +52,17 @@ class Identity:
         self.files = [path for path in map(Path, inputs.values()) if path.exists()]
 
     def write(self, folder, weights):
-        """Write what a finished step's results, and the state dict `weights`, were made from."""
+        """Write FINGERPRINT of a finished step: `content`, and digests of its files and its backbone.
+
+        `weights`: state dict of the step's model.
+        """
         files = {name: digest(folder / name) for name in SIGNED if (folder / name).exists()}
         content = {**self.content, "backbone_weights": of_backbone(weights), "files": files}
         write_json(content, folder / FINGERPRINT)
 
 
 def of_backbone(weights):
-    """Hash of a state dict's backbone, whatever file it is in."""
+    """Hash of a state dict's backbone, the same in whatever file it is saved."""
     sum_ = hashlib.sha256()
     for key, tensor in sorted(weights.items()):
         if key.startswith("backbone."):
@@ -67,7 +71,7 @@ def of_backbone(weights):
 
 
 def read_fingerprint(folder):
-    """What `Identity.write` wrote; an empty dict where it did not, as in folders of the original's files."""
+    """What `Identity.write` wrote; an empty dict if it did not, as for files of the original program."""
     try:
         content = json.loads((folder / FINGERPRINT).read_text())
     except (OSError, ValueError):
@@ -77,7 +81,7 @@ def read_fingerprint(folder):
 
 
 def check_neighbors(folder, identity, weights, remedy):
-    """Compare what the pretext step worked with to what the clustering step is about to.
+    """Check that the mined neighbors fit the images and weights that the clustering step starts from.
 
     Args:
         folder: of the pretext step.
@@ -86,12 +90,12 @@ def check_neighbors(folder, identity, weights, remedy):
         remedy: what to do about neighbors of other images, for the message.
 
     Raises:
-        UserError: the neighbors are of other images. Files that were replaced, and another model, which may
-            be meant, only log a warning.
+        UserError: the neighbors were mined among other images. Replaced files or another model may be
+            intended, and only log a warning.
     """
     there, here = read_fingerprint(folder), identity.content["data"]
     if not there:
-        log.debug("%s: no %s, taken as they are", folder, FINGERPRINT)
+        log.debug("%s: no %s, so the neighbors are not checked", folder, FINGERPRINT)
         return
     changed = differences({split: there["data"].get(split) for split in here}, here)
     if changed:
@@ -106,11 +110,11 @@ def check_neighbors(folder, identity, weights, remedy):
 
 
 def warn_if_unfinished(folder):
-    """Log a warning about a result whose training has not come to its end."""
+    """Log a warning if the training that wrote this folder is not finished."""
     signed = read_fingerprint(folder).get("files", {}).get("model.pth.tar")
     if (folder / "checkpoint.pth.tar").exists() and digest(folder / "model.pth.tar") != signed:
         log.warning(
-            "%s: that step has not come to its end (or was made by an older version); its command, given "
+            "%s: that step is not finished (or was made by an older version); its command, given "
             "again, finishes it",
             folder,
         )

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM: the first one stops the run in order, a second one at once."""
+"""SIGINT (Ctrl-C) and SIGTERM: the first signal stops the run cleanly, a second one at once."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def listen():
 
 def _handle(number, frame):
     global _noted
-    if os.getpid() != _owner:  # a worker process that is only starting, and ends with its owner
+    if os.getpid() != _owner:  # a worker process that is still starting; it ends with its owner
         os._exit(0)
     if _noted is not None:
         os._exit(128 + number)
@@ -41,7 +41,7 @@ def _handle(number, frame):
 
 @contextmanager
 def deferred():
-    """Context in which a signal is only noted."""
+    """Context in which a signal is noted, but does not raise."""
     global _deferred
     _deferred = True
     try:

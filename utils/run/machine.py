@@ -1,4 +1,4 @@
-"""What this machine is good for: its device, its precision, its compiler, its memory."""
+"""Choose the device, the precision and the compiler, and tune the memory, for this machine."""
 
 import ctypes
 import logging
@@ -15,11 +15,11 @@ from errors import UserError
 
 log = logging.getLogger(__name__)
 
-# where the driver of an NVIDIA GPU shows on Linux, and on Linux within Windows
+# files that show an NVIDIA driver, on Linux and on Linux within Windows
 DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
 # Compiling costs a minute or two, and saves some milliseconds per iteration on a GPU.
 ITERATIONS_THAT_REPAY = 3000
-# In passes over fewer images a GPU waits for its next kernel: CUDA graphs launch them all at once.
+# With at most so many images in a pass, a GPU waits for kernel launches; CUDA graphs launch them all at once.
 LAUNCH_BOUND = 256
 
 
@@ -31,7 +31,7 @@ def choose_device(name, local_rank=None):
         local_rank: number of this process on its machine, None without torchrun.
 
     Raises:
-        UserError: the named device is not there, or not one for each process.
+        UserError: torch does not see the device, or not a GPU for each process.
     """
     if name == "auto":
         name = "cuda" if _count_gpus() else "cpu"
@@ -56,7 +56,7 @@ def choose_device(name, local_rank=None):
 
 
 def _count_gpus():
-    with warnings.catch_warnings(action="ignore"):  # of a driver too old: see `warn_of_unused_gpu`
+    with warnings.catch_warnings(action="ignore"):  # about an old driver: see `warn_of_unused_gpu`
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -68,7 +68,7 @@ def warn_of_unused_gpu():
     try:
         torch.cuda.init()
         reason = "it does not say why"
-    except Exception as error:  # a driver too old, torch without CUDA, ...: each has an exception of its own
+    except Exception as error:  # an old driver, torch without CUDA, ...: each raises another exception
         reason = str(error).strip().splitlines()[0]
     log.warning("torch cannot use the NVIDIA GPU of this machine, so the CPU computes (%s)", reason)
 
@@ -94,9 +94,9 @@ def _cpu_has_bf16():
 
 
 def reuse_freed_memory():
-    """Let the C library keep what is freed, instead of having the system zero each iteration's pages again.
+    """Make the C library keep freed memory, so that the system need not zero new pages in each iteration.
 
-    Only glibc has these settings (`man mallopt`); elsewhere nothing happens.
+    Only glibc has these settings (`man mallopt`); elsewhere this does nothing.
     """
     if sys.platform == "linux":
         trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
@@ -112,10 +112,10 @@ def compiled(network, setting, device, iterations, images):
     Args:
         network: the module to train.
         setting: `on`, `off`, or `auto`: on a GPU, if the run is long enough to repay the compiler's minutes.
-            On a CPU the convolutions take nearly all of the time and are the same library's either way.
+            On a CPU nearly all of the time goes to convolutions, which use the same library either way.
         device: torch.device that it trains on.
-        iterations: of the whole run.
-        images: images in a forward pass.
+        iterations: their number in the whole run.
+        images: their number in a forward pass.
 
     Returns:
         a function of the network's arguments.
@@ -125,17 +125,17 @@ def compiled(network, setting, device, iterations, images):
         return network
     small = device.type == "cuda" and images <= LAUNCH_BOUND
     log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
-    # not dynamic: another size is another graph, where a size left open would make one slow graph for all
+    # not dynamic: a graph for each input size is faster than one for all sizes
     mode = "reduce-overhead" if small else None
     return _OrEager(torch.compile(network, mode=mode, dynamic=False), network)
 
 
 class _OrEager:
-    """A compiled network, or the network itself if compiling, which the first calls do, fails.
+    """A compiled network, or the network itself if compiling fails.
 
-    The calls without gradients and those with them have a graph each. That of the backward pass is compiled
-    with its forward pass, not when it is first needed, so that a failure shows here. After a call with
-    gradients nothing is left to compile.
+    The first calls compile. Calls without gradients and calls with them have separate graphs. The backward
+    pass is compiled together with the forward pass, not when it is first needed, so that a failure shows
+    here. After a call with gradients nothing is left to compile.
     """
 
     def __init__(self, network, eager):
@@ -147,10 +147,10 @@ class _OrEager:
         try:
             with compiler_config.patch(force_non_lazy_backward_lowering=True):
                 outputs = self.network(*args)
-        except Exception as error:  # no C++ compiler, no Triton, ...: each has an exception of its own
-            cause = getattr(error, "inner_exception", error)  # without torch.compile's own words around it
+        except Exception as error:  # no C++ compiler, no Triton, ...: each raises another exception
+            cause = getattr(error, "inner_exception", error)  # without what torch.compile adds
             lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-            log.info("not compiled, which is slower but no less right (%s)", lines[0].strip())
+            log.info("not compiled, which is slower but gives the same results (%s)", lines[0].strip())
             log.debug("%s", error)
             self.network, self.eager = self.eager, None
             return self.network(*args)

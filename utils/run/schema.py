@@ -33,11 +33,11 @@ COLUMNS = 80  # of the listing
 
 
 class When(NamedTuple):
-    """The condition that a key, which is in no group, has one of these values."""
+    """The condition that a top-level key has one of these values."""
 
     key: str
     values: tuple
-    why: str = ""  # the reason, for the message of a row that is refused without it
+    why: str = ""  # the reason, for the message when the condition fails
 
     def holds(self, config):
         return config.get(self.key) in self.values
@@ -51,7 +51,7 @@ def to_train(*setups):
 
 
 class PerSetup(dict):
-    """A default that depends on `setup`; where that is not named, there is none."""
+    """A default that depends on `setup`: {setup: default}. Other setups have none."""
 
 
 class Key(NamedTuple):
@@ -60,11 +60,11 @@ class Key(NamedTuple):
     name: str  # dotted within a group: optimizer_kwargs.lr
     check: Check
     help: str
-    # What the key is where it is not given; None: it is not there. load_config fills it in, except within a
-    # group: there it is the default of the function that takes the group.
+    # The value if the key is not given; None: the key is then absent. load_config fills in the defaults of
+    # top-level keys. A key in a group gets its default from the function that takes the group.
     default: object = None
-    required: object = None  # ALWAYS, or a When; evaluation demands what is required without any condition
-    only: When | None = None  # training refuses the key without it
+    required: object = None  # ALWAYS, or a When; evaluation requires only keys without any condition
+    only: When | None = None  # training rejects the key unless this holds
     affects_results: bool = True
 
     def is_required(self, config, training):
@@ -137,7 +137,7 @@ EXPERIMENT = (
     Key(
         "max_unreadable", PROBABILITY,
         "Share of a folder's images that may be left out because they cannot be read.",
-        default=0.01, affects_results=False,  # which images were read, the datasets' fingerprints tell
+        default=0.01, affects_results=False,  # the datasets' fingerprints say which were read
     ),
     # the pretext step
     Key(
@@ -260,11 +260,11 @@ EXPERIMENT = (
 )  # fmt: skip
 
 
-# --- questions to the table ----------------------------------------------------------------------
+# --- queries -------------------------------------------------------------------------------------
 
 
 def within(keys, group=""):
-    """The rows of the keys right within a group, or in none: {last part of the name: row}."""
+    """The rows of the keys directly in a group, or at the top level: {last part of the name: row}."""
     found = {}
     for key in keys:
         parent, _, name = key.name.rpartition(".")
@@ -280,7 +280,7 @@ def options_of(name):
 
 
 def defaults(setup):
-    """{key: default} of the keys in no group that have one."""
+    """{key: default} of the top-level keys that have one."""
     values = {name: key.default_of(setup) for name, key in within(ENVIRONMENT + EXPERIMENT).items()}
     return {name: value for name, value in values.items() if value is not None}
 

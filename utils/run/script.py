@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def run_script(main):
-    """Call `main()` and exit: 1 and one line for a user's mistake, 128 + its number for a signal."""
+    """Call `main()`. Exit status: 1, with one line of text, for a user's mistake; 128 + N for signal N."""
     interrupt.listen()
     try:
         main()
@@ -35,10 +35,10 @@ def run_script(main):
     except RuntimeError as error:
         if re.search(r"shared memory|\bshm\b|bus error", str(error), re.I):
             _fail(
-                f"the processes that decode images find no room in /dev/shm ({_shared_memory()}); set "
+                f"the processes that decode images do not fit in /dev/shm ({_shared_memory()}); set "
                 "num_workers=0, or make it larger (docker run --shm-size=8g, or --ipc=host)"
             )
-        if "allocate memory" in str(error):  # torch's own MemoryError on a CPU
+        if "allocate memory" in str(error):  # how torch says MemoryError on a CPU
             _fail(f"the memory is full ({str(error).splitlines()[0]}); lower batch_size or the images' size")
         if distributed.world_size() == 1 or not re.search("connection|peer|nccl|gloo", str(error), re.I):
             raise
@@ -70,7 +70,7 @@ def _fail(message):
 
 
 def start_arguments(pretrained_help):
-    """The command-line arguments that say what a step starts from: --pretrained FILE, --fresh, ..."""
+    """Function that adds the arguments on what a step starts from: --pretrained FILE, --fresh, ..."""
 
     def add(parser):
         parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
@@ -90,14 +90,14 @@ def start_arguments(pretrained_help):
 
 
 def file_argument(text):
-    """Type of a command-line argument that names a file."""
+    """argparse type of a file name."""
     if not text or "://" in text:
         raise argparse.ArgumentTypeError(f"expected a file on this machine, found {text!r}")
     return Path(text).expanduser()
 
 
 class _ListKeys(argparse.Action):
-    """Prints the table of keys and exits, whatever else the command line lacks, as --help does."""
+    """Prints the table of keys and exits, even if required arguments are missing, as --help does."""
 
     def __call__(self, parser, *_):
         print(schema.listing())
@@ -105,7 +105,7 @@ class _ListKeys(argparse.Action):
 
 
 def parse_arguments(argv, description, add_arguments=None):
-    """The command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
+    """Parse the command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
     parser.add_argument(
@@ -139,7 +139,7 @@ def parse_arguments(argv, description, add_arguments=None):
         add_arguments(parser)
     args = parser.parse_args(argv)
     if args.data_dir:
-        args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # a path is no YAML
+        args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # quoted for YAML
     return args
 
 

@@ -1,4 +1,4 @@
-"""Weights that an earlier step, or somebody else, left: what they are, and whether they fit."""
+"""Weights from an earlier step or another program: what they are, and whether they fit a model."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ def read_weights(path, kinds, hint=""):
 
     Args:
         path: the file.
-        kinds: which KINDS will do; what the file is shows in its content, not in its name.
+        kinds: the KINDS to accept; the content of the file decides its kind, not its name.
         hint: what to do when there is no such file.
 
     Raises:
@@ -44,7 +44,7 @@ def read_weights(path, kinds, hint=""):
 
 
 def unwrap(content, source):
-    """State dict and head index in any checkpoint that this method's programs write.
+    """State dict and head index of a checkpoint of any program for this method.
 
     A plain state dict; `{'model', 'head'}` as the clustering step saves; a training checkpoint
     `{'model', 'optimizer', ...}`; or MoCo's `{'state_dict', ...}`. Keys may start with `module.`.
@@ -66,23 +66,27 @@ def unwrap(content, source):
         )
     if head is not None and not isinstance(head, (int, np.integer)):
         raise UserError(f"{source}: its head must be the number of a cluster head, found {head!r}")
-    # what DataParallel and torch.compile put before each name
+    # without the prefixes of DataParallel and torch.compile
     weights = {re.sub(r"^((module|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
     return weights, None if head is None else int(head)
 
 
 def anatomy(weights):
-    """What a state dict is, read off its keys and shapes.
+    """What a state dict is, according to its keys and shapes.
 
     Returns:
-        dict: `kind`, one of KINDS; `backbone`, the shapes of its weights by their keys; and, named as the
-        settings that decide them, `model_kwargs`, `num_heads`, `num_classes`, each None where there is no
-        such part.
+        dict: `kind`, one of KINDS; `backbone`, dict key -> shape of its weights; and, named after the
+        settings that decide them, `model_kwargs` (as text), `num_heads` and `num_classes`, None if there is
+        no such part.
     """
     shapes = {key: tuple(value.shape) or (None,) for key, value in weights.items()}
     heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
     projection = next((key for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)), None)
     backbone = {key: shape for key, shape in shapes.items() if key.startswith("backbone.")}
+    model_kwargs = None
+    if projection:
+        head = "mlp" if ".2." in projection else "linear"
+        model_kwargs = f"{head} head to {shapes[projection][0]}"
     if heads:
         kind = "clustering"
     elif backbone:
@@ -92,20 +96,22 @@ def anatomy(weights):
     return {
         "kind": kind,
         "backbone": backbone,
-        "model_kwargs": projection
-        and f"{'mlp' if '.2.' in projection else 'linear'} head to {shapes[projection][0]}",
+        "model_kwargs": model_kwargs,
         "num_heads": len(heads) or None,
         "num_classes": shapes.get("cluster_head.0.weight", [None])[0],
     }
 
 
 def choose_head(weights, head, source):
-    """The head to use: the one that the checkpoint names, or its only one. Raises UserError otherwise."""
+    """The index of the head to use: the one that the checkpoint names, or its only one.
+
+    Raises UserError if it names none of several, or one that it does not have.
+    """
     count = anatomy(weights)["num_heads"]
     if head is None and count > 1:
         raise UserError(
-            f"{source}: does not say which of its {count} heads is the best, as a training checkpoint, "
-            "whose weights are not the best epoch's, never does; use scan.py's model.pth.tar"
+            f"{source}: does not say which of its {count} heads is the best; a training checkpoint never "
+            "does, and its weights are not the best epoch's; use scan.py's model.pth.tar"
         )
     if head is not None and not 0 <= head < count:
         raise UserError(f"{source}: names head {head} as the best, but its heads are 0 to {count - 1}")
@@ -113,22 +119,20 @@ def choose_head(weights, head, source):
 
 
 def load_weights(model, weights, source, part=""):
-    """Load `weights` into `model`; refuse unless every weight finds its place.
+    """Load `weights` into `model`, if all keys, shapes and types match.
 
     Args:
         model: the module to fill.
         weights: state dict.
         source: where they come from, for the message.
-        part: prefix of the keys to load, such as "backbone."; what else the model has stays as it is.
+        part: prefix of the keys to load, such as "backbone."; the rest of the model does not change.
 
     Raises:
-        UserError: missing, unexpected or differently shaped weights, which are counted, with the
-            likely cause (the log file lists all of them); or weights that are not finite.
+        UserError: missing or unexpected weights, or weights of another shape or type: the message counts them
+            and gives the likely cause, the log file lists them all. Or weights that are not finite.
     """
-    own, given = (
-        {key: value for key, value in state.items() if key.startswith(part)}
-        for state in (model.state_dict(), weights)
-    )
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(part)}
+    given = {key: value for key, value in weights.items() if key.startswith(part)}
     problems = {
         "missing": [key for key in own if key not in given],
         "unexpected": [key for key in given if key not in own],
@@ -193,7 +197,7 @@ def _cause(given, own, problems, source):
 
 
 def _backbone_beside(source):
-    """The name of a file's backbone by the configuration that a step leaves beside its results, or "..."."""
+    """The name of a file's backbone according to config.yml beside it; "..." if there is none."""
     try:
         return read_yaml(Path(source).parent / "config.yml")["backbone"]
     except (UserError, KeyError):  # the file came from elsewhere

@@ -1,1 +1,1 @@
-"""The training loop, what it resumes from, and passes without training. Imports utils.run."""
+"""The training loop, its checkpoints, and inference. Imports utils.run."""

@@ -4,15 +4,15 @@ import torch
 
 
 class EMA:
-    """After every iteration, replace each parameter by its running average (the published behaviour).
+    """After every iteration, replace each parameter by its running average (the published behavior).
 
         shadow <- alpha * shadow + (1 - alpha) * parameter;   parameter <- shadow
 
-    The live weights take the average's place, which amounts to a step of (1 - alpha) times the
-    learning rate. The BatchNorm buffers are put back to what they were at the start.
+    The average replaces the live weights, which amounts to (1 - alpha) times the learning rate. The BatchNorm
+    buffers are reset to their values at the start.
 
     Args:
-        model: the module; its present parameters start the shadow.
+        model: the module; its current parameters initialize the shadow.
         alpha: in [0, 1].
     """
 

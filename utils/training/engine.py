@@ -1,4 +1,12 @@
-"""The loop that all steps share: epochs of training."""
+"""The loop that all steps share: epochs of training.
+
+An epoch depends on the seed and its number alone, so a run that resumes repeats it to the bit. A signal is
+only noted while batches train, and takes effect after one of them, or in the validation that follows: the
+Progress of the epoch is then saved, with the random state from which the next batch begins, and
+`loader.skip` continues from there. It waits until no batch is `loader.ahead`, whose random numbers are
+already drawn. A batch may train nothing (`trains`, in self-labeling): the optimizer then changes nothing, on
+the device, through `found_inf`.
+"""
 
 import contextlib
 import logging
@@ -27,18 +35,17 @@ def train(run, identity, model, optimizer, loader, step, *, extra=None, after_ba
         run: the Run; its configuration gives epochs and schedule.
         identity: the Identity of the step, which a checkpoint must share to be resumed.
         model: the network, on the run's device.
-        optimizer: over the parameters that train.
-        loader: batches of the training split.
-        step: batch -> dict of scalar tensors with `loss`; and, where a batch may train nothing, `trains`, a
-            bool: if it is False the others are 0, and the optimizer is left as if there were no such batch.
-        extra: dict of what else belongs in the checkpoint, see resume.Training.
-        after_batch: called after each batch, also one that trained nothing.
-        after_epoch: called with the number of epochs done, in eval mode; returns numbers, and lists of
-            them, to log.
+        optimizer: over the trainable parameters.
+        loader: batches of the train split.
+        step: batch -> dict of scalar tensors, `loss` among them. If a batch may have nothing to train on,
+            also `trains`, a bool: if it is False, the other values are 0, and the optimizer skips the batch.
+        extra: dict of further content of the checkpoint, see resume.Training.
+        after_batch: called after each batch, also after a skipped one.
+        after_epoch: called with the number of epochs done, in eval mode; returns a dict of numbers, and lists
+            of numbers, to log.
 
     Raises:
-        UserError: the loss, or what the validation finds, is no longer finite, or an epoch in which no batch
-            trained.
+        UserError: the loss or a validation figure is not finite, or all batches of an epoch were skipped.
     """
     config = run.config
     training = Training(run, identity, model, optimizer, extra)
@@ -67,7 +74,7 @@ def train(run, identity, model, optimizer, loader, step, *, extra=None, after_ba
             if after_epoch:
                 metrics.update(after_epoch(epoch + 1))
                 _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
-        except interrupt.Interrupted:  # within the epoch, or in its validation, which alone will be repeated
+        except interrupt.Interrupted:  # in the epoch, or in its validation, which alone is then repeated
             if all(total.isfinite() for total in progress.totals.values()):
                 training.save(epoch, progress)
                 log.info("%s: stopped after batch %d, saved", title, progress.batches)
@@ -91,7 +98,8 @@ def _require_finite(run, metrics, names, epoch, lr):
             continue
         path = run.folder / "checkpoint.pth.tar"
         precision = "" if run.precision == torch.float32 else f", or {dtype_name(run.precision)} too coarse"
-        kept = f"the last good checkpoint is {path}, of epoch {epoch}" if epoch else "nor an earlier one"
+        last = f"the last good checkpoint is {path}, of epoch {epoch}"
+        kept = last if epoch else "and there is no earlier checkpoint"
         kept += "; to go on from it with other settings add --accept_changes" if epoch else ""
         raise UserError(
             f"epoch {epoch + 1}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} is too "
@@ -101,27 +109,27 @@ def _require_finite(run, metrics, names, epoch, lr):
 
 
 def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
-    """Train on the batches of an epoch, from `progress` on, which is updated, to the end or to a signal."""
+    """Train on an epoch's batches, from `progress` on, until the end or a signal. Updates `progress`."""
     model.train()
     on_gpu = torch.device(loader.device).type == "cuda"
     trained, totals = progress.trained, progress.totals
     bar = progress_bar(loader, title)
     bar.update(progress.batches)
-    # several processes would not stop at the same batch
+    # a signal is not deferred on several processes, which would not stop at the same batch
     with contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred():
         for batch in _until_workers_stop(bar):
             if on_gpu:
-                torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is no longer needed
+                torch.compiler.cudagraph_mark_step_begin()  # the last batch's outputs are no longer needed
             values = step(batch)
             trains = values.pop("trains", None)
             optimizer.zero_grad(set_to_none=True)
             values["loss"].backward()
             if trains is not None:
-                # where this is 1, fused optimizers change nothing, on the device: made for torch's GradScaler
+                # where this is 1, fused optimizers skip the update, on the device; for torch's GradScaler
                 optimizer.found_inf = trains.logical_not().float()
             optimizer.step()
             trained = trained + (1 if trains is None else trains)
-            for name, value in values.items():  # summed on the device: no iteration waits for a value
+            for name, value in values.items():  # on the device, without a GPU synchronization
                 totals[name] = totals.get(name, 0) + value.detach()
             if after_batch:
                 after_batch()
@@ -131,13 +139,13 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
             if interrupt.noted() and not loader.ahead:
                 break
     progress.random_state = torch.get_rng_state()
-    # the GPU's only synchronization, so that the measured time is that of its work
+    # the only GPU synchronization, apart from the progress bar's, so that the time includes the GPU's work
     progress.totals = {name: total.cpu() for name, total in totals.items()}
     progress.trained = int(trained)
 
 
 def _until_workers_stop(batches):
-    """The batches, until a signal ends the workers that make them as well."""
+    """Yield the batches; end early if a signal has also ended the worker processes that make them."""
     try:
         yield from batches
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Passes over a split without training: outputs, and a rehearsal of what the training will do."""
+"""Forward passes without training: over a whole split, or, as a rehearsal, over a few images."""
 
 import collections
 import logging
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 def rehearse(model, *loaders):
     """Pass a few images of each loader through its view and the model, before anything is trained.
 
-    What cannot work is then found out now, not after hours. Logs a warning when the center crop of an
-    evaluation leaves much of each image out. Changes neither the model nor the random state.
+    So mistakes show at once, not after hours. Logs a warning if the evaluation's center crop leaves out much
+    of each image. Changes neither the model nor the random state.
 
     Raises:
         UserError: images that the transforms or the network cannot take.
@@ -34,7 +34,7 @@ def rehearse(model, *loaders):
         for view in views:
             _require_fits(model, view)
         side, kept = min(images.shape[-2:]), views[0].size(-1)
-        if not loader.train and side > kept * 256 / 224 + 1:  # the margin that is usual on ImageNet
+        if not loader.train and side > kept * 256 / 224 + 1:  # the usual margin on ImageNet
             cropped.add((kept, side))
     for kept, side in cropped:
         log.warning(
@@ -60,26 +60,26 @@ def _require_fits(model, images):
 
 @torch.no_grad()
 def infer(function, loader, title, file=None):
-    """Apply `function` to every batch and put together what it returns, a tensor or a tuple of tensors.
+    """Apply `function` to every batch and concatenate its outputs, a tensor or a tuple of tensors.
 
-    The caller puts the model in eval mode, and chooses the precision by running inside
-    `run.autocast()` or outside it (float32).
+    The caller puts the model in eval mode, and chooses the precision by calling inside `run.autocast()` or
+    outside it (float32).
 
     Args:
         function: batch -> tensor or tuple of tensors (B, ...).
         loader: batches of a split, in order.
         title: for the progress bar.
-        file: write the outputs (one tensor per batch) to this .npy file as they come, and return a CPU
-            tensor that is mapped from it: for features that would not fit in memory. Of several
-            processes the main one writes and returns it, the others return None.
+        file: write the outputs (one tensor per batch) to this .npy file, batch by batch, and return a CPU
+            tensor that is mapped from it: for features that do not fit in memory. Of several processes, the
+            main one writes the file and returns the tensor; the others return None.
 
     Raises:
-        UserError: outputs that are not finite, from which nothing sound could be computed; a full disk.
+        UserError: outputs that are not finite, or a full disk.
     """
     results = _outputs(function, loader, title)
     if file is not None:
         if not distributed.is_main():
-            collections.deque(results, maxlen=0)  # compute them for the main process
+            collections.deque(results, maxlen=0)  # the main process gathers them
             return None
         done = _write(results, len(loader.dataset), file)
         _require_all(done, loader)
@@ -88,7 +88,7 @@ def infer(function, loader, title, file=None):
     whole = []
     for outputs in results:
         parts = parts_of(outputs)
-        if not whole:  # the outputs are copied to their place as they come: no second copy at the end
+        if not whole:  # allocated once, and each batch copied into place: torch.cat needs twice the memory
             whole = [part.new_empty(len(loader.dataset), *part.shape[1:]) for part in parts]
             done = 0
         for place, part in zip(whole, parts, strict=True):
@@ -104,17 +104,17 @@ def parts_of(batch):
 
 
 def _outputs(function, loader, title):
-    """What `function` returns for each batch; gathered, where each process has a share of the batch."""
+    """Yield the outputs of `function` for each batch, gathered from all processes."""
     left, broken = len(loader.dataset), 0
     for batch in progress_bar(loader, title):
         outputs = function(batch)
         if distributed.world_size() > 1:
-            count = min(loader.batch_size, left)  # without what fills up the last shares
+            count = min(loader.batch_size, left)  # without what filled up the last shares
             gathered = tuple(distributed.gather(part)[:count] for part in parts_of(outputs))
             outputs = gathered[0] if torch.is_tensor(outputs) else gathered
             left -= count
         finite = [part.isfinite().reshape(len(part), -1).all(1) for part in parts_of(outputs)]
-        broken += (~torch.stack(finite).all(0)).count_nonzero()  # on the device: no batch waits for it
+        broken += (~torch.stack(finite).all(0)).count_nonzero()  # no GPU synchronization
         yield outputs
     if broken:
         raise UserError(
@@ -129,7 +129,7 @@ def _require_all(done, loader):
 
 
 def _write(outputs, count, path):
-    """Write `count` rows to an .npy file as they come; returns the number of rows that came."""
+    """Write `count` rows to an .npy file, batch by batch; returns how many rows there were."""
     done = size = 0
     try:
         with open(path, "wb") as file:
@@ -147,7 +147,7 @@ def _write(outputs, count, path):
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); it needs {size / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} GB are free; free some, or move the results "
-            "folder to a larger disk and set root_dir to its new place: what was trained is saved and goes on"
+            "folder to a larger disk and set root_dir to its new place: the training so far is saved"
         ) from None
     return done
 

@@ -1,4 +1,4 @@
-"""The network as a training step calls it."""
+"""The network as simclr_step, scan_step and selflabel_step call it."""
 
 import logging
 
@@ -8,13 +8,13 @@ log = logging.getLogger(__name__)
 
 
 class TrainingNetwork:
-    """Calls a module in the precision of training, and gathers its outputs from all processes.
+    """Calls a module in training precision; returns the outputs of the whole batch.
 
-    The outputs are those of the whole batch: each process computes its share, see utils/run/distributed.py.
+    Each process computes its share of them, see utils/run/distributed.py.
 
     Args:
-        module: what trains; it keeps the weights.
-        call: what is called in its place, such as the compiled module.
+        module: the module to train; it holds the weights.
+        call: the function to call in its place, such as the compiled module.
         autocast: function () -> context of the forward pass.
     """
 
@@ -37,13 +37,13 @@ class TrainingNetwork:
 
 
 def for_training(run, module, loader, images_per_anchor=1):
-    """The TrainingNetwork of a module: compiled where that pays, or one of several processes.
+    """The TrainingNetwork of a module: compiled where that pays, or distributed over several processes.
 
     Args:
         run: the Run.
-        module: what trains, on the run's device.
-        loader: the batches that it trains on, whose number says how long the run is.
-        images_per_anchor: images of a forward pass for each of the batch's anchors.
+        module: the module to train, on the run's device.
+        loader: the training batches; their number decides whether compiling pays.
+        images_per_anchor: how many images a forward pass has for each anchor of the batch.
     """
     setting = run.config.compile
     if run.device.type == "cpu":

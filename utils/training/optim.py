@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimizers and learning-rate schedules."""
 
 import math
 
@@ -8,9 +8,9 @@ from errors import UserError
 
 
 def build_optimizer(parameters, name, kwargs):
-    """SGD or Adam over all `parameters` that train; weight decay reaches BatchNorm and biases too.
+    """SGD or Adam over all trainable `parameters`; weight decay applies to BatchNorm and biases, too.
 
-    Raises UserError for arguments that the optimiser does not take.
+    Raises UserError for arguments that the optimizer does not take.
     """
     optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[name]
     parameters = [p for p in parameters if p.requires_grad]
@@ -19,7 +19,7 @@ def build_optimizer(parameters, name, kwargs):
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_kwargs: {name} cannot use them ({error})") from None
     if kwargs.get("momentum"):
-        # the first iteration would take it from uninitialized memory if it must change nothing
+        # otherwise a first iteration that the optimizer skips would leave it uninitialized
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -39,7 +39,7 @@ def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epoc
 
 
 def scheduled_learning_rate(config, epoch):
-    """`learning_rate` as a configuration, or the identity in a checkpoint, sets it."""
+    """`learning_rate` by the settings of a configuration, or of the identity in a checkpoint."""
     return learning_rate(
         epoch,
         config["epochs"],

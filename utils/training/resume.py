@@ -1,4 +1,4 @@
-"""The state of a training: what a checkpoint holds, what may go on from it, and what is kept or forgotten."""
+"""The state of a training: save it, resume it, and set earlier results aside."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from .optim import scheduled_learning_rate
 
 log = logging.getLogger(__name__)
 
-# What the training of the pretext step does not depend on: its evaluation and the mining do.
+# Settings that matter to the pretext step's evaluation and mining, but not to its training.
 AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "features", "data.test")
 OLD = "start over with --fresh, which keeps it as *.old"
 
@@ -32,22 +32,22 @@ class Progress:
     """How far an epoch has come."""
 
     batches: int = 0
-    trained: int = 0  # of these batches, those that had something to train on
-    totals: dict = dataclasses.field(default_factory=dict)  # sums over them of what the step returned
-    random_state: torch.Tensor | None = None  # with which the next batch begins
+    trained: int = 0  # how many of these batches had something to train on
+    totals: dict = dataclasses.field(default_factory=dict)  # the step's values, summed over these batches
+    random_state: torch.Tensor | None = None  # torch's, before the next batch
     seconds: float = 0
 
 
 class Training:
-    """What must go on exactly when a run is resumed.
+    """The state that a resumed run must restore exactly.
 
     Args:
         run: the Run, whose folder holds the checkpoint.
         identity: the Identity of the step.
         model: the network, on the run's device.
-        optimizer: over the parameters that train.
-        extra: dict of what else belongs in the checkpoint: plain values, or dicts of tensors, which are
-            updated in place when resuming.
+        optimizer: over the trainable parameters.
+        extra: dict of further content of the checkpoint: plain values, or dicts of tensors, which resuming
+            updates in place.
     """
 
     def __init__(self, run, identity, model, optimizer, extra=None):
@@ -73,11 +73,11 @@ class Training:
     def resume(self):
         """Load the checkpoint, if there is one.
 
-        A plain state dict, as the published pretext files are, counts as a finished training. With the run's
-        `fresh`, what an earlier run left is set aside instead.
+        A plain state dict, as the published pretext files are, counts as a finished training. If the run is
+        `fresh`, earlier results are set aside instead.
 
         Returns:
-            the number of epochs done, and the Progress of the next one, None if it was not begun.
+            the number of epochs done, and the Progress of the next one, None if it had not begun.
 
         Raises:
             UserError: the checkpoint is of another experiment, or the folder holds a result without one.
@@ -101,15 +101,16 @@ class Training:
         changed = self._changes_since(saved)
         self._load(saved, weights)
         other_batches = {"batch_size", "data.train"} & changed.keys()
-        progress = None if other_batches else saved.get("progress")
-        progress = progress and Progress(**progress)
+        progress = None
+        if saved.get("progress") and not other_batches:
+            progress = Progress(**saved["progress"])
         within = f" and {progress.batches} batches of the next" if progress else ""
         log.info("resuming after epoch %d%s", saved["epoch"], within)
         forget_epochs_after(self.run, saved["epoch"])
         return saved["epoch"], progress
 
     def _load(self, saved, weights):
-        """Bring model, optimizer and extra to what was saved; raise UserError if they do not fit."""
+        """Load what was saved into model, optimizer and extra; raise UserError if it does not fit."""
         missing = [key for key in ("model", "optimizer", "epoch", *self.extra) if key not in saved]
         if not missing and _epochs_done(saved) is None:
             missing = ["number of epochs"]
@@ -118,14 +119,14 @@ class Training:
         load_weights(self.model, weights, self.path)
         try:
             for group in saved["optimizer"]["param_groups"]:
-                # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and
-                # those of the original were not.
+                # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and the
+                # original program's were not fused.
                 group.update(self.run.config.optimizer_kwargs, fused=True)
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
         for key, value in self.extra.items():
-            if isinstance(value, dict):  # in place, for the object that it belongs to
+            if isinstance(value, dict):  # in place, because another object holds it, too
                 value.update({name: tensor.to(self.run.device) for name, tensor in saved[key].items()})
             else:
                 self.extra[key] = saved[key]
@@ -144,23 +145,23 @@ class Training:
             )
 
     def _changes_since(self, saved):
-        """The settings that may change when a training is resumed, and did: {key: "old -> new"}.
+        """The settings of the training that have changed since the checkpoint: {key: "old -> new"}.
 
-        More epochs always may, TUNABLE ones with the run's `accept_changes`, and what the training does not
-        depend on. Raises UserError if others did.
+        More epochs are always allowed, and so are settings that the training does not depend on; TUNABLE
+        settings are with the run's `accept_changes`. Raises UserError for any other change.
         """
         run, here = self.run, self.identity.content
         if "identity" not in saved:
-            log.warning("%s: does not tell its configuration (written by another program)", self.path)
+            log.warning("%s: does not contain its configuration (written by another program)", self.path)
         there = saved.get("identity", here)
-        # older ones lack the data, and the keys that are new since then
+        # older checkpoints lack the data, and the keys that are new since then
         there = {"data": here["data"], **with_defaults(there)} if isinstance(there, dict) else {}
         changed = differences(there, here)
         irrelevant = AFTER_TRAINING if run.config.setup == "simclr" else ()
         relevant = {key: change for key, change in changed.items() if not key.startswith(irrelevant)}
         done = _epochs_done(saved) or 0
         left = run.config.epochs - done
-        # without an epoch to train, the result would only be given another name
+        # without an epoch left to train, the old result would only pass for one of the new settings
         allowed = TUNABLE if run.accept_changes and left > 0 else ("epochs",)
         if left < 0 or not all(key.startswith(allowed) for key in relevant):
             self._refuse(relevant, left)
@@ -184,7 +185,7 @@ class Training:
         )
 
     def _log_schedule(self, there, done):
-        """Log what a changed number of epochs, or another change of the schedule, means."""
+        """Log what a changed number of epochs, or another change of the schedule, does to the next epoch."""
         config = self.run.config
         if 0 < done < config.epochs:
             last, following = scheduled_learning_rate(there, done - 1), scheduled_learning_rate(config, done)
@@ -201,7 +202,7 @@ def _epochs_done(saved):
 
 
 def take_instead_of_training(run, identity, source, model):
-    """Make the folder ready for the given weights of `model`, which were read from the file `source`.
+    """Prepare the folder for given weights, those of `model`, which were read from the file `source`.
 
     Raises UserError if the folder holds a training of its own that these weights do not come from.
     """
@@ -224,20 +225,21 @@ def take_instead_of_training(run, identity, source, model):
 
 
 def sign(run, identity, weights, trained=True):
-    """Say in the folder that the step is finished, and what its results were made from.
+    """Mark the step as finished: write what its results were made from.
 
-    After a training, what was set aside for it is removed.
+    After a training, the results that were set aside for it are removed.
     """
     if not run.main:
         return
     identity.write(run.folder, weights)
     if trained:
-        for path in itertools.chain(*(run.folder.glob(f"{name}.old*") for name in RESULTS)):
-            path.unlink()
+        for name in RESULTS:
+            for path in run.folder.glob(f"{name}.old*"):
+                path.unlink()
 
 
 def set_aside(run, names, sources):
-    """Rename what an earlier run left to *.old, *.old2, ...; copy files that this one reads, `sources`."""
+    """Rename an earlier run's results to *.old, *.old2, ...; copy those that this run reads, `sources`."""
     if not run.main:
         return
     files = [file for file in (run.folder / name for name in names) if file.exists()]
@@ -248,8 +250,11 @@ def set_aside(run, names, sources):
     suffixes = itertools.chain([".old"], (f".old{number}" for number in itertools.count(2)))
     suffix = next(s for s in suffixes if not any((run.folder / (name + s)).exists() for name in RESULTS))
     for file in files:
-        is_source = any(file.samefile(source) for source in sources)
-        (shutil.copy2 if is_source else os.replace)(file, file.with_name(file.name + suffix))
+        old = file.with_name(file.name + suffix)
+        if any(file.samefile(source) for source in sources):
+            shutil.copy2(file, old)
+        else:
+            os.replace(file, old)
     log.info("%s: earlier results are kept as *%s until a new model is trained", run.folder, suffix)
 
 
