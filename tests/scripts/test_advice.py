@@ -267,7 +267,9 @@ def test_images_that_the_network_cannot_take(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("models.resnet.ResNet.forward", forward)
     message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
-    assert "cannot take images of 8 pixels (output size is too small); set another backbone or crop" in message
+    assert (
+        "cannot take images of 8 pixels (output size is too small); set another backbone or crop" in message
+    )
 
 
 @pytest.mark.parametrize("name", ["model.pth.tar", "metrics.json", "curves.png", "topk-val-neighbors.npy"])
