@@ -1,14 +1,15 @@
 """scikit-learn's 1 797 handwritten digits, 8 x 8 pixels: real images that need no download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from .arrays import ArrayImages, to_channels_first
 
 
 def build_digits(data_dir, split, size):
     """`train` (1 437 images) or `test` (360): a fixed split, stratified by class."""
+    from sklearn.datasets import load_digits  # takes seconds, so only where it is needed
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     train, test = train_test_split(

@@ -4,7 +4,6 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import torchvision
 
 from errors import UserError
 
@@ -14,13 +13,13 @@ from .labels import none_if_unknown
 
 def build_cifar10(data_dir, split, size):
     """CIFAR-10, 50 000 train and 10 000 test images of 32 x 32."""
-    files = _read(torchvision.datasets.CIFAR10, Path(data_dir) / "cifar-10", train=split != "test")
+    files = _read("CIFAR10", Path(data_dir) / "cifar-10", train=split != "test")
     return ArrayImages(to_channels_first(files.data, "cifar-10"), files.targets, files.classes)
 
 
 def build_cifar20(data_dir, split, size):
     """CIFAR-100 with its 20 coarse labels, which are in the files but not in torchvision's class."""
-    files = _read(torchvision.datasets.CIFAR100, Path(data_dir) / "cifar-20", train=split != "test")
+    files = _read("CIFAR100", Path(data_dir) / "cifar-20", train=split != "test")
     folder = Path(files.root) / files.base_folder
     # safe to unpickle: torchvision has just verified the MD5 sums
     labels = _unpickle(folder / ("test" if split == "test" else "train"))["coarse_labels"]
@@ -30,14 +29,16 @@ def build_cifar20(data_dir, split, size):
 
 def build_stl10(data_dir, split, size):
     """STL-10, 96 x 96: `train` (5 000), `test` (8 000), `train+unlabeled` (105 000, labels unknown)."""
-    files = _read(torchvision.datasets.STL10, Path(data_dir) / "stl-10", split=split)
+    files = _read("STL10", Path(data_dir) / "stl-10", split=split)
     return ArrayImages(np.ascontiguousarray(files.data), none_if_unknown(files.labels), files.classes)
 
 
-def _read(dataset, root, **split):
-    """torchvision's `dataset` of the files under `root`, downloaded first if they are not there."""
+def _read(name, root, **split):
+    """torchvision's dataset `name` of the files under `root`, downloaded first if they are not there."""
+    import torchvision  # takes seconds, so only where it is needed
+
     try:
-        return dataset(root=root, download=True, **split)
+        return getattr(torchvision.datasets, name)(root=root, download=True, **split)
     except (OSError, RuntimeError) as error:  # no network, no disk, a damaged archive
         raise UserError(
             f"{root}: the dataset is not there and could not be downloaded ({error}); "

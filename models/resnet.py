@@ -1,7 +1,6 @@
 """Residual networks (He et al. 2016) with the published stems and state-dict keys."""
 
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 
@@ -72,6 +71,8 @@ def resnet10_narrow(image_size):
 
 def resnet50(image_size):
     """torchvision's ResNet-50 without its classifier, d = 2048 (ImageNet, 224 pixels)."""
+    import torchvision  # takes seconds, so only where it is needed
+
     network = torchvision.models.resnet50()
     network.fc = nn.Identity()
     return network
