@@ -31,7 +31,7 @@ from utils.files import atomic, digest, write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.config import load_config
 from utils.run.identity import FINGERPRINT
-from utils.run.script import parse_arguments, run_script
+from utils.run.script import add_overrides, parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
 
@@ -164,16 +164,7 @@ def read_arguments(argv):
     )
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
-    parser.add_argument(
-        "--set",
-        "-s",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override a key of all three experiment files",
-    )
+    add_overrides(parser, "override a key of all three experiment files")
     args = parser.parse_args(argv)
     if distributed.launched():
         raise UserError("reproduce.py works in one process: start it with python, not with torchrun")

@@ -118,16 +118,7 @@ def parse_arguments(argv, description, add_arguments=None):
         help="keep the results apart, in root_dir/NAME/ (torchrun needs a -- before the script)",
     )
     parser.add_argument("--data_dir", help="folder of the datasets; the same as --set data_dir=...")
-    parser.add_argument(
-        "--set",
-        "-s",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override a key of either file: --set epochs=1 optimizer_kwargs.lr=0.1",
-    )
+    add_overrides(parser, "override a key of either file: --set epochs=1 optimizer_kwargs.lr=0.1")
     parser.add_argument(
         "--list-keys",
         action=_ListKeys,
@@ -141,6 +132,20 @@ def parse_arguments(argv, description, add_arguments=None):
     if args.data_dir:
         args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # quoted for YAML
     return args
+
+
+def add_overrides(parser, help_):
+    """Add --set KEY=VALUE ... to a command line, as `overrides`."""
+    parser.add_argument(
+        "--set",
+        "-s",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help=help_,
+    )
 
 
 def _run_name(text):
