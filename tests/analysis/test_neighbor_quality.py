@@ -57,7 +57,7 @@ def test_random_neighbors_are_no_go(caplog, n, k):
     assert found["nobodys"] == pytest.approx((1 - k / (n - 1)) ** (n - 1), abs=0.05)
     assert found["verdict"] == "no-go"
     (message,) = warnings(caplog)
-    assert "no-go: hardly more of them are mutual" in message
+    assert "no-go: hardly more are mutual than by chance" in message
     assert "train the pretext longer" in message
 
 
