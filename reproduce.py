@@ -235,11 +235,12 @@ def k_means_figures(config, folder):
     pretext = digest(folder / FINGERPRINT)
     kept = json.loads(path.read_text()) if path.exists() else {}
     figures = kept["figures"] if kept.get("pretext") == pretext else {}
-    for method, representation in ((PIXELS, pixels), (FEATURES, features)):
-        if method in figures:
-            continue
-        print(f"{method}, seed {config.seed} ...", flush=True)
+    missing = {PIXELS: pixels, FEATURES: features}
+    missing = {method: function for method, function in missing.items() if method not in figures}
+    if missing:
         train, test = (data.build_dataset(config, split) for split in ("train", "test"))
+    for method, representation in missing.items():
+        print(f"{method}, seed {config.seed} ...", flush=True)
         found = representation(config, folder, train, test)
         figures[method] = None if found is None else k_means(*found, test.labels, config)
         write_json({"pretext": pretext, "figures": figures}, path)

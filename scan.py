@@ -256,9 +256,7 @@ class Selection:
         labels = split.val_set.labels
         if labels is not None:
             num_classes = len(split.val_set.classes)
-            values["val_acc"] = metrics.clustering_metrics(chosen, labels[split.val_images], num_classes)[
-                "acc"
-            ]
+            values["val_acc"] = metrics.clustering_accuracy(chosen, labels[split.val_images], num_classes)
         return values
 
 

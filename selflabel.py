@@ -142,8 +142,8 @@ def monitor(run, predict, test, watch, epoch):
     values = watch(epoch, probabilities)
     labels = test.dataset.labels
     if labels is not None:
-        figures = metrics.clustering_metrics(probabilities, labels, len(test.dataset.classes))
-        values["val_acc"] = figures["acc"]
+        num_classes = len(test.dataset.classes)
+        values["val_acc"] = metrics.clustering_accuracy(probabilities, labels, num_classes)
     return values
 
 

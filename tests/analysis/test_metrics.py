@@ -144,3 +144,12 @@ def test_prototype_of_small_and_empty_clusters():
     probabilities = one_hot([0, 0, 0, 2], 4)
     features = torch.tensor([[0.0], [1.0], [5.0], [9.0]])
     assert find_prototypes(features, probabilities) == [1, None, 3, None]
+
+
+@pytest.mark.parametrize(("num_clusters", "num_classes"), [(5, 5), (8, 3), (2, 6)])
+def test_the_accuracy_alone_is_that_of_all_metrics(num_clusters, num_classes):
+    random = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(200, num_clusters, generator=random).softmax(1)
+    labels = torch.randint(num_classes, (200,), generator=random)
+    expected = metrics.clustering_metrics(probabilities, labels, num_classes)["acc"]
+    assert metrics.clustering_accuracy(probabilities, labels, num_classes) == expected
