@@ -17,7 +17,7 @@ from errors import UserError
 from models import build_model
 from utils.analysis import kmeans, neighbors, plots, report
 from utils.analysis.prototypes import find_prototypes
-from utils.files import atomic, write_csv
+from utils.files import write_array, write_csv
 from utils.run import distributed
 from utils.run.config import load_config, read_yaml
 from utils.run.folder import Run
@@ -188,8 +188,7 @@ def save_sheet(cells, path):
 
 def save_features(features, dataset, path):
     """Write the features (N, D) to `path`, and the name of each row's image to the .csv beside it."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, features.numpy())
+    write_array(features.numpy(), path)
     write_csv(("image",), zip(dataset.names(), strict=True), path.with_suffix(".csv"))
     log.info("features %s in %s", tuple(features.shape), path)
 

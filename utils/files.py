@@ -7,6 +7,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 
 @contextmanager
 def atomic(path):
@@ -36,6 +38,12 @@ def write_csv(header, rows, path):
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def write_array(array, path):
+    """Write a NumPy array to an .npy file."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
 
 
 def digest(path):

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from errors import UserError
-from utils.files import atomic
+from utils.files import write_array
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +166,7 @@ def require_enough(n, k):
 
 def save(mined, path):
     """Write mined neighbors (N, 1 + k) to an .npy file."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, mined.numpy())
+    write_array(mined.numpy(), path)
 
 
 def agreement(neighbors, labels, k):
