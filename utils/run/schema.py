@@ -155,8 +155,9 @@ EXPERIMENT = (
     ),
     Key("update_cluster_head_only", BOOLEAN, "Freeze the backbone.", default=False),
     Key(
-        "cache_features", POSITIVE,
-        "Train the heads on the features of this many augmented views of each image, computed once.",
+        "cache_features", count(0, 100_000),
+        "Train the heads on the features of this many augmented views of each image, computed once; 0: of "
+        "the images themselves, without augmentation.",
         only=When(
             "update_cluster_head_only", (True,),
             "the features of a backbone that trains change at every iteration",
