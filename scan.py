@@ -75,14 +75,15 @@ def main(argv=None):
     else:
         split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)
 
-    prepare = cached_features if "cache_features" in config else whole_images
+    features = partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent)
+    prepare = partial(cached_features, features) if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     step = partial(scan_step, for_training(run, network, train), criterion)
     selection = Selection(run, model, network, validation, split)
     engine.train(run, identity, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
-    final = frozen_features(run, model, test_set) if config.get("cache_features") == 0 else (model, test)
+    final = (model.cluster_head, features(test_set)) if config.get("cache_features") == 0 else (model, test)
     evaluate(run, identity, model, *final, test_set, selection.best["best_loss"], quality)
 
 
@@ -174,16 +175,21 @@ def whole_images(run, model, train_set, split):
     return model, train, data.eval_loader(split.val_set, config, **run.loading)
 
 
-def cached_features(run, model, train_set, split):
-    """Train the heads alone, on the frozen backbone's features of `cache_features` augmented views.
+def cached_features(features, run, model, train_set, split):
+    """Train the heads alone, on the frozen backbone's features.
 
-    The features are float16; those of no view, but of the images themselves, are float32. Returns the same as
-    `whole_images`, but the Loaders give features. Raises UserError if the features do not fit in memory.
+    The features are of `cache_features` augmented views of each image, in float16; of none, if it is 0, but
+    of the images themselves, in float32. Returns the same as `whole_images`, but the Loaders give features.
+
+    Args:
+        features: function dataset -> Loader of its images' features, see `kept_features`.
+
+    Raises:
+        UserError: the features do not fit in memory.
     """
     config = run.config
     if config.cache_features == 0:
-        views = features_of(run, model, train_set).unsqueeze(0)
-        _, validation = frozen_features(run, model, split.val_set)
+        views, validation = features(train_set).dataset.views, features(split.val_set)
     else:
         views, validation = augmented_features(run, model, train_set, split.val_set)
     pairs = data.AnchorNeighborView(data.unchanged, split.train_neighbors, config.num_neighbors)
@@ -218,16 +224,13 @@ def augmented_features(run, model, train_set, val_set):
     return views, feature_loader(run, val_features)
 
 
-def features_of(run, model, dataset):
-    """float32 (N, D) features of the images themselves: the evaluation transform, no augmentation."""
-    return backbone_features(
-        run, model.eval(), data.eval_loader(dataset, run.config, **run.loading), "features"
-    )
+def kept_features(run, model, folder, dataset):
+    """Loader of the images' features without augmentation, which are kept in the pretext step's `folder`.
 
-
-def frozen_features(run, model, dataset):
-    """The heads and a Loader of features: together they predict what the model does on images."""
-    return model.cluster_head, feature_loader(run, features_of(run, model, dataset))
+    With these, the heads predict what the whole model does on the images.
+    """
+    loader = data.eval_loader(dataset, run.config, **run.loading)
+    return feature_loader(run, backbone_features(run, folder, model.eval(), loader, "features"))
 
 
 def feature_loader(run, features):

@@ -14,17 +14,16 @@ from utils.run.identity import of_backbone
 
 from .inference import infer
 
-FOLDER = "features"  # beside the folders of the steps
 
-
-def backbone_features(run, model, loader, title):
+def backbone_features(run, folder, model, loader, title):
     """The backbone's features of all images of an evaluation loader, in float32.
 
-    They are read from a file if an earlier step computed them: with these weights, of these images, with this
+    They are read from a file if an earlier run computed them: with these weights, of these images, with this
     evaluation transform.
 
     Args:
         run: the Run.
+        folder: pathlib.Path of the pretext step's results, which holds the files.
         model: on the run's device, with its backbone in eval mode.
         loader: batches of a split, in order.
         title: for the progress bar.
@@ -42,9 +41,8 @@ def backbone_features(run, model, loader, title):
         run.config.get("resize"),
     )
     name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    path = run.folder.parent / FOLDER / f"{name}.npy"
+    path = folder / f"features-{name}.npy"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         with atomic(path) if run.main else nullcontext(path) as file:
             infer(model.backbone, loader, title, file)
         distributed.barrier()
