@@ -53,7 +53,7 @@ def run_steps(files, settings, step_settings=None):
     fingerprints = {}  # of the images, which all steps share
     for step, config in configs.items():
         script = SCRIPTS[step][config.setup]
-        arguments = _arguments(step, files, settings, step_settings)
+        arguments = command_line(step, files, settings, step_settings)
         print(f"\n$ python {script.__name__}.py {shlex.join(arguments)}", flush=True)
         if is_finished(folders[step], config, fingerprints):
             print(f"done before: {folders[step]}", flush=True)
@@ -73,7 +73,7 @@ def draw_prototypes(folders, files, settings, step_settings=None):
     model = folders[step] / "model.pth.tar"
     picture = folders[step] / "eval/model/prototypes.png"
     if not picture.exists() or picture.stat().st_mtime < model.stat().st_mtime:
-        arguments = [*_arguments(step, files, settings, step_settings), "--model", str(model)]
+        arguments = [*command_line(step, files, settings, step_settings), "--model", str(model)]
         arguments.append("--visualize_prototypes")
         print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
         evaluation.main(arguments)
@@ -90,7 +90,7 @@ def check_steps(files, settings, step_settings=None):
     """
     configs = {}
     for step in files:
-        arguments = parse_arguments(_arguments(step, files, settings, step_settings), "")
+        arguments = parse_arguments(command_line(step, files, settings, step_settings), "")
         config = configs[step] = load_config(arguments, list(SCRIPTS[step]))
         earlier = results_folder(config, step) / "config.yml"
         if earlier.exists():
@@ -103,7 +103,7 @@ def check_steps(files, settings, step_settings=None):
     return configs
 
 
-def _arguments(step, files, settings, step_settings):
+def command_line(step, files, settings, step_settings):
     own = (step_settings or {}).get(step, [])
     return ["--config_exp", str(files[step]), "--set", *settings, *own]
 
