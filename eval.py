@@ -87,8 +87,8 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--output",
-        help="folder for the results (default, beside NAME.pth.tar: eval/NAME/, eval/NAME-train/ for the train "
-        "split, or eval/NAME-DATASET/ with another val_db_name than in its training)",
+        help="folder for the results (default, beside NAME.pth.tar: eval/NAME/, for the train split "
+        "eval/NAME-train/, or eval/NAME-DATASET/ with another val_db_name than in its training)",
     )
 
 
@@ -101,7 +101,7 @@ def array_file(text):
 
 
 def results_name(args, config):
-    """The model's name, followed by the split's or, of another dataset than in its training, the dataset's."""
+    """The model's name; with the split's or, of another dataset than in its training, the dataset's."""
     name = args.model.name.removesuffix(".tar").removesuffix(".pth")
     if args.split == "train":
         return f"{name}-train"

@@ -45,7 +45,7 @@ def test_eval_of_the_train_split(results, tmp_path):
     counts = {}
     for folder in (tmp_path / "scan/eval").iterdir():
         figures = json.loads((folder / "metrics.json").read_text())
-        rows = list(csv.DictReader(open(folder / "assignment.csv")))
+        rows = (folder / "assignment.csv").read_text().splitlines()[1:]
         counts[folder.name] = figures["split"], figures["num_images"], len(rows), "acc" in figures
     assert counts == {"model-train": ("train", 1437, 1437, True), "model": ("test", 360, 360, True)}
 
