@@ -28,10 +28,13 @@ def of_training(step, model, size, device, autocast, views=2):
         seconds; bytes of what the forward pass keeps for the backward pass.
     """
     images = torch.rand(IMAGES * views, 3, size, size, device=device)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
     def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def iterate():
@@ -39,12 +42,11 @@ def of_training(step, model, size, device, autocast, views=2):
             loss = step(images)["loss"]
         loss.backward()
 
-    weights = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         iterate()
     seconds = _seconds(iterate, device)
     model.zero_grad(set_to_none=True)
-    return seconds / IMAGES, max(0, sum(kept.values()) - weights) / IMAGES
+    return seconds / IMAGES, sum(kept.values()) / IMAGES
 
 
 def _seconds(function, device):
