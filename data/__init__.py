@@ -17,11 +17,12 @@ from .arrays import ArrayImages
 from .decoding import FolderImages
 from .digits import build_digits
 from .features import FeatureViews, unchanged
-from .folders import build_folder
+from .folders import build_folder, list_images
 from .imagenet import build_imagenet
 from .labels import leave_out_a_single_class
 from .loader import Loader
 from .npz import read_npz
+from .streaming import stream_squares
 from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .transforms import build_eval_transform, build_train_transform
 from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
@@ -42,6 +43,8 @@ __all__ = [
     "build_eval_transform",
     "build_train_transform",
     "eval_loader",
+    "list_images",
+    "stream",
     "unchanged",
 ]
 
@@ -125,7 +128,7 @@ def build_dataset(config, split):
     name = config["val_db_name" if split == "test" else "train_db_name"]
     data_dir = Path(config["data_dir"]).expanduser()
     npz, folder = data_dir / f"{name}.npz", data_dir / name
-    size = round(config["transformation_kwargs"]["crop_size"] * 256 / 224)
+    size = side(config)
     if npz.is_file():
         dataset = read_npz(npz, split)
     elif name in DATASETS:
@@ -144,6 +147,27 @@ def build_dataset(config, split):
         raise UserError(f"dataset {name!r}, split {split!r}: holds no images")
     leave_out_a_single_class(dataset, f"dataset {name!r}, split {split!r}")
     return dataset
+
+
+def side(config):
+    """Side in pixels of the squares that image files are brought to: 256 of 224, see build_dataset."""
+    return round({**DEFAULTS, **config}["transformation_kwargs"]["crop_size"] * 256 / 224)
+
+
+def stream(files, config, num_workers=0):
+    """Decode any number of image files once, in order, in bounded memory.
+
+    Args:
+        files: paths as text, such as those of `list_images`.
+        config: mapping, as for build_dataset.
+        num_workers: processes that decode.
+
+    Yields:
+        for a few files at a time: those that can be read, a list of n of the paths; their squares, uint8
+        (n, 3, S, S), as `fetch` of a folder's dataset gives them; and a dict from each path that cannot be
+        read to the reason.
+    """
+    return stream_squares(files, side(config), num_workers)
 
 
 def eval_loader(dataset, config, **loading):

@@ -81,8 +81,7 @@ def _listed(train, folder):
     elif loose:
         say_once(log.warning, f"{where}: {len(loose)} images beside the class folders are left out")
     if not files:
-        others = f", only {_others(left_out)[0]}" if left_out else ""
-        raise UserError(f"{where}: no images found (.jpg, .png, ...){others}")
+        raise _no_images(folder, left_out)
     return files, labels, classes, left_out
 
 
@@ -127,6 +126,37 @@ def _folder_of_split(root, split):
     if split == "test":
         say_once(log.info, f"{where}: no test/ in it, so the images of train/ are in both splits")
     return root / "train"
+
+
+def list_images(folder):
+    """All images below a folder, whatever its folders are called.
+
+    Returns:
+        sorted list of their paths, as text, and a Counter of the suffixes of the files that are no images.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    require_folder(folder)
+    files, left_out = _images_in(folder)
+    if not files:
+        raise _no_images(folder, left_out)
+    return files, left_out
+
+
+def require_folder(folder):
+    """Raise UserError unless there is such a folder."""
+    where = shown(str(folder))
+    if os.path.isdir(folder):
+        return
+    if os.path.exists(folder):
+        raise UserError(f"{where}: is a file; give the folder that the images are in")
+    raise UserError(f"{where}: no such folder")
+
+
+def _no_images(folder, left_out):
+    others = f", only {_others(left_out)[0]}" if left_out else ""
+    return UserError(f"{shown(str(folder))}: no images found (.jpg, .png, ...){others}")
 
 
 def class_folders(root):

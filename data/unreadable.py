@@ -78,7 +78,7 @@ def count(unreadable, images):
 # --- the pass ------------------------------------------------------------------------------------
 
 
-class _Decoding(torch.utils.data.Dataset):
+class Decoding(torch.utils.data.Dataset):
     """For a list of indices: the decoded images that can be read, their looks, and a reason for each index.
 
     The images are None unless `keep`; the looks are what `alike.look` returns; the reason is why an image
@@ -115,7 +115,7 @@ def _decode(images, indices, keep, num_workers):
     log.info("decoding %d images once, %s", len(indices), why)
     batches = [indices[i : i + BATCH] for i in range(0, len(indices), BATCH)]
     loader = decoding_loader(
-        _Decoding(images, keep), num_workers, batch_size=None, sampler=batches, collate_fn=tuple
+        Decoding(images, keep), num_workers, batch_size=None, sampler=batches, collate_fn=tuple
     )
     kept = torch.empty(len(indices) if keep else 0, 3, images.size, images.size, dtype=torch.uint8)
     looks, reasons = [], []
