@@ -18,7 +18,17 @@ from .messages import say_once, shown
 log = logging.getLogger(__name__)
 
 NO_SUFFIX = "no suffix"
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # thumbnails and metadata
+# thumbnails, metadata, bins and settings, which macOS, Windows, Linux and network drives leave
+SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+}
+SYSTEM |= {"lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 REMEDIES = {
     ".heic .heif .hif": "pip install pillow-heif",
@@ -259,7 +269,7 @@ def _any(folder):
 
 
 def _hidden(name):
-    return name.startswith(".") or name in SYSTEM_FOLDERS  # macOS leaves a ._x.jpg beside each x.jpg
+    return name.startswith(".") or name.lower() in SYSTEM  # macOS leaves a ._x.jpg beside each x.jpg
 
 
 def _identity(path):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .messages import shown
+from .messages import amount, shown
 
 try:
     import fcntl
@@ -124,7 +124,7 @@ class Kept:
             path.unlink()
         needed, free = count * 3 * side**2, shutil.disk_usage(self.folder).free
         if needed > 0.99 * free:
-            raise OSError(0, f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+            raise OSError(0, f"{amount(needed)} are needed, {amount(free)} are free")
         return Writer(self, count, side)
 
     def _others(self, pattern, but=None):

@@ -15,7 +15,7 @@ from .arrays import ArrayImages
 from .decoding import decoding_loader, reason
 from .kept import Listed, Seen
 from .memory import fits_in_memory
-from .messages import shown
+from .messages import amount, shown
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class _Target:
         if self.writer:
             with self._or_not():
                 path, squares = self.writer.finish(*about)
-                log.info("decoded images are kept in %s (%.3g GB)", shown(str(path)), squares.nbytes / 1e9)
+                log.info("decoded images are kept in %s (%s)", shown(str(path)), amount(squares.nbytes))
         if self.memory is None:
             return squares
         return self.memory[: sum(not facts.reason for facts in about[-1])]
