@@ -35,8 +35,8 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     if distributed.launched():
         raise UserError("eval.py works in one process: start it with python, not with torchrun")
-    config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
-    kind = "pretext" if config.setup in ("simclr", "moco") else "clustering"
+    config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
+    kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
     if args.kmeans and kind != "pretext":
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
     if args.visualize_prototypes and kind != "clustering":

@@ -12,6 +12,7 @@ import torch
 import data
 import eval as evaluation
 import moco
+import pretrained
 import scan
 import selflabel
 import simclr
@@ -25,7 +26,7 @@ from utils.run.script import parse_arguments
 
 # step: {setup of its experiment file: the script}
 SCRIPTS = {
-    "pretext": {"simclr": simclr, "moco": moco},
+    "pretext": {"simclr": simclr, "moco": moco, "pretrained": pretrained},
     "scan": {"scan": scan},
     "selflabel": {"selflabel": selflabel},
 }

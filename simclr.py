@@ -113,7 +113,7 @@ def learn(run, model, train, val):
     return identity
 
 
-def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
+def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, about=None):
     """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
     The features are computed in float32 with the evaluation transform, written to scratch files batch by
@@ -126,6 +126,7 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
         train, val: evaluation loaders of the train and the test split.
         k_train, k_val: neighbors to mine for each image, not counting the image itself.
         pretrained: the file of the weights, if this run did not train them.
+        about: dict of what else metrics.json shall say.
     """
     config = run.config
     splits = {"train": (train, k_train), "val": (val, k_val)}
@@ -144,6 +145,7 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
             figures = {"setup": config.setup, "dataset": config.train_db_name}
             if pretrained:
                 figures["pretrained"] = str(pretrained)
+            figures |= about or {}
             for found, (name, (loader, k)) in zip(features, splits.items(), strict=True):
                 first = duplicates.first_copies(loader.dataset)
                 most = max(k, min(TOP, duplicates.count_distinct(first) - 1))
