@@ -58,7 +58,8 @@ def main(argv=None):
     files = experiment_files(args, folder)
     settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
     configs = pipeline.check_steps(files, settings)
-    folders = pipeline.run_steps(files, settings)
+    flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
+    folders = pipeline.run_steps(files, settings, flags=flags)
     write_results(configs, folder, folders)
 
 

@@ -33,7 +33,7 @@ SCRIPTS = {
 MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
 
 
-def run_steps(files, settings, step_settings=None):
+def run_steps(files, settings, step_settings=None, flags=None):
     """Run the given steps, each as from the command line.
 
     A finished step is skipped, see `is_finished`; an interrupted one resumes.
@@ -42,6 +42,7 @@ def run_steps(files, settings, step_settings=None):
         files: dict step -> experiment file; the steps are pretext, scan and, if wanted, selflabel.
         settings: KEY=VALUE strings for all steps, root_dir among them.
         step_settings: dict step -> KEY=VALUE strings for this step only, which override `settings`.
+        flags: dict step -> further arguments of its script, such as --pretrained FILE.
 
     Returns:
         dict step -> pathlib.Path of its results.
@@ -54,7 +55,7 @@ def run_steps(files, settings, step_settings=None):
     fingerprints = {}  # of the images, which all steps share
     for step, config in configs.items():
         script = SCRIPTS[step][config.setup]
-        arguments = command_line(step, files, settings, step_settings)
+        arguments = [*(flags or {}).get(step, ()), *command_line(step, files, settings, step_settings)]
         print(f"\n$ python {script.__name__}.py {shlex.join(arguments)}", flush=True)
         if is_finished(folders[step], config, fingerprints):
             print(f"done before: {folders[step]}", flush=True)

@@ -6,6 +6,8 @@ python simclr.py --config_exp configs/pretext/simclr_cifar10.yml [--pretrained s
 import logging
 from functools import partial
 
+import torch.nn.functional as F
+
 import data
 from losses import CRITERIA
 from models import build_model
@@ -18,6 +20,7 @@ from utils.run.identity import FINGERPRINT, Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
+from utils.training.features import backbone_features
 from utils.training.inference import infer, rehearse
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
@@ -116,8 +119,8 @@ def learn(run, model, train, val):
 def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, about=None):
     """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
-    The features are computed in float32 with the evaluation transform, written to scratch files batch by
-    batch, and removed after the mining.
+    The features are computed in float32 with the evaluation transform, written to files batch by batch, and
+    removed after the mining, or kept; see `features_to_mine`.
 
     Args:
         run: the Run; model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json go to its folder.
@@ -135,12 +138,8 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, abou
         for path in (*paths.values(), run.folder / "metrics.json", run.folder / FINGERPRINT):
             path.unlink(missing_ok=True)  # so that no other model's neighbors lie beside this model
     run.save(model.state_dict(), "model.pth.tar")
-    features_of = model.eval().features_from(config.features)
     with run.scratch() as scratch:
-        features = [
-            infer(features_of, loader, f"{name} features", scratch / f"{name}.npy")
-            for name, (loader, _) in splits.items()
-        ]
+        features = [features_to_mine(run, model.eval(), splits[name][0], name, scratch) for name in splits]
         if run.main:
             figures = {"setup": config.setup, "dataset": config.train_db_name}
             if pretrained:
@@ -160,6 +159,17 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, abou
             figures |= feature_figures(run, features, all_mined, train, val)
             write_json(figures, run.folder / "metrics.json")
     resume.sign(run, identity, model.state_dict(), trained=pretrained is None)
+
+
+def features_to_mine(run, model, loader, name, scratch):
+    """L2-normalized features, float32 (N, D), of a split by its `name`.
+
+    Those of a backbone that this step does not train are kept, since the clustering step needs them, too.
+    """
+    if run.config.setup == "pretrained":
+        return F.normalize(backbone_features(run, run.folder, model, loader, f"{name} features"), dim=1)
+    features_of = model.features_from(run.config.features)
+    return infer(features_of, loader, f"{name} features", scratch / f"{name}.npy")
 
 
 def feature_figures(run, features, mined, train, val):

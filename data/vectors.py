@@ -40,6 +40,10 @@ class VectorImages:
         """One image, uint8 (3, H, W), on the CPU."""
         return self.images.raw(index)
 
+    def content_hashes(self):
+        """Those of the images, or None."""
+        return getattr(self.images, "content_hashes", lambda: None)()
+
     def fingerprint(self):
         """The images' fingerprint and a hash of all vectors."""
         return f"{self.images.fingerprint()}, vectors of {self.vectors.size(1)} ({self._sum})"
