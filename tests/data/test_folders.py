@@ -1,10 +1,13 @@
 """Folders of anybody's images: which files are images, and which split and class they belong to."""
 
 import os
+import sys
+import types
 
 import pytest
 import torch
 from image_folders import build, config, fetch, file_names, gradient, notes, only, write_images
+from PIL import Image
 
 import data
 from data import decoding
@@ -82,17 +85,37 @@ def test_what_is_left_out_is_told_of(folder, caplog, another_process):
     assert "; to read .heic: pip install pillow-heif" in line
 
 
+@pytest.fixture
+def other_formats():
+    """Pillow is asked for its formats again, before the test and after it."""
+
+    def forget():
+        Image.EXTENSION.pop(".heic", None)
+        for cached in (decoding.formats, decoding.suffixes):
+            cached.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("other_formats")
+def test_a_plugin(folder, monkeypatch):
+    """One that registers its formats when it is asked to, as the one for HEIC."""
+    plugin = types.ModuleType("pillow_heif")
+    plugin.register_heif_opener = lambda: Image.register_extension("PNG", ".heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    gradient().save(folder / "a.png")
+    (folder / "a.png").rename(folder / "b.HEIC")
+    assert file_names(build(folder)) == ["b.HEIC"]
+
+
+@pytest.mark.usefixtures("other_formats")
 def test_a_pillow_without_a_library(folder, caplog, monkeypatch):
     gradient().save(folder / "a.png")
     gradient().save(folder / "b.avif")
     monkeypatch.setattr(decoding.features, "check", lambda library: library != "avif")
-    for cached in (decoding.formats, decoding.suffixes):
-        cached.cache_clear()
-    try:
-        assert file_names(build(folder)) == ["a.png"]
-    finally:
-        for cached in (decoding.formats, decoding.suffixes):
-            cached.cache_clear()
+    assert file_names(build(folder)) == ["a.png"]
     assert "left out: 1 other files (.avif 1); to read .avif: pip install --upgrade pillow" in caplog.text
 
 
