@@ -172,6 +172,7 @@ def _of_folder(config, name):
     """Arguments of build_folder that a configuration gives."""
     keys = ("num_workers", "max_unreadable", "folder_labels", "white_level")
     options = {key: config[key] for key in keys if key in config}
+    options["results"] = config.get("root_dir")
     for option, name_ in (("keep_in", name), ("training_in", config["train_db_name"])):
         options[option] = _images_of(config, name_)
     return options

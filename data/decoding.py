@@ -73,7 +73,8 @@ def formats():
 @functools.cache
 def suffixes():
     """Suffixes of files in these formats, in lower case."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+    readable = set(formats())  # first, because it registers more of them
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in readable}
 
 
 def is_image(path):

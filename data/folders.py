@@ -19,16 +19,9 @@ log = logging.getLogger(__name__)
 
 NO_SUFFIX = "no suffix"
 # thumbnails, metadata, bins and settings, which macOS, Windows, Linux and network drives leave
-SYSTEM = {
-    "__macosx",
-    "@eadir",
-    "@recycle",
-    "#recycle",
-    "#snapshot",
-    "$recycle.bin",
-    "system volume information",
-}
-SYSTEM |= {"lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+SYSTEM = {"__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
+SYSTEM |= {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+ANNOTATIONS = "val_annotations.txt"  # TinyImageNet's labels of val/images/
 LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 REMEDIES = {
     ".heic .heif .hif": "pip install pillow-heif",
@@ -41,12 +34,13 @@ REMEDIES = {
 
 def build_folder(
     root, split, how, *, num_workers=0, max_unreadable=0.01, folder_labels="auto", white_level=None,
-    keep_in=None, training_in=None, called=None,
+    keep_in=None, training_in=None, called=None, results=None,
 ):  # fmt: skip
     """A user's own images under `{root}/{train,test}/`: a folder per class, or none and then no labels.
 
     Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
-    train/. Folders are read recursively. Every image is decoded once, and those that cannot be read are left
+    train/. Where there is TinyImageNet's list of the labels of val/, that is the test split. Folders are read
+    recursively. Every image is decoded once, and those that cannot be read are left
     out; see `unreadable.look_at`.
 
     Args:
@@ -60,6 +54,7 @@ def build_folder(
         keep_in: folder that the decoded images are kept in, or None.
         training_in: folder that the decoded images of the train split are kept in, whose value of white
             holds for the test split, too; or None.
+        results: folder to leave out if it lies within `root`, or None.
         called: what `root` is called in the images' names, which may be ""; None: its own name.
 
     Raises:
@@ -68,23 +63,25 @@ def build_folder(
     require_folder(root)
     if folder_labels == "none":
         folder, labels, classes = root, None, None
-        files, left_out = list_images(root)
+        files, left_out = list_images(root, results)
     else:
         folder = _folder_of_split(root, split)
         files, labels, classes, left_out = _listed(root / "train", folder)
     notes = root / ("unreadable.txt" if folder == root else f"unreadable-{folder.name}.txt")
     kept = Kept(keep_in, _stem("all" if folder == root else folder.name, how)) if keep_in else None
-    of_training = keep_in == training_in and folder != root / "test"
+    of_training = keep_in == training_in and folder in (root, root / "train")
     if white_level is None and training_in and not of_training:
         white_level = white_of_training(training_in, how)
     images = OwnImages(files, None, None, how, folder)
     found = unreadable.look_at(images, notes, num_workers, kept, white_level)
     where = shown(str(folder))
+    example = "".join(f"such as {path} ({why})" for path, why in list(found.unreadable.items())[:1])
+    if len(found.unreadable) == len(files):
+        raise UserError(f"{where}: none of the {len(files)} images can be read, {example}")
     if len(found.unreadable) > max_unreadable * len(files):
-        path, reason = next(iter(found.unreadable.items()))
         share = unreadable.count(found.unreadable, files)
         raise UserError(
-            f"{where}: {share} cannot be read, such as {path} ({reason}), "
+            f"{where}: {share} cannot be read, {example}, "
             f"which is more than the share max_unreadable ({max_unreadable}); repair or remove those that "
             f"{shown(str(notes))} lists, or set max_unreadable"
         )
@@ -114,6 +111,8 @@ def _listed(train, folder):
     """The files of a split; their labels and the classes, or None and None; a Counter of other suffixes."""
     where, present = shown(str(folder)), class_folders(folder)
     of_train = class_folders(train) if train.is_dir() else []
+    if _annotated(folder):
+        return _by_annotations(folder, of_train)
     classes = of_train if len(of_train) > 1 else present  # a single class means nothing
     require_known(train, classes, folder, present)
     require_few(classes, where)
@@ -127,6 +126,26 @@ def _listed(train, folder):
     if not files:
         raise _no_images(folder, left_out)
     return files, labels, classes, left_out
+
+
+def _annotated(folder):
+    """Whether TinyImageNet's file says the classes of the images in a folder."""
+    return (folder / ANNOTATIONS).is_file() and (folder / "images").is_dir()
+
+
+def _by_annotations(folder, classes):
+    """As `_listed`, for a folder that is `_annotated`; `classes`: of the train split, or empty."""
+    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    class_of = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    classes = classes or sorted(set(class_of.values()))
+    require_known(folder.parent / "train", classes, folder, sorted(set(class_of.values())))
+    found, left_out = _images_in(folder / "images")
+    files = [path for path in found if os.path.basename(path) in class_of]
+    if len(files) < len(found):
+        n = len(found) - len(files)
+        say_once(log.warning, f"{shown(str(folder))}: {n} images that are not in {ANNOTATIONS} are left out")
+    number = {name: label for label, name in enumerate(classes)}
+    return files, [number[class_of[os.path.basename(path)]] for path in files], classes, left_out
 
 
 def _tell(where, files, classes, left_out, unreadable):
@@ -147,7 +166,8 @@ def _tell(where, files, classes, left_out, unreadable):
 def _folder_of_split(root, split):
     """The folder that a split is read from. Logs which images serve as both splits, and what is left out."""
     where, inside = shown(str(root)), class_folders(root)
-    if "train" not in inside and "test" not in inside:
+    annotated = _annotated(root / "val")
+    if "train" not in inside and "test" not in inside and not annotated:
         similar = [name for name in inside if name.lower() in LIKE_SPLITS]
         similar += [f"{name}/train" for name in inside if (root / name / "train").is_dir()]
         if similar:
@@ -155,12 +175,15 @@ def _folder_of_split(root, split):
             raise UserError(f"{where}: has {names}; the splits must be {where}/train/ and {where}/test/")
         say_once(log.info, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
         return root
-    beside = [f"{shown(name)}/" for name in inside if name not in ("train", "test") and _any(root / name)]
+    splits = "train", "val" if annotated else "test"
+    beside = [f"{shown(name)}/" for name in inside if name not in splits and _any(root / name)]
     loose, _ = _images_in(root, deep=False)
     beside += [f"{len(loose)} images"] if loose else []
     if beside:
-        hint = "" if "test" in inside else "; the test split is called test/"
-        say_once(log.warning, f"{where}: {', '.join(beside)} beside train/ or test/ left out{hint}")
+        hint = "" if annotated or "test" in inside else "; the test split is called test/"
+        say_once(log.warning, f"{where}: {', '.join(beside)} beside {'/ or '.join(splits)}/ left out{hint}")
+    if split == "test" and annotated:
+        return root / "val"
     if split == "test" and "test" in inside:
         return root / "test"
     if "train" not in inside:
@@ -173,8 +196,8 @@ def _folder_of_split(root, split):
     return root / "train"
 
 
-def list_images(folder):
-    """All images below a folder, whatever its folders are called.
+def list_images(folder, but=None):
+    """All images below a folder, whatever its folders are called, but not those below `but`.
 
     Returns:
         sorted list of their paths, as text, and a Counter of the suffixes of the files that are no images.
@@ -183,20 +206,23 @@ def list_images(folder):
         UserError: no such folder, or no images in it.
     """
     require_folder(folder)
-    files, left_out = _images_in(folder)
+    files, left_out = _images_in(folder, but=but)
     if not files:
         raise _no_images(folder, left_out)
     return files, left_out
 
 
 def require_folder(folder):
-    """Raise UserError unless there is such a folder."""
+    """Raise UserError unless there is such a folder, and it can be opened."""
     where = shown(str(folder))
-    if os.path.isdir(folder):
-        return
-    if os.path.exists(folder):
-        raise UserError(f"{where}: is a file; give the folder that the images are in")
-    raise UserError(f"{where}: no such folder")
+    try:
+        os.scandir(folder).close()
+    except NotADirectoryError:
+        raise UserError(f"{where}: is a file; give the folder that the images are in") from None
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such folder") from None
+    except OSError as error:
+        raise UserError(f"{where}: cannot be opened ({error.strerror})") from None
 
 
 def _no_images(folder, left_out):
@@ -232,10 +258,12 @@ def labelled_files(root, folders):
 # --- which files -----------------------------------------------------------------------------------
 
 
-def _images_in(folder, deep=True):
+def _images_in(folder, deep=True, but=None):
     """Sorted paths of a folder's images, with `deep` recursively, and a Counter of other files' suffixes."""
-    files, left_out = [], Counter()
-    for path in _files_in(folder, _folders_around(folder) if deep else None):
+    files, left_out, around = [], Counter(), _folders_around(folder) if deep else None
+    if but and os.path.isdir(but):
+        around.add(_identity(but))
+    for path in _files_in(folder, around):
         suffix = _suffix(path)
         if suffix in suffixes() or (suffix == NO_SUFFIX and is_image(path)):
             files.append(path)
@@ -250,7 +278,14 @@ def _files_in(folder, around):
     `around` holds the identities of folders not to enter (again), since links may lead in circles. Each
     folder that is entered is added to it.
     """
-    with os.scandir(folder) as entries:
+    try:
+        entries = os.scandir(folder)
+    except PermissionError as error:
+        say_once(
+            log.warning, f"{shown(str(folder))}: left out, because it cannot be opened ({error.strerror})"
+        )
+        return
+    with entries:
         for entry in entries:
             linked = entry.is_symlink()
             if _hidden(entry.name):

@@ -11,8 +11,10 @@ from steps import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
+import decoding
 import plain
 
+import data
 from utils.analysis import metrics
 
 
@@ -63,3 +65,36 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
     row = json.loads(output.read_text())["tasks"]["matching C=10,"]
     assert row["ratio"]["fp32"] == pytest.approx(row["per_second"]["fp32"] / row["per_second"]["plain"])
     assert "matching C=10" in capsys.readouterr().out
+
+
+def test_decoding(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "decoding.json"
+    options = [
+        "--photos",
+        "3",
+        "--megapixels",
+        "0.2",
+        "--side",
+        "64",
+        "--workers",
+        "0",
+        "--output",
+        str(output),
+    ]
+    monkeypatch.setattr(sys, "argv", ["decoding.py", *options])
+    monkeypatch.setattr(decoding, "ROUNDS", 1)
+    decoding.main()
+    found = json.loads(output.read_text())
+    assert found["ratio"]["plain"] == 1
+    assert len(found["ratio"]) == 6
+    assert "later epochs: from memory" in capsys.readouterr().out
+
+
+def test_the_plain_decoding_is_ours_at_full_scale(tmp_path):
+    """A picture too small to be decoded at a reduced scale."""
+    decoding.photo(0, 200, 150).save(tmp_path / "a.png")
+    image = data.decoding.OwnImages(
+        [tmp_path / "a.png"], None, None, data.decoding.How(128), tmp_path
+    ).decode(0)
+    (expected,) = decoding.plain([tmp_path / "a.png"], 128)
+    np.testing.assert_array_equal(image.permute(1, 2, 0), expected)

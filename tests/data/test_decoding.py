@@ -1,10 +1,13 @@
 """Image files as people see them."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
 import torchvision
-from image_folders import SIZE, build, gradient, only, write_images
+from image_folders import SIZE, build, fetch, gradient, only, write_images
 from PIL import Image
 
 from data import decoding, imagenet
@@ -114,6 +117,42 @@ def test_a_transparent_color_is_white(folder, image, transparent):
     np.testing.assert_array_equal(found[~hidden], np.asarray(plain.convert("RGB"))[~hidden])
 
 
+def png(depth, color, rows, transparent):
+    """A PNG file with a depth that Pillow does not write: rows of bytes, and the value in its tRNS chunk."""
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    head = struct.pack(">IIBBBBB", SIZE, SIZE, depth, color, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = (b"IHDR", head), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_transparent_gray_of_any_depth_is_white(folder, depth, value):
+    levels = np.random.default_rng(0).integers(0, 2**depth, (SIZE, SIZE))
+    bits = (levels[..., None] >> np.arange(depth)[::-1] & 1).astype(np.uint8).reshape(SIZE, -1)
+    rows = [np.packbits(row).tobytes() for row in bits]
+    (folder / "a.png").write_bytes(png(depth, 0, rows, struct.pack(">H", value)))
+    found = only(folder)
+    expected = np.where(levels == value, 255, levels * (255 // (2**depth - 1)))
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("color", [(0x1234, 0, 0xFFFF), (200, 5, 0), (300, 0, 1)])
+def test_a_transparent_color_of_16_bits_is_white(folder, color):
+    pixels = np.full((SIZE, SIZE, 3), 0x4000, ">u2")
+    pixels[:, ::2] = color
+    (folder / "a.png").write_bytes(png(16, 2, [row.tobytes() for row in pixels], struct.pack(">HHH", *color)))
+    found = only(folder)
+    assert (found[:, ::2] == 255).all()
+    assert (found[:, 1::2] == 0x40).all()
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bits_are_scaled(folder, suffix):
     values = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
@@ -219,6 +258,65 @@ def test_twice_the_pixels_that_are_wanted_are_left(folder, monkeypatch, side, de
     )
     only(folder)
     assert sizes == [decoded]
+
+
+# --- squares ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("resize", ["crop", "pad", "squeeze"])
+def test_ways_to_make_a_square(folder, resize, transposed):
+    """Of an image twice as wide as high, with a red left half, a blue right one, and a white frame."""
+    pixels = np.zeros((2 * SIZE, 4 * SIZE, 3), np.uint8)
+    pixels[:, : 2 * SIZE, 0] = pixels[:, 2 * SIZE :, 2] = 255
+    pixels[:16] = pixels[-16:] = pixels[:, :16] = pixels[:, -16:] = 255
+    Image.fromarray(pixels.transpose(1, 0, 2) if transposed else pixels).save(folder / "a.png")
+    found = fetch(build(folder, resize=resize), [0])[0].permute(1, 2, 0).numpy().astype(int)
+    found = found.transpose(1, 0, 2) if transposed else found
+    half, quarter = SIZE // 2, SIZE // 4
+    red, blue, white = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+    middle = [tuple(found[half, column]) for column in (8, SIZE - 9)]
+    assert middle == [red, blue]
+    corner = tuple(found[0, 0])
+    if resize == "crop":
+        assert (tuple(found[half, 0]), tuple(found[half, -1])) == (red, blue)
+    elif resize == "squeeze":
+        assert corner == tuple(found[-1, -1]) == white
+        assert tuple(found[11, 8]) == red
+    else:
+        assert (found[:quarter] == 255).all()  # the mean color of its border
+        assert (found[-quarter:] == 255).all()
+        assert tuple(found[quarter + 6, 8]) == red
+
+
+def test_the_bars_have_the_mean_color_of_the_border(folder):
+    pixels = np.full((SIZE, SIZE // 2, 3), 100, np.uint8)
+    pixels[4:-4, 4:-4] = 0
+    Image.fromarray(pixels).save(folder / "a.png")
+    found = fetch(build(folder, resize="pad"), [0])[0]
+    assert (found[:, :, : SIZE // 4] == 100).all()
+    assert (found[:, :, -SIZE // 4 :] == 100).all()
+    assert (found[:, 4:-4, SIZE // 4 + 4 : -SIZE // 4 - 4] == 0).all()
+
+
+@pytest.mark.parametrize("resize", ["pad", "squeeze"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (400, 1), (33, 32), (31, 40), (5000, 3)])
+def test_odd_sizes_of_other_ways(folder, resize, size):
+    Image.new("RGB", size, (1, 2, 3)).save(folder / "a.png")
+    found = fetch(build(folder, resize=resize), [0])
+    assert found.shape == (1, 3, SIZE, SIZE)
+    assert (found[0].permute(1, 2, 0) == torch.tensor([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize(("resize", "scale"), [("crop", 2), ("pad", 4), ("squeeze", 2)])
+def test_a_padded_photo_needs_fewer_pixels(folder, monkeypatch, resize, scale):
+    Image.new("RGB", (8 * SIZE, 4 * SIZE)).save(folder / "a.jpg")
+    sizes, square = [], decoding._square
+    monkeypatch.setattr(
+        decoding, "_square", lambda image, how: sizes.append(image.size) or square(image, how)
+    )
+    build(folder, resize=resize)
+    assert sizes == [(8 * SIZE // scale, 4 * SIZE // scale)]
 
 
 # --- as torchvision does it -----------------------------------------------------------------------

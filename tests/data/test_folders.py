@@ -1,10 +1,13 @@
 """Folders of anybody's images: which files are images, and which split and class they belong to."""
 
 import os
+import sys
+import types
 
 import pytest
 import torch
 from image_folders import build, config, fetch, file_names, gradient, notes, only, write_images
+from PIL import Image
 
 import data
 from data import decoding
@@ -82,17 +85,37 @@ def test_what_is_left_out_is_told_of(folder, caplog, another_process):
     assert "; to read .heic: pip install pillow-heif" in line
 
 
+@pytest.fixture
+def other_formats():
+    """Pillow is asked for its formats again, before the test and after it."""
+
+    def forget():
+        Image.EXTENSION.pop(".heic", None)
+        for cached in (decoding.formats, decoding.suffixes):
+            cached.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("other_formats")
+def test_a_plugin(folder, monkeypatch):
+    """One that registers its formats when it is asked to, as the one for HEIC."""
+    plugin = types.ModuleType("pillow_heif")
+    plugin.register_heif_opener = lambda: Image.register_extension("PNG", ".heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    gradient().save(folder / "a.png")
+    (folder / "a.png").rename(folder / "b.HEIC")
+    assert file_names(build(folder)) == ["b.HEIC"]
+
+
+@pytest.mark.usefixtures("other_formats")
 def test_a_pillow_without_a_library(folder, caplog, monkeypatch):
     gradient().save(folder / "a.png")
     gradient().save(folder / "b.avif")
     monkeypatch.setattr(decoding.features, "check", lambda library: library != "avif")
-    for cached in (decoding.formats, decoding.suffixes):
-        cached.cache_clear()
-    try:
-        assert file_names(build(folder)) == ["a.png"]
-    finally:
-        for cached in (decoding.formats, decoding.suffixes):
-            cached.cache_clear()
+    assert file_names(build(folder)) == ["a.png"]
     assert "left out: 1 other files (.avif 1); to read .avif: pip install --upgrade pillow" in caplog.text
 
 
@@ -348,3 +371,179 @@ def test_folder_classes_are_those_of_train(tmp_path):
     write_images(tmp_path / "zoo/test/emu", 1)
     with pytest.raises(UserError, match="zoo/train: has no class folder emu, but .*zoo/test has"):
         data.build_dataset(small, "test")
+
+
+# --- anywhere ------------------------------------------------------------------------------------
+
+
+def of_folder(path, split="train", **more):
+    small = {"transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, "image_folder": str(path)}
+    return data.build_dataset({**config("digits", "nowhere"), **small, **more}, split)
+
+
+def test_a_folder_anywhere(tmp_path, root, another_process):
+    """It wins over the datasets of that name, and its place and name are no part of what identifies it."""
+    for name in ("b.png", "more/a.png"):
+        save(root / name)
+    found = of_folder(root, folder_labels="none")
+    assert (found.names(), found.labels) == (["b.png", "more/a.png"], None)
+    assert of_folder(root, "test", folder_labels="none").names() == found.names()
+    root.rename(tmp_path / "elsewhere")
+    another_process()
+    assert of_folder(tmp_path / "elsewhere", folder_labels="none").fingerprint() == found.fingerprint()
+    os.chdir(tmp_path / "elsewhere")  # `at_root` returns
+    assert of_folder(".", folder_labels="none").names() == found.names()
+
+
+def test_folders_mean_classes_or_nothing(root):
+    for name in ("cat/a.png", "dog/deep/a.png", "c.png"):
+        save(root / name)
+    found = of_folder(root)
+    assert (found.names(), found.classes) == (["cat/a.png", "dog/deep/a.png"], ["cat", "dog"])
+    found = of_folder(root, folder_labels="none")
+    assert (found.names(), found.classes) == (["c.png", "cat/a.png", "dog/deep/a.png"], None)
+
+
+def test_splits_of_a_folder_anywhere(root):
+    for name in ("train/a.png", "test/b.png"):
+        save(root / name)
+    assert [of_folder(root, split).names() for split in ("train", "test")] == [
+        ["train/a.png"],
+        ["test/b.png"],
+    ]
+    for split in ("train", "test"):
+        assert of_folder(root, split, folder_labels="none").names() == ["test/b.png", "train/a.png"]
+
+
+def test_another_dataset_is_evaluated(tmp_path, root):
+    save(root / "a.png")
+    save(tmp_path / "new/b.png")
+    found = of_folder(root, "test", val_db_name="new", data_dir=str(tmp_path))
+    assert found.names() == ["new/b.png"]
+
+
+def test_results_within_the_folder_are_no_images(root):
+    save(root / "a.png")
+    for _ in range(2):
+        found = of_folder(root, folder_labels="none", root_dir=str(root / "results"))
+        assert found.names() == ["a.png"]
+        save(root / "results/digits/prototypes.png")
+
+
+def test_what_is_no_folder(root):
+    root.mkdir()
+    for folder_labels in ("auto", "none"):
+        with pytest.raises(UserError, match=r"mine: no images found \(.jpg, .png, ...\)$"):
+            of_folder(root, folder_labels=folder_labels)
+        with pytest.raises(UserError, match="mine/none: no such folder$"):
+            of_folder(root / "none", folder_labels=folder_labels)
+        (root / "a.png").touch()
+        with pytest.raises(UserError, match="a.png: is a file; give the folder that the images are in$"):
+            of_folder(root / "a.png", folder_labels=folder_labels)
+        with pytest.raises(
+            UserError, match="mine: none of the 1 images can be read, such as a.png .empty, or not"
+        ):
+            of_folder(root, folder_labels=folder_labels, max_unreadable=0.5)
+        (root / "a.png").unlink()
+
+
+def test_folders_that_may_not_be_opened(root, monkeypatch, caplog):
+    for name in ("a.png", "private/b.png"):
+        save(root / name)
+    scandir = os.scandir
+
+    def opened(path):
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", opened)
+    assert of_folder(root, folder_labels="none").names() == ["a.png"]
+    assert "mine/private: left out, because it cannot be opened (Permission denied)" in caplog.text
+    with pytest.raises(UserError, match="mine/private: cannot be opened .Permission denied"):
+        of_folder(root / "private")
+
+
+def test_what_systems_leave_is_no_image(root, caplog):
+    for name in ("a.png", "@eaDir/a.png", "#recycle/b.png", "$RECYCLE.BIN/c.png", "lost+found/d.png"):
+        save(root / name)
+    for name in (".ipynb_checkpoints/e.png", "System Volume Information/f.png", "roll/__MACOSX/g.png"):
+        save(root / name)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "roll/THUMBS.DB"):
+        (root / name).touch()
+    for folder_labels in ("auto", "none"):
+        assert of_folder(root, folder_labels=folder_labels).names() == ["a.png"]
+    assert "other files" not in caplog.text
+
+
+def test_one_line_says_what_was_read(root, caplog):
+    for name in ("a.png", "roll/b.JPG", "roll/c.jpg"):
+        save(root / name)
+    (root / "roll/c.jpg").write_bytes(b"")
+    (root / "list.csv").touch()
+    of_folder(root, folder_labels="none")
+    line = "mine: 2 images (.jpg 1, .png 1) without class folders; left out: 1 that cannot be read, 1 other"
+    assert caplog.text.count(f"{line} files (.csv 1)") == 1
+
+
+# --- TinyImageNet --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(root):
+    for wnid in ("n01", "n02", "n03"):
+        for i in range(2):
+            save(root / f"train/{wnid}/images/{wnid}_{i}.JPEG")
+        (root / f"train/{wnid}/{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+    for i in range(4):
+        save(root / f"val/images/val_{i}.JPEG")
+        save(root / f"test/images/test_{i}.JPEG")
+    lines = [f"val_{i}.JPEG\tn0{3 - i % 3}\t0\t32\t44\t62\n" for i in range(4)]
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("n02\nn01\nn03\n")
+    (root / "words.txt").write_text("n01\ttench\n")
+    return root
+
+
+def test_tiny_imagenet(tiny, caplog):
+    train, test = both(tiny)
+    assert (len(train), train.labels.tolist(), train.classes) == (
+        6,
+        [0, 0, 1, 1, 2, 2],
+        ["n01", "n02", "n03"],
+    )
+    assert train.names()[0] == "n01/images/n01_0.JPEG"
+    assert (test.names()[3], test.labels.tolist(), test.classes) == (
+        "images/val_3.JPEG",
+        [2, 1, 0, 2],
+        train.classes,
+    )
+    assert caplog.text.count("mine: test/ beside train/ or val/ left out") == 1
+    assert [data_set.names() for data_set in both(tiny)] == [train.names(), test.names()]
+
+
+def test_tiny_imagenet_without_train(tiny):
+    (tiny / "train").rename(tiny / ".train")
+    assert build(tiny / "train", "test").labels.tolist() == [2, 1, 0, 2]
+
+
+def test_tiny_imagenet_that_does_not_fit(tiny, caplog):
+    annotations = tiny / "val/val_annotations.txt"
+    annotations.write_text(annotations.read_text().replace("val_3.JPEG", "val_9.JPEG") + "\nno tab\n")
+    assert build(tiny / "train", "test").labels.tolist() == [2, 1, 0]
+    assert "val: 1 images that are not in val_annotations.txt are left out" in caplog.text
+    annotations.write_text("val_0.JPEG\tn77\n")
+    with pytest.raises(UserError, match="mine/train: has no class folder n77, but .*mine/val has"):
+        build(tiny / "train", "test")
+
+
+def test_tiny_imagenet_sorted_into_folders(tiny):
+    """As a script that many use does it; the list stays."""
+    for i in range(4):
+        target = tiny / f"val/n0{3 - i % 3}"
+        target.mkdir(exist_ok=True)
+        (tiny / f"val/images/val_{i}.JPEG").rename(target / f"val_{i}.JPEG")
+    (tiny / "val/images").rmdir()
+    (tiny / "test").rename(tiny / ".test")
+    (tiny / "val").rename(tiny / "test")
+    assert build(tiny / "train", "test").labels.tolist() == [0, 1, 2, 2]

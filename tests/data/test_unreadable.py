@@ -104,7 +104,7 @@ def test_too_many(folder):
 
 def test_nothing_but_damaged_files(folder):
     (folder / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match=r"train: none of the 1 images can be read, such as a.png .empty, or"):
         build(folder, max_unreadable=1)
 
 
