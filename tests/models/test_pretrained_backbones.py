@@ -141,7 +141,8 @@ def test_preprocessing():
         (
             True,
             "in1k a1_in1k tv_in1k sw_in12k in21k augreg_in21k augreg_in21k_ft_in1k fcmae_ft_in1k "
-            "seer_ft_in1k fcmae_ft_in22k_in1k mae_in1k_ft_in1k openai_ft_in1k fb_inw21k mim_in22k_ft_in22k_in1k",
+            "seer_ft_in1k fcmae_ft_in22k_in1k mae_in1k_ft_in1k openai_ft_in1k fb_inw21k "
+            "mim_in22k_ft_in22k_in1k",
         ),
         (None, "openai laion2b webli mim_in22k eupe_lvd1689m sa1b clip_laion2b_ft_320"),
     ],
