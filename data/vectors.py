@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -91,7 +92,8 @@ def with_vectors(config, split, build):
         counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
         raise UserError(f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ORDER}")
     start = n if split == "test" and not same else 0
-    vectors = torch.from_numpy(table[start : start + len(images[split])].astype(np.float32))
+    with np.errstate(over="ignore"):  # it is refused below
+        vectors = torch.from_numpy(table[start : start + len(images[split])].astype(np.float32))
     broken = (~vectors.isfinite().all(1)).nonzero().flatten()
     if len(broken):
         raise UserError(
@@ -107,7 +109,7 @@ def _read(path):
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"features_file {path}: no such file") from None
-    except (OSError, ValueError, EOFError):  # a table of objects is a ValueError, too
+    except (OSError, ValueError, EOFError, BadZipFile):  # a table of objects is a ValueError, too
         raise UserError(
             f"features_file {path}: not a readable .npy file of numbers; write it with numpy.save"
         ) from None

@@ -54,6 +54,8 @@ def build_model(config):
     config = {**DEFAULTS, **config}
     backbone, dim = build_backbone(config)
     if config["setup"] == "pretrained":
+        if config.get("features") == "head":
+            raise UserError("features: setup pretrained has no contrastive head; set features to backbone")
         return PretrainedModel(backbone)
     if config["setup"] in ("simclr", "moco"):
         return ContrastiveModel(backbone, dim, **config["model_kwargs"])

@@ -86,7 +86,11 @@ def test_the_default_of_cluster_takes_images_of_224_pixels(no_network):
         ("timm/resnt18", 64, ["unknown network 'resnt18'", "did you mean 'timm/resnet18'?"]),
         ("timm/resnet18.a1_in2k", 64, ["unknown weights 'a1_in2k'", "did you mean 'timm/resnet18.a1_in1k'?"]),
         ("torchvision/mobilenetv2", 64, ["did you mean 'torchvision/mobilenet_v2'?"]),
-        ("torchvision/mobilenet_v2.IMAGENET_V1", 64, ["did you mean 'torchvision/mobilenet_v2.IMAGENET1K_V1'"]),
+        (
+            "torchvision/mobilenet_v2.IMAGENET_V1",
+            64,
+            ["did you mean 'torchvision/mobilenet_v2.IMAGENET1K_V1'"],
+        ),
         ("torchvision/fasterrcnn_resnet50_fpn", 64, ["unknown network"]),
         ("torchvision/", 64, ["unknown network ''", "known: alexnet"]),
         ("tim/resnet18", 64, ["unknown library 'tim'", "timm, torchvision"]),
@@ -136,8 +140,9 @@ def test_preprocessing():
         (False, "lvd142m lvd1689m dinov3_lvd1689m sat493m dino fb_dino mae fcmae seer in1k_ijepa"),
         (
             True,
-            "in1k a1_in1k tv_in1k sw_in12k in21k augreg_in21k augreg_in21k_ft_in1k fcmae_ft_in1k seer_ft_in1k "
-            "fcmae_ft_in22k_in1k mae_in1k_ft_in1k openai_ft_in1k fb_inw21k mim_in22k_ft_in22k_in1k",
+            "in1k a1_in1k tv_in1k sw_in12k in21k augreg_in21k augreg_in21k_ft_in1k fcmae_ft_in1k "
+            "seer_ft_in1k fcmae_ft_in22k_in1k mae_in1k_ft_in1k openai_ft_in1k fb_inw21k "
+            "mim_in22k_ft_in22k_in1k",
         ),
         (None, "openai laion2b webli mim_in22k eupe_lvd1689m sa1b clip_laion2b_ft_320"),
     ],

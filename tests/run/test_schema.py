@@ -282,7 +282,9 @@ def test_one_entry_and_one_row_make_a_criterion(monkeypatch, tmp_path):
 # --- --list-keys ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [simclr, scan, selflabel, moco, pretrained, evaluation], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "script", [simclr, scan, selflabel, moco, pretrained, evaluation], ids=lambda s: s.__name__
+)
 def test_list_keys(script):
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as exit_:

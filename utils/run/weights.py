@@ -270,7 +270,7 @@ def load_backbone(model, weights, source):
     weights = {
         f"backbone.{key}": value
         for key, value in {**counts, **weights}.items()
-        if key in own or not HEADS.match(key)
+        if key in own or not HEADS.match(key.partition(".")[0])
     }
     load_weights(model, weights, source, "backbone.")
 

@@ -1,0 +1,124 @@
+"""Vectors in the place of images: which rows belong to which images, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from digits_files import DIGITS
+from image_folders import config, write_images
+from mistakes import refused
+
+import data
+
+
+def vectors(n, d=5, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(dtype)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of images: of 4 in both splits, or, with `test`, of 4 and that many."""
+
+    def write(array, test=0, **more):
+        root = tmp_path / "photos"
+        write_images(root / ("train" if test else "a"), 4, (40, 40))
+        if test:
+            write_images(root / "test", test, (40, 40))
+        np.save(tmp_path / "v.npy", array, allow_pickle=True)
+        settings = {"features_file": str(tmp_path / "v.npy"), "transformation_kwargs": {"crop_size": 28}}
+        return config("photos", tmp_path, **settings, **more)
+
+    return write
+
+
+def fetched(dataset):
+    return next(dataset.fetch([torch.arange(len(dataset))], "cpu"))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_train_then_test(photos, dtype):
+    array = vectors(7, dtype=dtype)
+    settings = photos(array, test=3)
+    train, test = (data.build_dataset(settings, split) for split in ("train", "test"))
+    np.testing.assert_array_equal(fetched(train), array[:4].astype(np.float32))
+    np.testing.assert_array_equal(fetched(test), array[4:].astype(np.float32))
+    images = data.build_dataset({**settings, "features_file": None}, "test")
+    assert test.names() == images.names() and torch.equal(test.raw(1), images.raw(1))
+
+
+def test_images_that_are_both_splits_have_one_row_each(photos):
+    array = vectors(4)
+    settings = photos(array)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(fetched(data.build_dataset(settings, split)), array)
+
+
+def test_batches_of_vectors(photos):
+    dataset = data.build_dataset(photos(vectors(4)), "train")
+    pairs = next(dataset.fetch([torch.tensor([[0, 3], [1, 2]])], "cpu"))
+    assert pairs.shape == (2, 2, 5) and torch.equal(pairs[0, 1], fetched(dataset)[3])
+    settings = {"features_file": "v.npy", "augmentation_strategy": "simclr", "augmentation_kwargs": {}}
+    for build in (data.build_train_transform, data.build_eval_transform):
+        assert build(settings) is data.unchanged
+
+
+def test_the_fingerprint_is_of_images_and_vectors(photos, tmp_path):
+    settings = photos(vectors(4))
+    images = data.build_dataset({**settings, "features_file": None}, "train").fingerprint()
+    first = data.build_dataset(settings, "train").fingerprint()
+    assert images in first and first == data.build_dataset(settings, "train").fingerprint()
+    np.save(tmp_path / "v.npy", vectors(4, seed=1))
+    assert images in data.build_dataset(settings, "train").fingerprint() != first
+
+
+def test_labels_are_those_of_the_images(tmp_path):
+    np.save(tmp_path / "v.npy", vectors(1797))
+    dataset = data.build_dataset({**DIGITS, "features_file": str(tmp_path / "v.npy")}, "test")
+    images = data.build_dataset(DIGITS, "test")
+    assert torch.equal(dataset.labels, images.labels) and dataset.classes == images.classes
+
+
+with_nan = vectors(4)
+with_nan[2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (vectors(5), ["holds 5 vectors, but there are 4 images, which are both splits"]),
+        (with_nan, ["1 vectors hold NaN or infinity", "first one in row 2 (", "2.JPEG)"]),
+        (vectors(4, dtype=np.float64) * 1e300, ["4 vectors hold", "too large for float32"]),
+        (np.zeros((4, 5), int), ["expected floating-point numbers of shape (N, D), found int64 (4, 5)"]),
+        (np.zeros(4), ["found float64 (4,)"]),
+        (np.zeros((4, 0)), ["found float64 (4, 0)"]),
+        (np.array([[{}]] * 4), ["not a readable .npy file of numbers"]),
+    ],
+)
+def test_what_is_refused(photos, array, words):
+    refused(["v.npy", *words], data.build_dataset, photos(array), "train")
+
+
+def test_a_number_of_rows_that_fits_one_split_only(photos):
+    words = ["holds 4 vectors", "4 train and 3 test images", "a row for each image of the train split, then"]
+    refused(words, data.build_dataset, photos(vectors(4), test=3), "train")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"backbone": "features/6"}, ["backbone features/6: must be features/5", "have 5 numbers"]),
+        ({"backbone": "resnet18"}, ["backbone resnet18: must be features/5"]),
+        ({"cache_features": 3}, ["leave cache_features out"]),
+    ],
+)
+def test_settings_that_do_not_go_with_vectors(photos, more, words):
+    refused(words, data.build_dataset, photos(vectors(4), **more), "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, ["no such file"]), (b"", ["not a readable"]), (b"PK\x03\x04", ["not a readable"])],
+)
+def test_no_array(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "v.npy").write_bytes(content)
+    refused(words, data.build_dataset, {**DIGITS, "features_file": str(tmp_path / "v.npy")}, "train")

