@@ -154,20 +154,21 @@ def side(config):
     return round({**DEFAULTS, **config}["transformation_kwargs"]["crop_size"] * 256 / 224)
 
 
-def stream(files, config, num_workers=0):
+def stream(files, config, num_workers=0, size=None):
     """Decode any number of image files once, in order, in bounded memory.
 
     Args:
         files: paths as text, such as those of `list_images`.
         config: mapping, as for build_dataset.
         num_workers: processes that decode.
+        size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 
     Yields:
         for a few files at a time: those that can be read, a list of n of the paths; their squares, uint8
         (n, 3, S, S), as `fetch` of a folder's dataset gives them; and a dict from each path that cannot be
         read to the reason.
     """
-    return stream_squares(files, side(config), num_workers)
+    return stream_squares(files, size or side(config), num_workers)
 
 
 def eval_loader(dataset, config, **loading):
