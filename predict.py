@@ -55,6 +55,8 @@ def main(argv=None):
     require_replaceable(output)
     folders = None
     if args.sort_into:
+        if trained.width is not None:
+            raise UserError(f"--sort-into sorts images, but {args.images} holds vectors; sort by the table")
         folders = folders_of(args.sort_into, classes.names, args.images)
         if not args.link:
             require_room(images.files, args.sort_into)
@@ -97,7 +99,7 @@ def read_arguments(argv):
     parser.add_argument("--link", action="store_true", help="with --sort-into: symbolic links, not copies")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument(
-        "--num_workers", type=int, help="processes that decode images (default: one per core)"
+        "--num_workers", type=int, help="processes that decode images (default: half the cores)"
     )
     parser.add_argument("--device", default="auto", help=f"{DEVICE.words} (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -439,7 +441,9 @@ def workers_for(images, args):
     """Processes that decode: none for vectors, nor for so few images that starting them takes longer."""
     if args.num_workers is not None:
         return args.num_workers
-    return os.cpu_count() if len(images.files) > FEW else 0
+    return (
+        min(16, (os.cpu_count() or 1) // 2) if len(images.files) > FEW else 0
+    )  # the network needs cores, too
 
 
 def classifier(trained, classes, device):
