@@ -14,10 +14,10 @@ import torch
 from errors import UserError, did_you_mean
 
 from .arrays import ArrayImages
-from .decoding import FolderImages
+from .decoding import FolderImages, How
 from .digits import build_digits
 from .features import FeatureViews, unchanged
-from .folders import build_folder, list_images
+from .folders import build_folder, list_images, white_of_training
 from .imagenet import build_imagenet
 from .labels import leave_out_a_single_class
 from .loader import Loader
@@ -82,6 +82,10 @@ class Dataset(Protocol):
         `num_workers` processes read image files. Raises UserError for an image that cannot be read.
         """
 
+    # Optional:
+    # def content_hashes(self):
+    #     """List of N strings, equal for files of equal content, or None if not known."""
+
 
 # name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the
 # squares to which image files are resized and cropped, so that they can be batched
@@ -101,19 +105,20 @@ SPLITS = ("train", "test", "train+unlabeled")
 
 # For callers who read a YAML file without load_config: defaults of keys that may be missing. A test compares
 # them with the table of keys in utils/run/schema.py.
-DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}}
+DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}, "resize": "crop"}
 
 
 def build_dataset(config, split):
     """One split of the dataset that a configuration names.
 
-    A file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
-    `{data_dir}/{name}/`, see `build_folder`. If all labels are the same, they are dropped.
+    For train_db_name, and for val_db_name if it is the same, the folder `image_folder` is used if there is
+    one. Otherwise a file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
+    `{data_dir}/{name}/`. If all labels are the same, they are dropped.
 
     Args:
         config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`. For image
-            files, 256 / 224 of `transformation_kwargs.crop_size` is their side. For a folder, `num_workers`
-            processes look for damaged images, of which the share `max_unreadable` is accepted.
+            files, 256 / 224 of `transformation_kwargs.crop_size` is their side. For folders, see
+            `build_folder`; with `root_dir`, their decoded images are kept in `{root_dir}/{name}/images/`.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
 
     Returns:
@@ -128,14 +133,15 @@ def build_dataset(config, split):
     name = config["val_db_name" if split == "test" else "train_db_name"]
     data_dir = Path(config["data_dir"]).expanduser()
     npz, folder = data_dir / f"{name}.npz", data_dir / name
-    size = side(config)
-    if npz.is_file():
+    if config.get("image_folder") and name == config["train_db_name"]:
+        images = Path(config["image_folder"]).expanduser()
+        dataset = build_folder(images, split, _how(config), called="", **_of_folder(config, name))
+    elif npz.is_file():
         dataset = read_npz(npz, split)
     elif name in DATASETS:
-        dataset = DATASETS[name](data_dir, split, size)
+        dataset = DATASETS[name](data_dir, split, _how(config).size)
     elif folder.is_dir():
-        options = {key: config[key] for key in ("num_workers", "max_unreadable") if key in config}
-        dataset = build_folder(folder, split, size, **options)
+        dataset = build_folder(folder, split, _how(config), **_of_folder(config, name))
     else:
         question = did_you_mean(name, DATASETS)
         hint = f"{question} " if question else ""
@@ -154,12 +160,31 @@ def side(config):
     return round({**DEFAULTS, **config}["transformation_kwargs"]["crop_size"] * 256 / 224)
 
 
+def _how(config):
+    return How(side(config), config["resize"])
+
+
+def _of_folder(config, name):
+    """Arguments of build_folder that a configuration gives."""
+    keys = ("num_workers", "max_unreadable", "folder_labels", "white_level")
+    options = {key: config[key] for key in keys if key in config}
+    for option, name_ in (("keep_in", name), ("training_in", config["train_db_name"])):
+        options[option] = _images_of(config, name_)
+    return options
+
+
+def _images_of(config, name):
+    """Folder that a dataset's decoded images are kept in, or None without `root_dir`."""
+    return Path(config["root_dir"]).expanduser() / name / "images" if "root_dir" in config else None
+
+
 def stream(files, config, num_workers=0, size=None):
     """Decode any number of image files once, in order, in bounded memory.
 
     Args:
         files: paths as text, such as those of `list_images`.
-        config: mapping, as for build_dataset.
+        config: mapping, as for build_dataset. The value that is shown white in files of 16 bits is
+            `white_level`, or that of the train split if its decoded images are kept in `root_dir`, or 65535.
         num_workers: processes that decode.
         size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 
@@ -168,7 +193,11 @@ def stream(files, config, num_workers=0, size=None):
         (n, 3, S, S), as `fetch` of a folder's dataset gives them; and a dict from each path that cannot be
         read to the reason.
     """
-    return stream_squares(files, size or side(config), num_workers)
+    config = {**DEFAULTS, **config}
+    how, white = How(size or side(config), config["resize"]), config.get("white_level")
+    if white is None and "root_dir" in config:
+        white = white_of_training(_images_of(config, config["train_db_name"]), how)
+    return stream_squares(files, how._replace(white=white or how.white), num_workers)
 
 
 def eval_loader(dataset, config, **loading):

@@ -1,12 +1,15 @@
 """Decode image files: ImageNet's exactly as torchvision does, a user's own as an image viewer shows them."""
 
+import copy
 import functools
 import hashlib
+import io
 import logging
 import os
 import signal
 import warnings
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +28,31 @@ NO_IMAGES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 # formats that the first bytes identify beyond doubt
 UNMISTAKABLE = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP"}
+
+# Pillow gives the transparent color of these PNG files as the file has it, and the pixels brought to 8 bits
+TO_8_BITS = {
+    "1": lambda v: v * 255,
+    "L;2": lambda v: v * 85,
+    "L;4": lambda v: v * 17,
+    "RGB;16B": lambda v: v >> 8,
+}
+
+
+class How(NamedTuple):
+    """How a user's image files become squares."""
+
+    size: int  # side in pixels
+    resize: str = "crop"  # crop, pad or squeeze
+    white: int = 65535  # value of 16-bit files that is shown white
+
+
+class Facts(NamedTuple):
+    """What decoding found out about a file."""
+
+    sha256: str  # of its content
+    width: int
+    height: int
+    brightest: int  # highest value of an image of 16-bit gray; -1: another kind of image
 
 
 @functools.cache
@@ -99,20 +127,26 @@ class FolderImages(torch.utils.data.Dataset):
     def fingerprint(self):
         """Number of images and a hash of all files' names with folders and about a hundred files' content."""
         sum_ = hashlib.sha256(os.fsencode("\n".join(self.paths())))
-        for path in self.files[:: max(1, len(self) // 100)].tolist():
-            with suppress(OSError), open(os.fsdecode(path), "rb") as file:
-                sum_.update(hashlib.file_digest(file, "sha256").digest())
+        for digest in self._digests():
+            sum_.update(digest)
         return f"{len(self)} images ({sum_.hexdigest()[:16]})"
+
+    def _digests(self):
+        for path in self._sampled(self.files):
+            with suppress(OSError), open(os.fsdecode(path), "rb") as file:
+                yield hashlib.file_digest(file, "sha256").digest()
+
+    def _sampled(self, items):
+        return items[:: max(1, len(self) // 100)]
 
     def decode(self, index):
         """One image, as `fetch` gives it, uint8 (3, size, size), on the CPU. Raises whatever Pillow does."""
         # Pillow warns of odd metadata even where it can read the file
-        with warnings.catch_warnings(action="ignore"):
-            return _resize_and_crop(self._open(os.fsdecode(self.files[index])), self.size)
-
-    def _open(self, path):
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(os.fsdecode(self.files[index])) as image,
+        ):
+            return _square(image.convert("RGB"), How(self.size))
 
     def raw(self, index):
         """`decode`, but raises a UserError that names the file."""
@@ -150,17 +184,27 @@ class OwnImages(FolderImages):
     """One split of a user's own images, as a viewer shows them: upright, on white, 16-bit values scaled.
 
     Args:
-        files, labels, classes, size: as FolderImages.
+        files, labels, classes: as FolderImages.
+        how: How.
         folder: pathlib.Path of the split's folder, which contains all files.
         prefix: start of each image's name; the path within the folder follows.
-        squares: ArrayImages of the decoded images if they are kept in memory, else None.
+        squares: ArrayImages of the decoded images if they are kept, in memory or in a file, else None.
+        hashes: SHA-256 of the files' content, as text, if known, else None.
     """
 
-    def __init__(self, files, labels, classes, size, folder, prefix="", squares=None):
-        super().__init__(files, labels, classes, size)
+    def __init__(self, files, labels, classes, how, folder, prefix="", squares=None, hashes=None):
+        super().__init__(files, labels, classes, how.size)
+        self.how = how
         self.folder = folder
         self.prefix = prefix
         self.squares = squares
+        self.hashes = hashes
+
+    def with_white(self, white):
+        """The same images with another `how.white`."""
+        images = copy.copy(self)
+        images.how = self.how._replace(white=white)
+        return images
 
     def within(self):
         """The files' paths, relative to the folder."""
@@ -170,11 +214,32 @@ class OwnImages(FolderImages):
     def paths(self):
         return [self.prefix + path for path in self.within()]
 
-    def _open(self, path):
-        with Image.open(path, formats=formats()) as image:
+    def content_hashes(self):
+        """N strings, equal for files of equal content; None if not known."""
+        return self.hashes
+
+    def _digests(self):
+        if self.hashes is None:
+            return super()._digests()
+        return [bytes.fromhex(sha256) for sha256 in self._sampled(self.hashes)]
+
+    def decode(self, index):
+        return self.examine(index)[0]
+
+    def examine(self, index):
+        """One image, as `decode` gives it, and its Facts. Raises whatever Pillow does."""
+        with open(os.fsdecode(self.files[index]), "rb") as file:
+            content = file.read()
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(content), formats=formats()) as image,
+        ):
+            shape = image.size
             # decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves at least twice the wanted side
-            image.draft(None, (2 * self.size, 2 * self.size))
-            return _as_seen(image)
+            image.draft(None, [2 * side for side in _resized(*shape, self.how)])
+            image, brightest = _as_seen(image, self.how.white)
+            facts = Facts(hashlib.sha256(content).hexdigest(), *shape, brightest)
+            return _square(image, self.how), facts
 
     def raw(self, index):
         return super().raw(index) if self.squares is None else self.squares.raw(index)
@@ -206,9 +271,17 @@ def _leave_signals_to_the_owner(worker):
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
-def _as_seen(image):
-    """Mode RGB: turned upright by its EXIF data, transparency on white, 16-bit values scaled, not clipped."""
+def _as_seen(image, white):
+    """Mode RGB: turned upright by its EXIF data, transparency on white, 16-bit values scaled.
+
+    Also returns the highest 16-bit value, -1 for another kind of image.
+    """
+    rawmode = image.tile[0].args if image.format == "PNG" and image.tile else None
     image.load()
+    color = image.info.get("transparency")
+    if rawmode in TO_8_BITS and color is not None:
+        to_8_bits = TO_8_BITS[rawmode]
+        image.info["transparency"] = tuple(map(to_8_bits, color)) if rawmode[0] == "R" else to_8_bits(color)
     try:
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # the pixels are all right
@@ -216,29 +289,46 @@ def _as_seen(image):
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        return _scaled(image).convert("RGB")
+        image, brightest = _scaled(image, white)
+        return image.convert("RGB"), brightest
     if image.has_transparency_data:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image.convert("RGB"), -1
 
 
-def _scaled(image):
-    """16-bit integers -> mode L; the value that the file marks as transparent becomes white."""
+def _scaled(image, white):
+    """16-bit integers -> mode L, and their maximum; the value that the file marks as transparent is white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("values beyond 16 bits, whose range is not known; save it with 8 or 16 bits")
-    if "transparency" in image.info:
-        values[values == image.info["transparency"]] = 65535
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    hidden = values == image.info.get("transparency", -1)
+    brightest = int(values.max(where=~hidden, initial=0))
+    values[hidden] = white
+    values = (values.clip(max=white) * 255 + white // 2) // white
+    return Image.fromarray(values.astype(np.uint8)), brightest
 
 
-def _resize_and_crop(image, size):
-    # the same as torchvision's Resize(size) and CenterCrop(size), to the pixel
-    width, height = image.size
-    short = min(width, height)
-    width, height = int(size * width / short), int(size * height / short)
+def _resized(width, height, how):
+    """Width and height that an image is scaled to, before it is cropped or padded."""
+    if how.resize == "squeeze":
+        return how.size, how.size
+    side = min(width, height) if how.resize == "crop" else max(width, height)
+    # for crop, the same as torchvision's Resize(size), to the pixel
+    return max(1, int(how.size * width / side)), max(1, int(how.size * height / side))
+
+
+def _square(image, how):
+    """An RGB image -> uint8 (3, size, size)."""
+    width, height = _resized(*image.size, how)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    left, top = round((width - how.size) / 2), round((height - how.size) / 2)  # as CenterCrop(size)
+    pixels = np.array(image.crop((left, top, left + how.size, top + how.size)))
+    if how.resize == "pad":
+        # The mean color of the border makes weaker edges than gray does, which tell nothing but the shape.
+        image = np.asarray(image)
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean(0).round()
+        outside = np.ones((how.size, how.size), bool)
+        outside[-top : height - top, -left : width - left] = False
+        pixels[outside] = border
     return torch.from_numpy(pixels).permute(2, 0, 1)

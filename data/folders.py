@@ -4,19 +4,31 @@ import logging
 import os
 import re
 from collections import Counter
+from itertools import compress
 from pathlib import Path
 
 from errors import UserError
 
 from . import unreadable
 from .decoding import OwnImages, is_image, suffixes
+from .kept import Kept
 from .labels import require_few, require_known
 from .messages import say_once, shown
 
 log = logging.getLogger(__name__)
 
 NO_SUFFIX = "no suffix"
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # thumbnails and metadata
+# thumbnails, metadata, bins and settings, which macOS, Windows, Linux and network drives leave
+SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+}
+SYSTEM |= {"lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 REMEDIES = {
     ".heic .heif .hif": "pip install pillow-heif",
@@ -27,7 +39,10 @@ REMEDIES = {
 }
 
 
-def build_folder(root, split, size, num_workers=0, max_unreadable=0.01):
+def build_folder(
+    root, split, how, *, num_workers=0, max_unreadable=0.01, folder_labels="auto", white_level=None,
+    keep_in=None, training_in=None, called=None,
+):  # fmt: skip
     """A user's own images under `{root}/{train,test}/`: a folder per class, or none and then no labels.
 
     Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
@@ -37,18 +52,33 @@ def build_folder(root, split, size, num_workers=0, max_unreadable=0.01):
     Args:
         root: pathlib.Path.
         split: see `data.build_dataset`.
-        size: side in pixels that the images are brought to.
+        how: How the images become squares.
         num_workers: processes that decode.
         max_unreadable: share of the images that may be left out.
+        folder_labels: "auto", or "none": folders mean nothing, and all images are in both splits.
+        white_level: value of 16-bit files that is shown white; None: see `alike.white_of`.
+        keep_in: folder that the decoded images are kept in, or None.
+        training_in: folder that the decoded images of the train split are kept in, whose value of white
+            holds for the test split, too; or None.
+        called: what `root` is called in the images' names, which may be ""; None: its own name.
 
     Raises:
         UserError: no such folders, no images, a class that train/ does not have, too many unreadable images.
     """
-    folder = _folder_of_split(root, split)
-    files, labels, classes, left_out = _listed(root / "train", folder)
-    images = OwnImages(files, None, None, size, folder)
+    require_folder(root)
+    if folder_labels == "none":
+        folder, labels, classes = root, None, None
+        files, left_out = list_images(root)
+    else:
+        folder = _folder_of_split(root, split)
+        files, labels, classes, left_out = _listed(root / "train", folder)
     notes = root / ("unreadable.txt" if folder == root else f"unreadable-{folder.name}.txt")
-    found = unreadable.look_at(images, notes, num_workers)
+    kept = Kept(keep_in, _stem("all" if folder == root else folder.name, how)) if keep_in else None
+    of_training = keep_in == training_in and folder != root / "test"
+    if white_level is None and training_in and not of_training:
+        white_level = white_of_training(training_in, how)
+    images = OwnImages(files, None, None, how, folder)
+    found = unreadable.look_at(images, notes, num_workers, kept, white_level)
     where = shown(str(folder))
     if len(found.unreadable) > max_unreadable * len(files):
         path, reason = next(iter(found.unreadable.items()))
@@ -58,12 +88,26 @@ def build_folder(root, split, size, num_workers=0, max_unreadable=0.01):
             f"which is more than the share max_unreadable ({max_unreadable}); repair or remove those that "
             f"{shown(str(notes))} lists, or set max_unreadable"
         )
-    kept = [i for i, path in enumerate(images.within()) if shown(path) not in found.unreadable]
-    files, prefix = [files[i] for i in kept], f"{folder.name}/"
+    is_read = [shown(path) not in found.unreadable for path in images.within()]
+    files = list(compress(files, is_read))
+    prefix = folder.name if called is None or folder != root else called
+    prefix = f"{prefix}/" if prefix else ""
     if labels is not None:
-        labels, classes, prefix = [labels[i] for i in kept], [shown(name) for name in classes], ""
-    _tell(where, files, classes, left_out)
-    return OwnImages(files, labels, classes, size, folder, prefix, found.squares)
+        labels, classes = list(compress(labels, is_read)), [shown(name) for name in classes]
+        prefix = ""
+    _tell(where, files, classes, left_out, len(found.unreadable))
+    how = how._replace(white=found.white)
+    return OwnImages(files, labels, classes, how, folder, prefix, found.squares, found.hashes)
+
+
+def white_of_training(folder, how):
+    """The value of 16-bit files that is white in the train split, from its kept images; None if not known."""
+    whites = (Kept(folder, _stem(name, how)).white() for name in ("train", "all"))
+    return next(filter(None, whites), None)
+
+
+def _stem(name, how):
+    return f"{name}-{how.size}-{how.resize}"
 
 
 def _listed(train, folder):
@@ -85,13 +129,14 @@ def _listed(train, folder):
     return files, labels, classes, left_out
 
 
-def _tell(where, files, classes, left_out):
+def _tell(where, files, classes, left_out, unreadable):
     """Log one line on what was read and what was left out."""
     kinds = _counts(Counter(map(_suffix, files)))
     n = len(classes or ())
     about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
     others, advice = _others(left_out)
-    rest = f"; left out: {others}" if left_out else ""
+    rest = [f"{unreadable} that cannot be read"] * bool(unreadable) + [others] * bool(left_out)
+    rest = f"; left out: {', '.join(rest)}" if rest else ""
     write = log.warning if advice else log.info
     say_once(write, f"{where}: {len(files)} images ({kinds}) {about}{rest}")
 
@@ -224,7 +269,7 @@ def _any(folder):
 
 
 def _hidden(name):
-    return name.startswith(".") or name in SYSTEM_FOLDERS  # macOS leaves a ._x.jpg beside each x.jpg
+    return name.startswith(".") or name.lower() in SYSTEM  # macOS leaves a ._x.jpg beside each x.jpg
 
 
 def _identity(path):

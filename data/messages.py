@@ -1,4 +1,4 @@
-"""Messages about files: file names as text, and messages that a process logs only once."""
+"""Messages about files: names and sizes as text, and messages that a process logs only once."""
 
 import functools
 import os
@@ -12,6 +12,11 @@ def shown(name):
         lambda c: ascii(c[0])[1:-1],
         name.replace(os.sep, "/"),
     )
+
+
+def amount(bytes_):
+    """A number of bytes, in words."""
+    return f"{bytes_ / 1e9:.3g} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.3g} MB"
 
 
 @functools.cache

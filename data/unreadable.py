@@ -1,8 +1,10 @@
-"""Decode every image once: find those that cannot be read, and keep the others in memory if they fit."""
+"""Decode every image once: find those that cannot be read, and keep the others, in memory or in a file."""
 
+import contextlib
 import hashlib
 import logging
 import os
+import re
 from typing import NamedTuple
 
 import torch
@@ -11,8 +13,9 @@ from tqdm import tqdm
 from . import alike
 from .arrays import ArrayImages
 from .decoding import decoding_loader, reason
+from .kept import Listed, Seen
 from .memory import fits_in_memory
-from .messages import shown
+from .messages import amount, shown
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +28,22 @@ class Found(NamedTuple):
 
     digest: str  # of the list of files
     unreadable: dict  # path within the folder, as `shown` gives it -> reason
-    squares: ArrayImages | None  # the other images, decoded, in order; None if they do not fit in memory
+    white: int  # see decoding.How
+    squares: ArrayImages | None = None  # the other images, in order; None: they are decoded when needed
+    hashes: list | None = None  # SHA-256 of the other images' files
 
 
-_found = {}  # (folder, side of the squares): Found; a cache of this process
+class Noted(NamedTuple):
+    """What the notes say: as Found."""
+
+    unreadable: dict
+    white: int | None  # None: written by an earlier version
 
 
-def look_at(images, notes, num_workers):
+_found = {}  # (folder, how, white, file of the squares): Found; a cache of this process
+
+
+def look_at(images, notes, num_workers, kept=None, white=None):
     """Decode the images of an OwnImages unless that was done before; returns Found.
 
     The unreadable ones are written to `notes`, with a digest of the list of files, so that all steps leave
@@ -42,30 +54,22 @@ def look_at(images, notes, num_workers):
         images: the OwnImages, with all files.
         notes: pathlib.Path of the text file.
         num_workers: processes that decode.
+        kept: the Kept that the squares are found in by later steps; None: they stay in memory, if they fit.
+        white: value of 16-bit files that is shown white; None: see `alike.white_of`.
 
     Raises:
         UserError: an image that an earlier process could read, but this one cannot.
     """
-    names = [shown(path) for path in images.within()]
-    digest = _digest(images, names)
-    key = os.path.realpath(images.folder), images.size
+    listing = _listing(images)
+    digest = _digest(listing)
+    key = os.path.realpath(images.folder), images.how, white, kept and kept.index
     if key not in _found or _found[key].digest != digest:
-        known = _read_notes(notes, digest)
-        keep = fits_in_memory(len(images) * 3 * images.size**2)
-        rest = [i for i, name in enumerate(names) if name not in (known or ())]
-        squares, found = None, {}
-        if known is None or keep:
-            reasons, squares = _decode(images, rest, keep, num_workers)
-            found = {i: why for i, why in zip(rest, reasons, strict=True) if why}
-        if known is None:
-            known = {names[i]: why for i, why in found.items()}
-            _write_notes(notes, digest, known, f"{count(known, images)} cannot be read")
-        elif found:
-            raise images.unreadable(*next(iter(found.items())))
-        if known:
-            where, how_many = shown(str(images.folder)), count(known, images)
+        with _alone(kept):
+            found = _look_at(images, listing, digest, notes, num_workers, kept, white)
+        if found.unreadable:
+            where, how_many = shown(str(images.folder)), count(found.unreadable, images)
             log.warning("%s: %s cannot be read and are left out: %s", where, how_many, shown(str(notes)))
-        _found[key] = Found(digest, known, squares)
+        _found[key] = found
     return _found[key]
 
 
@@ -75,98 +79,269 @@ def count(unreadable, images):
     return f"{len(unreadable)} of {len(images)} images ({share:{'.2g' if share < 99 else '.3g'}} %)"
 
 
+def _look_at(images, listing, digest, notes, num_workers, kept, white):
+    where = shown(str(images.folder))
+    noted, content = _read_notes(notes, digest), kept.read() if kept else None
+    first = white or (content and content.white) or (noted and noted.white) or images.how.white
+    known = _known(listing, noted, content, first)
+    seen = [facts for facts, _ in known]
+    room = fits_in_memory(len(images) * 3 * images.size**2)
+    if content and content.files == digest and None not in seen:
+        rows = [row for _, row in known if row is not None]
+        if rows == list(range(len(content.squares))) and first == (white or alike.white_of(seen, first)):
+            log.info("%s: %d decoded images are in %s", where, len(rows), shown(str(kept.index.parent)))
+            alike.tell_white(seen, first, white, where)
+            if noted is None:
+                _write_notes(notes, digest, _result(digest, seen, listing, first, None), images)
+            squares = torch.from_numpy(content.squares)
+            return _result(digest, seen, listing, first, squares.clone() if room else squares)
+    target = _Target(kept, images, room)
+    settled = white or (noted and noted.white)
+    if not target and noted and settled:
+        return Found(digest, noted.unreadable, settled)
+    seen = []
+    try:
+        _decode(images.with_white(first), known, content, target, num_workers, seen)
+        if noted:
+            for i, (file, facts) in enumerate(zip(listing, seen, strict=True)):
+                if facts.reason and file.name not in noted.unreadable:
+                    raise images.unreadable(i, facts.reason)
+        chosen = white or alike.white_of(seen, first)
+        if chosen != first:
+            _decode_again(images.with_white(chosen), target, num_workers, seen)
+    except BaseException:
+        target.stop(listing, seen, first, content)
+        raise
+    alike.warn(
+        [(facts.one_color, facts.checksum, facts.highest) for facts in seen if not facts.reason], where
+    )
+    alike.tell_white(seen, chosen, white, where)
+    alike.warn_of_crop(seen, images.how.resize, where)
+    there = noted is not None and noted.white == chosen
+    there = there or _write_notes(notes, digest, _result(digest, seen, listing, chosen, None), images)
+    squares = target.finish(digest, chosen, there, listing, seen)
+    return _result(digest, seen, listing, chosen, squares)
+
+
+def _result(digest, seen, listing, white, squares):
+    reasons = {file.name: facts.reason for file, facts in zip(listing, seen, strict=True) if facts.reason}
+    hashes = [facts.sha256 for facts in seen if not facts.reason]
+    return Found(digest, reasons, white, None if squares is None else ArrayImages(squares), hashes)
+
+
+def _known(listing, noted, content, white):
+    """For each file, its Seen and the row of its square, if that is known and need not be looked at again."""
+    entries = content.entries if content else {}
+    # somebody who removes the notes wants the unreadable ones to be looked at again
+    believed = content and not content.noted and noted is None
+    known = []
+    for file in listing:
+        seen, row = entries.get(file, (None, None))
+        if noted and file.name in noted.unreadable:
+            seen, row = Seen(reason=noted.unreadable[file.name]), None
+        elif seen and (not believed if seen.reason else seen.brightest >= 0 and content.white != white):
+            seen, row = None, None
+        known.append((seen, row))
+    return known
+
+
+@contextlib.contextmanager
+def _alone(kept):
+    """Context that one process at a time is in, if they share a folder that lets them know of each other."""
+    with contextlib.ExitStack() as stack:
+        if kept:
+            with contextlib.suppress(OSError):
+                stack.enter_context(kept.alone())
+        yield
+
+
 # --- the pass ------------------------------------------------------------------------------------
 
 
 class Decoding(torch.utils.data.Dataset):
-    """For a list of indices: the decoded images that can be read, their looks, and a reason for each index.
+    """For a list of indices: the squares of the images that can be read, one tensor, and a Seen for each.
 
-    The images are None unless `keep`; the looks are what `alike.look` returns; the reason is why an image
-    cannot be read, "" if it can.
+    The squares are None unless `keep`.
     """
 
-    def __init__(self, images, keep):
+    def __init__(self, images, keep=True):
         self.images = images
         self.keep = keep
 
     def __getitem__(self, indices):
-        squares, looks, reasons = [], [], []
+        squares, seen = [], []
         for index in indices:
             try:
-                square = self.images.decode(index)
+                square, facts = self.images.examine(index)
             except Exception as error:  # a damaged file can break a decoder in any way
-                reasons.append(reason(error))
+                seen.append(Seen(reason=reason(error)))
                 continue
-            reasons.append("")
-            looks.append(alike.look(square))
+            seen.append(Seen(*facts, *map(int, alike.look(square))))
             if self.keep:
                 squares.append(square)
-        return torch.stack(squares) if squares else None, looks, reasons
+        return torch.stack(squares) if squares else None, seen
+
+    def loader(self, batches, num_workers):
+        """What __getitem__ returns, for each of a list of lists of indices."""
+        return decoding_loader(self, num_workers, batch_size=None, sampler=batches, collate_fn=tuple)
 
 
-def _decode(images, indices, keep, num_workers):
-    """Decode images once.
+class _Target:
+    """Where the squares go: into memory, into a file, into both or nowhere, which is then False."""
 
-    Returns:
-        a list of why each of `indices` cannot be read, "" for those that can; and, with `keep`, the
-        ArrayImages of those that can, else None.
-    """
-    why = "to keep them in memory" if keep else "to find those that cannot be read"
-    log.info("decoding %d images once, %s", len(indices), why)
+    def __init__(self, kept, images, room):
+        shape = 3, images.size, images.size
+        self.memory = torch.empty(len(images), *shape, dtype=torch.uint8) if room else None
+        self.kept = kept
+        self.writer = None
+        with self._or_not():
+            self.writer = kept and kept.write(len(images), images.size)
+
+    def __bool__(self):
+        return self.memory is not None or self.writer is not None
+
+    @contextlib.contextmanager
+    def _or_not(self):
+        """Context that stops writing if that fails."""
+        try:
+            yield
+        except OSError as error:
+            if self.writer:
+                self.writer.abandon()
+            self.writer = None
+            instead = "decoded again in every epoch" if self.memory is None else "kept in memory only"
+            why = error.strerror or error
+            log.warning(
+                "%s: decoded images cannot be stored there (%s); they are %s", self.kept.folder, why, instead
+            )
+
+    def put(self, row, squares):
+        """Store squares, uint8 (n, 3, S, S), from a row on."""
+        if self.memory is not None:
+            self.memory[row : row + len(squares)] = squares
+        if self.writer:
+            with self._or_not():
+                self.writer.put(row, squares)
+
+    def finish(self, *about):
+        """The squares, or None if they are not kept; `about`: arguments of `Writer.finish`."""
+        squares = None
+        if self.writer:
+            with self._or_not():
+                path, squares = self.writer.finish(*about)
+                log.info("decoded images are kept in %s (%s)", shown(str(path)), amount(squares.nbytes))
+        if self.memory is None:
+            return squares
+        return self.memory[: sum(not facts.reason for facts in about[-1])]
+
+    def stop(self, listing, seen, white, before):
+        """Keep what is done for the next time, unless there is more of it from before."""
+        done = sum(not facts.reason for facts in seen)
+        if not self.writer:
+            return
+        if len(seen) < len(listing) and done > (len(before.squares) if before else 0):
+            with self._or_not():
+                self.writer.finish("", white, False, listing[: len(seen)], seen)
+        else:
+            self.writer.abandon()
+
+
+def _decode(images, known, content, target, num_workers, seen):
+    """Decode the images that are not `known`, copy the others, and append a Seen of each to `seen`."""
+    missing = [i for i, (facts, _) in enumerate(known) if facts is None]
+    why = "to keep them" if target else "to find those that cannot be read"
+    log.info("decoding %d images once, %s", len(missing), why)
+    num_workers *= bool(missing)
+    batches = [range(i, min(i + BATCH, len(known))) for i in range(0, len(known), BATCH)]
+    missing = [[i for i in batch if known[i][0] is None] for batch in batches]
+    decoded = iter(Decoding(images, bool(target)).loader(list(filter(None, missing)), num_workers))
+    row = 0
+    with tqdm(total=len(known), desc="decoding", unit="image", leave=False, disable=None) as bar:
+        for batch, new in zip(batches, missing, strict=True):
+            squares, facts = next(decoded) if new else (None, ())
+            fresh, pixels = iter(facts), iter(() if squares is None else squares)
+            facts, squares = [], []
+            for i in batch:
+                old, at = known[i]
+                facts.append(old or next(fresh))
+                if target and not facts[-1].reason:
+                    squares.append(next(pixels) if at is None else torch.from_numpy(content.squares[at]))
+            if squares:
+                target.put(row, torch.stack(squares))
+                row += len(squares)
+            seen += facts
+            bar.update(len(batch))
+
+
+def _decode_again(images, target, num_workers, seen):
+    """Decode the images of 16 bits again, now that it is known which value is white."""
+    rows, row = {}, 0
+    for i, facts in enumerate(seen):
+        if facts.brightest >= 0:
+            rows[i] = row
+        row += not facts.reason
+    indices = list(rows)
     batches = [indices[i : i + BATCH] for i in range(0, len(indices), BATCH)]
-    loader = decoding_loader(
-        Decoding(images, keep), num_workers, batch_size=None, sampler=batches, collate_fn=tuple
-    )
-    kept = torch.empty(len(indices) if keep else 0, 3, images.size, images.size, dtype=torch.uint8)
-    looks, reasons = [], []
-    for squares, some_looks, some_reasons in tqdm(
-        loader, desc="decoding", unit="batch", leave=False, disable=None
-    ):
-        if squares is not None:
-            kept[len(looks) : len(looks) + len(squares)] = squares
-        looks += some_looks
-        reasons += some_reasons
-    alike.warn(looks, shown(str(images.folder)))
-    return reasons, ArrayImages(kept[: len(looks)]) if keep else None
+    for batch, (squares, facts) in zip(batches, Decoding(images).loader(batches, num_workers), strict=True):
+        for i, found in zip(batch, facts, strict=True):
+            if found.reason:
+                raise images.unreadable(i, found.reason)
+            seen[i] = found
+        for i, square in zip(batch, squares, strict=True):
+            target.put(rows[i], square[None])
 
 
 # --- the notes -----------------------------------------------------------------------------------
 
 
-def _digest(images, names):
-    """Hash of the files' names, sizes and times of modification."""
-    sum_ = hashlib.sha256()
-    for path, name in zip(images.files.tolist(), names, strict=True):
+def _listing(images):
+    """A Listed for each file."""
+    listing = []
+    for path, name in zip(images.files.tolist(), images.within(), strict=True):
         try:
             status = os.stat(path)
-            about = f"{status.st_size} {status.st_mtime_ns}"
+            listing.append(Listed(shown(name), status.st_size, status.st_mtime_ns))
         except OSError:  # a broken link
-            about = "none"
+            listing.append(Listed(shown(name), -1, -1))
+    return listing
+
+
+def _digest(listing):
+    """Hash of the files' names, sizes and times of modification."""
+    sum_ = hashlib.sha256()
+    for name, size, modified in listing:
+        about = "none" if size < 0 else f"{size} {modified}"
         sum_.update(f"{name} {about}\n".encode())
     return sum_.hexdigest()
 
 
 def _read_notes(notes, digest):
-    """The dict that `_write_notes` wrote, or None if there is none about exactly these files."""
+    """The Noted that `_write_notes` wrote, or None if there is none about exactly these files."""
     try:
         first, *lines = notes.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         return None
     if digest not in first:
         return None
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+    white = re.search(r"white of 16 bits (\d+)", first)
+    return Noted(dict(line.split("\t", 1) for line in lines if "\t" in line), white and int(white[1]))
 
 
-def _write_notes(notes, digest, found, title):
+def _write_notes(notes, digest, found, images):
+    """Write the Found's unreadable images; returns whether that was possible."""
     temporary = notes.with_name(f".{notes.name}.{os.getpid()}")
-    lines = [f"# {title}; files {digest}; remove this file to look at all files again"]
-    lines += [f"{path}\t{reason}" for path, reason in found.items()]
+    about = f"files {digest}; white of 16 bits {found.white}"
+    title = f"{count(found.unreadable, images)} cannot be read"
+    lines = [f"# {title}; {about}; remove this file to look at all files again"]
+    lines += [f"{path}\t{reason}" for path, reason in found.unreadable.items()]
     try:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         temporary.replace(notes)
     except OSError as error:
         log.warning(
-            "%s: cannot be written (%s), so each step will look for unreadable images again",
+            "%s: cannot be written (%s), so each step may look for unreadable images again",
             notes,
             error.strerror,
         )
+        return False
+    return True

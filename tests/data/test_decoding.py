@@ -80,7 +80,9 @@ def test_rare_modes_with_alpha(mode):
             .convert(mode)
         )
     assert image.mode == mode
-    np.testing.assert_allclose(np.asarray(decoding._as_seen(image)), on_white((100,) * 3, 51)[0], atol=2)
+    np.testing.assert_allclose(
+        np.asarray(decoding._as_seen(image, 65535)[0]), on_white((100,) * 3, 51)[0], atol=2
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -194,7 +196,9 @@ def test_large_photos_are_decoded_at_a_reduced_scale(folder, monkeypatch, mode, 
     more = {"format": "MPO", "save_all": True, "append_images": [photo]} if suffix == "mpo" else {}
     photo.save(folder / "a.jpg", exif=exif, quality=95, **more)
     sizes, as_seen = [], decoding._as_seen
-    monkeypatch.setattr(decoding, "_as_seen", lambda image: sizes.append(image.size) or as_seen(image))
+    monkeypatch.setattr(
+        decoding, "_as_seen", lambda image, *more: sizes.append(image.size) or as_seen(image, *more)
+    )
     found = only(folder)
     assert sizes == [(40 * SIZE // 8, 30 * SIZE // 8)]
     monkeypatch.setattr(decoding.Image.Image, "draft", lambda *args: None)
@@ -210,7 +214,9 @@ def test_large_photos_are_decoded_at_a_reduced_scale(folder, monkeypatch, mode, 
 def test_twice_the_pixels_that_are_wanted_are_left(folder, monkeypatch, side, decoded):
     Image.new("RGB", (side, 2 * side)).save(folder / "a.jpg")
     sizes, as_seen = [], decoding._as_seen
-    monkeypatch.setattr(decoding, "_as_seen", lambda image: sizes.append(image.size[0]) or as_seen(image))
+    monkeypatch.setattr(
+        decoding, "_as_seen", lambda image, *more: sizes.append(image.size[0]) or as_seen(image, *more)
+    )
     only(folder)
     assert sizes == [decoded]
 

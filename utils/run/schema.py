@@ -139,6 +139,27 @@ EXPERIMENT = (
         "Share of a folder's images that may be left out because they cannot be read.",
         default=0.01, affects_results=False,  # the datasets' fingerprints say which were read
     ),
+    Key(
+        "image_folder", STRING,
+        "Folder of images to learn from, wherever it is and whatever train_db_name is.",
+        affects_results=False,  # the datasets' fingerprints say which images they are
+    ),
+    Key(
+        "folder_labels", one_of("auto", "none"),
+        "What folders in a folder of images mean. auto: train/ and test/ are splits, others are classes. "
+        "none: nothing; all images below are in both splits.",
+        default="auto", affects_results=False,
+    ),
+    Key(
+        "resize", one_of("crop", "pad", "squeeze"),
+        "How image files become squares: the middle, the whole with bars, the whole distorted.",
+        default="crop",
+    ),
+    Key(
+        "white_level", count(1, 65535),
+        "Value of 16-bit gray files that is shown white. Not given: 1023, 4095 or 65535, by the brightest "
+        "of the training images.",
+    ),
     # the pretext step
     Key(
         "temperature", number(above=0), "Temperature of the weighted k-NN that measures the features.",

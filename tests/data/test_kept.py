@@ -1,0 +1,300 @@
+"""Decoded images are kept in a file: later steps find them there, whatever happened in between."""
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from image_folders import SIZE, build, fetch, gradient, notes
+from PIL import Image
+
+import data
+from data import kept, unreadable
+from errors import UserError
+
+pytestmark = pytest.mark.usefixtures("another_process")
+
+
+@pytest.fixture
+def results(folder):
+    return folder.parent.parent / "results"
+
+
+@pytest.fixture
+def read(folder, results, another_process, monkeypatch):
+    """What the next step sees, the red values of the images, and the names of the files it decoded."""
+    decoded, examine = [], data.decoding.OwnImages.examine
+
+    def examined(images, index):
+        decoded.append(os.path.basename(os.fsdecode(images.files[index])))
+        return examine(images, index)
+
+    monkeypatch.setattr(data.decoding.OwnImages, "examine", examined)
+
+    def step(split="train", **settings):
+        another_process()
+        decoded.clear()
+        dataset = build(folder, split, root_dir=str(results), **settings)
+        return fetch(dataset, range(len(dataset)))[:, 0, 0, 0].tolist(), [*decoded]
+
+    return step
+
+
+def save(path, red):
+    Image.new("RGB", (SIZE, SIZE), (red, 0, 0)).save(path)
+
+
+@pytest.fixture
+def five(folder):
+    for red in range(1, 6):
+        save(folder / f"{red}.png", red)
+    (folder / "x.png").write_bytes(b"no image")
+    return folder
+
+
+def files(results, split="train"):
+    return sorted(path.name for path in (results / "mine/images").glob(f"*{split}*"))
+
+
+@pytest.fixture(params=[True, False], ids=["memory", "mapped"])
+def room(request, monkeypatch):
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: request.param)
+    return request.param
+
+
+def test_later_steps_decode_nothing(five, read, results, room, caplog):
+    found, decoded = read()
+    assert (found, len(decoded)) == ([1, 2, 3, 4, 5], 6)
+    assert "results/mine/images/train-32-crop-" in caplog.text
+    assert "(0.0154 MB)" in caplog.text
+    before = {path: path.stat().st_mtime_ns for path in (results / "mine/images").iterdir()}
+    shutil.copytree(five, five.parent.parent / "copy")
+    for _ in range(2):
+        assert read() == ([1, 2, 3, 4, 5], [])
+        assert "train: 5 decoded images are in" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in (results / "mine/images").iterdir()} == before
+    assert notes(five) == {"x.png": "empty, or not an image"}
+
+
+def test_files_may_go_while_it_runs(five, results, room):
+    """Once the images are kept, and be it before the first epoch."""
+    dataset = build(five, root_dir=str(results))
+    fingerprint = dataset.fingerprint()
+    for path in five.iterdir():
+        path.unlink()
+    assert fetch(dataset, [4, 0])[:, 0, 0, 0].tolist() == [5, 1]
+    assert dataset.raw(1)[0, 0, 0] == 2
+    assert dataset.fingerprint() == fingerprint
+
+
+CHANGES = {
+    "new file": (lambda f: save(f / "0.png", 9), [9, 1, 2, 3, 4, 5], ["0.png", "x.png"]),
+    "removed": (lambda f: (f / "2.png").unlink(), [1, 3, 4, 5], ["x.png"]),
+    "other content": (lambda f: save(f / "2.png", 222), [1, 222, 3, 4, 5], ["2.png", "x.png"]),
+    "other time": (lambda f: os.utime(f / "2.png", ns=(1, 1)), [1, 2, 3, 4, 5], ["2.png", "x.png"]),
+    "repaired": (lambda f: save(f / "x.png", 6), [1, 2, 3, 4, 5, 6], ["x.png"]),
+    "renamed": (lambda f: (f / "2.png").rename(f / "7.png"), [1, 3, 4, 5, 2], ["7.png", "x.png"]),
+    "damaged": (lambda f: (f / "2.png").write_bytes(b""), [1, 3, 4, 5], ["2.png", "x.png"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_what_changed_is_decoded_again(five, read, results, room, change):
+    read()
+    before = files(results)
+    what, expected, again = CHANGES[change]
+    what(five)
+    assert read() == (expected, again)
+    assert read() == (expected, [])
+    assert len(files(results)) == 2
+    assert files(results) != before
+
+
+DAMAGED = ("list", "squares", "no squares", "shortened list", "shortened squares", "other")
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_files_are_made_again(five, read, results, room, damage):
+    read()
+    squares, listed = sorted((results / "mine/images").iterdir(), key=lambda path: path.suffix)
+    path = listed if "list" in damage else squares
+    if damage.startswith("shortened"):
+        path.write_bytes(path.read_bytes()[:-40])
+    elif damage == "no squares":
+        path.unlink()
+    elif damage == "other":
+        np.save(path, np.zeros((5, 3, 4, 4), np.float32))
+    else:
+        path.write_bytes(b"\xff\xfe")
+    found, decoded = read()
+    assert found == [1, 2, 3, 4, 5]
+    assert decoded[:5] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+    assert read() == (found, [])
+    assert len(files(results)) == 2
+
+
+def test_sides_and_ways_have_files_of_their_own(five, read, results):
+    for settings in ({}, {"resize": "pad"}, {"transformation_kwargs": {"crop_size": 56}}):
+        for decoded in (5, 0):
+            assert len(read(**settings)[1]) == decoded + (decoded and settings == {})
+    assert len(files(results)) == 6
+
+
+def test_splits_and_datasets_have_files_of_their_own(five, read, results):
+    assert read("train")[0] == [1, 2, 3, 4, 5]
+    read("test")
+    assert (read("train")[1], read("test")[1]) == ([], [])
+    (five.parent.parent / "new").mkdir()
+    save(five.parent.parent / "new/a.png", 77)
+    for decoded in (["a.png"], []):
+        assert read("test", val_db_name="new") == ([77], decoded)
+    assert [path.name for path in (results / "new/images").glob("*.tsv")] == ["all-32-crop.tsv"]
+
+
+def test_removed_notes_make_unreadable_images_be_looked_at_again(five, read):
+    """As the notes say."""
+    read()
+    listed = five.parent / "unreadable-train.txt"
+    listed.unlink()
+    assert read() == ([1, 2, 3, 4, 5], ["x.png"])
+    assert listed.is_file()
+    assert read() == ([1, 2, 3, 4, 5], [])
+
+
+def test_images_that_cannot_be_written_beside(five, read, monkeypatch, caplog):
+    """Images on a read-only disk: results know which cannot be read."""
+
+    def read_only(path, *args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.write_text", read_only)
+    assert len(read()[1]) == 6
+    assert caplog.text.count("cannot be written (Read-only file system)") == 1
+    assert read() == ([1, 2, 3, 4, 5], [])
+
+
+def test_the_notes_of_an_earlier_step_without_its_squares(five, read, results):
+    """The neighbors' indices count only the images that step could read."""
+    read()
+    shutil.rmtree(results)
+    found, decoded = read()
+    assert (found, decoded) == ([1, 2, 3, 4, 5], ["1.png", "2.png", "3.png", "4.png", "5.png"])
+    shutil.rmtree(results)
+    before = os.stat(five / "2.png")
+    (five / "2.png").write_bytes(b"?" * before.st_size)
+    os.utime(five / "2.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=f"^{five}/2.png: cannot be read"):
+        read()
+    assert files(results) == []
+
+
+# --- no room ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["no folder", "too little", "in the middle", "at the end"])
+def test_no_room_on_disk(five, read, results, room, when, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    if when == "no folder":
+        results.write_text("a file")
+        why = "Not a directory"
+    elif when == "too little":
+        monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 15000))
+        why = "0.0184 MB are needed, 0.015 MB are free"
+    else:
+        name = "Writer.put" if when == "in the middle" else "os.fsync"
+        monkeypatch.setattr(f"data.kept.{name}", full)
+        why = "No space left on device"
+    instead = "kept in memory only" if room else "decoded again in every epoch"
+    for _ in range(2):
+        assert read()[0] == [1, 2, 3, 4, 5]
+        assert caplog.text.count(f"cannot be stored there ({why}); they are {instead}") == 1
+    assert when == "no folder" or files(results) == []
+
+
+def test_what_an_interrupted_step_decoded_is_kept(folder, read, results, monkeypatch):
+    for red in range(40):
+        save(folder / f"{red:02}.png", red)
+    (folder / "03.png").write_bytes(b"")
+    put = unreadable._Target.put
+
+    def interrupted(target, row, squares):
+        if row > 20:
+            raise KeyboardInterrupt
+        put(target, row, squares)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unreadable._Target, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read()
+    assert len(files(results)) == 2
+    found, decoded = read()
+    assert found == [red for red in range(40) if red != 3]
+    assert decoded == [f"{red}.png" for red in range(32, 40)]
+    assert read() == (found, [])
+    # nor is anything lost of what was known before
+    save(folder / "00a.png", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(unreadable._Target, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read()
+    found, decoded = read()
+    assert (len(found), decoded) == (40, ["00a.png", "03.png"])
+
+
+def test_what_a_killed_step_left_is_removed(five, read, results):
+    (results / "mine/images").mkdir(parents=True)
+    (results / "mine/images/.train-32-crop.123.tmp").write_bytes(b"many gigabytes")
+    read()
+    assert not (results / "mine/images/.train-32-crop.123.tmp").exists()
+
+
+def _step(folder, results, queue):
+    torch.set_num_threads(1)
+    dataset = build(folder, root_dir=str(results))
+    queue.put(fetch(dataset, range(len(dataset)))[:, 0, 0, 0].tolist())
+
+
+def test_several_processes_at_once(five, results):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_step, args=(five, results, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [queue.get(timeout=60) for _ in processes] == [[1, 2, 3, 4, 5]] * 3
+    for process in processes:
+        process.join()
+    assert len(files(results)) == 2
+
+
+# --- what identifies the images --------------------------------------------------------------------
+
+
+def test_hashes_of_the_content(five, results, another_process):
+    shutil.copy(five / "1.png", five / "9.png")
+    for settings in ({"root_dir": str(results)}, {"root_dir": str(results)}, {}):
+        another_process()
+        dataset = build(five, **settings)
+        hashes = dataset.content_hashes()
+        assert hashes[0] == hashlib.sha256((five / "1.png").read_bytes()).hexdigest()
+        assert [hashes.index(value) for value in hashes] == [0, 1, 2, 3, 4, 0]
+
+
+def test_fingerprints_do_not_depend_on_what_is_kept(five, results, another_process, monkeypatch):
+    """Nor on where: results from before anything was kept are still of the same images."""
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    without = build(five)
+    another_process()
+    notes_only = build(five)
+    assert (notes_only.hashes, notes_only.squares) == (None, None)
+    another_process()
+    with_kept = build(five, root_dir=str(results))
+    assert with_kept.hashes is not None
+    assert without.fingerprint() == notes_only.fingerprint() == with_kept.fingerprint()
+    gradient().save(five / "1.png")
+    another_process()
+    assert build(five, root_dir=str(results)).fingerprint() != without.fingerprint()
