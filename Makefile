@@ -3,7 +3,7 @@
 # make lint    style
 # make bench   the plain way and ours, side by side
 # make cifar10 CIFAR-10 as published, for a GPU; MINUTES=8 for a slice of so many; ARGS=--rehearse for anything else
-# Each sets up .venv first, from requirements.txt, if need be. Python 3.11 or newer.
+# Each sets up .venv first, from requirements.txt (and requirements-test.txt), if need be. Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/ready
 	$(RUN) reproduce.py digits
 
-test: $(VENV)/ready
+test: $(VENV)/ready-for-tests
 	$(RUN) -m pytest -q --durations=5 --dist worksteal $(if $(filter -n%,$(ARGS)),,-n auto --maxprocesses 4) $(ARGS)
 
 lint: $(VENV)/ready
@@ -31,6 +31,10 @@ $(VENV)/ready: requirements.txt
 	  { echo "Python 3.11 or newer is needed; set PYTHON, as in: make demo PYTHON=/usr/bin/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+$(VENV)/ready-for-tests: $(VENV)/ready requirements-test.txt
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-test.txt
 	touch $@
 
 clean:

@@ -35,8 +35,8 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     if distributed.launched():
         raise UserError("eval.py works in one process: start it with python, not with torchrun")
-    config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
-    kind = "pretext" if config.setup in ("simclr", "moco") else "clustering"
+    config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
+    kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
     if args.kmeans and kind != "pretext":
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
     if args.visualize_prototypes and kind != "clustering":
@@ -46,14 +46,19 @@ def main(argv=None):
     if args.features:
         args.features.parent.mkdir(parents=True, exist_ok=True)
     weights, head = read_weights(args.model, [kind])
-    run = Run(config, Path(args.output or args.model.parent / "eval" / results_name(args.model, config)))
+    run = Run(config, Path(args.output or args.model.parent / "eval" / results_name(args, config)))
     model = build_model(config)
     load_weights(model, weights, args.model)
     model = run.place(model).eval()
 
-    test = data.eval_loader(data.build_dataset(config, "test"), config, **run.loading)
+    test = data.eval_loader(data.build_dataset(config, args.split), config, **run.loading)
     rehearse(model, test)
-    about = {"setup": config.setup, "dataset": config.val_db_name, "split": "test", "model": str(args.model)}
+    about = {
+        "setup": config.setup,
+        "dataset": config.train_db_name if args.split == "train" else config.val_db_name,
+        "split": args.split,
+        "model": str(args.model),
+    }
     if kind == "pretext":
         features = evaluate_features(run, model, test, about, args.kmeans)
     else:
@@ -66,6 +71,9 @@ def main(argv=None):
 def add_arguments(parser):
     parser.add_argument("--model", required=True, type=file_argument, help="the checkpoint file")
     parser.add_argument(
+        "--split", choices=["train", "test"], default="test", help="images to evaluate (default: %(default)s)"
+    )
+    parser.add_argument(
         "--visualize_prototypes", action="store_true", help="save a sheet of one image per cluster"
     )
     parser.add_argument(
@@ -75,12 +83,12 @@ def add_arguments(parser):
         "--features",
         metavar="FILE.npy",
         type=array_file,
-        help="save the test images' features, float32 (N, D); FILE.csv names the image of each row",
+        help="save the images' features, float32 (N, D); FILE.csv names the image of each row",
     )
     parser.add_argument(
         "--output",
-        help="folder for the results (default, beside NAME.pth.tar: eval/NAME/, or eval/NAME-DATASET/ with "
-        "another val_db_name than in its training)",
+        help="folder for the results (default, beside NAME.pth.tar: eval/NAME/, for the train split "
+        "eval/NAME-train/, or eval/NAME-DATASET/ with another val_db_name than in its training)",
     )
 
 
@@ -92,32 +100,34 @@ def array_file(text):
     return path
 
 
-def results_name(model, config):
-    """The model's name, followed by the dataset's if the model was trained with another val_db_name."""
+def results_name(args, config):
+    """The model's name; with the split's or, of another dataset than in its training, the dataset's."""
+    name = args.model.name.removesuffix(".tar").removesuffix(".pth")
+    if args.split == "train":
+        return f"{name}-train"
     try:
-        own = read_yaml(model.parent / "config.yml")["val_db_name"]
+        own = read_yaml(args.model.parent / "config.yml")["val_db_name"]
     except (UserError, KeyError):  # the file came from elsewhere
         own = config.train_db_name
-    name = model.name.removesuffix(".tar").removesuffix(".pth")
     return name if config.val_db_name == own else f"{name}-{config.val_db_name}"
 
 
 def evaluate_features(run, model, test, about, with_kmeans):
-    """Evaluate the test split's nearest neighbors and, if asked for, k-means fitted on the train split.
+    """Evaluate a split's nearest neighbors and, if asked for, k-means fitted on the train split.
 
-    Returns the test split's features, float32 (N, D).
+    Returns the split's features, float32 (N, D).
     """
     dataset = test.dataset
     if with_kmeans:
         train = data.eval_loader(data.build_dataset(run.config, "train"), run.config, **run.loading)
         kmeans.require_enough(len(train.dataset), run.config.num_classes)
     function = model.features_from(run.config.features)
-    features = infer(function, test, "test features").cpu()
+    features = infer(function, test, f"{about['split']} features").cpu()
     k = max(1, min(max(neighbors.TOP), len(dataset) - 1))
     mined = neighbors.mine(features, k, run.device, run.config.search)
     figures = {**about, "num_images": len(dataset)}
     if dataset.labels is None:
-        log.info("%d test images without labels: no accuracies", len(dataset))
+        log.info("%d %s images without labels: no accuracies", len(dataset), about["split"])
     else:
         figures.update(neighbors.accuracy(mined, dataset.labels))
     if with_kmeans:

@@ -1,4 +1,4 @@
-"""Run all steps of the method, one after another."""
+"""Run the steps of the method, one after another."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import torch
 import data
 import eval as evaluation
 import moco
+import pretrained
 import scan
 import selflabel
 import simclr
@@ -25,7 +26,7 @@ from utils.run.script import parse_arguments
 
 # step: {setup of its experiment file: the script}
 SCRIPTS = {
-    "pretext": {"simclr": simclr, "moco": moco},
+    "pretext": {"simclr": simclr, "moco": moco, "pretrained": pretrained},
     "scan": {"scan": scan},
     "selflabel": {"selflabel": selflabel},
 }
@@ -33,18 +34,17 @@ MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions
 
 
 def run_steps(files, settings, step_settings=None):
-    """Run the pretext, clustering and self-labeling steps and eval.py, each as from the command line.
+    """Run the given steps, each as from the command line.
 
     A finished step is skipped, see `is_finished`; an interrupted one resumes.
 
     Args:
-        files: dict step -> experiment file; the steps are pretext, scan, selflabel.
+        files: dict step -> experiment file; the steps are pretext, scan and, if wanted, selflabel.
         settings: KEY=VALUE strings for all steps, root_dir among them.
         step_settings: dict step -> KEY=VALUE strings for this step only, which override `settings`.
 
     Returns:
-        dict step -> pathlib.Path of its results. The self-labeling folder also holds eval/model/, with the
-        pictures of the final model.
+        dict step -> pathlib.Path of its results.
 
     Raises:
         UserError: see `check_steps`; and whatever a script raises.
@@ -54,21 +54,30 @@ def run_steps(files, settings, step_settings=None):
     fingerprints = {}  # of the images, which all steps share
     for step, config in configs.items():
         script = SCRIPTS[step][config.setup]
-        arguments = _arguments(step, files, settings, step_settings)
+        arguments = command_line(step, files, settings, step_settings)
         print(f"\n$ python {script.__name__}.py {shlex.join(arguments)}", flush=True)
         if is_finished(folders[step], config, fingerprints):
             print(f"done before: {folders[step]}", flush=True)
         else:
             note_maker(folders[step], config)
             script.main(arguments)
-    model = folders["selflabel"] / "model.pth.tar"
-    picture = folders["selflabel"] / "eval/model/prototypes.png"
+    return folders
+
+
+def draw_prototypes(folders, files, settings, step_settings=None):
+    """Run eval.py on the last step's model, if the pictures are not there yet; the arguments of `run_steps`.
+
+    Args:
+        folders: what `run_steps` returned. The last one will hold eval/model/.
+    """
+    step = list(files)[-1]
+    model = folders[step] / "model.pth.tar"
+    picture = folders[step] / "eval/model/prototypes.png"
     if not picture.exists() or picture.stat().st_mtime < model.stat().st_mtime:
-        arguments = [*_arguments("selflabel", files, settings, step_settings), "--model", str(model)]
+        arguments = [*command_line(step, files, settings, step_settings), "--model", str(model)]
         arguments.append("--visualize_prototypes")
         print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
         evaluation.main(arguments)
-    return folders
 
 
 def check_steps(files, settings, step_settings=None):
@@ -81,9 +90,9 @@ def check_steps(files, settings, step_settings=None):
         UserError: an invalid file or setting, or a results folder that was made with other settings.
     """
     configs = {}
-    for step, scripts in SCRIPTS.items():
-        arguments = parse_arguments(_arguments(step, files, settings, step_settings), "")
-        config = configs[step] = load_config(arguments, list(scripts))
+    for step in files:
+        arguments = parse_arguments(command_line(step, files, settings, step_settings), "")
+        config = configs[step] = load_config(arguments, list(SCRIPTS[step]))
         earlier = results_folder(config, step) / "config.yml"
         if earlier.exists():
             changed = differences(with_defaults(experiment_of(read_yaml(earlier))), experiment_of(config))
@@ -95,7 +104,7 @@ def check_steps(files, settings, step_settings=None):
     return configs
 
 
-def _arguments(step, files, settings, step_settings):
+def command_line(step, files, settings, step_settings):
     own = (step_settings or {}).get(step, [])
     return ["--config_exp", str(files[step]), "--set", *settings, *own]
 

@@ -110,6 +110,7 @@ def main(argv=None):
     runs = []
     for seed in args.seeds:
         folders = pipeline.run_steps(files, settings[seed], step_settings)
+        pipeline.draw_prototypes(folders, files, settings[seed], step_settings)
         baselines = k_means_figures(configs[seed]["pretext"], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)

@@ -23,6 +23,7 @@ from utils.run.identity import Identity, check_neighbors
 from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
+from utils.training.features import backbone_features
 from utils.training.inference import infer, rehearse
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
@@ -74,14 +75,16 @@ def main(argv=None):
     else:
         split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)
 
-    prepare = cached_features if "cache_features" in config else whole_images
+    features = partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent)
+    prepare = partial(cached_features, features) if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     step = partial(scan_step, for_training(run, network, train), criterion)
     selection = Selection(run, model, network, validation, split)
     engine.train(run, identity, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
-    evaluate(run, identity, model, test, selection.best["best_loss"], quality)
+    final = (model.cluster_head, features(test_set)) if config.get("cache_features") == 0 else (model, test)
+    evaluate(run, identity, model, *final, test_set, selection.best["best_loss"], quality)
 
 
 def add_arguments(parser):
@@ -172,24 +175,41 @@ def whole_images(run, model, train_set, split):
     return model, train, data.eval_loader(split.val_set, config, **run.loading)
 
 
-def cached_features(run, model, train_set, split):
-    """Train the heads alone, on the frozen backbone's float16 features of `cache_features` augmented views.
+def cached_features(features, run, model, train_set, split):
+    """Train the heads alone, on the frozen backbone's features.
 
-    Returns the same as `whole_images`, but the Loaders give features. Raises UserError if the features do not
-    fit in memory.
+    The features are of `cache_features` augmented views of each image, in float16; of none, if it is 0, but
+    of the images themselves, in float32. Returns the same as `whole_images`, but the Loaders give features.
+
+    Args:
+        features: function dataset -> Loader of its images' features, see `kept_features`.
+
+    Raises:
+        UserError: the features do not fit in memory.
     """
+    config = run.config
+    if config.cache_features == 0:
+        views, validation = features(train_set).dataset.views, features(split.val_set)
+    else:
+        views, validation = augmented_features(run, model, train_set, split.val_set)
+    pairs = data.AnchorNeighborView(data.unchanged, split.train_neighbors, config.num_neighbors)
+    train = data.Loader(data.FeatureViews(views), pairs, train=True, anchors=split.anchors, **run.loading)
+    return model.cluster_head, train, validation
+
+
+def augmented_features(run, model, train_set, val_set):
+    """float16 features (V, N, D) of V augmented views of the training images; a Loader of `val_set`'s."""
     config = run.config
     view = data.PlainView(data.build_train_transform(config))
     augmented = data.Loader(train_set, view, train=False, **run.loading)
     run.seed()
     model.eval()
 
-    def features_of(images):
+    def half(images):
         return model.backbone(images).half()
 
     with run.autocast():
-        val_loader = data.eval_loader(split.val_set, config, **run.loading)
-        val_features = infer(features_of, val_loader, "validation features")
+        val_features = infer(half, data.eval_loader(val_set, config, **run.loading), "validation features")
         shape = (config.cache_features, len(train_set), val_features.size(1))
         try:
             views = val_features.new_empty(shape)
@@ -199,13 +219,24 @@ def cached_features(run, model, train_set, split):
                 f"in the memory of {run.device}; lower it"
             ) from None
         for number, place in enumerate(views, start=1):
-            place.copy_(infer(features_of, augmented, f"features of view {number}/{len(views)}"))
+            place.copy_(infer(half, augmented, f"features of view {number}/{len(views)}"))
     log.info("features of %d views of %d images, %.2f GB", *shape[:2], views.nbytes / 1e9)
-    pairs = data.AnchorNeighborView(data.unchanged, split.train_neighbors, config.num_neighbors)
-    train = data.Loader(data.FeatureViews(views), pairs, train=True, anchors=split.anchors, **run.loading)
-    features = data.FeatureViews(val_features.unsqueeze(0))
-    validation = data.Loader(features, data.PlainView(data.unchanged), train=False, **run.loading)
-    return model.cluster_head, train, validation
+    return views, feature_loader(run, val_features)
+
+
+def kept_features(run, model, folder, dataset):
+    """Loader of the images' features without augmentation, which are kept in the pretext step's `folder`.
+
+    With these, the heads predict what the whole model does on the images.
+    """
+    loader = data.eval_loader(dataset, run.config, **run.loading)
+    return feature_loader(run, backbone_features(run, folder, model.eval(), loader, "features"))
+
+
+def feature_loader(run, features):
+    """Loader of features (N, D), in order."""
+    dataset = data.FeatureViews(features.unsqueeze(0))
+    return data.Loader(dataset, data.PlainView(data.unchanged), train=False, **run.loading)
 
 
 # --- after each epoch, and at the end ------------------------------------------------------------
@@ -265,18 +296,21 @@ def predict(network):
     return lambda images: tuple(logits.softmax(1) for logits in network(images))
 
 
-def evaluate(run, identity, model, test, best_loss, quality):
-    """Evaluate the best epoch's model with its best head on the test split, in float32; write the results."""
+def evaluate(run, identity, model, network, test, test_set, best_loss, quality):
+    """Evaluate the best epoch's model with its best head on the test split, in float32; write the results.
+
+    `network` is the part of `model` that takes the batches of the loader `test`.
+    """
     source = run.folder / "model.pth.tar"
     weights, found = read_weights(source, ["clustering"])
     head = choose_head(weights, found, source)
     load_weights(model, weights, source)
     log.info("best model: head %d, validation loss %.4f", head, best_loss)
-    probabilities = infer(lambda images: predict(model)(images)[head], test, "evaluation").cpu()
+    probabilities = infer(lambda batch: predict(network)(batch)[head], test, "evaluation").cpu()
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test", "head": head}
     if run.main:
         about["train_neighbors"] = quality
-        report.report_clusters(run.folder, probabilities, test.dataset, about)
+        report.report_clusters(run.folder, probabilities, test_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.sign(run, identity, weights)
 

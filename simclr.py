@@ -9,7 +9,7 @@ from functools import partial
 import data
 from losses import CRITERIA
 from models import build_model
-from utils.analysis import neighbors, plots
+from utils.analysis import duplicates, neighbors, plots
 from utils.files import write_json
 from utils.run import distributed
 from utils.run.config import load_config
@@ -69,9 +69,16 @@ def eval_loaders(run, model, k_train, k_val):
     """
     with distributed.main_first():
         datasets = [data.build_dataset(run.config, split) for split in ("train", "test")]
-    for dataset, k in zip(datasets, (k_train, k_val), strict=True):
-        neighbors.require_enough(len(dataset), k)
     log.info("%d train and %d test images", *map(len, datasets))
+    for dataset, k in zip(datasets, (k_train, k_val), strict=True):
+        n = duplicates.count_distinct(duplicates.first_copies(dataset))
+        if n < len(dataset):
+            log.info(
+                "%d of %d are copies of others; neighbors are mined without them",
+                len(dataset) - n,
+                len(dataset),
+            )
+        neighbors.require_enough(n, k)
     loaders = [data.eval_loader(dataset, run.config, **run.loading) for dataset in datasets]
     rehearse(model, *loaders)
     return loaders
@@ -106,7 +113,7 @@ def learn(run, model, train, val):
     return identity
 
 
-def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
+def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, about=None):
     """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
     The features are computed in float32 with the evaluation transform, written to scratch files batch by
@@ -119,6 +126,7 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
         train, val: evaluation loaders of the train and the test split.
         k_train, k_val: neighbors to mine for each image, not counting the image itself.
         pretrained: the file of the weights, if this run did not train them.
+        about: dict of what else metrics.json shall say.
     """
     config = run.config
     splits = {"train": (train, k_train), "val": (val, k_val)}
@@ -137,8 +145,11 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None):
             figures = {"setup": config.setup, "dataset": config.train_db_name}
             if pretrained:
                 figures["pretrained"] = str(pretrained)
+            figures |= about or {}
             for found, (name, (loader, k)) in zip(features, splits.items(), strict=True):
-                all_mined = neighbors.mine(found, max(k, min(TOP, len(found) - 1)), run.device, config.search)
+                first = duplicates.first_copies(loader.dataset)
+                most = max(k, min(TOP, duplicates.count_distinct(first) - 1))
+                all_mined = duplicates.mine_distinct(found, most, first, run.device, config.search)
                 mined = all_mined[:, : k + 1]
                 neighbors.save(mined, paths[name])
                 log.info("mined %d neighbors of each of %d images: %s", k, len(mined), paths[name])

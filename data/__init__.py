@@ -25,6 +25,7 @@ from .npz import read_npz
 from .streaming import stream_squares
 from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .transforms import build_eval_transform, build_train_transform
+from .vectors import with_vectors
 from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
 
 __all__ = [
@@ -119,6 +120,8 @@ def build_dataset(config, split):
         config: mapping with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`. For image
             files, 256 / 224 of `transformation_kwargs.crop_size` is their side. For folders, see
             `build_folder`; with `root_dir`, their decoded images are kept in `{root_dir}/{name}/images/`.
+            With `features_file`, `fetch` gives the vectors of that file instead of the images; see
+            `with_vectors`.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
 
     Returns:
@@ -130,6 +133,12 @@ def build_dataset(config, split):
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     config = {**DEFAULTS, **config}
+    if config.get("features_file"):
+        return with_vectors(config, split, _build_images)
+    return _build_images(config, split)
+
+
+def _build_images(config, split):
     name = config["val_db_name" if split == "test" else "train_db_name"]
     data_dir = Path(config["data_dir"]).expanduser()
     npz, folder = data_dir / f"{name}.npz", data_dir / name

@@ -33,5 +33,5 @@ class FeatureViews:
 
 
 def unchanged(features):
-    """The transform of cached features, which are already augmented: none."""
+    """The transform of features: none."""
     return features

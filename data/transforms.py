@@ -13,6 +13,7 @@ from errors import UserError
 
 from . import strong
 from .device import to_device
+from .features import unchanged
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
 
@@ -302,9 +303,11 @@ AUGMENTATIONS = {
 def build_train_transform(config):
     """The training augmentation that `augmentation_strategy` and `augmentation_kwargs` describe.
 
-    Keys of other strategies are ignored, because published files contain some. Raises UserError for an
-    unknown strategy or a missing key.
+    Keys of other strategies are ignored, because published files contain some. With `features_file`, the
+    vectors stay as they are. Raises UserError for an unknown strategy or a missing key.
     """
+    if config.get("features_file"):
+        return unchanged
     name = config["augmentation_strategy"]
     if name not in AUGMENTATIONS:
         raise UserError(f"augmentation_strategy: unknown name {name!r}, known: {', '.join(AUGMENTATIONS)}")
@@ -318,5 +321,7 @@ def build_train_transform(config):
 
 
 def build_eval_transform(config):
-    """The evaluation transform that `transformation_kwargs` describes."""
+    """The evaluation transform that `transformation_kwargs` describes; none with `features_file`."""
+    if config.get("features_file"):
+        return unchanged
     return EvalTransform(**config["transformation_kwargs"])

@@ -2,6 +2,7 @@
 
 To add a backbone, write a builder(image_size) that returns a module, images (B, 3, S, S) -> features (B, D),
 such as another library's network without its classifier, and enter it in BACKBONES. D may be any number.
+Networks of timm and torchvision need no entry: see pretrained_backbones.py.
 """
 
 import copy
@@ -11,9 +12,18 @@ import torch
 from errors import UserError, did_you_mean
 
 from .heads import ClusteringModel, ContrastiveModel
+from .pretrained_backbones import IMAGENET, PretrainedModel, library_network, vector_inputs
 from .resnet import resnet10_narrow, resnet18, resnet50
 
-__all__ = ["BACKBONES", "ClusteringModel", "ContrastiveModel", "build_model"]
+__all__ = [
+    "BACKBONES",
+    "ClusteringModel",
+    "ContrastiveModel",
+    "PretrainedModel",
+    "build_model",
+    "library_network",
+    "preprocessing",
+]
 
 # name: builder(image_size) of a module; `image_size`: side of the images in pixels
 BACKBONES = {
@@ -32,38 +42,73 @@ DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_
 
 
 def build_model(config):
-    """Build the network that an experiment describes, with fresh weights.
+    """Build the network that an experiment describes, with fresh weights, without network access.
 
     Args:
         config: the mapping that a YAML experiment file gives. Steps `simclr` and `moco` give a
-            ContrastiveModel, `scan` and `selflabel` a ClusteringModel.
+            ContrastiveModel, `pretrained` a PretrainedModel, `scan` and `selflabel` a ClusteringModel.
 
     Raises:
         UserError: unknown setup or backbone, or a backbone that cannot take images of that size.
     """
     config = {**DEFAULTS, **config}
-    name = config["backbone"]
-    if name not in BACKBONES:
-        question = did_you_mean(name, BACKBONES)
-        hint = f"; {question}" if question else ""
-        raise UserError(f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}{hint}")
-    image_size = IMAGE_SIZE.get(config.get("train_db_name"))
-    if image_size is None:
-        image_size = config["transformation_kwargs"]["crop_size"]
-    backbone = BACKBONES[name](image_size)
-    try:
-        dim = feature_width(backbone, image_size)
-    except RuntimeError as error:
-        raise UserError(
-            f"backbone {name}: cannot take images of {image_size} pixels ({str(error).splitlines()[0]}); set "
-            "another backbone or crop size"
-        ) from None
-
+    backbone, dim = build_backbone(config)
+    if config["setup"] == "pretrained":
+        return PretrainedModel(backbone)
     if config["setup"] in ("simclr", "moco"):
         return ContrastiveModel(backbone, dim, **config["model_kwargs"])
     if config["setup"] in ("scan", "selflabel"):
         return ClusteringModel(backbone, dim, config["num_classes"], config["num_heads"])
-    raise UserError(f"setup: unknown step {config['setup']!r}, known: simclr, moco, scan, selflabel")
+    known = "simclr, moco, pretrained, scan, selflabel"
+    raise UserError(f"setup: unknown step {config['setup']!r}, known: {known}")
+
+
+def build_backbone(config):
+    """The backbone of a configuration, and the width D of its features (B, D)."""
+    name, crop_size = config["backbone"], config["transformation_kwargs"]["crop_size"]
+    if name.startswith("features"):
+        if not config.get("features_file"):
+            raise UserError(f"backbone {name}: takes vectors in the place of images; set features_file")
+        backbone = vector_inputs(name)
+        return backbone, len(backbone.zeros)
+    if name not in BACKBONES and "/" not in name:
+        question = did_you_mean(name, BACKBONES)
+        hint = f"; {question}" if question else ""
+        raise UserError(
+            f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}, timm/NAME, "
+            f"torchvision/NAME{hint}"
+        )
+    library = library_network(name)
+    image_size = crop_size if library else IMAGE_SIZE.get(config.get("train_db_name"), crop_size)
+    try:
+        backbone = library.build(image_size) if library else BACKBONES[name](image_size)
+        return backbone, feature_width(backbone, image_size)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"backbone {name}: cannot take images of {image_size} pixels ({cause}); set "
+            "another backbone or crop size"
+        ) from None
+
+
+def preprocessing(backbone):
+    """What a backbone's own data configuration says: the images that its pretrained weights expect.
+
+    Args:
+        backbone: its name, or a configuration with the key `backbone`.
+
+    Returns:
+        dict: `size`, side of the crop in pixels; `mean` and `std` of the channels, lists of three numbers.
+        For networks without such a configuration, those of ImageNet.
+
+    Raises:
+        UserError: an unknown network of a library.
+    """
+    name = backbone if isinstance(backbone, str) else backbone["backbone"]
+    library = None if name.startswith("features/") else library_network(name)
+    return copy.deepcopy(library.preprocessing if library else IMAGENET)
 
 
 def feature_width(backbone, image_size):
@@ -73,4 +118,7 @@ def feature_width(backbone, image_size):
     so that no random number is drawn, no statistic changes, and large images cost nothing.
     """
     on_meta = copy.deepcopy(backbone).to("meta").eval()
-    return on_meta(torch.empty(1, 3, image_size, image_size, device="meta")).size(1)
+    features = on_meta(torch.empty(1, 3, image_size, image_size, device="meta"))
+    if features.dim() != 2:
+        raise ValueError(f"its features are {tuple(features.shape)} instead of one vector per image")
+    return features.size(1)

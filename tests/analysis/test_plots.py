@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import font_manager
 from PIL import Image
 
@@ -90,3 +91,21 @@ def test_an_image_that_is_gone_costs_the_picture_only(tmp_path, caplog):
 
     plots.save_image_sheet(cells(), tmp_path / "sheet.png")
     assert "sheet.png: no picture (FileNotFoundError: x.png)" in messages(caplog, "WARNING")[0]
+
+
+def test_contact_sheet(tmp_path):
+    red, blue = torch.zeros(2, 3, 30, 30, dtype=torch.uint8)
+    red[0], blue[2] = 255, 255
+    cells = [(red, "99 %")] * 25 + [(blue, "50 %")]
+    plots.save_contact_sheet(cells, "cluster 0: 26 images", tmp_path / "0.png")
+    with Image.open(tmp_path / "0.png") as sheet:
+        step = plots.CONTACT_SIDE + 4
+        assert sheet.size[0] == 20 * step + 4
+        places = (0, 19), (1, 4), (1, 5), (1, 6)
+        pixels = [sheet.getpixel((10 + column * step, 60 + row * (step + 12))) for row, column in places]
+    assert pixels == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255)]
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    plots.save_contact_sheet([], "nothing", tmp_path / "missing" / "0.png")
+    assert "no picture" in caplog.text

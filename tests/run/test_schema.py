@@ -15,6 +15,7 @@ import eval as evaluation
 import losses
 import moco
 import models
+import pretrained
 import scan
 import selflabel
 import simclr
@@ -30,7 +31,7 @@ from utils.run.schema import EXPERIMENT, Key, PerSetup, When
 from utils.run.script import parse_arguments
 from utils.training.optim import learning_rate
 
-SETUPS = ["simclr", "moco", "scan", "selflabel"]
+SETUPS = ["simclr", "moco", "pretrained", "scan", "selflabel"]
 KEYS = {key.name: key for key in schema.ENVIRONMENT + EXPERIMENT}
 ENV = Path("configs/env.yml")
 SHIPPED = [str(path) for path in sorted(Path(__file__).parents[2].glob("configs/*/*.yml"))]
@@ -281,7 +282,7 @@ def test_one_entry_and_one_row_make_a_criterion(monkeypatch, tmp_path):
 # --- --list-keys ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [simclr, scan, selflabel, moco, evaluation], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("script", [simclr, scan, selflabel, moco, pretrained, evaluation], ids=lambda s: s.__name__)
 def test_list_keys(script):
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as exit_:
@@ -294,7 +295,7 @@ def test_list_keys(script):
     text = " ".join(out.getvalue().split())
     for key in KEYS.values():
         assert f" {key.name}: {key.help} {key.check.words}" in text
-    assert "one of head, backbone; default head (simclr), backbone (moco) " in text
+    assert "one of head, backbone; default head (simclr), backbone (moco), backbone (pretrained)" in text
     assert "a number above 0; required in its group; only with criterion simclr " in text
     assert "required with scheduler step" in text and "required to train selflabel " in text
 

@@ -35,6 +35,21 @@ def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
     assert empty == [size == 0 for size in now["cluster_sizes"]]
 
 
+def test_eval_of_the_train_split(results, tmp_path):
+    """The training images get their clusters, too, beside those of the test split."""
+    (tmp_path / "scan").mkdir()
+    model = shutil.copy(results / "scan/model.pth.tar", tmp_path / "scan")
+    argv = ["--config_exp", STEPS["scan"][1], "--model", str(model), "--set", "num_heads=2"]
+    evaluation.main([*argv, "--split", "train"])
+    evaluation.main(argv)
+    counts = {}
+    for folder in (tmp_path / "scan/eval").iterdir():
+        figures = json.loads((folder / "metrics.json").read_text())
+        rows = (folder / "assignment.csv").read_text().splitlines()[1:]
+        counts[folder.name] = figures["split"], figures["num_images"], len(rows), "acc" in figures
+    assert counts == {"model-train": ("train", 1437, 1437, True), "model": ("test", 360, 360, True)}
+
+
 def test_eval_of_a_pretext_checkpoint(results, tmp_path):
     path = str(results / "pretext/model.pth.tar")
     evaluation.main(["--config_exp", STEPS["pretext"][1], "--model", path, "--output", str(tmp_path)])

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from steps import arguments, fails, run, same, weights
@@ -17,7 +19,7 @@ from utils.run import checkpoint
 from utils.run.config import load_config
 from utils.run.script import parse_arguments
 from utils.run.weights import read_weights
-from utils.training import engine
+from utils.training import engine, features
 
 
 def test_heads_only(results, after):
@@ -41,12 +43,44 @@ def test_heads_only(results, after):
     assert figures["acc"] <= figures["majority_vote_acc"]
 
 
+def other_root(results, tmp_path_factory):
+    """A second folder in which only the clustering step is still to run."""
+    root = tmp_path_factory.mktemp("other")
+    shutil.copytree(results / "pretext", root / "digits/pretext")
+    return root
+
+
+def test_features_without_augmentation(results, after, tmp_path_factory, monkeypatch):
+    """They train the same heads as the images, and are computed once for all that needs them."""
+    root, other = after("pretext"), other_root(results, tmp_path_factory)
+    settings = ["update_cluster_head_only=True", "precision=fp32"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "build_train_transform", data.build_eval_transform)
+        run("scan", root, *settings)
+    run("scan", other, *settings, "cache_features=0")
+    files = list((other / "digits/pretext").glob("features-*.npy"))
+    assert sorted(np.load(file).shape for file in files) == [(360, 128), (1437, 128)]
+    plain, cached = (json.loads((f / "digits/scan/metrics.json").read_text()) for f in (root, other))
+    assert cached["cluster_sizes"] == plain["cluster_sizes"]
+    assert cached["mean_confidence"] == pytest.approx(plain["mean_confidence"], abs=1e-3)
+    a, b = (weights(f / "digits/scan/model.pth.tar") for f in (root, other))
+    assert all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
+
+    def fail(*_):
+        raise AssertionError("features computed again")
+
+    monkeypatch.setattr(features, "infer", fail)
+    run("scan", other, *settings, "cache_features=0", "num_classes=5", flags=["--fresh"])
+    monkeypatch.undo()
+    run("scan", other, *settings, "cache_features=0", "transformation_kwargs.normalize.mean=[0,0,0]",
+        flags=["--fresh"])  # fmt: skip
+    assert len(list((other / "digits/pretext").glob("features-*.npy"))) == 4
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_cached_features_train_the_same_heads(results, after, precision, tmp_path_factory):
     """Without random augmentations all views are one, so that only the half precision differs."""
-    folders = after("pretext"), tmp_path_factory.mktemp("cached")
-    (folders[1] / "digits").mkdir()
-    (folders[1] / "digits/pretext").symlink_to(results / "pretext")
+    folders = after("pretext"), other_root(results, tmp_path_factory)
     epochs = 1 if precision == "bf16" else 3  # which many a CPU emulates, slowly
     settings = ["update_cluster_head_only=True", f"precision={precision}", f"epochs={epochs}"]
     with pytest.MonkeyPatch.context() as patch:

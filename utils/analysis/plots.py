@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
 from utils.files import atomic
 
@@ -22,26 +23,34 @@ log = logging.getLogger(__name__)
 
 TICKS = 50  # with more rows or columns than this, names would not be legible
 COLUMNS = 10  # of a sheet of images
+CONTACT_COLUMNS, CONTACT_SIDE = 20, 80  # of a contact sheet; the side of an image in pixels
 LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; longer text is cut
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 
 @contextmanager
-def _figure(path, **settings):
-    """Context of a new Figure, which is saved as a PNG at the end."""
+def _or_a_warning(path):
+    """Context of drawing the picture `path`: whatever goes wrong is logged, and there is no picture."""
     try:
-        figure = Figure(**settings)
         with warnings.catch_warnings(action="ignore"):  # about the layout, mostly
-            yield figure
-            FigureCanvasAgg(figure)
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+            yield
     except Exception as error:  # from matplotlib, a font, an image, the disk
         log.debug("%s", path, exc_info=True)
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         log.warning("%s: no picture (%s); the figures are not affected", path, reason)
         with suppress(OSError):
             path.unlink(missing_ok=True)  # of an earlier run
+
+
+@contextmanager
+def _figure(path, **settings):
+    """Context of a new Figure, which is saved as a PNG at the end."""
+    with _or_a_warning(path):
+        figure = Figure(**settings)
+        yield figure
+        FigureCanvasAgg(figure)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -152,6 +161,31 @@ def save_image_sheet(cells, path):
             axes.set_title("\n".join(lines), fontsize=8, fontfamily=fonts, parse_math=False)
             if image is not None:
                 axes.imshow(np.asarray(image).transpose(1, 2, 0))
+
+
+def save_contact_sheet(cells, title, path):
+    """A dense grid of small images, CONTACT_COLUMNS in a row, under one title.
+
+    Args:
+        cells: list of pairs: an image, uint8 (3, H, W), and a short text to write under it, ASCII.
+        title: one line of text, ASCII.
+    """
+    with _or_a_warning(path):
+        side, line, gap = CONTACT_SIDE, 12, 4  # pixels
+        columns = min(CONTACT_COLUMNS, max(5, len(cells)))
+        rows = math.ceil(len(cells) / columns)
+        size = columns * (side + gap) + gap, rows * (side + line + gap) + 22 + gap
+        sheet = Image.new("RGB", size, "white")
+        draw = ImageDraw.Draw(sheet)
+        draw.text((gap, gap), title, fill="black")
+        for i, (image, caption) in enumerate(cells):
+            row, column = divmod(i, columns)
+            left, top = gap + column * (side + gap), 22 + row * (side + line + gap)
+            pixels = Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)))
+            sheet.paste(pixels.resize((side, side), Image.Resampling.BILINEAR), (left, top))
+            draw.text((left, top + side), caption, fill="black")
+        with atomic(path) as temporary:
+            sheet.save(temporary, "PNG")
 
 
 def save_curves(epochs, path):

@@ -1,5 +1,6 @@
 """Files of weights: saving one never damages the previous one, and loading one never runs code."""
 
+import argparse
 import logging
 import re
 import warnings
@@ -16,8 +17,10 @@ from utils.files import atomic
 log = logging.getLogger(__name__)
 
 # Besides tensors and plain Python, a file may hold only the NumPy scalars that the original program
-# wrote: the index of the best head (int64) and the best loss (float64).
-NUMPY_SCALAR = [
+# wrote: the index of the best head (int64) and the best loss (float64). And the parsed command line, which
+# DINO's, MAE's and timm's training programs put beside the weights.
+HARMLESS = [
+    argparse.Namespace,
     (np.int64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # NumPy 1's name
     (np.int64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -52,12 +55,24 @@ def load(path, hint=""):
     if not path.exists():
         raise UserError(f"{path}: no such file" + (f"; {hint}" if hint else ""))
     try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path)
         _check_sums(path)
-        with torch.serialization.safe_globals(NUMPY_SCALAR), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file can break the unpickler in any way
         log.debug("%s: %s", path, error)
         raise UserError(f"{path}: not a readable checkpoint: {_explain(path, error)}") from None
+
+
+def _load_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path}: safetensors is not installed; pip install safetensors") from None
+    return load_file(path, device="cpu")
 
 
 # first bytes of what a failed download or a mix-up leaves in place of a checkpoint: what it is

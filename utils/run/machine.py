@@ -51,6 +51,7 @@ def choose_device(name, local_rank=None):
         torch.cuda.set_device(index)
         # Reported figures are float32 ones; training in bfloat16 does not need TensorFloat-32.
         torch.backends.cudnn.allow_tf32 = False
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # advice of the compiler
         torch.backends.cudnn.benchmark = True
     return device
 

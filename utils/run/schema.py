@@ -111,10 +111,18 @@ ENVIRONMENT = (
 )  # fmt: skip
 
 EXPERIMENT = (
-    Key("setup", one_of("simclr", "moco", "scan", "selflabel"), "Step of the method.", required=ALWAYS),
+    Key(
+        "setup", one_of("simclr", "moco", "pretrained", "scan", "selflabel"), "Step of the method.",
+        required=ALWAYS,
+    ),
     Key("seed", number(0, 2**31, whole=True), "Seed of all random numbers.", default=0),
     # the network
-    Key("backbone", STRING, "Entry of models.BACKBONES, such as resnet18.", required=ALWAYS),
+    Key(
+        "backbone", STRING,
+        "Entry of models.BACKBONES, such as resnet18; timm/NAME[.TAG] or torchvision/NAME[.WEIGHTS]; or "
+        "features/D for a features_file of vectors of length D.",
+        required=ALWAYS,
+    ),
     Key(
         "model_kwargs", GROUP, "Projection head of the pretext network.",
         default=PerSetup(simclr={}, moco={}),
@@ -160,14 +168,21 @@ EXPERIMENT = (
         "Value of 16-bit gray files that is shown white. Not given: 1023, 4095 or 65535, by the brightest "
         "of the training images.",
     ),
+    Key(
+        "features_file", STRING,
+        "Vectors in the place of images, FILE.npy: a row for each image of the train split, then of the test "
+        "split, if that has other images.",
+        only=When("setup", ("pretrained", "scan"), "the other steps augment images"),
+        affects_results=False,  # the datasets' fingerprints say which they are
+    ),
     # the pretext step
     Key(
         "temperature", number(above=0), "Temperature of the weighted k-NN that measures the features.",
-        default=PerSetup(simclr=0.1, moco=0.1), required=to_train("simclr"),
+        default=PerSetup(simclr=0.1, moco=0.1, pretrained=0.1), required=to_train("simclr"),
     ),
     Key(
         "features", one_of("head", "backbone"), "Part of the network whose features neighbors are mined by.",
-        default=PerSetup(simclr="head", moco="backbone"),
+        default=PerSetup(simclr="head", moco="backbone", pretrained="backbone"),
     ),
     # semantic clustering
     Key(
@@ -176,8 +191,9 @@ EXPERIMENT = (
     ),
     Key("update_cluster_head_only", BOOLEAN, "Freeze the backbone.", default=False),
     Key(
-        "cache_features", POSITIVE,
-        "Train the heads on the features of this many augmented views of each image, computed once.",
+        "cache_features", count(0, 100_000),
+        "Train the heads on the features of this many augmented views of each image, computed once; 0: of "
+        "the images themselves, without augmentation.",
         only=When(
             "update_cluster_head_only", (True,),
             "the features of a backbone that trains change at every iteration",

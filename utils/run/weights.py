@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,87 @@ def _backbone_beside(source):
         return read_yaml(Path(source).parent / "config.yml")["backbone"]
     except (UserError, KeyError):  # the file came from elsewhere
         return "..."
+
+
+# --- weights of other programs ---------------------------------------------------------------------
+
+# First parts of the names of what comes after a backbone in its pretraining, or decodes what it encodes.
+HEADS = re.compile(r"fc|classif|heads?(_|$)|aux|proj|pred|prototype|queue|decoder|mask_token|last_linear")
+# Networks that follow another one, which is the better one; of DINO's two, the one that is followed.
+SECOND_CHOICE = ("momentum", "encoder_k", "target", "student")
+
+
+def find_backbone(content, backbone, source):
+    """A backbone's weights in a file of any program, by the names of their ends.
+
+    Programs differ in what they put a network into: torchvision and timm save it alone, others below
+    `state_dict.backbone.`, `teacher.module.backbone.`, `state_dict.module.encoder_q.`, ... What holds the
+    most of the backbone's names is taken. lightly numbers the children of a network instead.
+
+    Args:
+        content: what checkpoint.load returned.
+        backbone: the module.
+        source: where the content comes from, for the message.
+
+    Returns:
+        (dict name -> tensor of all that is at that place, heads included; the place, such as "backbone.").
+
+    Raises:
+        UserError: nothing in it has a name of this backbone's.
+    """
+    flat = dict(_flattened(content))
+    own = backbone.state_dict().keys()
+    numbers = {name: str(number) for number, (name, _) in enumerate(backbone.named_children())}
+    layouts = {"": {key: key for key in own}, "numbered": {}}
+    for key in own:
+        first, dot, rest = key.partition(".")
+        layouts["numbered"][numbers.get(first, first) + dot + rest] = key
+    found = Counter()
+    for layout, names in layouts.items():
+        for key in flat:
+            parts = key.split(".")
+            for i in range(len(parts)):
+                if ".".join(parts[i:]) in names:
+                    found[layout, "".join(f"{part}." for part in parts[:i])] += 1
+    if not found:
+        raise UserError(
+            f"{source}: holds no weights of this backbone: it has {_some(flat) or 'no weights'}, and the "
+            f"backbone {_some(own)}"
+        )
+
+    def rank(place):
+        prefix = place[1]
+        return found[place], not any(word in prefix for word in SECOND_CHOICE), "ema" in prefix
+
+    layout, prefix = max(found, key=rank)
+    inside = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+    return {layouts[layout].get(key, key): value for key, value in inside.items()}, prefix
+
+
+def load_backbone(model, weights, source):
+    """Load weights that `find_backbone` found into `model.backbone`; see `load_weights`.
+
+    Heads are left out. Old files lack BatchNorm's count of batches, which only training looks at.
+    """
+    own = model.backbone.state_dict()
+    counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    weights = {
+        f"backbone.{key}": value
+        for key, value in {**counts, **weights}.items()
+        if key in own or not HEADS.match(key)
+    }
+    load_weights(model, weights, source, "backbone.")
+
+
+def _flattened(content, prefix=""):
+    """Yield (dotted key, tensor) for each tensor in nested dicts."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if torch.is_tensor(value):
+                yield f"{prefix}{key}", value
+            else:
+                yield from _flattened(value, f"{prefix}{key}.")
+
+
+def _some(names):
+    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")

@@ -202,19 +202,20 @@ def _epochs_done(saved):
 
 
 def take_instead_of_training(run, identity, source, model):
-    """Prepare the folder for given weights, those of `model`, which were read from the file `source`.
+    """Prepare the folder for given weights, those of `model`, which were read from the file `source`, if any.
 
     Raises UserError if the folder holds a training of its own that these weights do not come from.
     """
     path = run.folder / "checkpoint.pth.tar"
-    own = any(p.exists() and p.samefile(source) for p in (path, run.folder / "model.pth.tar"))
+    given = [Path(source)] if source else []
+    own = any(p.exists() and p.samefile(file) for p in (path, run.folder / "model.pth.tar") for file in given)
     if path.exists() and not own and not run.fresh:
         raise UserError(
             f"{path}: the folder holds the training of an earlier run; keep this one apart with --run "
             "NAME, or add --fresh to replace it, which keeps it as *.old"
         )
     there = read_fingerprint(run.folder).get("backbone_weights")
-    sources = [*identity.files, Path(source)]
+    sources = [*identity.files, *given]
     if run.fresh:
         set_aside(run, RESULTS, sources)
     elif there not in (None, of_backbone(model.state_dict())):

@@ -1,0 +1,403 @@
+"""Sort a folder of images into clusters, without labels, in one command.
+
+python cluster.py PHOTOS --clusters 10 [--from-scratch]
+
+By default the images are clustered by the features of a network that learned from other photos.
+--from-scratch learns from your images alone, which is right for what no photo shows: scans, microscopy, ...
+
+ROOT_DIR/NAME/ will hold clusters.csv (a row for each image), prototypes.png (an image for each cluster),
+clusters/ (a sheet of images for each cluster), metrics.json, the experiment files in configs/, and each
+step's results. If it is interrupted, give the same command again.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+
+import data
+import models
+import pipeline
+from errors import UserError
+from eval import prototype_cells, save_sheet
+from losses import SimCLRLoss
+from simclr import simclr_step
+from utils.analysis import duplicates, health, metrics, plots
+from utils.analysis.prototypes import find_prototypes
+from utils.files import atomic, write_csv, write_json
+from utils.run import distributed, machine
+from utils.run.config import read_yaml
+from utils.run.folder import Run
+from utils.run.script import add_overrides, file_argument, run_script
+from utils.run.weights import choose_head, load_weights, read_weights
+from utils.training import cost
+from utils.training.features import backbone_features
+
+BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
+# networks and image sizes to choose from with --from-scratch, the best first
+FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32)
+VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
+MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
+FEWEST = 21  # images, of which each has 20 neighbors
+UNSURE = 0.8  # an image of lower confidence counts as unsure
+PLAN = "cluster.json"  # the command line that the experiment files were made for
+
+
+def main(argv=None):
+    args = read_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    root = Path(args.root_dir or read_yaml("configs/env.yml").get("root_dir", "results")).expanduser()
+    folder = root / args.name
+    files = experiment_files(args, folder)
+    settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
+    configs = pipeline.check_steps(files, settings)
+    folders = pipeline.run_steps(files, settings)
+    write_results(configs, folder, folders)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def read_arguments(argv):
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "images", metavar="PHOTOS", type=file_argument, help="folder of images, nested or not"
+    )
+    parser.add_argument("--clusters", metavar="K", required=True, type=int, help="number of clusters")
+    parser.add_argument("--name", help="name of the results folder (default: the name of PHOTOS)")
+    parser.add_argument("--root_dir", help="folder of all results (default: that of configs/env.yml)")
+    parser.add_argument(
+        "--backbone", metavar="NAME",
+        help=f"network: timm/..., torchvision/... (default: {BACKBONE}); with --from-scratch also "
+        "resnet18, ... (default: the best for which --hours are enough)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pretrained", metavar="FILE", type=file_argument, help="file of the backbone's weights"
+    )
+    parser.add_argument(
+        "--features", metavar="FILE.npy", type=file_argument,
+        help="cluster by these vectors, one for each image in the order of their names, from any model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="learn the features from these images alone"
+    )
+    parser.add_argument("--size", metavar="PIXELS", type=int, help="side to which images are brought")
+    parser.add_argument("--resize", choices=["crop", "pad", "squeeze"], default="crop", help="how they are")
+    parser.add_argument(
+        "--hours", type=float, default=2.0, help="budget of --from-scratch for step 1 (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--labels",
+        choices=["subfolders"],
+        help="the names of subfolders are classes: compare, after clustering",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    add_overrides(parser, "override a key of all experiment files")
+    args = parser.parse_args(argv)
+    if distributed.launched():
+        raise UserError("cluster.py works in one process: start it with python, not with torchrun")
+    given = [
+        flag for flag, value in (("--features", args.features), ("--pretrained", args.pretrained)) if value
+    ]
+    given += ["--from-scratch"] if args.from_scratch else []
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: give only one of them")
+    if args.features and (args.backbone or args.size):
+        raise UserError("--features replaces the network: leave out --backbone and --size")
+    if args.clusters < 2:
+        raise UserError(f"--clusters {args.clusters}: must be 2 or more")
+    if args.hours <= 0:
+        raise UserError(f"--hours {args.hours:g}: must be above 0")
+    if not args.images.is_dir():
+        what = "is a file; give the folder that holds it" if args.images.exists() else "no such folder"
+        raise UserError(f"{args.images}: {what}")
+    args.images = args.images.resolve()
+    args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip(".") or "images"
+    if not re.fullmatch(r"\w[\w.-]*", args.name):
+        raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
+    return args
+
+
+# --- the experiment files ------------------------------------------------------------------------
+
+
+def experiment_files(args, folder):
+    """The paths of the experiment files, by step, written unless an earlier run of this command did.
+
+    Raises:
+        UserError: bad images, or results of another command.
+    """
+    plan, configs = folder / PLAN, folder / "configs"
+    asked = {key: str(value) for key, value in vars(args).items() if value not in (None, [], False)}
+    kept = json.loads(plan.read_text()) if plan.exists() else None
+    if kept and kept["arguments"] != asked:
+        changed = sorted(
+            key for key in {*asked, *kept["arguments"]} if asked.get(key) != kept["arguments"].get(key)
+        )
+        raise UserError(
+            f"{folder}: holds results of a command with another {', '.join(changed)}; give that again, or "
+            f"keep this one apart with --name {args.name}-2"
+        )
+    if not kept:
+        contents = fitted(args, folder)
+        configs.mkdir(parents=True, exist_ok=True)
+        for step, content in contents.items():
+            with atomic(configs / f"{step}.yml") as temporary:
+                temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+        kept = {"arguments": asked, "steps": list(contents)}
+        write_json(kept, plan)
+    return {step: configs / f"{step}.yml" for step in kept["steps"]}
+
+
+def fitted(args, folder):
+    """The templates in configs/own/, filled in for these images: dict step -> content of its file.
+
+    Says what the first step will take, before anything is trained.
+    """
+    pretext = "simclr" if args.from_scratch else "pretrained"
+    names = {"pretext": pretext, "scan": "scan"} | ({"selflabel": "selflabel"} if args.from_scratch else {})
+    contents = {step: read_yaml(f"configs/own/{name}.yml") for step, name in names.items()}
+    size, normalize = args.size, None
+    if args.from_scratch:
+        backbone, size = args.backbone or FROM_SCRATCH[0][0], args.size or FROM_SCRATCH[0][1]
+    elif args.features:
+        backbone = data.vector_backbone(args.features)
+    else:
+        backbone = args.backbone or BACKBONE
+        found = models.preprocessing(backbone)
+        size, normalize = args.size or found["size"], {key: found[key] for key in ("mean", "std")}
+    for content in contents.values():
+        content.update(
+            image_folder=str(args.images), folder_labels="auto" if args.labels else "none",
+            resize=args.resize,
+            train_db_name=args.name, val_db_name=args.name, num_classes=args.clusters, seed=args.seed,
+            num_workers=min(8, os.cpu_count() or 1), backbone=backbone,
+        )  # fmt: skip
+        if args.features:
+            content["features_file"] = str(args.features.resolve())
+        set_size(content, size or 112, normalize)
+
+    dataset = data.build_dataset({**contents["pretext"], "root_dir": folder.parent}, "train")
+    n = duplicates.count_distinct(duplicates.first_copies(dataset))
+    if n < max(FEWEST, args.clusters):
+        copies = f" ({len(dataset) - n} more are copies)" if n < len(dataset) else ""
+        what = f"{args.clusters} clusters" if args.clusters > n else "nearest neighbors"
+        raise UserError(f"{args.images}: {n} images{copies} are too few for {what}")
+    for content in contents.values():
+        content["batch_size"] = min(content["batch_size"], n)
+    contents["scan"]["num_neighbors"] = max(5, min(20, n // (25 * args.clusters)))
+    device = machine.choose_device("auto")
+    if args.from_scratch:
+        fit_from_scratch(args, contents, n, device)
+        contents["scan"]["cache_features"] = 8
+    elif not args.features:
+        tell_cost_of_features(contents["pretext"], len(dataset), device)
+    return contents
+
+
+def set_size(content, size, normalize=None):
+    """Set the images' side in pixels, and the normalization, wherever a file has them."""
+    train, test = content.get("augmentation_kwargs", {}), content["transformation_kwargs"]
+    test["crop_size"] = size
+    if "random_resized_crop" in train:
+        train["random_resized_crop"]["size"] = size
+    if "cutout_kwargs" in train:
+        train["crop_size"] = size
+        train["cutout_kwargs"]["length"] = max(1, size // 3)
+    for part in (train, test):
+        if normalize and "normalize" in part:
+            part["normalize"] = dict(normalize)
+
+
+def tell_cost_of_features(content, n, device):
+    backbone = build_backbone(content, device)
+    size = content["transformation_kwargs"]["crop_size"]
+    seconds = n * cost.of_features(backbone, size, device)
+    print(
+        f"features of {n} images by {content['backbone']} at {size} pixels: about {cost.duration(seconds)} "
+        f"on {device}; then a minute or so for the clusters"
+    )
+    if seconds > 1800:
+        print("much faster, and less exact: --backbone torchvision/mobilenet_v2, or a smaller --size")
+
+
+def build_backbone(content, device):
+    model = models.build_model({**content, "setup": "scan", "num_heads": 1})
+    return model.backbone.to(device, memory_format=torch.channels_last).eval()
+
+
+def fit_from_scratch(args, contents, n, device):
+    """Choose the network, its image size and the epochs so that step 1 takes at most --hours."""
+    pretext = contents["pretext"]
+    wanted = min(MOST_EPOCHS, max(FEWEST_EPOCHS, VIEWS // n))
+    networks = [(args.backbone or name, args.size or size) for name, size in FROM_SCRATCH]
+    for backbone, size in dict.fromkeys(networks):
+        set_size(pretext, size)
+        seconds, memory = cost_of_epoch({**pretext, "backbone": backbone}, n, device)
+        epochs = min(wanted, int(3600 * args.hours / seconds))
+        enough = epochs >= wanted / 3
+        print(
+            f"{backbone} at {size} pixels: about {cost.duration(seconds)} an epoch and "
+            f"{memory / 1e9:.1f} GB on {device}; "
+            + (f"{epochs} epochs" if enough else f"too long for --hours {args.hours:g}")
+        )
+        if enough:
+            break
+    epochs = max(epochs, FEWEST_EPOCHS)
+    if not enough:
+        print(f"{epochs} epochs of that, {cost.duration(epochs * seconds)}; more --hours would do better")
+    for content in contents.values():
+        content["backbone"] = backbone
+        set_size(content, size)
+    pretext["epochs"] = epochs
+    pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
+
+
+def cost_of_epoch(content, n, device):
+    """Seconds of an epoch of SimCLR on n images, and bytes of an iteration."""
+    model = models.build_model(content).to(device, memory_format=torch.channels_last).train()
+    precision = machine.choose_precision("auto", device)
+    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+    step = partial(simclr_step, model, SimCLRLoss(content["temperature"]))
+    size = content["transformation_kwargs"]["crop_size"]
+    seconds, memory = cost.of_training(step, model, size, device, autocast)
+    return n * seconds, memory * content["batch_size"]
+
+
+# --- the results ---------------------------------------------------------------------------------
+
+
+def write_results(configs, folder, folders):
+    """Write clusters.csv, prototypes.png, clusters/*.png and metrics.json.
+
+    Args:
+        configs: dict step -> configuration.
+        folder: pathlib.Path of the results.
+        folders: dict step -> pathlib.Path of its results.
+    """
+    step, config = list(configs.items())[-1]
+    source = folders[step] / "model.pth.tar"
+    weights, head = read_weights(source, ["clustering"])
+    head = choose_head(weights, head, source)
+    run = Run(config, folders[step])
+    model = models.build_model(config)
+    load_weights(model, weights, source)
+    model = run.place(model).eval()
+    dataset = data.build_dataset(config, "train")
+    loader = data.eval_loader(dataset, config, **run.loading)
+    kept = folders["pretext" if step == "scan" else step]
+    features = backbone_features(run, kept, model, loader, "features")
+    with torch.no_grad():
+        probabilities = model.cluster_head(features.to(run.device))[head].softmax(1).cpu()
+
+    figures = {
+        "folder": str(config.image_folder),
+        "num_images": len(dataset),
+        "num_clusters": config.num_classes,
+        "model": f"{step}/model.pth.tar",
+        "prototypes": find_prototypes(features, probabilities),
+        **verdicts(folders, probabilities),
+    }
+    if dataset.labels is not None:
+        figures |= metrics.clustering_metrics(probabilities, dataset.labels, len(dataset.classes))
+    rows, figures["copies"], figures["near_duplicates"] = table(
+        dataset, features, probabilities, figures, run
+    )
+    write_json(figures, folder / "metrics.json")
+    write_csv(COLUMNS, rows, folder / "clusters.csv")
+    save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
+    save_contact_sheets(dataset, probabilities, folder / "clusters")
+    tell(figures, folder)
+
+
+COLUMNS = (
+    "file", "cluster", "confidence", "runner_up", "runner_up_confidence", "prototype_similarity", "copy_of",
+    "near_duplicate_of",
+)  # fmt: skip
+
+
+def table(dataset, features, probabilities, figures, run):
+    """The rows of clusters.csv; the number of copies, and of near duplicates.
+
+    A copy is the same file under another name; it stands beside the name of the first.
+    """
+    names = dataset.names()
+    features = F.normalize(features, dim=1)
+    best, ranked = probabilities.topk(2, 1)
+    prototypes = torch.tensor([-1 if i is None else i for i in figures["prototypes"]])
+    similarity = (features * features[prototypes[ranked[:, 0]]]).sum(1)
+    first = duplicates.first_copies(dataset)
+    k = min(5, duplicates.count_distinct(first) - 1)
+    mined = duplicates.mine_distinct(features, k, first, run.device, run.config.search)
+    near, _ = duplicates.near_duplicates(features, mined, first)
+    copies = first.where(first != torch.arange(len(first)), -1)
+    other = [[names[i] if i >= 0 else "" for i in part.tolist()] for part in (copies, near)]
+    numbers = (best[:, 0], best[:, 1], similarity)
+    confidence, second, similar = ([f"{value:.4f}" for value in part.tolist()] for part in numbers)
+    cluster, runner_up = ranked.T.tolist()
+    rows = list(zip(names, cluster, confidence, runner_up, second, similar, *other, strict=True))
+    return rows, int((copies >= 0).sum()), int((near >= 0).sum())
+
+
+def verdicts(folders, probabilities):
+    """What can be said about the clusters without labels, for metrics.json."""
+    confidence, clusters = probabilities.max(1)
+    sizes = torch.bincount(clusters, minlength=probabilities.size(1))
+    quality = json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"]
+    last = list(folders.values())[-1]
+    epochs = [json.loads(line) for line in (last / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "cluster_sizes": sizes.tolist(),
+        "empty_clusters": (sizes == 0).nonzero().flatten().tolist(),
+        "mean_confidence": confidence.mean().item(),
+        "unsure": (confidence < UNSURE).double().mean().item(),
+        "neighbors": quality,
+        "troubles": [trouble for epoch in epochs for trouble in epoch.get("warned_of", ())],
+    }
+
+
+def save_contact_sheets(dataset, probabilities, folder):
+    """A picture of each cluster's images, the most confident first and the least confident last."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    confidence, clusters = probabilities.max(1)
+    for cluster in clusters.unique().tolist():
+        members = (clusters == cluster).nonzero().squeeze(1)
+        members = members[confidence[members].argsort(descending=True)].tolist()
+        most, least = members[:SHEET], members[SHEET:][-SHEET_LEAST:]
+        cells = [(dataset.raw(i), f"{100 * confidence[i]:.0f} %") for i in most + least]
+        shown = "" if len(members) == len(cells) else f"; {len(most)} most and {len(least)} least confident"
+        title = f"cluster {cluster}: {len(members)} images{shown}"
+        plots.save_contact_sheet(
+            cells, title, folder / f"{cluster:0{len(str(probabilities.size(1) - 1))}d}.png"
+        )
+
+
+SHEET, SHEET_LEAST = 80, 20  # images on a contact sheet: the most and the least confident of a cluster
+
+
+def tell(figures, folder):
+    sizes = torch.tensor(figures["cluster_sizes"])
+    print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
+    print(f"{100 * figures['unsure']:.0f} % of them are unsure (confidence below {UNSURE:g})")
+    if figures["copies"] or figures["near_duplicates"]:
+        print(f"{figures['copies']} are copies of other files, {figures['near_duplicates']} nearly so")
+    if "acc" in figures:
+        print(f"against the subfolders: ACC {100 * figures['acc']:.1f}  NMI {100 * figures['nmi']:.1f} %")
+    for name in ("clusters.csv", "prototypes.png", "clusters", "metrics.json"):
+        print(f"  {folder / name}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,115 @@
+"""Vectors from a file in the place of images: features that any other program computed."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from errors import UserError
+
+from .device import to_device
+
+ORDER = (
+    "a row for each image of the train split, then for each of the test split if it has other images, sorted"
+)
+
+
+class VectorImages:
+    """A dataset whose names, labels and pictures are those of images, and whose `fetch` gives vectors.
+
+    Args:
+        images: a `data.Dataset` of N images.
+        vectors: float32 tensor (N, D).
+    """
+
+    def __init__(self, images, vectors):
+        self.images = images
+        self.vectors = vectors
+        self.labels, self.classes = images.labels, images.classes
+        self._sum = hashlib.sha256(vectors.numpy()).hexdigest()[:16]
+
+    def __len__(self):
+        return len(self.images)
+
+    def names(self):
+        """The images' names."""
+        return self.images.names()
+
+    def raw(self, index):
+        """One image, uint8 (3, H, W), on the CPU."""
+        return self.images.raw(index)
+
+    def fingerprint(self):
+        """The images' fingerprint and a hash of all vectors."""
+        return f"{self.images.fingerprint()}, vectors of {self.vectors.size(1)} ({self._sum})"
+
+    def to(self, device):
+        """Move the vectors to `device`."""
+        self.vectors = self.vectors.to(device)
+
+    def fetch(self, index_batches, device, num_workers=0):
+        """Yield the vectors of each int64 index batch, float32 (*index.shape, D), on `device`."""
+        for index in index_batches:
+            index = to_device(index, self.vectors.device)
+            yield self.vectors[index].to(device, non_blocking=True)
+
+
+def with_vectors(config, split, build):
+    """The images of one split with the vectors of `features_file`.
+
+    Args:
+        config: a configuration with `features_file`.
+        split: "train" or "test".
+        build: function (config, split) that builds the dataset of the images.
+
+    Returns:
+        VectorImages.
+
+    Raises:
+        UserError: the file cannot be read, holds something else than finite vectors, not one for each image,
+            or of another length than `backbone` says.
+    """
+    path = Path(config["features_file"]).expanduser()
+    if config.get("cache_features"):
+        raise UserError("cache_features: features_file holds features already; leave cache_features out")
+    table = _read(path)
+    backbone = f"features/{table.shape[1]}"
+    if config.get("backbone", backbone) != backbone:
+        raise UserError(
+            f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
+            f"{table.shape[1]} numbers"
+        )
+    images = {name: build(config, name) for name in ("train", "test")}
+    n, m = len(images["train"]), len(images["test"])
+    same = images["train"].fingerprint() == images["test"].fingerprint()
+    if len(table) != n + (0 if same else m):
+        counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
+        raise UserError(f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ORDER}")
+    start = n if split == "test" and not same else 0
+    vectors = torch.from_numpy(table[start : start + len(images[split])].astype(np.float32))
+    broken = (~vectors.isfinite().all(1)).nonzero().flatten()
+    if len(broken):
+        raise UserError(
+            f"{path}: {len(broken)} vectors hold NaN or infinity, or numbers too large for float32, the "
+            f"first one in row {start + int(broken[0])} ({images[split].names()[broken[0]]})"
+        )
+    return VectorImages(images[split], vectors)
+
+
+def _read(path):
+    """Map the table of an .npy file, float (N, D)."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"features_file {path}: no such file") from None
+    except (OSError, ValueError, EOFError):  # a table of objects is a ValueError, too
+        raise UserError(
+            f"features_file {path}: not a readable .npy file of numbers; write it with numpy.save"
+        ) from None
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
+        found = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "several arrays"
+        raise UserError(
+            f"features_file {path}: expected floating-point numbers of shape (N, D), found {found}"
+        )
+    return table

@@ -1,0 +1,139 @@
+"""Step 1 with features that others learned: load a backbone's weights, then mine neighbors.
+
+python pretrained.py --config_exp FILE.yml                     (downloads the weights of its backbone once)
+python pretrained.py --config_exp FILE.yml --pretrained FILE   (takes those of a file, of whatever program)
+
+With `features_file`, the features themselves are given, and there are no weights.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from errors import UserError
+from models import build_model, library_network, preprocessing
+from simclr import eval_loaders, mine
+from utils.run import checkpoint, distributed
+from utils.run.config import differences, load_config
+from utils.run.folder import Run, results_folder
+from utils.run.identity import Identity
+from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.weights import find_backbone, load_backbone
+from utils.training import resume
+
+log = logging.getLogger("pretrained")
+
+TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, or fewer if there are not so many others
+LEARNED = {True: "with labels", False: "without labels", None: "it is unknown whether with labels"}
+# the libraries announce every request and retry
+TALKATIVE = "timm", "huggingface_hub", "httpx", "httpx2"
+
+
+def main(argv=None):
+    arguments = start_arguments("a file of weights for the backbone (default: its own, by its name)")
+    args = parse_arguments(argv, __doc__, arguments)
+    config = load_config(args, ["pretrained"], training=False)
+    run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
+    model = build_model(config)
+    with distributed.main_first():
+        source, labels = fill(model, config, args.pretrained)
+    model = run.place(model)
+    train, val = eval_loaders(run, model, 1, 1)
+    k_train, k_val = (
+        min(k, len(loader.dataset) - 1) for k, loader in ((TRAIN_NEIGHBORS, train), (VAL_NEIGHBORS, val))
+    )
+    identity = Identity(config, {"train": train.dataset, "test": val.dataset})
+    resume.take_instead_of_training(run, identity, args.pretrained, model)
+    about = {"weights": source, "labels_in_pretraining": labels}
+    mine(run, identity, model, train, val, k_train, k_val, source, about)
+    log.info("features of %s, learned by others: %s", source, LEARNED[labels])
+
+
+def fill(model, config, file):
+    """Load the weights of `file`, a path, or, if that is None, the pretrained ones of the backbone's library.
+
+    Returns:
+        where they come from, as text; whether they were learned with labels: True, False, or None (unknown).
+    """
+    name = config.backbone
+    if config.get("features_file"):
+        if file:
+            raise UserError(f"--pretrained {file}: with features_file there is no network to load it into")
+        return config.features_file, None
+    library = library_network(name)
+    warn_of_normalization(config)
+    if file:
+        found, place = find_backbone(checkpoint.load(file), model.backbone, file)
+        log.info("%s: the weights%s", file, f" below {place}" if place else "")
+        labels = known_of(file) or classified(library, found)
+    elif library is None or library.weights is None:
+        raise UserError(
+            f"backbone {name}: has no weights of its own; give --pretrained FILE, or run simclr.py"
+        )
+    else:
+        found, labels = download(library, config), library.labels
+    source = str(file or library.weights)
+    load_backbone(model, fitted(library, model.backbone, found, source), source)
+    return source, labels
+
+
+def warn_of_normalization(config):
+    """Log a warning if the images are not normalized as the backbone's weights expect."""
+    expected, given = preprocessing(config), config.transformation_kwargs.normalize
+    found = differences(dict(given), {key: expected[key] for key in ("mean", "std")})
+    if found:
+        log.warning(
+            "transformation_kwargs.normalize is not what the weights of %s were trained with (%s)",
+            config.backbone, "; ".join(f"{key}: {change}" for key, change in found.items()),
+        )  # fmt: skip
+
+
+def download(library, config):
+    """State dict of a library's pretrained weights, from its cache or the network."""
+    log.info("weights %s: from the library's cache, or downloaded once", library.weights)
+    levels = {name: logging.getLogger(name).level for name in TALKATIVE}
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        return library.download(config.transformation_kwargs.crop_size)
+    except Exception as error:  # whatever the network, the server, the cache or the disk make of it
+        log.debug("%s", library.weights, exc_info=True)
+        cause = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
+        raise UserError(
+            f"{library.weights}: cannot be downloaded ({type(error).__name__}: {cause}); run this once where "
+            "there is a network, give the weights with --pretrained FILE, or learn features from the images "
+            "themselves with simclr.py (cluster.py: --from-scratch)"
+        ) from None
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def fitted(library, backbone, weights, source):
+    """Weights in the library's layout and size. Raises UserError if it cannot make that of them."""
+    try:
+        return library.convert(backbone, weights) if library else weights
+    except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: does not fit this backbone ({cause})") from None
+
+
+def known_of(file):
+    """What metrics.json beside a result of this step says of the labels; None if there is none."""
+    try:
+        return json.loads((Path(file).parent / "metrics.json").read_text()).get("labels_in_pretraining")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def classified(library, weights):
+    """True if a classifier of ImageNet's classes lies beside a backbone's weights; None: that is unknown."""
+    for name in library.classifiers if library else ():
+        layer = weights.get(f"{name}.weight")
+        if layer is not None and len(layer) >= 1000:
+            return True
+    return None
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,50 @@
+import torch
+import torch.nn.functional as F
+
+from utils.analysis import duplicates, neighbors
+
+
+class Files:
+    def __init__(self, contents):
+        self.contents = contents
+
+    def __len__(self):
+        return len(self.contents)
+
+    def content_hashes(self):
+        return self.contents
+
+
+def test_first_copies():
+    first = duplicates.first_copies(Files(list("abacba")))
+    assert first.tolist() == [0, 1, 0, 3, 1, 0]
+    assert duplicates.count_distinct(first) == 3
+    assert duplicates.first_copies(torch.zeros(4, 3)).tolist() == [0, 1, 2, 3]
+
+
+def test_copies_are_nobodys_neighbors_and_have_those_of_the_first():
+    torch.manual_seed(0)
+    distinct = F.normalize(torch.randn(30, 8), dim=1)
+    order = torch.cat([torch.arange(30), torch.tensor([4, 4, 17])])
+    order = order[torch.randperm(33)]
+    first = duplicates.first_copies(Files(order.tolist()))
+    mined = duplicates.mine_distinct(distinct[order], 5, first, library="torch")
+    assert mined.shape == (33, 6)
+    assert mined[:, 0].tolist() == list(range(33))
+    alone = neighbors.mine(distinct, 5, library="torch")
+    assert torch.equal(order[mined], alone[order])
+    assert torch.equal(first[mined[:, 1:]], mined[:, 1:])
+
+
+def test_near_duplicates():
+    torch.manual_seed(0)
+    features = F.normalize(torch.randn(20, 16), dim=1)
+    features[7] = F.normalize(features[3] + 0.01 * features[5], dim=0)
+    features[9] = features[7]
+    first = torch.arange(20)
+    first[9] = 7
+    mined = duplicates.mine_distinct(features, 4, first, library="torch")
+    near, similarity = duplicates.near_duplicates(features, mined, first)
+    assert near.nonzero().numel() and (near >= 0).nonzero().squeeze(1).tolist() == [7, 9]
+    assert near[7] == near[9] == 3
+    assert similarity[7] > 0.99 > similarity[[i for i in range(20) if i not in (7, 9)]].max()

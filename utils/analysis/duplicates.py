@@ -1,0 +1,63 @@
+"""Images that are there more than once: copies of a file, and images whose features nearly agree."""
+
+import torch
+
+from . import neighbors
+
+NEARLY_EQUAL = 0.98  # cosine similarity of the features of near duplicates
+
+
+def first_copies(dataset):
+    """For each image the index of the first one with the same content, int64 (N,).
+
+    Without `content_hashes`, as for arrays, each image is taken for distinct.
+    """
+    hashes = getattr(dataset, "content_hashes", lambda: None)()
+    if hashes is None:
+        return torch.arange(len(dataset))
+    first = {}
+    return torch.tensor([first.setdefault(hash_, i) for i, hash_ in enumerate(hashes)])
+
+
+def count_distinct(first):
+    return int((first == torch.arange(len(first))).sum())
+
+
+def mine_distinct(features, k, first, device="cpu", library="auto"):
+    """`neighbors.mine` among distinct images: a copy has the neighbors of the first copy, and is nobody's.
+
+    Args:
+        first: int64 (N,), see `first_copies`.
+
+    Returns:
+        int64 (N, k + 1) on the CPU, each row normally starting with the image itself.
+
+    Raises:
+        UserError: fewer than k + 1 distinct images.
+    """
+    everyone = torch.arange(len(first))
+    distinct = (first == everyone).nonzero().squeeze(1)
+    if len(distinct) == len(first):
+        return neighbors.mine(features, k, device, library)
+    place = torch.empty_like(first)
+    place[distinct] = torch.arange(len(distinct))
+    mined = distinct[neighbors.mine(features[distinct], k, device, library)][place[first]]
+    return torch.where(mined == first[:, None], everyone[:, None], mined)
+
+
+def near_duplicates(features, mined, first):
+    """For each image the most similar earlier image of other content, if they are nearly equal.
+
+    Args:
+        features: float32 (N, D), normalized.
+        mined: int64 (N, 1 + k), their neighbors.
+        first: int64 (N,), see `first_copies`.
+
+    Returns:
+        int64 (N,), -1 where there is none; and float32 (N,), the similarity.
+    """
+    similarity = torch.stack([(features * features[column]).sum(1) for column in mined.T], 1)
+    earlier = (mined < torch.arange(len(mined))[:, None]) & (first[mined] != first[:, None])
+    best, place = similarity.where(earlier, -1.0).max(1)
+    found = best >= NEARLY_EQUAL
+    return mined.gather(1, place[:, None]).squeeze(1).where(found, -1), best
