@@ -144,7 +144,7 @@ class Trained(NamedTuple):
     @property
     def width(self):
         """Width of the vectors that it takes in place of images; None if it takes images."""
-        return self.model.cluster_head[0].in_features if "features_file" in self.config else None
+        return self.model.cluster_head[0].in_features if self.config.get("features_file") else None
 
 
 def load_trained(results):
@@ -328,7 +328,10 @@ def find_images(path, trained):
         if left_out:
             kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
             log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)
-    return Images(files, lambda workers: data.stream(files, trained.config, workers, trained.side), start)
+    # the training images are kept beside the results, wherever those were moved to
+    here = trained.folder.resolve().parent
+    config = {**trained.config, "root_dir": str(here.parent), "train_db_name": here.name}
+    return Images(files, lambda workers: data.stream(files, config, workers, trained.side), start)
 
 
 def find_vectors(path, trained):
@@ -349,6 +352,9 @@ def find_vectors(path, trained):
     def stream(workers):
         for start in range(0, len(vectors), 1024):
             rows = np.array(vectors[start : start + 1024], np.float32)
+            broken = ~np.isfinite(rows).all(1)
+            if broken.any():
+                raise UserError(f"{path}: row {start + broken.argmax()} holds NaN or infinity")
             yield range(start, start + len(rows)), torch.from_numpy(rows), {}
 
     return Images(range(len(vectors)), stream)

@@ -3,19 +3,23 @@
 import csv
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from digits_files import DIGITS
 from image_folders import gradient
-from mistakes import assert_holds, refused
+from mistakes import assert_holds, npy, refused
 from PIL import Image
 from steps import fails
 
 import data
 import predict
+from models import build_model
 from utils.run import interrupt
+from utils.run.config import read_resolved, to_dict
 from utils.run.script import run_script
 
 
@@ -131,6 +135,51 @@ def test_images_of_arrays_without_the_record_of_their_size(copied, pngs, tmp_pat
     trained = predict.load_trained(copied / "digits")
     (copied / "digits/scan/metrics.json").write_text("{}")
     assert (trained.side, predict.load_trained(copied / "digits").side) == (8, 9)
+
+
+@pytest.fixture
+def of_features(results, tmp_path):
+    """Results of a clustering step on vectors of 16 numbers, and such vectors."""
+    folder = shutil.copytree(results / "scan", tmp_path / "features/scan")
+    config = read_resolved(folder / "config.yml")
+    config |= {"backbone": "features/16", "features_file": "gone.npy"}
+    (folder / "config.yml").write_text(yaml.safe_dump(to_dict(config)))
+    model = build_model(config)
+    torch.save({"model": model.state_dict(), "head": 1}, folder / "model.pth.tar")
+    vectors = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return folder.parent, vectors, model(vectors)[1].argmax(1).tolist()
+
+
+def test_vectors(of_features, tmp_path):
+    results, vectors, clusters = of_features
+    np.save(tmp_path / "new.npy", vectors.numpy().astype(np.float64))
+    found = run(results, tmp_path / "new.npy", tmp_path / "x.csv")
+    assert [int(row["cluster"]) for row in found.values()] == clusters
+    assert list(found) == [str(row) for row in range(2000)]
+
+
+def test_vectors_that_cannot_be_used(of_features, pngs, tmp_path, capsys):
+    results, vectors, _ = of_features
+    vectors[1500, 3] = np.nan
+
+    def fails_at(content, *words, flags=()):
+        path = content
+        if not isinstance(content, Path):
+            path = tmp_path / "new.npy"
+            path.write_bytes(content if isinstance(content, bytes) else npy(content))
+        argv = [str(results), str(path), "--output", str(tmp_path / "x.csv"), *flags]
+        assert_holds(fails(capsys, predict.main, argv), words)
+
+    fails_at(vectors.numpy(), "new.npy: row 1500 holds NaN")
+    fails_at(vectors[:, :15].numpy(), "(N, 16)", "found float32 (2000, 15)")
+    fails_at(vectors[:0].numpy(), "holds no rows")
+    fails_at(np.array(["a"]), "expected numbers")
+    fails_at(b"text", "not a readable .npy file")
+    fails_at(npy(vectors.numpy())[:-9], "not a readable .npy file")
+    fails_at(pngs, "was trained on features", "(N, 16)")
+    fails_at(vectors.numpy(), "--sort-into sorts images", flags=["--sort-into", str(tmp_path / "s")])
+    assert not (tmp_path / "x.csv").exists() and not (tmp_path / "s").exists()
 
 
 # --- names ---------------------------------------------------------------------------------------
