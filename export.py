@@ -199,10 +199,13 @@ def random_inputs(trained):
 def real_inputs(trained):
     """A batch of a few training images, if their folder is there, else none."""
     config = trained.config
-    folder = Path(config.get("image_folder") or Path(config.data_dir, config.train_db_name)).expanduser()
-    if trained.width or not folder.is_dir():
+    if trained.width:
         return []
-    files, _ = data.list_images(folder)
+    folder = Path(config.get("image_folder") or Path(config.data_dir, config.train_db_name)).expanduser()
+    try:
+        files, _ = data.list_images(folder)
+    except UserError:  # no such folder, or it is empty
+        return []
     some = files[:: max(1, len(files) // REAL)][:REAL]
     squares = torch.cat([part[1] for part in data.stream(some, config, size=trained.side)])
     return [center_crop(squares, config.transformation_kwargs.crop_size)] if len(squares) else []

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
 import plain
+import predicting
 
 from utils.analysis import metrics
 
@@ -63,3 +64,16 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
     row = json.loads(output.read_text())["tasks"]["matching C=10,"]
     assert row["ratio"]["fp32"] == pytest.approx(row["per_second"]["fp32"] / row["per_second"]["plain"])
     assert "matching C=10" in capsys.readouterr().out
+
+
+def test_predicting(tmp_path):
+    """More images than distinct ones, all predicted."""
+    count = predicting.DISTINCT + 10
+    predicting.write_results(tmp_path / "results")
+    predicting.write_images(tmp_path / f"{count} images", count)
+    row = predicting.measure(tmp_path, count, workers=0)
+    assert row["images"] == count and row["images per second"] == pytest.approx(count / row["seconds"])
+    lines = (tmp_path / f"{count}.csv").read_text().splitlines()[1:]
+    predictions = [line.partition(",")[2] for line in lines]
+    assert predictions[-10:] == predictions[:10] and len(set(predictions)) > 200
+    assert not any(line.rpartition(",")[2] for line in lines)
