@@ -164,8 +164,13 @@ def _build_images(config, split):
     return dataset
 
 
+def side(config):
+    """Side in pixels of the squares that image files are brought to: 256 of 224, see build_dataset."""
+    return round({**DEFAULTS, **config}["transformation_kwargs"]["crop_size"] * 256 / 224)
+
+
 def _how(config):
-    return How(round(config["transformation_kwargs"]["crop_size"] * 256 / 224), config["resize"])
+    return How(side(config), config["resize"])
 
 
 def _of_folder(config, name):
@@ -183,7 +188,7 @@ def _images_of(config, name):
     return Path(config["root_dir"]).expanduser() / name / "images" if "root_dir" in config else None
 
 
-def stream(files, config, num_workers=0):
+def stream(files, config, num_workers=0, size=None):
     """Decode any number of image files once, in order, in bounded memory.
 
     Args:
@@ -191,6 +196,7 @@ def stream(files, config, num_workers=0):
         config: mapping, as for build_dataset. The value that is shown white in files of 16 bits is
             `white_level`, or that of the train split if its decoded images are kept in `root_dir`, or 65535.
         num_workers: processes that decode.
+        size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 
     Yields:
         for a few files at a time: those that can be read, a list of n of the paths; their squares, uint8
@@ -198,7 +204,7 @@ def stream(files, config, num_workers=0):
         read to the reason.
     """
     config = {**DEFAULTS, **config}
-    how, white = _how(config), config.get("white_level")
+    how, white = How(size or side(config), config["resize"]), config.get("white_level")
     if white is None and "root_dir" in config:
         white = white_of_training(_images_of(config, config["train_db_name"]), how)
     return stream_squares(files, how._replace(white=white or how.white), num_workers)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench
 import decoding
 import plain
+import predicting
 
 import data
 from utils.analysis import metrics
@@ -69,19 +70,8 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
 
 def test_decoding(tmp_path, monkeypatch, capsys):
     output = tmp_path / "decoding.json"
-    options = [
-        "--photos",
-        "3",
-        "--megapixels",
-        "0.2",
-        "--side",
-        "64",
-        "--workers",
-        "0",
-        "--output",
-        str(output),
-    ]
-    monkeypatch.setattr(sys, "argv", ["decoding.py", *options])
+    options = "--photos 3 --megapixels 0.2 --side 64 --workers 0 --output".split()
+    monkeypatch.setattr(sys, "argv", ["decoding.py", *options, str(output)])
     monkeypatch.setattr(decoding, "ROUNDS", 1)
     decoding.main()
     found = json.loads(output.read_text())
@@ -98,3 +88,16 @@ def test_the_plain_decoding_is_ours_at_full_scale(tmp_path):
     ).decode(0)
     (expected,) = decoding.plain([tmp_path / "a.png"], 128)
     np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+
+
+def test_predicting(tmp_path):
+    """More images than distinct ones, all predicted."""
+    count = predicting.DISTINCT + 10
+    predicting.write_results(tmp_path / "results")
+    predicting.write_images(tmp_path / f"{count} images", count)
+    row = predicting.measure(tmp_path, count, workers=0)
+    assert row["images"] == count and row["images per second"] == pytest.approx(count / row["seconds"])
+    lines = (tmp_path / f"{count}.csv").read_text().splitlines()[1:]
+    predictions = [line.partition(",")[2] for line in lines]
+    assert predictions[-10:] == predictions[:10] and len(set(predictions)) > 200
+    assert not any(line.rpartition(",")[2] for line in lines)

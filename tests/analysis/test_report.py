@@ -18,6 +18,9 @@ class Dataset:
     def names(self):
         return self._names
 
+    def raw(self, index):
+        return torch.zeros(3, 12, 9, dtype=torch.uint8)
+
 
 def clusters(n, c, used):
     return torch.nn.functional.one_hot(torch.arange(n) % used, c).float()
@@ -52,6 +55,7 @@ def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
     caplog.set_level("INFO")
     report.report_clusters(tmp_path, clusters(30, c, 8), Dataset(names=["x"] * 30), {"split": "test"})
     figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert figures["image_side"] == 9
     assert (len(figures["cluster_sizes"]), figures["empty_clusters"]) == (c, list(range(8, c)))
     for line in caplog.messages:
         assert sum(word.strip("[],").isdigit() for word in line.split()) <= health.LISTED + 3

@@ -29,7 +29,7 @@ def report_clusters(folder, probabilities, dataset, about):
     Args:
         folder: where to write.
         probabilities: float (N, C), on the CPU.
-        dataset: the images, with `labels` (int64 (N,) or None), `classes` and `names()`.
+        dataset: the images, with `labels` (int64 (N,) or None), `classes`, `names()` and `raw(index)`.
         about: dict of what was evaluated, put first in metrics.json.
 
     Returns:
@@ -42,6 +42,7 @@ def report_clusters(folder, probabilities, dataset, about):
     figures = {
         **about,
         "num_images": len(probabilities),
+        "image_side": min(dataset.raw(0).shape[1:]),  # the size that new images are to have
         "num_clusters": len(sizes),
         "mean_confidence": confidence.mean().item(),
         "cluster_sizes": sizes.tolist(),

@@ -63,6 +63,18 @@ def load_config(args, setups, training=True):
     return EasyDict(config)
 
 
+def read_resolved(path):
+    """The configuration that a run wrote beside its results, checked.
+
+    Keys that are new since then get their defaults. Raises UserError as `load_config`.
+    """
+    keys = schema.ENVIRONMENT + schema.EXPERIMENT
+    given = _checked(read_yaml(path), keys, path)
+    config = {**schema.defaults(given.get("setup")), **given}
+    _require_keys(keys, given, config, False, path)
+    return EasyDict(config)
+
+
 def experiment_of(config):
     """The part of a configuration that decides the results: no paths, devices or worker counts.
 

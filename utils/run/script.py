@@ -20,8 +20,11 @@ from .identity import TUNABLE
 log = logging.getLogger(__name__)
 
 
-def run_script(main):
-    """Call `main()`. Exit status: 1, with one line of text, for a user's mistake; 128 + N for signal N."""
+def run_script(main, when_stopped="the same command, without --fresh, goes on"):
+    """Call `main()`. Exit status: 1, with one line of text, for a user's mistake; 128 + N for signal N.
+
+    `when_stopped` says, after a signal, what to do next.
+    """
     interrupt.listen()
     try:
         main()
@@ -49,7 +52,7 @@ def run_script(main):
         )
     except interrupt.Interrupted as signal:
         if distributed.is_main():
-            print(f"stopped by {signal}; the same command, without --fresh, goes on", file=sys.stderr)
+            print(f"stopped by {signal}; {when_stopped}", file=sys.stderr)
         sys.exit(128 + signal.number)
 
 

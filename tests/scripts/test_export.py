@@ -1,0 +1,156 @@
+"""export.py on the results of a real training: each file by itself gives what the model gives."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from digits_files import DIGITS
+from mistakes import assert_holds
+from PIL import Image
+from safetensors.torch import load_file
+from steps import fails
+
+import data
+import export
+import predict
+from models import build_model
+
+NAMES = ["zero", "one", "zwei, drei", *"3456789"]
+
+
+@pytest.fixture(scope="module")
+def digits(results, tmp_path_factory):
+    """A copy of the results whose training images are files, and whose clusters have names."""
+    root = tmp_path_factory.mktemp("export")
+    (root / "digits").mkdir()
+    for number, image in enumerate(data.build_dataset(DIGITS, "test").images[:20].permute(0, 2, 3, 1)):
+        Image.fromarray(image.numpy()).save(root / f"digits/{number}.png")
+    shutil.copytree(results, root / "results")
+    config = root / "results/selflabel/config.yml"
+    config.write_text(config.read_text().replace("data_dir: datasets", f"data_dir: {root}"))
+    names = "".join(f'{number},"{name}"\n' for number, name in enumerate(NAMES))
+    (root / "results/names.csv").write_text(f"cluster,name\n{names}")
+    return root / "results"
+
+
+@pytest.fixture(scope="module")
+def exported(digits):
+    export.main([str(digits)])
+    return digits / "export"
+
+
+def images_and_probabilities(results, n):
+    trained = predict.load_trained(results)
+    images = data.build_dataset(DIGITS, "test").images[:n]
+    with torch.no_grad():
+        logits = trained.model(data.build_eval_transform(trained.config)(images))
+    return images, logits[trained.head].softmax(1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 33])
+def test_the_onnx_file_gives_the_models_probabilities(digits, exported, n):
+    images, expected = images_and_probabilities(digits, n)
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    (found,) = session.run(["probabilities"], {"images": images.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert expected.max() > 0.2 and expected.argmax(1).unique().numel() > (n > 9)
+
+
+def test_the_onnx_file_is_whole(exported):
+    onnx.checker.check_model(exported / "model.onnx", full_check=True)
+    assert sorted(path.name for path in exported.iterdir()) == sorted(export.FILES)
+    about = json.loads((exported / "model.json").read_text())["onnx"]
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    for kind, (found,) in (("input", session.get_inputs()), ("output", session.get_outputs())):
+        assert (found.name, found.shape) == (about[kind]["name"], about[kind]["shape"])
+    assert session.get_inputs()[0].type == "tensor(uint8)" and about["input"]["dtype"] == "uint8"
+    assert 0 <= about["largest_difference_from_torch"] <= export.TOLERANCE
+
+
+def test_weights_and_description_are_enough(digits, exported):
+    """Another program builds the network from model.json and model.safetensors alone."""
+    about = json.loads((exported / "model.json").read_text())
+    model = build_model(
+        {
+            "setup": "scan",
+            "backbone": about["backbone"],
+            "num_classes": about["num_clusters"],
+            "transformation_kwargs": {"crop_size": about["crop_size"]},
+        }
+    )
+    model.load_state_dict(load_file(exported / "model.safetensors"))
+    images, expected = images_and_probabilities(digits, 9)
+    mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
+    assert about["side"] == about["crop_size"] == images.size(-1)
+    with torch.no_grad():
+        found = model.eval()((images / 255 - mean) / std)[0].softmax(1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (about["names"], about["head"], about["trained_on"]) == (NAMES, 0, "digits")
+    assert set(export.PACKAGES) <= set(about["versions"])
+
+
+def test_the_best_of_several_heads_and_float_images(copied, tmp_path):
+    """The clustering step's model; its images are compared as values from 0 to 1."""
+    scan = copied / "digits/scan"
+    content = torch.load(scan / "model.pth.tar", weights_only=True)
+    other = 1 - content["head"]
+    torch.save({**content, "head": other}, scan / "model.pth.tar")
+    export.main([str(scan), "--input", "float", "--output", str(tmp_path / "x")])
+    images, expected = images_and_probabilities(scan, 9)
+    session = onnxruntime.InferenceSession(tmp_path / "x/model.onnx")
+    (found,) = session.run(None, {"images": images.numpy() / np.float32(255)})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    weights = load_file(tmp_path / "x/model.safetensors")
+    assert torch.equal(weights["cluster_head.0.weight"], content["model"][f"cluster_head.{other}.weight"])
+    assert not any(key.startswith("cluster_head.1") for key in weights)
+    assert json.loads((tmp_path / "x/model.json").read_text())["head"] == other
+
+
+def test_real_images_are_those_of_the_training_folder(digits):
+    trained = predict.load_trained(digits)
+    (real,) = export.real_inputs(trained)
+    assert real.shape == (export.REAL, 3, 8, 8)
+    every = data.build_dataset(DIGITS, "test").images[:20]
+    assert all((image == every).flatten(1).all(1).any() for image in real)
+    trained.config.data_dir = "nowhere"
+    assert export.real_inputs(trained) == []
+
+
+def test_what_differs_from_torch_is_not_kept(digits, exported, tmp_path, monkeypatch, capsys):
+    """Here the ONNX file is that of another step's model."""
+    monkeypatch.setattr(export, "write_onnx", lambda network, example, path: shutil.copy(before, path.parent))
+    shutil.copytree(exported, tmp_path / "x")
+    before = exported / "model.onnx"
+    line = fails(capsys, export.main, [str(digits / "scan"), "--output", str(tmp_path / "x")])
+    assert_holds(line, ["differ from torch's by", "more than 0.0001", "nothing was written"])
+    for path in exported.iterdir():
+        assert path.read_bytes() == (tmp_path / "x" / path.name).read_bytes()
+    assert len(list((tmp_path / "x").iterdir())) == 3
+
+
+def test_what_is_refused_at_once(digits, exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "write_onnx", None)  # not reached
+    (tmp_path / "model.json").write_text("{}")
+    line = fails(capsys, export.main, [str(digits), "--output", str(tmp_path)])
+    assert_holds(line, ["model.json: exists and is not from export.py"])
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, export.main, [str(digits), "--output", str(tmp_path / "file/x")])
+    assert_holds(line, ["file/x: cannot be written", "--output"])
+    assert_holds(fails(capsys, export.main, [str(digits / "pretext")]), ["which has no clusters"])
+    monkeypatch.setattr(export, "PACKAGES", ("torch", "onyx", "unsafetensors"))
+    line = fails(capsys, export.main, [str(digits)])
+    assert line.endswith("pip install onyx unsafetensors")
+
+
+def test_a_full_disk(digits, exported, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    monkeypatch.setattr(export, "write_onnx", full)
+    assert_holds(fails(capsys, export.main, [str(digits)]), ["export: cannot be written", "No space left"])
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
