@@ -90,7 +90,8 @@ def eval_loaders(run, model, k_train, k_val):
 def learn(run, model, train, val):
     """Train by instance discrimination; returns the Identity of the training.
 
-    After each epoch, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the features.
+    After each epoch, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the features, if
+    `can_vote`.
     """
     config, images = run.config, train.dataset
     datasets = {"train": train.dataset, "test": val.dataset}
@@ -105,14 +106,13 @@ def learn(run, model, train, val):
     network = for_training(run, model, loader, images_per_anchor=2)
 
     def monitor(epoch):
-        if train.dataset.labels is None or val.dataset.labels is None:
-            return {}
         with run.autocast():
             features = [infer(model, split, "features") for split in (train, val)]
         return {"knn_accuracy": knn_accuracy(features, train, val, config.temperature)}
 
     step = partial(simclr_step, network, criterion)
-    engine.train(run, identity, model, optimizer, loader, step, after_epoch=monitor)
+    after_epoch = monitor if can_vote(train.dataset, val.dataset) else None
+    engine.train(run, identity, model, optimizer, loader, step, after_epoch=after_epoch)
     return identity
 
 
@@ -177,11 +177,17 @@ def feature_figures(run, features, mined, train, val):
     if val.dataset.labels is None:
         return {}
     figures = neighbors.accuracy(mined, val.dataset.labels)
-    if train.dataset.labels is not None:
+    if can_vote(train.dataset, val.dataset):
         accuracy = knn_accuracy(features, train, val, run.config.temperature, run.device)
         figures["knn_accuracy"] = accuracy
         log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
     return figures
+
+
+def can_vote(train, val):
+    """Whether k-NN accuracy means something: both splits have labels, and no image votes for itself."""
+    labeled = train.labels is not None and val.labels is not None
+    return labeled and train.fingerprint() != val.fingerprint()
 
 
 def knn_accuracy(features, train, val, temperature, device=None):

@@ -67,7 +67,10 @@ def build_folder(
     else:
         folder = _folder_of_split(root, split)
         files, labels, classes, left_out = _listed(root / "train", folder)
-    notes = root / ("unreadable.txt" if folder == root else f"unreadable-{folder.name}.txt")
+    ours = called == "" and keep_in  # the folder of image_folder may be anywhere, and is only read
+    notes = (keep_in if ours else root) / (
+        "unreadable.txt" if folder == root else f"unreadable-{folder.name}.txt"
+    )
     kept = Kept(keep_in, _stem("all" if folder == root else folder.name, how)) if keep_in else None
     of_training = keep_in == training_in and folder in (root, root / "train")
     if white_level is None and training_in and not of_training:

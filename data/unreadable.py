@@ -335,6 +335,7 @@ def _write_notes(notes, digest, found, images):
     lines = [f"# {title}; {about}; remove this file to look at all files again"]
     lines += [f"{path}\t{reason}" for path, reason in found.unreadable.items()]
     try:
+        notes.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         temporary.replace(notes)
     except OSError as error:

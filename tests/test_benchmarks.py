@@ -70,7 +70,7 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
 
 def test_decoding(tmp_path, monkeypatch, capsys):
     output = tmp_path / "decoding.json"
-    options = "--photos 3 --megapixels 0.2 --side 64 --workers 0 --output".split()
+    options = ["--photos", "3", "--megapixels", "0.2", "--side", "64", "--workers", "0", "--output"]
     monkeypatch.setattr(sys, "argv", ["decoding.py", *options, str(output)])
     monkeypatch.setattr(decoding, "ROUNDS", 1)
     decoding.main()
