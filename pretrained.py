@@ -65,7 +65,7 @@ def fill(model, config, file):
     if file:
         found, place = find_backbone(checkpoint.load(file), model.backbone, file)
         log.info("%s: the weights%s", file, f" below {place}" if place else "")
-        labels = known_of(file) or classified(library, found)
+        labels = classified(library, found) or known_of(file)
     elif library is None or library.weights is None:
         raise UserError(
             f"backbone {name}: has no weights of its own; give --pretrained FILE, or run simclr.py"
@@ -119,7 +119,9 @@ def fitted(library, backbone, weights, source):
 
 
 def known_of(file):
-    """What metrics.json beside a result of this step says of the labels; None if there is none."""
+    """What metrics.json beside a model of this step says of the labels; None for other files."""
+    if Path(file).name != "model.pth.tar":
+        return None
     try:
         return json.loads((Path(file).parent / "metrics.json").read_text()).get("labels_in_pretraining")
     except (OSError, ValueError, AttributeError):
