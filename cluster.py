@@ -11,6 +11,7 @@ step's results. If it is interrupted, give the same command again.
 """
 
 import argparse
+import csv
 import json
 import logging
 import os
@@ -46,6 +47,8 @@ FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32
 VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
 MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
 FEWEST = 21  # images, of which each has 20 neighbors
+THRESHOLDS = 0.99, 0.95, 0.9, 0.8, 0.7  # of self-labeling
+SPLITS = "train", "test", "val"  # folders that are no classes
 UNSURE = 0.8  # an image of lower confidence counts as unsure
 PLAN = "cluster.json"  # the command line that the experiment files were made for
 
@@ -57,10 +60,13 @@ def main(argv=None):
     folder = root / args.name
     files = experiment_files(args, folder)
     settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
-    configs = pipeline.check_steps(files, settings)
     flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
-    folders = pipeline.run_steps(files, settings, flags=flags)
-    write_results(configs, folder, folders)
+    run_steps = partial(pipeline.run_steps, settings=settings, flags=flags)
+    folders = run_steps({step: files[step] for step in ("pretext", "scan")})
+    if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
+        folders = run_steps(files)
+    configs = pipeline.check_steps({step: files[step] for step in folders}, settings)
+    write_results(configs, folder, folders, args.labels)
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -153,11 +159,15 @@ def experiment_files(args, folder):
         contents = fitted(args, folder)
         configs.mkdir(parents=True, exist_ok=True)
         for step, content in contents.items():
-            with atomic(configs / f"{step}.yml") as temporary:
-                temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+            write_yaml(content, configs / f"{step}.yml")
         kept = {"arguments": asked, "steps": list(contents)}
         write_json(kept, plan)
     return {step: configs / f"{step}.yml" for step in kept["steps"]}
+
+
+def write_yaml(content, path):
+    with atomic(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def fitted(args, folder):
@@ -179,8 +189,7 @@ def fitted(args, folder):
         size, normalize = args.size or found["size"], {key: found[key] for key in ("mean", "std")}
     for content in contents.values():
         content.update(
-            image_folder=str(args.images), folder_labels="auto" if args.labels else "none",
-            resize=args.resize,
+            image_folder=str(args.images), folder_labels="none", resize=args.resize,
             train_db_name=args.name, val_db_name=args.name, num_classes=args.clusters, seed=args.seed,
             num_workers=min(8, os.cpu_count() or 1), backbone=backbone,
         )  # fmt: skip
@@ -188,6 +197,13 @@ def fitted(args, folder):
             content["features_file"] = str(args.features.resolve())
         set_size(content, size or 112, normalize)
 
+    n = len(data.list_images(args.images)[0])
+    device = machine.choose_device("auto")
+    if args.from_scratch:
+        fit_from_scratch(args, contents, n, device)
+        contents["scan"]["cache_features"] = 8
+    elif not args.features:
+        tell_cost_of_features(contents["pretext"], n, device)
     dataset = data.build_dataset({**contents["pretext"], "root_dir": folder.parent}, "train")
     n = duplicates.count_distinct(duplicates.first_copies(dataset))
     if n < max(FEWEST, args.clusters):
@@ -197,12 +213,6 @@ def fitted(args, folder):
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], n)
     contents["scan"]["num_neighbors"] = max(5, min(20, n // (25 * args.clusters)))
-    device = machine.choose_device("auto")
-    if args.from_scratch:
-        fit_from_scratch(args, contents, n, device)
-        contents["scan"]["cache_features"] = 8
-    elif not args.features:
-        tell_cost_of_features(contents["pretext"], len(dataset), device)
     return contents
 
 
@@ -278,13 +288,30 @@ def cost_of_epoch(content, n, device):
 # --- the results ---------------------------------------------------------------------------------
 
 
-def write_results(configs, folder, folders):
+def set_threshold(path, scan):
+    """Set the confidence threshold of the self-labeling file at `path`, without using labels.
+
+    It is the highest of THRESHOLDS that a fifth of the images exceed after the clustering step, of which
+    `scan` is the folder. Returns False, after saying so, if there is none.
+    """
+    with open(scan / "assignment.csv", encoding="utf-8") as file:
+        confidence = torch.tensor([float(row["confidence"]) for row in csv.DictReader(file)])
+    good = [threshold for threshold in THRESHOLDS if (confidence > threshold).float().mean() >= 0.2]
+    if not good:
+        print(f"no self-labeling: too few images have a confidence above {THRESHOLDS[-1]:g}")
+        return False
+    write_yaml({**read_yaml(path), "confidence_threshold": good[0]}, path)
+    return True
+
+
+def write_results(configs, folder, folders, labels=None):
     """Write clusters.csv, prototypes.png, clusters/*.png and metrics.json.
 
     Args:
         configs: dict step -> configuration.
         folder: pathlib.Path of the results.
         folders: dict step -> pathlib.Path of its results.
+        labels: "subfolders": compare the clusters with the images' folders.
     """
     step, config = list(configs.items())[-1]
     source = folders[step] / "model.pth.tar"
@@ -309,8 +336,8 @@ def write_results(configs, folder, folders):
         "prototypes": find_prototypes(features, probabilities),
         **verdicts(folders, probabilities),
     }
-    if dataset.labels is not None:
-        figures |= metrics.clustering_metrics(probabilities, dataset.labels, len(dataset.classes))
+    if labels:
+        figures |= compared_with_folders(dataset.names(), probabilities)
     rows, figures["copies"], figures["near_duplicates"] = table(
         dataset, features, probabilities, figures, run
     )
@@ -325,6 +352,22 @@ COLUMNS = (
     "file", "cluster", "confidence", "runner_up", "runner_up_confidence", "prototype_similarity", "copy_of",
     "near_duplicate_of",
 )  # fmt: skip
+
+
+def compared_with_folders(names, probabilities):
+    """Metrics of the clusters; an image's class is the first folder of its name that is no split.
+
+    Images without such a folder do not count.
+    """
+    parts = [[part for part in Path(name).parts[:-1] if part not in SPLITS] for name in names]
+    labeled = [i for i, folders in enumerate(parts) if folders]
+    classes = sorted({parts[i][0] for i in labeled})
+    if len(classes) < 2:
+        raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")
+    number = {name: i for i, name in enumerate(classes)}
+    labels = torch.tensor([number[parts[i][0]] for i in labeled])
+    found = metrics.clustering_metrics(probabilities[labeled], labels, len(classes))
+    return {"classes": classes, "num_labeled": len(labeled), **found}
 
 
 def table(dataset, features, probabilities, figures, run):

@@ -183,7 +183,7 @@ def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
 def prototype_cells(dataset, figures):
     """Cells of plots.save_image_sheet: an image for each cluster, titled with its matched class and size."""
     class_of = dict(figures.get("matches", []))
-    names = plots.drawable(tuple(enumerate(dataset.classes or ())))
+    names = plots.drawable(tuple(enumerate(figures.get("classes") or dataset.classes or ())))
     for cluster, index in enumerate(figures["prototypes"]):
         name = f" = {names[class_of[cluster]]}" if cluster in class_of else ""
         title = f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images"

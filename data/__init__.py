@@ -25,7 +25,7 @@ from .npz import read_npz
 from .streaming import stream_squares
 from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .transforms import build_eval_transform, build_train_transform
-from .vectors import with_vectors
+from .vectors import vector_backbone, with_vectors
 from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "list_images",
     "stream",
     "unchanged",
+    "vector_backbone",
 ]
 
 

@@ -79,7 +79,7 @@ def with_vectors(config, split, build):
     if config.get("cache_features"):
         raise UserError("cache_features: features_file holds features already; leave cache_features out")
     table = _read(path)
-    backbone = f"features/{table.shape[1]}"
+    backbone = vector_backbone(path)
     if config.get("backbone", backbone) != backbone:
         raise UserError(
             f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
@@ -101,6 +101,11 @@ def with_vectors(config, split, build):
             f"first one in row {start + int(broken[0])} ({images[split].names()[broken[0]]})"
         )
     return VectorImages(images[split], vectors)
+
+
+def vector_backbone(path):
+    """The `backbone` of a model of the vectors in this .npy file. Raises UserError, see `with_vectors`."""
+    return f"features/{_read(Path(path)).shape[1]}"
 
 
 def _read(path):

@@ -1,0 +1,194 @@
+"""cluster.py: a folder of images in, clusters out."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from digits_files import DIGITS
+from PIL import Image
+from steps import ROOT, fails
+
+import cluster
+import data
+import scan
+from utils.run.config import read_yaml
+
+N, COPIES = 200, 3
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of digits in nested folders, with copies of the first ones on top."""
+    folder = tmp_path_factory.mktemp("in") / "my digits"
+    digits = data.build_dataset(DIGITS, "train")
+    for i in range(N):
+        path = folder / f"class {digits.labels[i] % 4}" / f"n{i % 3}" / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.raw(i).permute(1, 2, 0).numpy()).save(path)
+        if i < COPIES:
+            shutil.copy(path, folder / f"copy{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vectors(photos):
+    """File of the images' pixels, in the order of their names."""
+    rows = []
+    for path in sorted(photos.rglob("*.png"), key=str):
+        with Image.open(path) as image:
+            rows.append(np.asarray(image.convert("L"), np.float32).ravel() / 255)
+    path = photos.parent / "vectors.npy"
+    np.save(path, np.stack(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(photos, vectors, tmp_path_factory):
+    """A command line that has run; and the folder of its results."""
+    root = tmp_path_factory.mktemp("out")
+    argv = [str(photos), "--clusters", "4", "--features", str(vectors), "--labels", "subfolders"]
+    argv += ["--root_dir", str(root), "--set", "precision=fp32", "num_workers=0", "device=cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        cluster.main(argv)
+    return argv, root / "my_digits"
+
+
+def rows_of(folder):
+    with open(folder / "clusters.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_has_a_cluster(command, photos):
+    _, folder = command
+    rows = rows_of(folder)
+    assert [row["file"] for row in rows] == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
+    figures = json.loads((folder / "metrics.json").read_text())
+    sizes = torch.bincount(torch.tensor([int(row["cluster"]) for row in rows]), minlength=4)
+    assert figures["cluster_sizes"] == sizes.tolist()
+    assert all(1 >= float(r["confidence"]) >= float(r["runner_up_confidence"]) > 0 for r in rows)
+    for cluster_, prototype in enumerate(figures["prototypes"]):
+        assert int(rows[prototype]["cluster"]) == cluster_
+        assert float(rows[prototype]["prototype_similarity"]) == pytest.approx(1, abs=1e-3)
+    assert figures["acc"] > 0.3 and figures["neighbors"]["verdict"] == "go"
+    assert (folder / "prototypes.png").exists()
+    assert {p.name for p in (folder / "clusters").iterdir()} == {f"{c}.png" for c in range(4) if sizes[c]}
+
+
+def test_copies_are_listed_and_share_their_cluster(command):
+    _, folder = command
+    rows = {row["file"]: row for row in rows_of(folder)}
+    pairs = {name: row["copy_of"] for name, row in rows.items() if row["copy_of"]}
+    assert len(pairs) == COPIES == json.loads((folder / "metrics.json").read_text())["copies"]
+    assert all(rows[name]["cluster"] == rows[first]["cluster"] for name, first in pairs.items())
+    mined = np.load(folder / "pretext/topk-train-neighbors.npy")
+    places = [i for i, row in enumerate(rows.values()) if row["copy_of"]]
+    assert not np.isin(np.delete(mined, places, 0), places).any()
+
+
+def test_the_same_command_again_changes_nothing(command, capsys):
+    argv, folder = command
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.pth.tar")}
+    cluster.main(argv)
+    assert capsys.readouterr().out.count("done before") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.pth.tar")}
+
+
+def test_a_step_can_be_repeated_from_its_file(command, tmp_path):
+    _, folder = command
+    shutil.copytree(folder / "pretext", tmp_path / "my_digits/pretext")
+    settings = ["--set", f"root_dir={tmp_path}", "precision=fp32", "device=cpu", "num_workers=0"]
+    scan.main(["--config_exp", str(folder / "configs/scan.yml"), *settings])
+    assert (tmp_path / "my_digits/scan/assignment.csv").read_bytes() == (
+        folder / "scan/assignment.csv"
+    ).read_bytes()
+
+
+def test_another_number_of_clusters_goes_elsewhere(command, capsys):
+    argv, _ = command
+    other = [*argv[:2], "5", *argv[3:]]
+    assert "another clusters; give that again, or keep this one apart with --name my_digits-2" in fails(
+        capsys, cluster.main, other
+    )
+
+
+def test_from_scratch(photos, tmp_path, capsys):
+    root = tmp_path / "out"
+    argv = [str(photos), "--clusters", "4", "--from-scratch", "--backbone", "resnet10_narrow", "--size", "8"]
+    argv += ["--hours", "0.00001", "--root_dir", str(root), "--set", "num_workers=0", "device=cpu"]
+    argv += ["epochs=2", "precision=fp32"]
+    cluster.main(argv)
+    out = capsys.readouterr().out
+    assert "resnet10_narrow at 8 pixels: about 1 s an epoch" in out and "more --hours would do better" in out
+    folder = root / "my_digits"
+    assert len(rows_of(folder)) == N + COPIES
+    assert "acc" not in json.loads((folder / "metrics.json").read_text())
+    assert read_yaml(folder / "configs/pretext.yml")["epochs"] == cluster.FEWEST_EPOCHS
+
+
+def test_threshold_of_self_labeling(tmp_path, capsys):
+    path = tmp_path / "selflabel.yml"
+    path.write_text(yaml.safe_dump({"setup": "selflabel", "confidence_threshold": 0.5}))
+    for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.75, 0.7)):
+        rows = "".join(f"{i},0,{confident if i < 3 else 0.4}\n" for i in range(10))
+        (tmp_path / "assignment.csv").write_text("image,cluster,confidence\n" + rows)
+        assert cluster.set_threshold(path, tmp_path)
+        assert read_yaml(path) == {"setup": "selflabel", "confidence_threshold": expected}
+    (tmp_path / "assignment.csv").write_text("image,cluster,confidence\n" + "0,0,0.6\n" * 10)
+    assert not cluster.set_threshold(path, tmp_path)
+    assert "no self-labeling" in capsys.readouterr().out
+
+
+def write_few(folder, n):
+    folder.mkdir()
+    for i in range(n):
+        Image.effect_noise((9, 9), 50).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "message"),
+    [
+        (lambda f: f / "none", [], "no such folder"),
+        (lambda f: Path(shutil.copy(__file__, f)), [], "is a file; give the folder that holds it"),
+        (lambda f: f, [], "no images found"),
+        (lambda f: write_few(f / "few", 5), [], "5 images are too few for nearest neighbors"),
+        (lambda f: write_few(f / "few", 25), ["--clusters", "30"], "25 images are too few for 30 clusters"),
+        (lambda f: f, ["--clusters", "1"], "must be 2 or more"),
+        (lambda f: f, ["--from-scratch", "--pretrained", "x"], "give only one of them"),
+        (lambda f: f, ["--features", "x.npy", "--size", "9"], "leave out --backbone and --size"),
+        (lambda f: f, ["--hours", "0"], "must be above 0"),
+        (lambda f: f, ["--name", "a/b"], "use letters, digits"),
+        (lambda f: write_few(f / "few", 25), ["--backbone", "torchvision/resnet19"], "did you mean"),
+        (lambda f: write_few(f / "few", 25), ["--features", "none.npy"], "no such file"),
+    ],
+)
+def test_bad_input(make, more, message, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    argv = [str(make(folder)), "--clusters", "3", "--backbone", "torchvision/squeezenet1_1", "--size", "32"]
+    if "--features" in more:
+        argv = argv[:3]
+        more = more if "--size" in more else more
+    argv += ["--root_dir", str(tmp_path / "out"), *more, "--set", "num_workers=0"]
+    assert message in fails(capsys, cluster.main, argv)
+    assert not list((tmp_path / "out").rglob("*.yml")) if (tmp_path / "out").exists() else True
+
+
+def test_a_features_file_of_another_length(photos, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.ones((7, 3), np.float32))
+    argv = [
+        str(photos),
+        "--clusters",
+        "3",
+        "--features",
+        str(tmp_path / "x.npy"),
+        "--root_dir",
+        str(tmp_path),
+    ]
+    assert f"holds 7 vectors, but there are {N + COPIES} images" in fails(capsys, cluster.main, argv)
