@@ -20,7 +20,7 @@ from .messages import amount, shown
 log = logging.getLogger(__name__)
 
 NOTES = ("unreadable-train.txt", "unreadable-test.txt", "unreadable-val.txt", "unreadable.txt")
-BATCH = 16  # images that a worker process decodes at a time
+BATCH = 8  # images that a worker process decodes at a time
 
 
 class Found(NamedTuple):
