@@ -236,8 +236,8 @@ class OwnImages(FolderImages):
             Image.open(io.BytesIO(content), formats=formats()) as image,
         ):
             shape = image.size
-            # decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves at least twice the wanted side
-            image.draft(None, [2 * side for side in _resized(*shape, self.how)])
+            # decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is not smaller than what is wanted
+            image.draft(None, _resized(*shape, self.how))
             image, brightest = _as_seen(image, self.how.white)
             facts = Facts(hashlib.sha256(content).hexdigest(), *shape, brightest)
             return _square(image, self.how), facts

@@ -248,9 +248,9 @@ def test_large_photos_are_decoded_at_a_reduced_scale(folder, monkeypatch, mode, 
 
 
 @pytest.mark.parametrize(
-    ("side", "decoded"), [(4 * SIZE - 1,) * 2, (4 * SIZE, 2 * SIZE), (8 * SIZE, 2 * SIZE)]
+    ("side", "decoded"), [(2 * SIZE - 2,) * 2, (2 * SIZE, SIZE), (4 * SIZE + 2, SIZE + 1)]
 )
-def test_twice_the_pixels_that_are_wanted_are_left(folder, monkeypatch, side, decoded):
+def test_the_pixels_that_are_wanted_are_left(folder, monkeypatch, side, decoded):
     Image.new("RGB", (side, 2 * side)).save(folder / "a.jpg")
     sizes, as_seen = [], decoding._as_seen
     monkeypatch.setattr(
@@ -308,7 +308,7 @@ def test_odd_sizes_of_other_ways(folder, resize, size):
     assert (found[0].permute(1, 2, 0) == torch.tensor([1, 2, 3])).all()
 
 
-@pytest.mark.parametrize(("resize", "scale"), [("crop", 2), ("pad", 4), ("squeeze", 2)])
+@pytest.mark.parametrize(("resize", "scale"), [("crop", 4), ("pad", 8), ("squeeze", 4)])
 def test_a_padded_photo_needs_fewer_pixels(folder, monkeypatch, resize, scale):
     Image.new("RGB", (8 * SIZE, 4 * SIZE)).save(folder / "a.jpg")
     sizes, square = [], decoding._square
