@@ -19,6 +19,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -29,10 +30,11 @@ import pipeline
 from errors import UserError
 from eval import prototype_cells, save_sheet
 from losses import SimCLRLoss
+from scan import NEIGHBORS
 from simclr import simclr_step
-from utils.analysis import duplicates, health, metrics, plots
+from utils.analysis import duplicates, health, metrics, numbers, plots
 from utils.analysis.prototypes import find_prototypes
-from utils.files import atomic, write_csv, write_json
+from utils.files import atomic, digest, write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.config import read_yaml
 from utils.run.folder import Run
@@ -47,6 +49,7 @@ FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32
 VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
 MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
 FEWEST = 21  # images, of which each has 20 neighbors
+NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8, 0.7  # of self-labeling
 SPLITS = "train", "test", "val"  # folders that are no classes
 UNSURE = 0.8  # an image of lower confidence counts as unsure
@@ -62,6 +65,11 @@ def main(argv=None):
     settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
     flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
     run_steps = partial(pipeline.run_steps, settings=settings, flags=flags)
+    if len(args.clusters) != 1:
+        pretext = run_steps({"pretext": files["pretext"]})["pretext"]
+        number = choose_number(args.clusters, folder, pretext, args.seed)
+        for step in files.keys() - {"pretext"}:
+            change(files[step], num_classes=number)
     folders = run_steps({step: files[step] for step in ("pretext", "scan")})
     if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
         folders = run_steps(files)
@@ -80,7 +88,10 @@ def read_arguments(argv):
     parser.add_argument(
         "images", metavar="PHOTOS", type=file_argument, help="folder of images, nested or not"
     )
-    parser.add_argument("--clusters", metavar="K", required=True, type=int, help="number of clusters")
+    parser.add_argument(
+        "--clusters", metavar="K", required=True, type=numbers_argument,
+        help="number of clusters; several to compare, K,K,...; or auto, to compare many and take the best",
+    )  # fmt: skip
     parser.add_argument("--name", help="name of the results folder (default: the name of PHOTOS)")
     parser.add_argument("--root_dir", help="folder of all results (default: that of configs/env.yml)")
     parser.add_argument(
@@ -121,8 +132,6 @@ def read_arguments(argv):
         raise UserError(f"{' and '.join(given)}: give only one of them")
     if args.features and (args.backbone or args.size):
         raise UserError("--features replaces the network: leave out --backbone and --size")
-    if args.clusters < 2:
-        raise UserError(f"--clusters {args.clusters}: must be 2 or more")
     if args.hours <= 0:
         raise UserError(f"--hours {args.hours:g}: must be above 0")
     if not args.images.is_dir():
@@ -135,6 +144,19 @@ def read_arguments(argv):
     return args
 
 
+def numbers_argument(text):
+    """argparse type of --clusters: list of numbers; empty for auto."""
+    if text == "auto":
+        return []
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = [0]
+    if found[0] < 2:
+        raise argparse.ArgumentTypeError(f"expected numbers of 2 or more, or auto; found {text!r}")
+    return found
+
+
 # --- the experiment files ------------------------------------------------------------------------
 
 
@@ -145,7 +167,7 @@ def experiment_files(args, folder):
         UserError: bad images, or results of another command.
     """
     plan, configs = folder / PLAN, folder / "configs"
-    asked = {key: str(value) for key, value in vars(args).items() if value not in (None, [], False)}
+    asked = {key: str(value) for key, value in vars(args).items() if value not in (None, False)}
     kept = json.loads(plan.read_text()) if plan.exists() else None
     if kept and kept["arguments"] != asked:
         changed = sorted(
@@ -170,6 +192,11 @@ def write_yaml(content, path):
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
+def change(path, **values):
+    """Change top-level keys of an experiment file."""
+    write_yaml({**read_yaml(path), **values}, path)
+
+
 def fitted(args, folder):
     """The templates in configs/own/, filled in for these images: dict step -> content of its file.
 
@@ -187,10 +214,13 @@ def fitted(args, folder):
         backbone = args.backbone or BACKBONE
         found = models.preprocessing(backbone)
         size, normalize = args.size or found["size"], {key: found[key] for key in ("mean", "std")}
+    most = max(
+        args.clusters or [2]
+    )  # of several numbers, the one for the heads is chosen after the first step
     for content in contents.values():
         content.update(
             image_folder=str(args.images), folder_labels="none", resize=args.resize,
-            train_db_name=args.name, val_db_name=args.name, num_classes=args.clusters, seed=args.seed,
+            train_db_name=args.name, val_db_name=args.name, num_classes=most, seed=args.seed,
             num_workers=min(8, os.cpu_count() or 1), backbone=backbone,
         )  # fmt: skip
         if args.features:
@@ -206,13 +236,13 @@ def fitted(args, folder):
         tell_cost_of_features(contents["pretext"], n, device)
     dataset = data.build_dataset({**contents["pretext"], "root_dir": folder.parent}, "train")
     n = duplicates.count_distinct(duplicates.first_copies(dataset))
-    if n < max(FEWEST, args.clusters):
+    if n < max(FEWEST, most):
         copies = f" ({len(dataset) - n} more are copies)" if n < len(dataset) else ""
-        what = f"{args.clusters} clusters" if args.clusters > n else "nearest neighbors"
+        what = f"{most} clusters" if most > n else "nearest neighbors"
         raise UserError(f"{args.images}: {n} images{copies} are too few for {what}")
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], n)
-    contents["scan"]["num_neighbors"] = max(5, min(20, n // (25 * args.clusters)))
+    contents["scan"]["num_neighbors"] = max(5, min(20, n // (25 * most)))
     return contents
 
 
@@ -285,6 +315,35 @@ def cost_of_epoch(content, n, device):
     return n * seconds, memory * content["batch_size"]
 
 
+def choose_number(candidates, folder, pretext, seed):
+    """The number of clusters that the neighbors suggest, among `candidates`, or many if that is empty.
+
+    Writes numbers.csv and numbers.png. `pretext` is the folder of the first step's results.
+    """
+    mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
+    made_of = [digest(pretext / NEIGHBORS[0]), candidates]
+    kept = folder / "numbers.json"
+    content = json.loads(kept.read_text()) if kept.exists() else {}
+    if content.get("made_of") != made_of:
+        print("\ncomparing numbers of clusters ...", flush=True)
+        few = [number for number in numbers.NUMBERS if number * numbers.FEWEST <= len(mined)]
+        rows = numbers.compare(mined, candidates or few or [2], seed)
+        best, alike = numbers.suggest(rows)
+        content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
+        write_json(content, kept)
+    rows, best = content["numbers"], content["suggestion"]
+    write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
+    plots.save_numbers(rows, best, folder / "numbers.png")
+    for row in rows:
+        print(
+            f"{row['clusters']:4} clusters of {row['smallest']:.0f} to {row['largest']:.0f} images: modularity "
+            f"{row['modularity']:.3f} ± {row['modularity_std']:.3f}, stability {row['stability']:.2f}"
+        )
+    alike = ", ".join(map(str, content["alike"]))
+    print(f"suggested: {best} clusters; as good, as far as one can tell: {alike}")
+    return best
+
+
 # --- the results ---------------------------------------------------------------------------------
 
 
@@ -300,7 +359,7 @@ def set_threshold(path, scan):
     if not good:
         print(f"no self-labeling: too few images have a confidence above {THRESHOLDS[-1]:g}")
         return False
-    write_yaml({**read_yaml(path), "confidence_threshold": good[0]}, path)
+    change(path, confidence_threshold=good[0])
     return True
 
 

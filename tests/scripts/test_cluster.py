@@ -1,5 +1,6 @@
 """cluster.py: a folder of images in, clusters out."""
 
+import argparse
 import csv
 import json
 import shutil
@@ -159,7 +160,6 @@ def write_few(folder, n):
         (lambda f: f, [], "no images found"),
         (lambda f: write_few(f / "few", 5), [], "5 images are too few for nearest neighbors"),
         (lambda f: write_few(f / "few", 25), ["--clusters", "30"], "25 images are too few for 30 clusters"),
-        (lambda f: f, ["--clusters", "1"], "must be 2 or more"),
         (lambda f: f, ["--from-scratch", "--pretrained", "x"], "give only one of them"),
         (lambda f: f, ["--features", "x.npy", "--size", "9"], "leave out --backbone and --size"),
         (lambda f: f, ["--hours", "0"], "must be above 0"),
@@ -192,3 +192,32 @@ def test_a_features_file_of_another_length(photos, tmp_path, capsys):
         str(tmp_path),
     ]
     assert f"holds 7 vectors, but there are {N + COPIES} images" in fails(capsys, cluster.main, argv)
+
+
+def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys):
+    argv = [str(photos), "--clusters", "3,6,9", "--features", str(vectors), "--root_dir", str(tmp_path)]
+    argv += ["--set", "num_workers=0", "device=cpu", "epochs=2"]
+    cluster.main(argv)
+    folder = tmp_path / "my_digits"
+    content = json.loads((folder / "numbers.json").read_text())
+    rows = list(csv.DictReader((folder / "numbers.csv").read_text().splitlines()))
+    assert [row["clusters"] for row in rows] == ["3", "6", "9"]
+    best = max(rows, key=lambda row: float(row["modularity"]))
+    assert int(best["clusters"]) == content["suggestion"]
+    assert read_yaml(folder / "configs/scan.yml")["num_classes"] == content["suggestion"]
+    assert len(json.loads((folder / "metrics.json").read_text())["cluster_sizes"]) == content["suggestion"]
+    assert f"suggested: {best['clusters']} clusters" in capsys.readouterr().out
+    cluster.main(argv)
+    assert capsys.readouterr().out.count("done before") == 3
+
+
+@pytest.mark.parametrize("text", ["0", "1", "5,1", "many", "", "3,,4"])
+def test_numbers_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected numbers of 2 or more, or auto"):
+        cluster.numbers_argument(text)
+
+
+def test_numbers_of_clusters():
+    assert cluster.numbers_argument("7") == [7]
+    assert cluster.numbers_argument("10,5,10") == [5, 10]
+    assert cluster.numbers_argument("auto") == []

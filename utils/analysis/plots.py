@@ -188,6 +188,23 @@ def save_contact_sheet(cells, title, path):
             sheet.save(temporary, "PNG")
 
 
+def save_numbers(rows, best, path):
+    """Plot what numbers.compare returned over the number of clusters, with `best` marked."""
+    numbers = [row["clusters"] for row in rows]
+    with _figure(path, figsize=(9, 3), layout="constrained") as figure:
+        for place, name in enumerate(("modularity", "stability"), start=1):
+            axes = figure.add_subplot(1, 2, place)
+            spread = [row["modularity_std"] for row in rows] if name == "modularity" else None
+            axes.errorbar(numbers, [row[name] for row in rows], spread, marker="o", capsize=3)
+            axes.axvline(best, color="gray", linestyle=":")
+            axes.set_xscale("log")
+            axes.set_xticks(numbers, map(str, numbers), fontsize=7)
+            axes.minorticks_off()
+            axes.set_xlabel("number of clusters", fontsize=8)
+            axes.set_title(name, fontsize=9)
+            axes.grid(alpha=0.3)
+
+
 def save_curves(epochs, path):
     """Plot each logged number, except lists, over the epochs, a panel each; `epochs`: see Run.read_epochs."""
     logged = (pair for line in epochs for pair in line.items())

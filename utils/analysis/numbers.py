@@ -1,0 +1,73 @@
+"""How many clusters? Clusterings of the neighbor graph into several numbers, compared without labels."""
+
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from . import graph
+
+CLUSTERINGS = 6  # of each number of clusters; their spread is the uncertainty
+# numbers to try for want of better ones, as far as clusters have FEWEST images on average
+NUMBERS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
+FEWEST = 20
+
+
+def modularity(clusters, neighbors):
+    """Share of the neighbors within clusters, minus that by chance (Newman and Girvan, 2004, equation 5).
+
+    By chance each pair of images is connected in proportion to the number of their connections.
+
+    Args:
+        clusters: int64 (N,).
+        neighbors: int64 (N, 1 + k), each row normally starting with the image itself, which does not count.
+    """
+    anchors = torch.arange(len(neighbors)).unsqueeze(1).expand_as(neighbors)
+    other = neighbors != anchors
+    ends = torch.stack([anchors[other], neighbors[other]])
+    inside = (clusters[ends[0]] == clusters[ends[1]]).double().mean()
+    share = clusters[ends.flatten()].bincount().double() / ends.numel()
+    return (inside - share.square().sum()).item()
+
+
+def compare(neighbors, numbers, seed=0):
+    """Cluster the neighbor graph into each of several numbers of clusters.
+
+    Args:
+        neighbors: int64 (N, 1 + k).
+        numbers: of clusters.
+
+    Returns:
+        list of dicts: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;
+        `stability`, the mean adjusted Rand index of two of them; `smallest` and `largest`, mean sizes.
+    """
+    rows = []
+    for number in numbers:
+        found = graph.clusterings(neighbors, number, CLUSTERINGS, seed)
+        quality = [modularity(clusters, neighbors) for clusters in found]
+        pairs = [(a, b) for i, a in enumerate(found) for b in found[:i]]
+        sizes = torch.stack([clusters.bincount(minlength=number) for clusters in found]).double()
+        rows.append(
+            {
+                "clusters": number,
+                "modularity": float(np.mean(quality)),
+                "modularity_std": float(np.std(quality, ddof=1)),
+                "stability": float(np.mean([adjusted_rand_score(a, b) for a, b in pairs])),
+                "smallest": sizes.min(1).values.mean().item(),
+                "largest": sizes.max(1).values.mean().item(),
+            }
+        )
+    return rows
+
+
+def suggest(rows):
+    """The number of clusters of the highest modularity; and all that it cannot be told from.
+
+    These are within two standard errors of the difference of the means.
+    """
+    best = max(rows, key=lambda row: row["modularity"])
+    alike = []
+    for row in rows:
+        error = np.hypot(row["modularity_std"], best["modularity_std"]) / CLUSTERINGS**0.5
+        if best["modularity"] - row["modularity"] <= 2 * error:
+            alike.append(row["clusters"])
+    return best["clusters"], alike
