@@ -16,6 +16,7 @@ from steps import ROOT, fails
 
 import cluster
 import data
+import own
 import scan
 from utils.run.config import read_yaml
 
@@ -129,7 +130,7 @@ def test_from_scratch(photos, tmp_path, capsys):
     folder = root / "my_digits"
     assert len(rows_of(folder)) == N + COPIES
     assert "acc" not in json.loads((folder / "metrics.json").read_text())
-    assert read_yaml(folder / "configs/pretext.yml")["epochs"] == cluster.FEWEST_EPOCHS
+    assert read_yaml(folder / "configs/pretext.yml")["epochs"] == own.FEWEST_EPOCHS
 
 
 def test_threshold_of_self_labeling(tmp_path, capsys):
