@@ -14,7 +14,7 @@ import data
 from errors import UserError
 from losses import CRITERIA
 from models import build_model
-from utils.analysis import health, metrics, neighbors, plots, report
+from utils.analysis import graph, health, metrics, neighbors, plots, report
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
 from utils.run.config import load_config
@@ -78,6 +78,8 @@ def main(argv=None):
     features = partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent)
     prepare = partial(cached_features, features) if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
+    if config.head_init == "graph":
+        start_heads(run, model, network, train, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     step = partial(scan_step, for_training(run, network, train), criterion)
@@ -239,6 +241,23 @@ def feature_loader(run, features):
     return data.Loader(dataset, data.PlainView(data.unchanged), train=False, **run.loading)
 
 
+def start_heads(run, model, network, train, split):
+    """Start the heads from clusters of the training images' neighbor graph; see utils/analysis/graph.py.
+
+    They are fitted on the features of `train`: the cached ones, or those of the evaluation transform.
+    """
+    if network is model.cluster_head:
+        part, view = torch.nn.Identity(), data.PlainView(data.unchanged)
+    else:
+        part, view = model.backbone, data.PlainView(data.build_eval_transform(run.config))
+    model.eval()
+    with run.autocast():
+        loader = data.Loader(train.dataset, view, train=False, **run.loading)
+        features = infer(part, loader, "features to start from")
+    chosen = split.train_neighbors[:, : run.config.num_neighbors + 1]
+    graph.start(model.cluster_head, features, chosen, train.anchors, run.config.seed)
+
+
 # --- after each epoch, and at the end ------------------------------------------------------------
 
 
@@ -282,6 +301,10 @@ class Selection:
             self.run.save({"model": self.model.state_dict(), "head": head}, "model.pth.tar")
             self.best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
         values = {f"val_{name}": value for name, value in objectives[head].items()}
+        clusters = probabilities[head].argmax(1).cpu()
+        values["neighbor_agreement"] = metrics.neighbor_agreement(
+            clusters, split.val_neighbors, split.val_images
+        )
         chosen = probabilities[head].cpu()[split.val_images]
         values.update(self.watch(epoch, chosen))
         labels = split.val_set.labels

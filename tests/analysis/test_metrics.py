@@ -153,3 +153,23 @@ def test_the_accuracy_alone_is_that_of_all_metrics(num_clusters, num_classes):
     labels = torch.randint(num_classes, (200,), generator=random)
     expected = metrics.clustering_metrics(probabilities, labels, num_classes)["acc"]
     assert metrics.clustering_accuracy(probabilities, labels, num_classes) == expected
+
+
+def test_neighbor_agreement_is_relative_to_chance():
+    row = torch.arange(12).unsqueeze(1)
+    same_half = torch.cat([row, (row + 2) % 12, (row + 4) % 12], 1)  # of the same parity
+    halves = torch.arange(12) % 2
+    assert metrics.neighbor_agreement(halves, same_half) == pytest.approx(1)
+    assert metrics.neighbor_agreement(halves, (row + torch.arange(3)) % 12) == pytest.approx(0)  # 1 of 2
+    assert metrics.neighbor_agreement(torch.zeros(12, dtype=torch.int64), same_half) == 0
+    # ten of twelve images in one cluster agree with their neighbors by chance alone
+    uneven = (torch.arange(12) >= 10).long()
+    everybody = torch.stack([torch.cat([torch.tensor([i]), torch.arange(12)]) for i in range(12)])
+    assert metrics.neighbor_agreement(uneven, everybody) == pytest.approx(0)
+
+
+def test_neighbor_agreement_of_some_images():
+    clusters = torch.tensor([0, 0, 1, 1, 1, 0])
+    images = torch.tensor([1, 4])
+    neighbors = torch.tensor([[1, 0, 2], [4, 2, 3]])  # agree: 1 of 2, 2 of 2; chance 1/2
+    assert metrics.neighbor_agreement(clusters, neighbors, images) == pytest.approx((0.75 - 0.5) / 0.5)

@@ -138,6 +138,20 @@ def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
+@pytest.mark.parametrize(
+    "settings", [("cache_features=1", "validation=train_holdout"), ()], ids=["cached", "images"]
+)
+def test_heads_start_from_the_neighbor_graph(after, settings):
+    """On cached features, and on images; a rate of nearly 0 leaves them as they start."""
+    root, losses = after("pretext"), {}
+    for head_init in ("random", "graph"):
+        fixed = "update_cluster_head_only=True", "num_heads=2", "epochs=1", "optimizer_kwargs.lr=1.0e-9"
+        run("scan", root, *fixed, *settings, f"head_init={head_init}", "precision=fp32", flags=["--fresh"])
+        lines = (root / "digits/scan/metrics.jsonl").read_text().splitlines()
+        losses[head_init] = json.loads(lines[-1])["val_loss"]
+    assert losses["graph"] < losses["random"] - 0.3
+
+
 def test_cached_features_of_a_backbone_that_trains(after, capsys):
     argv = arguments("scan", after("pretext"), "cache_features=3", "update_cluster_head_only=False")
     assert "cache_features needs update_cluster_head_only True" in fails(capsys, scan.main, argv)

@@ -16,8 +16,9 @@ LISTED = 50  # messages list at most so many clusters, and summarize more
 
 # trouble: what to do, the likeliest cause first
 SCAN_ADVICE = {
-    "dominant": "if one class has most of your images, leave it, or lower criterion_kwargs.entropy_weight; "
-    "if not, train the pretext longer, or raise num_heads or criterion_kwargs.entropy_weight",
+    "dominant": "if one class has most of your images, leave it, or lower criterion_kwargs.entropy_weight "
+    "(right if neighbor_agreement then rises and no cluster is dead); if not, train the pretext longer, or "
+    "raise num_heads or criterion_kwargs.entropy_weight",
     "dead": "if they stay so, train the pretext or this step longer, raise num_heads, lower num_classes if "
     "there are fewer sorts of images, or raise criterion_kwargs.entropy_weight",
 }

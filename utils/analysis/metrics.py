@@ -123,3 +123,24 @@ def validation_objective(probabilities, neighbors, images=slice(None)):
     entropy = -(mean * mean.log()).sum().item()
     consistency = total.item() / neighbors.numel()
     return {"entropy": entropy, "consistency": consistency, "loss": consistency - entropy}
+
+
+def neighbor_agreement(clusters, neighbors, images=slice(None)):
+    """How much more often than by chance images share their neighbors' cluster; needs no labels.
+
+    (agreement - chance) / (1 - chance), as Cohen's kappa; chance is the share of pairs of images that are in
+    the same cluster. A large cluster raises both, so that clusterings of different evenness can be compared,
+    provided that no cluster is empty.
+
+    Args:
+        clusters: int64 (N,).
+        neighbors: int64 (M, 1 + k), each row normally starting with the image itself, which does not count.
+        images: int64 (M,), the images to average over, whose neighbors these are; by default all N.
+
+    Returns:
+        float, at most 1; 0 if all images are in one cluster.
+    """
+    counting = clusters[images]
+    agreement = (clusters[neighbors[:, 1:]] == counting.unsqueeze(1)).double().mean().item()
+    chance = (counting.bincount().double() / len(counting)).square().sum().item()
+    return (agreement - chance) / (1 - chance) if chance < 1 else 0.0

@@ -200,6 +200,12 @@ EXPERIMENT = (
         ),
     ),
     Key(
+        "head_init", one_of("random", "graph"),
+        "What the heads start from: random weights, or clusters of the graph of neighbors, another "
+        "clustering for each head.",
+        default=PerSetup(scan="random"),
+    ),
+    Key(
         "validation", one_of("test", "train_holdout"),
         "Images whose loss chooses the epoch and the head: the test split's, or a tenth of the train "
         "split's, which then do not train.",

@@ -1,0 +1,202 @@
+"""Clusters of the neighbor graph, and linear heads that reproduce them: a start for the clustering step.
+
+Normalized cuts (Shi and Malik, 2000; Ng, Jordan and Weiss, 2001) with twice as many eigenvectors as clusters,
+weighted by their eigenvalues: the weaker ones tell clusters apart that the first ones leave together.
+"""
+
+import logging
+import warnings
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sparse
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import lobpcg
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+from errors import UserError
+
+log = logging.getLogger(__name__)
+
+WIDTHS = (
+    0.5,
+    0.75,
+    1,
+)  # shares of an image's neighbors that the graphs connect it with, one head after another
+DENSE = 500  # images up to which all eigenvectors are computed, which is then as fast
+MEMORY = 8e9  # bytes at most
+FIT_ON = 20_000  # images at most that the heads are fitted on
+TIE = 0.02  # difference of modularity that says nothing
+WEIGHT_DECAY = 1e-4  # of the fit, on features of unit scale
+
+
+def clusterings(neighbors, num_clusters, count, seed):
+    """`count` clusterings of the images by their neighbor graphs.
+
+    They differ in how many neighbors each image is connected with (WIDTHS), and in the seed of k-means.
+
+    Args:
+        neighbors: int64 (N, 1 + k), each row normally starting with the image itself.
+
+    Returns:
+        int64 (count, N). Raises UserError for fewer images than clusters, or if the eigenvectors would not
+        fit in memory.
+    """
+    n = len(neighbors)
+    if n < num_clusters:
+        raise UserError(f"{n} images cannot form num_classes {num_clusters} clusters; lower num_classes")
+    needed = 8 * n * 16 * num_clusters  # 2 C eigenvectors, and as much again for each of seven work arrays
+    if needed > MEMORY:
+        raise UserError(
+            f"head_init graph: the eigenvectors of {n} images for {num_clusters} clusters need "
+            f"{needed / 1e9:.0f} GB of memory; set head_init to random"
+        )
+    k = neighbors.size(1) - 1
+    embeddings = [embedding(neighbors[:, : max(1, round(share * k)) + 1], num_clusters) for share in WIDTHS]
+    found = []
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # of equal rows
+        for i in range(count):
+            fit = KMeans(num_clusters, n_init=10, random_state=seed + i)
+            found.append(torch.from_numpy(fit.fit_predict(embeddings[i % len(WIDTHS)])).long())
+    return torch.stack(found)
+
+
+def modularity(clusters, neighbors):
+    """Share of the graph's edges within clusters, above what it would be by chance (Newman and Girvan, 2004).
+
+    Comparable between different numbers of clusters, unlike an agreement, which is best for few.
+
+    Args:
+        clusters: int64 (N,).
+        neighbors: int64 (N, 1 + k), each row normally starting with the image itself.
+
+    Returns:
+        float below 1; 0 for one cluster.
+    """
+    edges = connect(neighbors)
+    c = int(clusters.max()) + 1
+    members = sparse.csr_matrix(
+        (np.ones(len(clusters)), (np.arange(len(clusters)), clusters.numpy())), (len(clusters), c)
+    )
+    between = (members.T @ edges @ members).toarray() / edges.sum()  # (C, C), share of the edges
+    return float(np.trace(between) - np.square(between.sum(1)).sum())
+
+
+def suggest(neighbors, numbers, seed=0):
+    """Which numbers of clusters suit the neighbor graph, without labels or training.
+
+    Args:
+        neighbors: int64 (N, 1 + k).
+        numbers: numbers of clusters to compare.
+
+    Returns:
+        dict number -> modularity of the best of three clusterings; and the numbers within TIE of the highest
+        one: which of them is right, the graph does not say.
+    """
+    values = {
+        number: max(
+            modularity(found, neighbors) for found in clusterings(neighbors, number, len(WIDTHS), seed)
+        )
+        for number in numbers
+    }
+    best = max(values.values())
+    return values, [number for number, value in values.items() if value >= best - TIE]
+
+
+def embedding(neighbors, num_clusters):
+    """Directions of the images in the space of the graph's first eigenvectors, float32 (N, <= 2 C).
+
+    An image and its neighbor are connected with weight 1, or 1/2 if only one of them names the other.
+    """
+    n = len(neighbors)
+    anchors = np.repeat(np.arange(n), neighbors.size(1))
+    ends = neighbors.numpy().ravel()
+    other = anchors != ends
+    ones = np.ones(np.count_nonzero(other))
+    directed = sparse.csr_matrix((ones, (anchors[other], ends[other])), shape=(n, n))
+    graph = (directed + directed.T) / 2
+    degrees = np.asarray(graph.sum(1)).ravel()
+    scale = sparse.diags(
+        np.where(degrees > 0, degrees, np.inf) ** -0.5
+    )  # 0: an image that is its only neighbor
+    normalized = scale @ graph @ scale
+    count = min(2 * num_clusters, n)
+    if n <= max(DENSE, 5 * count):
+        values, vectors = scipy.linalg.eigh(normalized.toarray(), subset_by_index=(n - count, n - 1))
+    else:  # a block method, because the graph's parts may be unconnected: as many eigenvalues are 1
+        start = np.random.RandomState(0).randn(n, count)
+        with warnings.catch_warnings(action="ignore"):  # of the last digits, which do not matter here
+            values, vectors = lobpcg(normalized, start, largest=True, tol=1e-3, maxiter=100)
+    weighted = torch.from_numpy(vectors * values.clip(0) ** 2)
+    return F.normalize(weighted, dim=1).float().numpy()
+
+
+def connect(neighbors):
+    """The graph: sparse (N, N) of 1 between an image and its neighbor, 1/2 if only one names the other."""
+    n = len(neighbors)
+    anchors = np.repeat(np.arange(n), neighbors.size(1))
+    ends = neighbors.numpy().ravel()
+    other = anchors != ends
+    ones = np.ones(np.count_nonzero(other))
+    directed = sparse.csr_matrix((ones, (anchors[other], ends[other])), shape=(n, n))
+    return (directed + directed.T) / 2
+
+
+def fit_heads(features, clusters, num_clusters):
+    """Linear heads whose softmax reproduces the given clusters: logistic regression.
+
+    Args:
+        features: float (N, D).
+        clusters: int64 (H, N).
+
+    Returns:
+        float32 weights (H, C, D) and biases (H, C), on the features' device.
+    """
+    if len(features) > FIT_ON:
+        chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:FIT_ON]
+        features, clusters = features[chosen.to(features.device)], clusters[:, chosen]
+    features, targets = features.float(), clusters.to(features.device)
+    mean = features.mean(0)
+    unit = (features - mean).square().sum(1).mean().sqrt().clamp(min=1e-12)
+    x = (features - mean) / unit
+    heads = len(clusters)
+    weights = x.new_zeros(heads * num_clusters, x.size(1), requires_grad=True)
+    biases = x.new_zeros(heads * num_clusters, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, biases], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        logits = F.linear(x, weights, biases).unflatten(1, (heads, num_clusters))  # (N, H, C)
+        total = F.cross_entropy(logits.flatten(0, 1), targets.T.flatten()) * heads
+        total = total + WEIGHT_DECAY * weights.square().sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        optimizer.step(loss)
+    weights = weights.detach() / unit
+    biases = biases.detach() - weights @ mean
+    return weights.unflatten(0, (heads, num_clusters)), biases.unflatten(0, (heads, num_clusters))
+
+
+@torch.no_grad()
+def start(cluster_heads, features, neighbors, images, seed):
+    """Set linear heads to clusters of the neighbor graph.
+
+    Args:
+        cluster_heads: sequence of H nn.Linear(D, C).
+        features: float (N, D).
+        neighbors: int64 (N, 1 + k).
+        images: int64 (M,), the images to cluster, whose neighbors are among them.
+        seed: of the clusterings.
+    """
+    num_clusters = cluster_heads[0].out_features
+    place = torch.full((len(features),), -1).index_put_((images,), torch.arange(len(images)))
+    clusters = clusterings(place[neighbors[images]], num_clusters, len(cluster_heads), seed)
+    fitted = fit_heads(features[images.to(features.device)], clusters, num_clusters)
+    for head, weight, bias in zip(cluster_heads, *fitted, strict=True):
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    log.info("%d heads start from clusters of the neighbor graph", len(cluster_heads))
