@@ -29,7 +29,7 @@ import pipeline
 from errors import UserError
 from eval import prototype_cells, save_sheet
 from scan import NEIGHBORS
-from utils.analysis import duplicates, health, metrics, numbers, plots
+from utils.analysis import duplicates, health, metrics, numbers, plots, second_opinions
 from utils.analysis.prototypes import find_prototypes
 from utils.files import digest, write_csv, write_json
 from utils.run import distributed
@@ -232,20 +232,18 @@ def write_results(configs, folder, folders, labels=None):
     }
     if labels:
         figures |= compared_with_folders(dataset.names(), probabilities)
-    rows, figures["copies"], figures["near_duplicates"] = table(
-        dataset, features, probabilities, figures, run
-    )
+    opinions = second_opinions.cluster(features, config.num_classes, config.seed)
+    clusters = probabilities.argmax(1)
+    figures["agreement"], opinions = second_opinions.compare(clusters, opinions, config.num_classes)
+    columns = table(dataset, features, probabilities, figures, run)
+    columns |= {name: found.tolist() for name, found in opinions.items()}
+    for name in ("copy_of", "near_duplicate_of"):
+        figures[name.removesuffix("_of")] = sum(map(bool, columns[name]))
     write_json(figures, folder / "metrics.json")
-    write_csv(COLUMNS, rows, folder / "clusters.csv")
+    write_csv(columns, zip(*columns.values(), strict=True), folder / "clusters.csv")
     save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
     save_contact_sheets(dataset, probabilities, folder / "clusters")
     tell(figures, folder)
-
-
-COLUMNS = (
-    "file", "cluster", "confidence", "runner_up", "runner_up_confidence", "prototype_similarity", "copy_of",
-    "near_duplicate_of",
-)  # fmt: skip
 
 
 def compared_with_folders(names, probabilities):
@@ -265,7 +263,7 @@ def compared_with_folders(names, probabilities):
 
 
 def table(dataset, features, probabilities, figures, run):
-    """The rows of clusters.csv; the number of copies, and of near duplicates.
+    """The columns of clusters.csv, lists by name.
 
     A copy is the same file under another name; it stands beside the name of the first.
     """
@@ -279,12 +277,20 @@ def table(dataset, features, probabilities, figures, run):
     mined = duplicates.mine_distinct(features, k, first, run.device, run.config.search)
     near, _ = duplicates.near_duplicates(features, mined, first)
     copies = first.where(first != torch.arange(len(first)), -1)
-    other = [[names[i] if i >= 0 else "" for i in part.tolist()] for part in (copies, near)]
-    numbers = (best[:, 0], best[:, 1], similarity)
-    confidence, second, similar = ([f"{value:.4f}" for value in part.tolist()] for part in numbers)
-    cluster, runner_up = ranked.T.tolist()
-    rows = list(zip(names, cluster, confidence, runner_up, second, similar, *other, strict=True))
-    return rows, int((copies >= 0).sum()), int((near >= 0).sum())
+    return {
+        "file": names,
+        "cluster": ranked[:, 0].tolist(),
+        "confidence": rounded(best[:, 0]),
+        "runner_up": ranked[:, 1].tolist(),
+        "runner_up_confidence": rounded(best[:, 1]),
+        "prototype_similarity": rounded(similarity),
+        "copy_of": [names[i] if i >= 0 else "" for i in copies.tolist()],
+        "near_duplicate_of": [names[i] if i >= 0 else "" for i in near.tolist()],
+    }
+
+
+def rounded(values):
+    return [f"{value:.4f}" for value in values.tolist()]
 
 
 def verdicts(folders, probabilities):
@@ -329,8 +335,10 @@ def tell(figures, folder):
     sizes = torch.tensor(figures["cluster_sizes"])
     print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
     print(f"{100 * figures['unsure']:.0f} % of them are unsure (confidence below {UNSURE:g})")
-    if figures["copies"] or figures["near_duplicates"]:
-        print(f"{figures['copies']} are copies of other files, {figures['near_duplicates']} nearly so")
+    if figures["copy"] or figures["near_duplicate"]:
+        print(f"{figures['copy']} are copies of other files, {figures['near_duplicate']} nearly so")
+    for name, agreement in figures["agreement"].items():
+        print(f"{name} of the same features agrees on {100 * agreement['matched']:.0f} % of the images")
     if "acc" in figures:
         print(f"against the subfolders: ACC {100 * figures['acc']:.1f}  NMI {100 * figures['nmi']:.1f} %")
     for name in ("clusters.csv", "prototypes.png", "clusters", "metrics.json"):

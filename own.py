@@ -7,6 +7,7 @@ the user gives; that is measured, and told, before anything is trained.
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import torch
 import yaml
@@ -22,11 +23,13 @@ from utils.run import machine
 from utils.run.config import read_yaml
 from utils.training import cost
 
+TEMPLATES = Path(__file__).parent / "configs/own"
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 # networks and image sizes to choose from with --from-scratch, the best first
 FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32)
 VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
 MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
+ITERATIONS = 400  # of the clustering step, at least: few images would otherwise give few
 FEWEST = 21  # images, of which each has 20 neighbors
 PLAN = "cluster.json"  # the command line that the experiment files were made for
 
@@ -75,7 +78,7 @@ def fitted(args, folder):
     """
     pretext = "simclr" if args.from_scratch else "pretrained"
     names = {"pretext": pretext, "scan": "scan"} | ({"selflabel": "selflabel"} if args.from_scratch else {})
-    contents = {step: read_yaml(f"configs/own/{name}.yml") for step, name in names.items()}
+    contents = {step: read_yaml(TEMPLATES / f"{name}.yml") for step, name in names.items()}
     size, normalize = args.size, None
     if args.from_scratch:
         backbone, size = args.backbone or FROM_SCRATCH[0][0], args.size or FROM_SCRATCH[0][1]
@@ -113,7 +116,10 @@ def fitted(args, folder):
         raise UserError(f"{args.images}: {n} images{copies} are too few for {what}")
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], n)
-    contents["scan"]["num_neighbors"] = max(5, min(20, n // (25 * most)))
+    scan = contents["scan"]
+    iterations = n // scan["batch_size"]  # of an epoch
+    scan["epochs"] = max(scan["epochs"], -(-ITERATIONS // iterations))
+    scan["num_neighbors"] = max(5, min(20, n // (2 * most)))
     return contents
 
 

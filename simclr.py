@@ -9,6 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 
 import data
+from data.messages import say_once
 from losses import CRITERIA
 from models import build_model
 from utils.analysis import duplicates, neighbors, plots
@@ -76,11 +77,8 @@ def eval_loaders(run, model, k_train, k_val):
     for dataset, k in zip(datasets, (k_train, k_val), strict=True):
         n = duplicates.count_distinct(duplicates.first_copies(dataset))
         if n < len(dataset):
-            log.info(
-                "%d of %d are copies of others; neighbors are mined without them",
-                len(dataset) - n,
-                len(dataset),
-            )
+            copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"
+            say_once(log.info, f"{copies}; neighbors are mined without them")
         neighbors.require_enough(n, k)
     loaders = [data.eval_loader(dataset, run.config, **run.loading) for dataset in datasets]
     rehearse(model, *loaders)
