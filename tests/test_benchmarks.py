@@ -11,6 +11,7 @@ from steps import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
+import clustering
 import plain
 
 from utils.analysis import metrics
@@ -63,3 +64,22 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
     row = json.loads(output.read_text())["tasks"]["matching C=10,"]
     assert row["ratio"]["fp32"] == pytest.approx(row["per_second"]["fp32"] / row["per_second"]["plain"])
     assert "matching C=10" in capsys.readouterr().out
+
+
+def test_clustering_of_frozen_features(tmp_path, monkeypatch, capsys):
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(150) % 3
+    features = torch.eye(8)[labels] + 0.1 * torch.randn(150, 8, generator=random)
+    files = [tmp_path / name for name in ("features.npy", "labels.npy", "table.json")]
+    np.save(files[0], features.numpy())
+    np.save(files[1], labels.numpy())
+    flags = zip(("--features", "--labels", "--output"), map(str, files), strict=True)
+    arguments = ["--seeds", "1", *(word for pair in flags for word in pair)]
+    monkeypatch.setattr(sys, "argv", ["clustering.py", *arguments])
+    monkeypatch.setitem(sys.modules, "umap", None)
+    monkeypatch.setattr(clustering, "EPOCHS", 2)
+    clustering.main()
+    table = json.loads(files[2].read_text())
+    assert list(table) == ["kmeans", "ward", "heads, random", "heads, graph"]
+    assert table["heads, graph"]["acc"] == [1]
+    assert "150 x 8 features, 3 clusters" in capsys.readouterr().out
