@@ -11,7 +11,11 @@ from steps import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
+<<<<<<< HEAD
 import decoding
+=======
+import clustering
+>>>>>>> help-c
 import plain
 import predicting
 
@@ -68,6 +72,7 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
     assert "matching C=10" in capsys.readouterr().out
 
 
+<<<<<<< HEAD
 def test_decoding(tmp_path, monkeypatch, capsys):
     output = tmp_path / "decoding.json"
     options = ["--photos", "3", "--megapixels", "0.2", "--side", "64", "--workers", "0", "--output"]
@@ -101,3 +106,22 @@ def test_predicting(tmp_path):
     predictions = [line.partition(",")[2] for line in lines]
     assert predictions[-10:] == predictions[:10] and len(set(predictions)) > 200
     assert not any(line.rpartition(",")[2] for line in lines)
+=======
+def test_clustering_of_frozen_features(tmp_path, monkeypatch, capsys):
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(150) % 3
+    features = torch.eye(8)[labels] + 0.1 * torch.randn(150, 8, generator=random)
+    files = [tmp_path / name for name in ("features.npy", "labels.npy", "table.json")]
+    np.save(files[0], features.numpy())
+    np.save(files[1], labels.numpy())
+    flags = zip(("--features", "--labels", "--output"), map(str, files), strict=True)
+    arguments = ["--seeds", "1", *(word for pair in flags for word in pair)]
+    monkeypatch.setattr(sys, "argv", ["clustering.py", *arguments])
+    monkeypatch.setitem(sys.modules, "umap", None)
+    monkeypatch.setattr(clustering, "EPOCHS", 2)
+    clustering.main()
+    table = json.loads(files[2].read_text())
+    assert list(table) == ["kmeans", "ward", "heads, random", "heads, graph"]
+    assert table["heads, graph"]["acc"] == [1]
+    assert "150 x 8 features, 3 clusters" in capsys.readouterr().out
+>>>>>>> help-c

@@ -18,9 +18,18 @@ import cluster
 import data
 import own
 import scan
+from utils.analysis import second_opinions
 from utils.run.config import read_yaml
 
 N, COPIES = 200, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_umap():
+    """It is slow to start, and whether it is installed must not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(second_opinions, "_umap", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")

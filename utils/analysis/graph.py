@@ -20,11 +20,8 @@ from errors import UserError
 
 log = logging.getLogger(__name__)
 
-WIDTHS = (
-    0.5,
-    0.75,
-    1,
-)  # shares of an image's neighbors that the graphs connect it with, one head after another
+# Shares of an image's neighbors that the graphs connect it with, one graph after another.
+WIDTHS = 0.5, 0.75, 1
 DENSE = 500  # images up to which all eigenvectors are computed, which is then as fast
 MEMORY = 8e9  # bytes at most
 FIT_ON = 20_000  # images at most that the heads are fitted on
@@ -108,20 +105,13 @@ def suggest(neighbors, numbers, seed=0):
 def embedding(neighbors, num_clusters):
     """Directions of the images in the space of the graph's first eigenvectors, float32 (N, <= 2 C).
 
-    An image and its neighbor are connected with weight 1, or 1/2 if only one of them names the other.
+    An image that is its only neighbor gets zeros.
     """
+    edges = connect(neighbors)
     n = len(neighbors)
-    anchors = np.repeat(np.arange(n), neighbors.size(1))
-    ends = neighbors.numpy().ravel()
-    other = anchors != ends
-    ones = np.ones(np.count_nonzero(other))
-    directed = sparse.csr_matrix((ones, (anchors[other], ends[other])), shape=(n, n))
-    graph = (directed + directed.T) / 2
-    degrees = np.asarray(graph.sum(1)).ravel()
-    scale = sparse.diags(
-        np.where(degrees > 0, degrees, np.inf) ** -0.5
-    )  # 0: an image that is its only neighbor
-    normalized = scale @ graph @ scale
+    degrees = np.asarray(edges.sum(1)).ravel()  # 0: an image that is its only neighbor
+    scale = sparse.diags(np.where(degrees > 0, degrees, np.inf) ** -0.5)
+    normalized = scale @ edges @ scale
     count = min(2 * num_clusters, n)
     if n <= max(DENSE, 5 * count):
         values, vectors = scipy.linalg.eigh(normalized.toarray(), subset_by_index=(n - count, n - 1))
