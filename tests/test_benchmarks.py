@@ -11,11 +11,8 @@ from steps import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
-<<<<<<< HEAD
-import decoding
-=======
 import clustering
->>>>>>> help-c
+import decoding
 import plain
 import predicting
 
@@ -72,7 +69,6 @@ def test_a_task_of_the_bench(tmp_path, monkeypatch, capsys):
     assert "matching C=10" in capsys.readouterr().out
 
 
-<<<<<<< HEAD
 def test_decoding(tmp_path, monkeypatch, capsys):
     output = tmp_path / "decoding.json"
     options = ["--photos", "3", "--megapixels", "0.2", "--side", "64", "--workers", "0", "--output"]
@@ -106,7 +102,8 @@ def test_predicting(tmp_path):
     predictions = [line.partition(",")[2] for line in lines]
     assert predictions[-10:] == predictions[:10] and len(set(predictions)) > 200
     assert not any(line.rpartition(",")[2] for line in lines)
-=======
+
+
 def test_clustering_of_frozen_features(tmp_path, monkeypatch, capsys):
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(150) % 3
@@ -124,4 +121,3 @@ def test_clustering_of_frozen_features(tmp_path, monkeypatch, capsys):
     assert list(table) == ["kmeans", "ward", "heads, random", "heads, graph"]
     assert table["heads, graph"]["acc"] == [1]
     assert "150 x 8 features, 3 clusters" in capsys.readouterr().out
->>>>>>> help-c
