@@ -86,18 +86,3 @@ def test_a_graph_without_any_edge_is_no_error():
 def test_what_cannot_be_clustered(shape, clusters, words):
     with pytest.raises(UserError, match=words):
         graph.clusterings(torch.zeros(shape, dtype=torch.int64), clusters, 1, seed=0)
-
-
-def test_modularity_by_hand():
-    # two triangles, all of whose edges are mutual: 1 - 2 * (1/2)^2 apart, and 1 - 1 together
-    rows = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1], [3, 4, 5], [4, 3, 5], [5, 3, 4]])
-    assert graph.modularity(torch.tensor([0, 0, 0, 1, 1, 1]), rows) == pytest.approx(0.5)
-    assert graph.modularity(torch.tensor([0, 0, 0, 3, 3, 3]), rows) == pytest.approx(0.5)
-    assert graph.modularity(torch.zeros(6, dtype=torch.int64), rows) == pytest.approx(0)
-
-
-def test_the_number_of_separate_groups_is_suggested():
-    _, mined, _ = groups([40] * 5, spread=0.1, k=20)
-    values, likely = graph.suggest(mined, [2, 3, 5, 8])
-    assert list(values) == [2, 3, 5, 8]
-    assert likely == [5]

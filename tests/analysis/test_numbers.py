@@ -39,6 +39,14 @@ def test_modularity():
         assert numbers.modularity(clusters, table) == pytest.approx(modularity_by_pairs(clusters, table))
 
 
+def test_modularity_by_hand():
+    # two triangles, all of whose edges are mutual: 1 - 2 * (1/2)^2 apart, and 1 - 1 together
+    rows = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1], [3, 4, 5], [4, 3, 5], [5, 3, 4]])
+    assert numbers.modularity(torch.tensor([0, 0, 0, 1, 1, 1]), rows) == pytest.approx(0.5)
+    assert numbers.modularity(torch.tensor([0, 0, 0, 3, 3, 3]), rows) == pytest.approx(0.5)
+    assert numbers.modularity(torch.zeros(6, dtype=torch.int64), rows) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("count", [3, 6])
 def test_the_number_of_groups_is_suggested(count):
     rows = numbers.compare(groups(count, 40, 0.3), [2, 3, 4, 6, 8, 10])

@@ -25,7 +25,6 @@ WIDTHS = 0.5, 0.75, 1
 DENSE = 500  # images up to which all eigenvectors are computed, which is then as fast
 MEMORY = 8e9  # bytes at most
 FIT_ON = 20_000  # images at most that the heads are fitted on
-TIE = 0.02  # difference of modularity that says nothing
 WEIGHT_DECAY = 1e-4  # of the fit, on features of unit scale
 
 
@@ -58,48 +57,6 @@ def clusterings(neighbors, num_clusters, count, seed):
             fit = KMeans(num_clusters, n_init=10, random_state=seed + i)
             found.append(torch.from_numpy(fit.fit_predict(embeddings[i % len(WIDTHS)])).long())
     return torch.stack(found)
-
-
-def modularity(clusters, neighbors):
-    """Share of the graph's edges within clusters, above what it would be by chance (Newman and Girvan, 2004).
-
-    Comparable between different numbers of clusters, unlike an agreement, which is best for few.
-
-    Args:
-        clusters: int64 (N,).
-        neighbors: int64 (N, 1 + k), each row normally starting with the image itself.
-
-    Returns:
-        float below 1; 0 for one cluster.
-    """
-    edges = connect(neighbors)
-    c = int(clusters.max()) + 1
-    members = sparse.csr_matrix(
-        (np.ones(len(clusters)), (np.arange(len(clusters)), clusters.numpy())), (len(clusters), c)
-    )
-    between = (members.T @ edges @ members).toarray() / edges.sum()  # (C, C), share of the edges
-    return float(np.trace(between) - np.square(between.sum(1)).sum())
-
-
-def suggest(neighbors, numbers, seed=0):
-    """Which numbers of clusters suit the neighbor graph, without labels or training.
-
-    Args:
-        neighbors: int64 (N, 1 + k).
-        numbers: numbers of clusters to compare.
-
-    Returns:
-        dict number -> modularity of the best of three clusterings; and the numbers within TIE of the highest
-        one: which of them is right, the graph does not say.
-    """
-    values = {
-        number: max(
-            modularity(found, neighbors) for found in clusterings(neighbors, number, len(WIDTHS), seed)
-        )
-        for number in numbers
-    }
-    best = max(values.values())
-    return values, [number for number, value in values.items() if value >= best - TIE]
 
 
 def embedding(neighbors, num_clusters):
