@@ -227,6 +227,7 @@ def write_results(configs, folder, folders, labels=None):
         "num_images": len(dataset),
         "num_clusters": config.num_classes,
         "model": f"{step}/model.pth.tar",
+        **learned_by_others(folders["pretext"]),
         "prototypes": find_prototypes(features, probabilities),
         **verdicts(folders, probabilities),
     }
@@ -293,6 +294,12 @@ def rounded(values):
     return [f"{value:.4f}" for value in values.tolist()]
 
 
+def learned_by_others(pretext):
+    """Where pretrained features come from, and whether labels had a part in them; an empty dict for ours."""
+    found = json.loads((pretext / "metrics.json").read_text())
+    return {key: found[key] for key in ("weights", "labels_in_pretraining") if key in found}
+
+
 def verdicts(folders, probabilities):
     """What can be said about the clusters without labels, for metrics.json."""
     confidence, clusters = probabilities.max(1)
@@ -340,7 +347,9 @@ def tell(figures, folder):
     for name, agreement in figures["agreement"].items():
         print(f"{name} of the same features agrees on {100 * agreement['matched']:.0f} % of the images")
     if "acc" in figures:
-        print(f"against the subfolders: ACC {100 * figures['acc']:.1f}  NMI {100 * figures['nmi']:.1f} %")
+        how = ", by features that were learned with labels" if figures.get("labels_in_pretraining") else ""
+        acc, nmi = 100 * figures["acc"], 100 * figures["nmi"]
+        print(f"against the subfolders: ACC {acc:.1f}  NMI {nmi:.1f} %{how}")
     for name in ("clusters.csv", "prototypes.png", "clusters", "metrics.json"):
         print(f"  {folder / name}")
 

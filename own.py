@@ -14,6 +14,7 @@ import yaml
 
 import data
 import models
+from data.memory import available_memory
 from errors import UserError
 from losses import SimCLRLoss
 from simclr import simclr_step
@@ -155,7 +156,7 @@ def build_backbone(content, device):
 
 
 def fit_from_scratch(args, contents, n, device):
-    """Choose the network, its image size and the epochs so that step 1 takes at most --hours."""
+    """Choose the network, its image size, its batches and the epochs so that step 1 takes at most --hours."""
     pretext = contents["pretext"]
     wanted = min(MOST_EPOCHS, max(FEWEST_EPOCHS, VIEWS // n))
     networks = [(args.backbone or name, args.size or size) for name, size in FROM_SCRATCH]
@@ -165,8 +166,7 @@ def fit_from_scratch(args, contents, n, device):
         epochs = min(wanted, int(3600 * args.hours / seconds))
         enough = epochs >= wanted / 3
         print(
-            f"{backbone} at {size} pixels: about {cost.duration(seconds)} an epoch and "
-            f"{memory / 1e9:.1f} GB on {device}; "
+            f"{backbone} at {size} pixels: about {cost.duration(seconds)} an epoch on {device}; "
             + (f"{epochs} epochs" if enough else f"too long for --hours {args.hours:g}")
         )
         if enough:
@@ -178,15 +178,22 @@ def fit_from_scratch(args, contents, n, device):
         content["backbone"] = backbone
         set_size(content, size)
     pretext["epochs"] = epochs
-    pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
+    room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
+    while pretext["batch_size"] > 32 and memory * pretext["batch_size"] > 0.7 * room:
+        pretext["batch_size"] //= 2
+    batch = pretext["batch_size"]
+    print(
+        f"batches of {batch} images, {memory * batch / 1e9:.1f} GB of the {room / 1e9:.0f} GB that are free"
+    )
+    pretext["optimizer_kwargs"]["lr"] *= batch / 256
 
 
 def cost_of_epoch(content, n, device):
-    """Seconds of an epoch of SimCLR on n images, and bytes of an iteration."""
+    """Seconds of an epoch of SimCLR on n images, and bytes that it keeps for each image of a batch."""
     model = models.build_model(content).to(device, memory_format=torch.channels_last).train()
     precision = machine.choose_precision("auto", device)
     autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
     step = partial(simclr_step, model, SimCLRLoss(content["temperature"]))
     size = content["transformation_kwargs"]["crop_size"]
     seconds, memory = cost.of_training(step, model, size, device, autocast)
-    return n * seconds, memory * content["batch_size"]
+    return n * seconds, memory

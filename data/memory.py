@@ -7,7 +7,12 @@ CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # this proce
 
 
 def fits_in_memory(size):
-    """Whether `size` bytes are at most a quarter of this process's share of the memory.
+    """Whether `size` bytes are at most a quarter of this process's share of the memory."""
+    return size <= available_memory() / 4
+
+
+def available_memory():
+    """This process's share of the memory, in bytes.
 
     The run's processes on this machine share the memory equally. It is what the system has available, or the
     limit of the job or container if that is lower.
@@ -20,7 +25,7 @@ def fits_in_memory(size):
         if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
             available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
-    return size <= min([available, *_limits()]) / 4 / processes
+    return min([available, *_limits()]) / processes
 
 
 def _limits():
