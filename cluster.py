@@ -38,6 +38,7 @@ from utils.run.folder import Run
 from utils.run.script import add_overrides, file_argument, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.features import backbone_features
+from utils.training.inference import infer
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8, 0.7  # of self-labeling
@@ -50,15 +51,15 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     root = Path(args.root_dir or read_yaml("configs/env.yml").get("root_dir", "results")).expanduser()
     folder = root / args.name
-    files = own.experiment_files(args, folder)
     settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
+    if args.labels:
+        require_classes(args.images, folder)
+    files, distinct = own.experiment_files(args, folder, settings)
     flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
     run_steps = partial(pipeline.run_steps, settings=settings, flags=flags)
     if len(args.clusters) != 1:
         pretext = run_steps({"pretext": files["pretext"]})["pretext"]
-        number = choose_number(args.clusters, folder, pretext, args.seed)
-        for step in files.keys() - {"pretext"}:
-            own.change(files[step], num_classes=number)
+        own.set_number(files, choose_number(args.clusters, folder, pretext, args.seed), distinct)
     folders = run_steps({step: files[step] for step in ("pretext", "scan")})
     if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
         folders = run_steps(files)
@@ -208,59 +209,75 @@ def write_results(configs, folder, folders, labels=None):
         labels: "subfolders": compare the clusters with the images' folders.
     """
     step, config = list(configs.items())[-1]
-    source = folders[step] / "model.pth.tar"
-    weights, head = read_weights(source, ["clustering"])
-    head = choose_head(weights, head, source)
-    run = Run(config, folders[step])
-    model = models.build_model(config)
-    load_weights(model, weights, source)
-    model = run.place(model).eval()
     dataset = data.build_dataset(config, "train")
-    loader = data.eval_loader(dataset, config, **run.loading)
-    kept = folders["pretext" if step == "scan" else step]
-    features = backbone_features(run, kept, model, loader, "features")
-    with torch.no_grad():
-        probabilities = model.cluster_head(features.to(run.device))[head].softmax(1).cpu()
-
-    figures = {
-        "folder": str(config.image_folder),
-        "num_images": len(dataset),
-        "num_clusters": config.num_classes,
-        "model": f"{step}/model.pth.tar",
-        **learned_by_others(folders["pretext"]),
-        "prototypes": find_prototypes(features, probabilities),
-        **verdicts(folders, probabilities),
-    }
-    if labels:
-        figures |= compared_with_folders(dataset.names(), probabilities)
-    opinions = second_opinions.cluster(features, config.num_classes, config.seed)
-    clusters = probabilities.argmax(1)
-    figures["agreement"], opinions = second_opinions.compare(clusters, opinions, config.num_classes)
-    columns = table(dataset, features, probabilities, figures, run)
-    columns |= {name: found.tolist() for name, found in opinions.items()}
-    for name in ("copy_of", "near_duplicate_of"):
-        figures[name.removesuffix("_of")] = sum(map(bool, columns[name]))
-    write_json(figures, folder / "metrics.json")
-    write_csv(columns, zip(*columns.values(), strict=True), folder / "clusters.csv")
-    save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
-    save_contact_sheets(dataset, probabilities, folder / "clusters")
+    made_of = [digest(folders[step] / "model.pth.tar"), own.digest_of(dataset), labels]
+    done = folder / "metrics.json"  # written at the end: it says that the others are complete
+    figures = json.loads(done.read_text()) if done.exists() else {}
+    if figures.get("made_of") != made_of:
+        run = Run(config, folders[step])
+        features, probabilities = predictions(run, folders, step, dataset)
+        figures = {
+            "made_of": made_of,
+            "folder": str(config.image_folder),
+            "num_images": len(dataset),
+            "num_clusters": config.num_classes,
+            "model": f"{step}/model.pth.tar",
+            **learned_by_others(folders["pretext"]),
+            "prototypes": find_prototypes(features, probabilities),
+            **verdicts(folders, probabilities),
+        }
+        if labels:
+            figures |= compared_with_folders(dataset.names(), probabilities)
+        opinions = second_opinions.cluster(features, config.num_classes, config.seed)
+        clusters = probabilities.argmax(1)
+        figures["agreement"], opinions = second_opinions.compare(clusters, opinions, config.num_classes)
+        columns = table(dataset, features, probabilities, figures, run)
+        columns |= {name: found.tolist() for name, found in opinions.items()}
+        for name in ("copy_of", "near_duplicate_of"):
+            figures[name.removesuffix("_of")] = sum(map(bool, columns[name]))
+        write_csv(columns, zip(*columns.values(), strict=True), folder / "clusters.csv")
+        save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
+        save_contact_sheets(dataset, probabilities, folder / "clusters")
+        write_json(figures, done)
     tell(figures, folder)
 
 
-def compared_with_folders(names, probabilities):
-    """Metrics of the clusters; an image's class is the first folder of its name that is no split.
+def predictions(run, folders, step, dataset):
+    """Features float32 (N, D) and probabilities (N, C) of all images by the model of the last step."""
+    source = folders[step] / "model.pth.tar"
+    weights, head = read_weights(source, ["clustering"])
+    model = models.build_model(run.config)
+    load_weights(model, weights, source)
+    model = run.place(model).eval()
+    loader = data.eval_loader(dataset, run.config, **run.loading)
+    kept = folders["pretext" if step == "scan" else step]  # where the features of that backbone are
+    features = backbone_features(run, kept, model, loader, "features")
+    logits = model.cluster_head[choose_head(weights, head, source)]
+    loader = data.feature_loader(features, **run.loading)
+    return features, infer(lambda batch: logits(batch).softmax(1), loader, "clusters").cpu()
 
-    Images without such a folder do not count.
-    """
-    parts = [[part for part in Path(name).parts[:-1] if part not in SPLITS] for name in names]
-    labeled = [i for i, folders in enumerate(parts) if folders]
-    classes = sorted({parts[i][0] for i in labeled})
+
+def require_classes(images, folder):
+    """Raise UserError now unless the subfolders of `images` can be compared with clusters, see `class_of`."""
+    files, _ = data.list_images(images, but=folder)
+    classes = {class_of(Path(file).relative_to(images)) for file in files} - {None}
     if len(classes) < 2:
         raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")
-    number = {name: i for i, name in enumerate(classes)}
-    labels = torch.tensor([number[parts[i][0]] for i in labeled])
-    found = metrics.clustering_metrics(probabilities[labeled], labels, len(classes))
-    return {"classes": classes, "num_labeled": len(labeled), **found}
+
+
+def class_of(name):
+    """The first folder of an image's name that is no split; None for an image without such a folder."""
+    return next((part for part in Path(name).parts[:-1] if part not in SPLITS), None)
+
+
+def compared_with_folders(names, probabilities):
+    """Metrics of the clusters, with `class_of` as labels; images without a class do not count."""
+    found = [class_of(name) for name in names]
+    labeled = [i for i, name in enumerate(found) if name]
+    classes = sorted({found[i] for i in labeled})
+    labels = torch.tensor([classes.index(found[i]) for i in labeled])
+    figures = metrics.clustering_metrics(probabilities[labeled], labels, len(classes))
+    return {"classes": classes, "num_labeled": len(labeled), **figures}
 
 
 def table(dataset, features, probabilities, figures, run):
@@ -276,7 +293,7 @@ def table(dataset, features, probabilities, figures, run):
     first = duplicates.first_copies(dataset)
     k = min(5, duplicates.count_distinct(first) - 1)
     mined = duplicates.mine_distinct(features, k, first, run.device, run.config.search)
-    near, _ = duplicates.near_duplicates(features, mined, first)
+    near = duplicates.near_duplicates(features, mined, first)
     copies = first.where(first != torch.arange(len(first)), -1)
     return {
         "file": names,

@@ -14,6 +14,7 @@ import yaml
 
 import data
 import models
+import pipeline
 from data.memory import available_memory
 from errors import UserError
 from losses import SimCLRLoss
@@ -21,7 +22,8 @@ from simclr import simclr_step
 from utils.analysis import duplicates
 from utils.files import atomic, write_json
 from utils.run import machine
-from utils.run.config import read_yaml
+from utils.run.config import differences, listed, read_yaml
+from utils.run.identity import FINGERPRINT
 from utils.training import cost
 
 TEMPLATES = Path(__file__).parent / "configs/own"
@@ -32,37 +34,57 @@ VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2
 MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
 ITERATIONS = 400  # of the clustering step, at least: few images would otherwise give few
 FEWEST = 21  # images, of which each has 20 neighbors
-PLAN = "cluster.json"  # the command line that the experiment files were made for
+PLAN = "cluster.json"  # the command line and the images that the experiment files were made for
+NOT_ASKED = "labels", "root_dir", "name"  # arguments that change nothing of what is trained
 
 
-def experiment_files(args, folder):
-    """The paths of the experiment files, by step, written unless an earlier run of this command did.
+def experiment_files(args, folder, settings):
+    """Write the experiment files, unless an earlier run of this command did and its first step has begun.
+
+    Args:
+        args: the command line of cluster.py.
+        folder: pathlib.Path of the results.
+        settings: KEY=VALUE strings for all steps.
+
+    Returns:
+        dict step -> path of its file; number of distinct images.
 
     Raises:
-        UserError: bad images, or results of another command.
+        UserError: bad images or settings; results of another command, or of other images.
     """
-    plan, configs = folder / PLAN, folder / "configs"
-    asked = {key: str(value) for key, value in vars(args).items() if value not in (None, False)}
+    files = {step: folder / "configs" / f"{step}.yml" for step in templates(args)}
+    plan = folder / PLAN
     kept = json.loads(plan.read_text()) if plan.exists() else None
-    if kept and kept["arguments"] != asked:
-        changed = sorted(
-            key for key in {*asked, *kept["arguments"]} if asked.get(key) != kept["arguments"].get(key)
-        )
+    asked = {name: str(value) for name, value in vars(args).items() if name not in NOT_ASKED and value}
+    if not kept or not has_begun(folder):
+        images, distinct = fit(args, files, settings)
+        write_json({"arguments": asked, "images": images, "distinct": distinct}, plan)
+        return files, distinct
+    apart = f"keep this one apart with --name {args.name}-2"
+    changed = differences(kept["arguments"], asked)
+    if changed:
         raise UserError(
-            f"{folder}: holds results of a command with another {', '.join(changed)}; give that again, or "
-            f"keep this one apart with --name {args.name}-2"
+            f"{folder}: holds results of another command ({listed(changed)}); give that again, or {apart}"
         )
-    if not kept:
-        contents = fitted(args, folder)
-        configs.mkdir(parents=True, exist_ok=True)
-        for step, content in contents.items():
-            write_yaml(content, configs / f"{step}.yml")
-        kept = {"arguments": asked, "steps": list(contents)}
-        write_json(kept, plan)
-    return {step: configs / f"{step}.yml" for step in kept["steps"]}
+    config = pipeline.check_steps(files, settings)["pretext"]
+    if digest_of(data.build_dataset(config, "train")) != kept["images"]:
+        raise UserError(f"{args.images}: its images have changed since {folder} was made; {apart}")
+    return files, kept["distinct"]
+
+
+def has_begun(folder):
+    """Whether a step has results, or a training that can be resumed."""
+    names = FINGERPRINT, "checkpoint.pth.tar"
+    return any((folder / step / name).exists() for step in pipeline.SCRIPTS for name in names)
+
+
+def digest_of(dataset):
+    """Text that identifies the content of all images, as far as it is known."""
+    return getattr(dataset, "content_digest", lambda: None)() or dataset.fingerprint()
 
 
 def write_yaml(content, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
@@ -72,26 +94,47 @@ def change(path, **values):
     write_yaml({**read_yaml(path), **values}, path)
 
 
-def fitted(args, folder):
-    """The templates in configs/own/, filled in for these images: dict step -> content of its file.
+def set_number(files, number, distinct):
+    """Set the number of clusters of so many distinct images in the files of all steps but the first."""
+    change(files["scan"], num_classes=number, num_neighbors=neighbors_to_use(number, distinct))
+    if "selflabel" in files:
+        change(files["selflabel"], num_classes=number)
 
-    Says what the first step will take, before anything is trained.
+
+def neighbors_to_use(number, distinct):
+    """As many as the published 20, unless that is more than half of the average cluster."""
+    return max(5, min(20, distinct // (2 * number)))
+
+
+# --- filling in ----------------------------------------------------------------------------------
+
+
+def templates(args):
+    """Dict step -> file in configs/own/."""
+    if args.from_scratch:
+        names = {"pretext": "simclr", "scan": "scan", "selflabel": "selflabel"}
+    else:
+        names = {"pretext": "pretrained", "scan": "scan"}
+    return {step: TEMPLATES / f"{name}.yml" for step, name in names.items()}
+
+
+def fit(args, files, settings):
+    """Write the files for these images; say what the first step will take, before anything is trained.
+
+    Returns:
+        digest of the images; number of distinct ones.
     """
-    pretext = "simclr" if args.from_scratch else "pretrained"
-    names = {"pretext": pretext, "scan": "scan"} | ({"selflabel": "selflabel"} if args.from_scratch else {})
-    contents = {step: read_yaml(TEMPLATES / f"{name}.yml") for step, name in names.items()}
+    contents = {step: read_yaml(path) for step, path in templates(args).items()}
     size, normalize = args.size, None
     if args.from_scratch:
         backbone, size = args.backbone or FROM_SCRATCH[0][0], args.size or FROM_SCRATCH[0][1]
     elif args.features:
-        backbone = data.vector_backbone(args.features)
+        backbone, size = data.vector_backbone(args.features), 112  # of the pictures
     else:
         backbone = args.backbone or BACKBONE
         found = models.preprocessing(backbone)
         size, normalize = args.size or found["size"], {key: found[key] for key in ("mean", "std")}
-    most = max(
-        args.clusters or [2]
-    )  # of several numbers, the one for the heads is chosen after the first step
+    most = max(args.clusters or [2])  # of several numbers, one is chosen after the first step
     for content in contents.values():
         content.update(
             image_folder=str(args.images), folder_labels="none", resize=args.resize,
@@ -100,16 +143,21 @@ def fitted(args, folder):
         )  # fmt: skip
         if args.features:
             content["features_file"] = str(args.features.resolve())
-        set_size(content, size or 112, normalize)
+        set_size(content, size, normalize)
 
-    n = len(data.list_images(args.images)[0])
-    device = machine.choose_device("auto")
+    def written():
+        for step, content in contents.items():
+            write_yaml(content, files[step])
+        return pipeline.check_steps(files, settings)["pretext"]
+
+    config = written()  # with the user's settings; a mistake in them shows now
+    listed_files = data.list_images(args.images, but=files["scan"].parents[1])[0]
     if args.from_scratch:
-        fit_from_scratch(args, contents, n, device)
-        contents["scan"]["cache_features"] = 8
+        fit_from_scratch(args, contents, len(listed_files), config)
+        config = written()
     elif not args.features:
-        tell_cost_of_features(contents["pretext"], n, device)
-    dataset = data.build_dataset({**contents["pretext"], "root_dir": folder.parent}, "train")
+        tell_cost_of_features(config, len(listed_files))
+    dataset = data.build_dataset(config, "train")
     n = duplicates.count_distinct(duplicates.first_copies(dataset))
     if n < max(FEWEST, most):
         copies = f" ({len(dataset) - n} more are copies)" if n < len(dataset) else ""
@@ -120,8 +168,12 @@ def fitted(args, folder):
     scan = contents["scan"]
     iterations = n // scan["batch_size"]  # of an epoch
     scan["epochs"] = max(scan["epochs"], -(-ITERATIONS // iterations))
-    scan["num_neighbors"] = max(5, min(20, n // (2 * most)))
-    return contents
+    scan["num_neighbors"] = neighbors_to_use(most, n)
+    if args.from_scratch:
+        scan["cache_features"] = 8
+        contents["pretext"]["optimizer_kwargs"]["lr"] *= contents["pretext"]["batch_size"] / 256
+    written()
+    return digest_of(dataset), n
 
 
 def set_size(content, size, normalize=None):
@@ -138,62 +190,58 @@ def set_size(content, size, normalize=None):
             part["normalize"] = dict(normalize)
 
 
-def tell_cost_of_features(content, n, device):
-    backbone = build_backbone(content, device)
-    size = content["transformation_kwargs"]["crop_size"]
+def tell_cost_of_features(config, n):
+    device = machine.choose_device(config.device)
+    backbone = models.build_model(config).backbone.to(device, memory_format=torch.channels_last).eval()
+    size = config.transformation_kwargs.crop_size
     seconds = n * cost.of_features(backbone, size, device)
     print(
-        f"features of {n} images by {content['backbone']} at {size} pixels: about {cost.duration(seconds)} "
+        f"features of {n} images by {config.backbone} at {size} pixels: about {cost.duration(seconds)} "
         f"on {device}; then a minute or so for the clusters"
     )
     if seconds > 1800:
         print("much faster, and less exact: --backbone torchvision/mobilenet_v2, or a smaller --size")
 
 
-def build_backbone(content, device):
-    model = models.build_model({**content, "setup": "scan", "num_heads": 1})
-    return model.backbone.to(device, memory_format=torch.channels_last).eval()
+def fit_from_scratch(args, contents, n, config):
+    """Choose the network, its image size, its batches and the epochs so that step 1 takes at most --hours.
 
-
-def fit_from_scratch(args, contents, n, device):
-    """Choose the network, its image size, its batches and the epochs so that step 1 takes at most --hours."""
-    pretext = contents["pretext"]
+    `config` is the checked configuration of the first step, for the device and the precision.
+    """
+    device, pretext = machine.choose_device(config.device), contents["pretext"]
     wanted = min(MOST_EPOCHS, max(FEWEST_EPOCHS, VIEWS // n))
     networks = [(args.backbone or name, args.size or size) for name, size in FROM_SCRATCH]
     for backbone, size in dict.fromkeys(networks):
         set_size(pretext, size)
-        seconds, memory = cost_of_epoch({**pretext, "backbone": backbone}, n, device)
-        epochs = min(wanted, int(3600 * args.hours / seconds))
+        pretext["backbone"] = backbone
+        seconds, memory = cost_of_image(pretext, device, machine.choose_precision(config.precision, device))
+        epochs = min(wanted, int(3600 * args.hours / (n * seconds)))
         enough = epochs >= wanted / 3
         print(
-            f"{backbone} at {size} pixels: about {cost.duration(seconds)} an epoch on {device}; "
+            f"{backbone} at {size} pixels: about {cost.duration(n * seconds)} an epoch on {device}; "
             + (f"{epochs} epochs" if enough else f"too long for --hours {args.hours:g}")
         )
         if enough:
             break
     epochs = max(epochs, FEWEST_EPOCHS)
     if not enough:
-        print(f"{epochs} epochs of that, {cost.duration(epochs * seconds)}; more --hours would do better")
+        print(f"{epochs} epochs of that, {cost.duration(epochs * n * seconds)}; more --hours would do better")
     for content in contents.values():
         content["backbone"] = backbone
         set_size(content, size)
-    pretext["epochs"] = epochs
     room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
-    while pretext["batch_size"] > 32 and memory * pretext["batch_size"] > 0.7 * room:
-        pretext["batch_size"] //= 2
-    batch = pretext["batch_size"]
+    batch = min(pretext["batch_size"], n)
+    while batch > 32 and memory * batch > 0.7 * room:
+        batch //= 2
     print(
         f"batches of {batch} images, {memory * batch / 1e9:.1f} GB of the {room / 1e9:.0f} GB that are free"
     )
-    pretext["optimizer_kwargs"]["lr"] *= batch / 256
+    pretext.update(epochs=epochs, batch_size=batch)
 
 
-def cost_of_epoch(content, n, device):
-    """Seconds of an epoch of SimCLR on n images, and bytes that it keeps for each image of a batch."""
+def cost_of_image(content, device, precision):
+    """Seconds that SimCLR trains on an image, and bytes that it keeps for each image of a batch."""
     model = models.build_model(content).to(device, memory_format=torch.channels_last).train()
-    precision = machine.choose_precision("auto", device)
     autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
     step = partial(simclr_step, model, SimCLRLoss(content["temperature"]))
-    size = content["transformation_kwargs"]["crop_size"]
-    seconds, memory = cost.of_training(step, model, size, device, autocast)
-    return n * seconds, memory
+    return cost.of_training(step, model, content["transformation_kwargs"]["crop_size"], device, autocast)

@@ -13,6 +13,7 @@ from pathlib import Path
 from errors import UserError
 from models import build_model, library_network, preprocessing
 from simclr import eval_loaders, mine
+from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, load_config
 from utils.run.folder import Run, results_folder
@@ -40,9 +41,11 @@ def main(argv=None):
     model = run.place(model)
     train, val = eval_loaders(run, model, 1, 1)
     k_train, k_val = (
-        min(k, len(loader.dataset) - 1) for k, loader in ((TRAIN_NEIGHBORS, train), (VAL_NEIGHBORS, val))
+        min(k, duplicates.count_distinct(duplicates.first_copies(loader.dataset)) - 1)
+        for k, loader in ((TRAIN_NEIGHBORS, train), (VAL_NEIGHBORS, val))
     )
-    identity = Identity(config, {"train": train.dataset, "test": val.dataset})
+    inputs = {str(args.pretrained.resolve()): args.pretrained} if args.pretrained else {}
+    identity = Identity(config, {"train": train.dataset, "test": val.dataset}, inputs)
     resume.take_instead_of_training(run, identity, args.pretrained, model)
     about = {"weights": source, "labels_in_pretraining": labels}
     mine(run, identity, model, train, val, k_train, k_val, source, about)

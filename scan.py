@@ -78,7 +78,8 @@ def main(argv=None):
     features = partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent)
     prepare = partial(cached_features, features) if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
-    if config.head_init == "graph":
+    starts = run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
+    if config.head_init == "graph" and starts:
         start_heads(run, model, network, train, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
@@ -223,7 +224,7 @@ def augmented_features(run, model, train_set, val_set):
         for number, place in enumerate(views, start=1):
             place.copy_(infer(half, augmented, f"features of view {number}/{len(views)}"))
     log.info("features of %d views of %d images, %.2f GB", *shape[:2], views.nbytes / 1e9)
-    return views, feature_loader(run, val_features)
+    return views, data.feature_loader(val_features, **run.loading)
 
 
 def kept_features(run, model, folder, dataset):
@@ -232,13 +233,8 @@ def kept_features(run, model, folder, dataset):
     With these, the heads predict what the whole model does on the images.
     """
     loader = data.eval_loader(dataset, run.config, **run.loading)
-    return feature_loader(run, backbone_features(run, folder, model.eval(), loader, "features"))
-
-
-def feature_loader(run, features):
-    """Loader of features (N, D), in order."""
-    dataset = data.FeatureViews(features.unsqueeze(0))
-    return data.Loader(dataset, data.PlainView(data.unchanged), train=False, **run.loading)
+    features = backbone_features(run, folder, model.eval(), loader, "features")
+    return data.feature_loader(features, **run.loading)
 
 
 def start_heads(run, model, network, train, split):

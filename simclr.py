@@ -21,7 +21,7 @@ from utils.run.identity import FINGERPRINT, Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
-from utils.training.features import backbone_features
+from utils.training.features import backbone_features, kept_file, remove_others
 from utils.training.inference import infer, rehearse
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
@@ -137,7 +137,8 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, abou
             path.unlink(missing_ok=True)  # so that no other model's neighbors lie beside this model
     run.save(model.state_dict(), "model.pth.tar")
     with run.scratch() as scratch:
-        features = [features_to_mine(run, model.eval(), splits[name][0], name, scratch) for name in splits]
+        model.eval()
+        features = [features_to_mine(run, model, splits[name][0], name, scratch) for name in splits]
         if run.main:
             figures = {"setup": config.setup, "dataset": config.train_db_name}
             if pretrained:
@@ -156,18 +157,22 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, abou
                     figures[f"{name}_neighbors_of_same_class"] = share
             figures |= feature_figures(run, features, all_mined, train, val)
             write_json(figures, run.folder / "metrics.json")
+    if run.main:
+        kept = [kept_file(run, run.folder, model, loader.dataset) for loader, _ in splits.values()]
+        remove_others(run.folder, kept)
     resume.sign(run, identity, model.state_dict(), trained=pretrained is None)
 
 
 def features_to_mine(run, model, loader, name, scratch):
-    """L2-normalized features, float32 (N, D), of a split by its `name`.
+    """L2-normalized features (N, D) of a split by its `name`, in a file; only the main process gets them.
 
     Those of a backbone that this step does not train are kept, since the clustering step needs them, too.
     """
-    if run.config.setup == "pretrained":
-        return F.normalize(backbone_features(run, run.folder, model, loader, f"{name} features"), dim=1)
-    features_of = model.features_from(run.config.features)
-    return infer(features_of, loader, f"{name} features", scratch / f"{name}.npy")
+    file = scratch / f"{name}.npy"
+    if run.config.setup != "pretrained":
+        return infer(model.features_from(run.config.features), loader, f"{name} features", file)
+    kept = backbone_features(run, run.folder, model, loader, f"{name} features")
+    return infer(partial(F.normalize, dim=1), data.feature_loader(kept, **run.loading), name, file)
 
 
 def feature_figures(run, features, mined, train, val):

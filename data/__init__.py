@@ -44,6 +44,7 @@ __all__ = [
     "build_eval_transform",
     "build_train_transform",
     "eval_loader",
+    "feature_loader",
     "list_images",
     "stream",
     "unchanged",
@@ -214,3 +215,8 @@ def stream(files, config, num_workers=0, size=None):
 def eval_loader(dataset, config, **loading):
     """Loader of a whole split with the evaluation transform; `loading`: further arguments of Loader."""
     return Loader(dataset, PlainView(build_eval_transform(config)), train=False, **loading)
+
+
+def feature_loader(features, **loading):
+    """Loader of features (N, D) in order, in place of images; `loading`: further arguments of Loader."""
+    return Loader(FeatureViews(features.unsqueeze(0)), PlainView(unchanged), train=False, **loading)

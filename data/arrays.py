@@ -1,18 +1,14 @@
 """Images that are held in memory as one tensor."""
 
 import hashlib
-import logging
 
 import numpy as np
 import torch
 
 from errors import UserError
 
-from .device import to_device
+from .device import moved_if_it_fits, to_device
 from .labels import labels_and_names
-from .messages import say_once
-
-log = logging.getLogger(__name__)
 
 
 class ArrayImages:
@@ -54,17 +50,7 @@ class ArrayImages:
 
     def to(self, device):
         """Move the images to `device` if they fit there; if not, `fetch` copies each batch."""
-        device = torch.device(device)
-        if self.images.device.type == device.type:
-            return
-        try:
-            # ask for twice their size, so that as much again is left for the training
-            torch.empty(2, *self.images.shape, dtype=torch.uint8, device=device)
-        except torch.OutOfMemoryError:
-            message = f"{len(self)} images do not fit in the memory of {device}; each batch is copied there"
-            say_once(log.info, message)
-        else:
-            self.images = self.images.to(device)
+        self.images = moved_if_it_fits(self.images, device, f"{len(self)} images")
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the uint8 images of each index batch, (*index.shape, 3, H, W), on `device`."""

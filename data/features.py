@@ -2,7 +2,7 @@
 
 import torch
 
-from .device import to_device
+from .device import moved_if_it_fits, to_device
 
 
 class FeatureViews:
@@ -21,8 +21,8 @@ class FeatureViews:
         return self.views.size(1)
 
     def to(self, device):
-        """Move the features to `device`."""
-        self.views = self.views.to(device)
+        """Move the features to `device` if they fit there; if not, `fetch` copies each batch."""
+        self.views = moved_if_it_fits(self.views, device, f"the features of {len(self)} images")
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the features of each int64 index batch, (*index.shape, D), on `device`."""

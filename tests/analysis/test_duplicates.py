@@ -44,7 +44,6 @@ def test_near_duplicates():
     first = torch.arange(20)
     first[9] = 7
     mined = duplicates.mine_distinct(features, 4, first, library="torch")
-    near, similarity = duplicates.near_duplicates(features, mined, first)
-    assert near.nonzero().numel() and (near >= 0).nonzero().squeeze(1).tolist() == [7, 9]
+    near = duplicates.near_duplicates(features, mined, first)
+    assert (near >= 0).nonzero().squeeze(1).tolist() == [7, 9]
     assert near[7] == near[9] == 3
-    assert similarity[7] > 0.99 > similarity[[i for i in range(20) if i not in (7, 9)]].max()

@@ -126,9 +126,77 @@ def test_a_step_can_be_repeated_from_its_file(command, tmp_path):
 def test_another_number_of_clusters_goes_elsewhere(command, capsys):
     argv, _ = command
     other = [*argv[:2], "5", *argv[3:]]
-    assert "another clusters; give that again, or keep this one apart with --name my_digits-2" in fails(
-        capsys, cluster.main, other
-    )
+    message = fails(capsys, cluster.main, other)
+    assert "holds results of another command (clusters: [4] -> [5])" in message
+    assert "keep this one apart with --name my_digits-2" in message
+
+
+def test_labels_and_a_place_are_no_other_command(command):
+    """They change nothing of what was trained."""
+    argv, folder = command
+    model = (folder / "scan/model.pth.tar").stat().st_mtime_ns
+    where = argv.index("--labels")
+    cluster.main([*argv[:where], *argv[where + 2 :]])
+    assert "acc" not in json.loads((folder / "metrics.json").read_text())
+    cluster.main(argv)
+    assert "acc" in json.loads((folder / "metrics.json").read_text())
+    assert model == (folder / "scan/model.pth.tar").stat().st_mtime_ns
+
+
+def test_mistakes_that_are_corrected(photos, vectors, tmp_path, capsys):
+    """A command that was refused leaves nothing behind that the corrected one would trip over."""
+    argv = [str(photos), "--clusters", "4", "--features", str(vectors), "--root_dir", str(tmp_path)]
+    argv += ["--set", "num_workers=0", "device=cpu"]
+    assert "did you mean 'epochs'" in fails(capsys, cluster.main, [*argv, "epoch=2"])
+    flat = write_few(tmp_path / "flat", 25)
+    labels = [str(flat), *argv[1:], "--labels", "subfolders"]
+    assert "the images are in 0 folders; leave --labels out" in fails(capsys, cluster.main, labels)
+    cluster.main([*argv, "epochs=2"])
+
+
+def test_other_images(command, photos, tmp_path, capsys):
+    argv, folder = command
+    new = photos / "new.png"
+    shutil.copy(next(photos.rglob("000.png")), new)
+    try:
+        message = fails(capsys, cluster.main, argv)
+    finally:
+        new.unlink()
+    assert "vectors, but there are" in message
+    before = (folder / "scan/model.pth.tar").stat().st_mtime_ns
+    cluster.main(argv)
+    assert before == (folder / "scan/model.pth.tar").stat().st_mtime_ns
+
+
+def test_images_that_have_changed_since(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "in")
+    argv = [str(tmp_path / "in"), "--clusters", "3", "--from-scratch", "--backbone", "resnet10_narrow"]
+    argv += ["--size", "8", "--hours", "0.00001", "--root_dir", str(tmp_path / "out")]
+    argv += ["--set", "num_workers=0", "device=cpu", "epochs=1"]
+    cluster.main(argv)
+    (tmp_path / "in/copy0.png").unlink()
+    message = fails(capsys, cluster.main, argv)
+    assert "its images have changed since" in message and "--name in-2" in message
+
+
+def test_one_unreadable_image_among_few(photos, vectors, tmp_path, capsys):
+    folder = write_few(tmp_path / "few", 30)
+    (folder / "bad.png").write_bytes(b"no image")
+    rows = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    argv = [
+        str(folder),
+        "--clusters",
+        "2",
+        "--features",
+        str(tmp_path / "x.npy"),
+        "--root_dir",
+        str(tmp_path),
+    ]
+    argv += ["--set", "num_workers=0", "device=cpu"]
+    assert "set max_unreadable" in fails(capsys, cluster.main, argv)
+    cluster.main([*argv, "max_unreadable=0.5"])
+    assert len(rows_of(tmp_path / "few")) == 30
 
 
 def test_from_scratch(photos, tmp_path, capsys):
@@ -187,10 +255,9 @@ def test_bad_input(make, more, message, tmp_path, capsys):
     argv = [str(make(folder)), "--clusters", "3", "--backbone", "torchvision/squeezenet1_1", "--size", "32"]
     if "--features" in more:
         argv = argv[:3]
-        more = more if "--size" in more else more
     argv += ["--root_dir", str(tmp_path / "out"), *more, "--set", "num_workers=0"]
     assert message in fails(capsys, cluster.main, argv)
-    assert not list((tmp_path / "out").rglob("*.yml")) if (tmp_path / "out").exists() else True
+    assert not list((tmp_path / "out").rglob("model.pth.tar"))
 
 
 def test_a_features_file_of_another_length(photos, tmp_path, capsys):

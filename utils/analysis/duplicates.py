@@ -54,10 +54,9 @@ def near_duplicates(features, mined, first):
         first: int64 (N,), see `first_copies`.
 
     Returns:
-        int64 (N,), -1 where there is none; and float32 (N,), the similarity.
+        int64 (N,), -1 where there is none.
     """
     similarity = torch.stack([(features * features[column]).sum(1) for column in mined.T], 1)
     earlier = (mined < torch.arange(len(mined))[:, None]) & (first[mined] != first[:, None])
     best, place = similarity.where(earlier, -1.0).max(1)
-    found = best >= NEARLY_EQUAL
-    return mined.gather(1, place[:, None]).squeeze(1).where(found, -1), best
+    return mined.gather(1, place[:, None]).squeeze(1).where(best >= NEARLY_EQUAL, -1)

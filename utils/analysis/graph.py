@@ -28,29 +28,28 @@ FIT_ON = 20_000  # images at most that the heads are fitted on
 WEIGHT_DECAY = 1e-4  # of the fit, on features of unit scale
 
 
-def clusterings(neighbors, num_clusters, count, seed):
+def clusterings(neighbors, num_clusters, count, seed, spectra=None):
     """`count` clusterings of the images by their neighbor graphs.
 
     They differ in how many neighbors each image is connected with (WIDTHS), and in the seed of k-means.
 
     Args:
         neighbors: int64 (N, 1 + k), each row normally starting with the image itself.
+        spectra: what `spectra_of` returned for these neighbors and at least as many clusters.
 
     Returns:
-        int64 (count, N). Raises UserError for fewer images than clusters, or if the eigenvectors would not
-        fit in memory.
+        int64 (count, N).
+
+    Raises:
+        UserError: fewer images than clusters; see also `spectra_of`.
     """
-    n = len(neighbors)
-    if n < num_clusters:
-        raise UserError(f"{n} images cannot form num_classes {num_clusters} clusters; lower num_classes")
-    needed = 8 * n * 16 * num_clusters  # 2 C eigenvectors, and as much again for each of seven work arrays
-    if needed > MEMORY:
+    if len(neighbors) < num_clusters:
         raise UserError(
-            f"head_init graph: the eigenvectors of {n} images for {num_clusters} clusters need "
-            f"{needed / 1e9:.0f} GB of memory; set head_init to random"
+            f"{len(neighbors)} images cannot form num_classes {num_clusters} clusters; lower num_classes"
         )
-    k = neighbors.size(1) - 1
-    embeddings = [embedding(neighbors[:, : max(1, round(share * k)) + 1], num_clusters) for share in WIDTHS]
+    embeddings = [
+        embedding(*spectrum, num_clusters) for spectrum in spectra or spectra_of(neighbors, num_clusters)
+    ]
     found = []
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # of equal rows
         for i in range(count):
@@ -59,25 +58,47 @@ def clusterings(neighbors, num_clusters, count, seed):
     return torch.stack(found)
 
 
-def embedding(neighbors, num_clusters):
-    """Directions of the images in the space of the graph's first eigenvectors, float32 (N, <= 2 C).
+def spectra_of(neighbors, num_clusters):
+    """The largest 2 C eigenvalues, and their eigenvectors (N, 2 C), of the graph of each of WIDTHS.
 
-    An image that is its only neighbor gets zeros.
+    Raises UserError if they would not fit in memory.
     """
+    n = len(neighbors)
+    needed = 8 * n * 16 * num_clusters  # the eigenvectors, and as much again for each of seven work arrays
+    if needed > MEMORY:
+        raise UserError(
+            f"the eigenvectors of the neighbor graph of {n} images for {num_clusters} clusters need "
+            f"{needed / 1e9:.0f} GB of memory; give --clusters one smaller number, or set head_init to random"
+        )
+    k = neighbors.size(1) - 1
+    return [spectrum(neighbors[:, : max(1, round(share * k)) + 1], 2 * num_clusters) for share in WIDTHS]
+
+
+def spectrum(neighbors, count):
+    """The largest `count` eigenvalues, in falling order, and eigenvectors of the normalized graph."""
     edges = connect(neighbors)
     n = len(neighbors)
     degrees = np.asarray(edges.sum(1)).ravel()  # 0: an image that is its only neighbor
     scale = sparse.diags(np.where(degrees > 0, degrees, np.inf) ** -0.5)
     normalized = scale @ edges @ scale
-    count = min(2 * num_clusters, n)
+    count = min(count, n)
     if n <= max(DENSE, 5 * count):
         values, vectors = scipy.linalg.eigh(normalized.toarray(), subset_by_index=(n - count, n - 1))
     else:  # a block method, because the graph's parts may be unconnected: as many eigenvalues are 1
         start = np.random.RandomState(0).randn(n, count)
         with warnings.catch_warnings(action="ignore"):  # of the last digits, which do not matter here
             values, vectors = lobpcg(normalized, start, largest=True, tol=1e-3, maxiter=100)
-    weighted = torch.from_numpy(vectors * values.clip(0) ** 2)
-    return F.normalize(weighted, dim=1).float().numpy()
+    order = np.argsort(-values, kind="stable")
+    return values[order], vectors[:, order]
+
+
+def embedding(values, vectors, num_clusters):
+    """Directions of the images in the space of the graph's first eigenvectors, float32 (N, <= 2 C).
+
+    An image that is its only neighbor gets zeros.
+    """
+    values, vectors = values[: 2 * num_clusters], vectors[:, : 2 * num_clusters]
+    return F.normalize(torch.from_numpy(vectors * values.clip(0) ** 2), dim=1).float().numpy()
 
 
 def connect(neighbors):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
+from tqdm import tqdm
 
 from . import graph
 
@@ -40,9 +41,10 @@ def compare(neighbors, numbers, seed=0):
         list of dicts: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;
         `stability`, the mean adjusted Rand index of two of them; `smallest` and `largest`, mean sizes.
     """
+    spectra = graph.spectra_of(neighbors, max(numbers))
     rows = []
-    for number in numbers:
-        found = graph.clusterings(neighbors, number, CLUSTERINGS, seed)
+    for number in tqdm(numbers, desc="numbers of clusters", leave=False, disable=None):
+        found = graph.clusterings(neighbors, number, CLUSTERINGS, seed, spectra)
         quality = [modularity(clusters, neighbors) for clusters in found]
         pairs = [(a, b) for i, a in enumerate(found) for b in found[:i]]
         sizes = torch.stack([clusters.bincount(minlength=number) for clusters in found]).double()

@@ -13,6 +13,7 @@ from . import kmeans, metrics
 log = logging.getLogger(__name__)
 
 WARD_ON = 10_000  # images at most: its distances take 8 N^2 bytes, here 0.8 GB
+UMAP_ON = 50_000  # images at most: more take hours
 INITIALISATIONS = 10
 UMAP = {"n_neighbors": 15, "n_components": 10, "min_dist": 0.0, "metric": "cosine"}  # for clustering: no gaps
 
@@ -87,6 +88,9 @@ def _umap(x, num_clusters, seed):
         import umap
     except ImportError:
         log.info("second opinion: UMAP is left out, it is not installed (pip install umap-learn)")
+        return None
+    if len(x) > UMAP_ON:
+        log.info("second opinion: UMAP is left out, %d images are more than %d", len(x), UMAP_ON)
         return None
     if len(x) <= UMAP["n_components"] + 1 or len(x) <= UMAP["n_neighbors"]:
         log.info("second opinion: UMAP is left out, %d images are too few", len(x))

@@ -4,30 +4,35 @@ import time
 
 import torch
 
-IMAGES = 8  # of random pixels, on which everything is measured
+IMAGES = {
+    "cpu": 8,
+    "cuda": 128,
+}  # of random pixels, on which everything is measured; few would not fill a GPU
 
 
 def of_features(backbone, size, device):
     """Seconds per image to compute a backbone's features of images of `size` pixels, in float32."""
-    images = torch.rand(IMAGES, 3, size, size, device=device)
+    n = IMAGES[device.type]
+    images = torch.rand(n, 3, size, size, device=device)
     with torch.no_grad():
-        return _seconds(lambda: backbone(images), device) / IMAGES
+        return _seconds(lambda: backbone(images), device) / n
 
 
-def of_training(step, model, size, device, autocast, views=2):
-    """Seconds and bytes per anchor of a training iteration.
+def of_training(step, model, size, device, autocast):
+    """Seconds and bytes per image of an iteration of training on two views of each.
 
     Args:
         step: images -> dict with `loss`, as simclr.simclr_step.
-        model: the module that `step` trains, on `device`; its gradients are removed at the end.
+        model: the module that `step` trains; its gradients are removed at the end.
         size: side of the images in pixels.
+        device: torch.device of the model.
         autocast: function () -> context of the forward pass.
-        views: images for each anchor.
 
     Returns:
         seconds; bytes of what the forward pass keeps for the backward pass.
     """
-    images = torch.rand(IMAGES * views, 3, size, size, device=device)
+    n = IMAGES[device.type]
+    images = torch.rand(2 * n, 3, size, size, device=device)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -46,7 +51,7 @@ def of_training(step, model, size, device, autocast, views=2):
         iterate()
     seconds = _seconds(iterate, device)
     model.zero_grad(set_to_none=True)
-    return seconds / IMAGES, sum(kept.values()) / IMAGES
+    return seconds / n, sum(kept.values()) / n
 
 
 def _seconds(function, device):
@@ -55,7 +60,7 @@ def _seconds(function, device):
     for _ in range(3):
         start = time.perf_counter()
         function()
-        if torch.device(device).type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from contextlib import nullcontext
+import os
+import warnings
 
 import numpy as np
 import torch
 
-from utils.files import atomic
 from utils.run import distributed
 from utils.run.config import to_dict
 from utils.run.identity import of_backbone
@@ -23,27 +23,43 @@ def backbone_features(run, folder, model, loader, title):
 
     Args:
         run: the Run.
-        folder: pathlib.Path of the pretext step's results, which holds the files.
+        folder: pathlib.Path of the pretext step's results, which holds the files; if it is read-only, the
+            run's own folder does.
         model: on the run's device, with its backbone in eval mode.
         loader: batches of a split, in order.
         title: for the progress bar.
 
     Returns:
-        float32 (N, D), not normalized, mapped from the file.
+        float32 (N, D), not normalized, mapped from the file: not to be written to.
 
     Raises:
         UserError: features that are not finite, or a full disk.
     """
-    made_of = (
-        of_backbone(model.state_dict()),
-        loader.dataset.fingerprint(),
-        to_dict(run.config.transformation_kwargs),
-        run.config.get("resize"),
-    )
-    name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    path = folder / f"features-{name}.npy"
+    path = kept_file(run, folder, model, loader.dataset)
+    if not path.exists() and not os.access(folder, os.W_OK):
+        path = run.folder / path.name
     if not path.exists():
-        with atomic(path) if run.main else nullcontext(path) as file:
-            infer(model.backbone, loader, title, file)
+        own = path.with_name(f".{path.name}.{os.getpid()}")  # other runs may share the pretext step's folder
+        try:
+            infer(model.backbone, loader, title, own)
+            if run.main:
+                os.replace(own, path)
+        finally:
+            own.unlink(missing_ok=True)
         distributed.barrier()
-    return torch.from_numpy(np.load(path, mmap_mode="r+"))  # "r+": see infer
+    with warnings.catch_warnings(action="ignore"):  # of a tensor that must not be written to
+        return torch.from_numpy(np.load(path, mmap_mode="r"))
+
+
+def kept_file(run, folder, model, dataset):
+    """The path in `folder` that is named after all that the features depend on."""
+    images = getattr(dataset, "content_digest", lambda: None)() or dataset.fingerprint()
+    how = to_dict(run.config.transformation_kwargs), run.config.get("resize"), run.config.get("white_level")
+    made_of = json.dumps([of_backbone(model.state_dict()), images, *how])
+    return folder / f"features-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npy"
+
+
+def remove_others(folder, keep):
+    """Remove the features in `folder` that an earlier model, or other images, left there."""
+    for path in set(folder.glob("features-*.npy")) - set(keep):
+        path.unlink(missing_ok=True)
