@@ -57,8 +57,5 @@ def test_the_number_of_groups_is_suggested(count):
 
 
 def test_numbers_that_cannot_be_told_apart():
-    def row(clusters, modularity, std):
-        return {"clusters": clusters, "modularity": modularity, "modularity_std": std}
-
-    rows = [row(2, 0.5, 0.001), row(3, 0.7, 0.01), row(4, 0.695, 0.01), row(5, 0.68, 0.01)]
+    rows = [{"clusters": n, "modularity": q} for n, q in ((2, 0.5), (3, 0.7), (4, 0.69), (5, 0.67))]
     assert numbers.suggest(rows) == (3, [3, 4])

@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 from . import graph
 
-CLUSTERINGS = 6  # of each number of clusters; their spread is the uncertainty
+CLUSTERINGS = 6  # of each number of clusters
+TIE = 0.02  # difference of modularity that says nothing; see docs/LOG.md
 # numbers to try for want of better ones, as far as clusters have FEWEST images on average
 NUMBERS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
 FEWEST = 20
@@ -62,14 +63,10 @@ def compare(neighbors, numbers, seed=0):
 
 
 def suggest(rows):
-    """The number of clusters of the highest modularity; and all that it cannot be told from.
+    """The number of clusters of the highest modularity; and all numbers within TIE of it.
 
-    These are within two standard errors of the difference of the means.
+    Which of these is right the graph does not say.
     """
     best = max(rows, key=lambda row: row["modularity"])
-    alike = []
-    for row in rows:
-        error = np.hypot(row["modularity_std"], best["modularity_std"]) / CLUSTERINGS**0.5
-        if best["modularity"] - row["modularity"] <= 2 * error:
-            alike.append(row["clusters"])
+    alike = [row["clusters"] for row in rows if row["modularity"] >= best["modularity"] - TIE]
     return best["clusters"], alike
