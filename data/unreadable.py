@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import alike
 from .arrays import ArrayImages
 from .decoding import decoding_loader, reason
-from .kept import Listed, Seen
+from .kept import Listed, Seen, read_only
 from .memory import fits_in_memory
 from .messages import amount, shown
 
@@ -93,7 +93,7 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
             alike.tell_white(seen, first, white, where)
             if noted is None:
                 _write_notes(notes, digest, _result(digest, seen, listing, first, None), images)
-            squares = torch.from_numpy(content.squares)
+            squares = read_only(content.squares)
             return _result(digest, seen, listing, first, squares.clone() if room else squares)
     target = _Target(kept, images, room)
     settled = white or (noted and noted.white)
@@ -255,7 +255,7 @@ def _decode(images, known, content, target, num_workers, seen):
     batches = [range(i, min(i + BATCH, len(known))) for i in range(0, len(known), BATCH)]
     missing = [[i for i in batch if known[i][0] is None] for batch in batches]
     decoded = iter(Decoding(images, bool(target)).loader(list(filter(None, missing)), num_workers))
-    row = 0
+    before, row = read_only(content.squares) if content else None, 0
     with tqdm(total=len(known), desc="decoding", unit="image", leave=False, disable=None) as bar:
         for batch, new in zip(batches, missing, strict=True):
             squares, facts = next(decoded) if new else (None, ())
@@ -265,7 +265,7 @@ def _decode(images, known, content, target, num_workers, seen):
                 old, at = known[i]
                 facts.append(old or next(fresh))
                 if target and not facts[-1].reason:
-                    squares.append(next(pixels) if at is None else torch.from_numpy(content.squares[at]))
+                    squares.append(next(pixels) if at is None else before[at])
             if squares:
                 target.put(row, torch.stack(squares))
                 row += len(squares)

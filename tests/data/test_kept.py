@@ -90,6 +90,26 @@ def test_files_may_go_while_it_runs(five, results, room):
     assert dataset.fingerprint() == fingerprint
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux only")
+def test_squares_larger_than_the_memory_can_be_mapped(five, results, another_process, monkeypatch, recwarn):
+    """A private map that may be written to is refused by Linux if it exceeds the memory."""
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        for _ in range(2):  # when they are written, and when they are found
+            another_process()
+            dataset = build(five, root_dir=str(results))
+            with open("/proc/self/maps") as file:
+                maps = [line.split()[1] for line in file if str(results) in line]
+            assert maps and set(maps) == {"r--s"}
+            dataset.raw(0).zero_()
+            assert dataset.raw(0)[0, 0, 0] == 1
+    finally:
+        torch.set_warn_always(before)
+    assert not recwarn.list
+
+
 CHANGES = {
     "new file": (lambda f: save(f / "0.png", 9), [9, 1, 2, 3, 4, 5], ["0.png", "x.png"]),
     "removed": (lambda f: (f / "2.png").unlink(), [1, 3, 4, 5], ["x.png"]),
