@@ -99,7 +99,7 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
     settled = white or (noted and noted.white)
     if not target and noted and settled:
         return Found(digest, noted.unreadable, settled)
-    seen = []
+    seen, outdated = [], None
     try:
         _decode(images.with_white(first), known, content, target, num_workers, seen)
         if noted:
@@ -108,9 +108,10 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
                     raise images.unreadable(i, facts.reason)
         chosen = white or alike.white_of(seen, first)
         if chosen != first:
-            _decode_again(images.with_white(chosen), target, num_workers, seen)
+            outdated = {i for i, facts in enumerate(seen) if facts.brightest >= 0}
+            _decode_again(images.with_white(chosen), target, num_workers, seen, outdated)
     except BaseException:
-        target.stop(listing, seen, first, content)
+        target.stop(listing, seen, first if outdated is None else chosen, content, outdated)
         raise
     alike.warn(
         [(facts.one_color, facts.checksum, facts.highest) for facts in seen if not facts.reason], where
@@ -234,12 +235,20 @@ class _Target:
             return squares
         return self.memory[: sum(not facts.reason for facts in about[-1])]
 
-    def stop(self, listing, seen, white, before):
-        """Keep what is done for the next time, unless there is more of it from before."""
-        done = sum(not facts.reason for facts in seen)
+    def stop(self, listing, seen, white, before, outdated):
+        """Keep what is done for the next time, unless there is more of it from before.
+
+        `outdated`: indices of the images that are not yet decoded with this `white`; None in the first pass.
+        """
         if not self.writer:
             return
-        if len(seen) < len(listing) and done > (len(before.squares) if before else 0):
+        listing = list(listing)
+        for i in outdated or ():
+            listing[i] = listing[i]._replace(bytes=-1)  # as no file is listed, so it will be decoded again
+        done = sum(file.bytes >= 0 and not facts.reason for file, facts in zip(listing, seen, strict=False))
+        entries = before.entries.items() if before else ()
+        earlier = sum(file.bytes >= 0 and row is not None for file, (_, row) in entries)
+        if (len(seen) < len(listing) or outdated is not None) and done > earlier:
             with self._or_not():
                 self.writer.finish("", white, False, listing[: len(seen)], seen)
         else:
@@ -273,11 +282,14 @@ def _decode(images, known, content, target, num_workers, seen):
             bar.update(len(batch))
 
 
-def _decode_again(images, target, num_workers, seen):
-    """Decode the images of 16 bits again, now that it is known which value is white."""
+def _decode_again(images, target, num_workers, seen, outdated):
+    """Decode the `outdated` images of 16 bits again, now that it is known which value is white.
+
+    What is done is removed from `outdated`.
+    """
     rows, row = {}, 0
     for i, facts in enumerate(seen):
-        if facts.brightest >= 0:
+        if i in outdated:
             rows[i] = row
         row += not facts.reason
     indices = list(rows)
@@ -286,9 +298,10 @@ def _decode_again(images, target, num_workers, seen):
         for i, found in zip(batch, facts, strict=True):
             if found.reason:
                 raise images.unreadable(i, found.reason)
-            seen[i] = found
-        for i, square in zip(batch, squares, strict=True):
+        for i, found, square in zip(batch, facts, squares, strict=True):
             target.put(rows[i], square[None])
+            seen[i] = found
+            outdated.remove(i)
 
 
 # --- the notes -----------------------------------------------------------------------------------

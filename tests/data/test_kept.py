@@ -266,6 +266,37 @@ def test_what_an_interrupted_step_decoded_is_kept(folder, read, results, monkeyp
     assert (len(found), decoded) == (40, ["00a.png", "03.png"])
 
 
+def test_what_was_decoded_before_the_second_pass_was_interrupted_is_kept(folder, read, results, monkeypatch):
+    """Images of 12 bits in files of 16 are decoded twice: their white is known after the first pass."""
+    for i in range(30):
+        save(folder / f"{i:02}.png", i)
+        if i % 2:
+            Image.fromarray(np.full((SIZE, SIZE), 100 * i + 1000, np.uint16)).save(folder / f"{i:02}.png")
+    (folder / "03.png").write_bytes(b"")
+    expected = [(100 * i + 1000) * 255 // 4095 if i % 2 else i for i in range(30) if i != 3]
+    put, calls = unreadable._Target.put, []
+
+    def interrupted(stop_at):
+        def counted(target, row, squares):
+            calls.append(row)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            put(target, row, squares)
+
+        calls.clear()
+        return counted
+
+    for stop_at in (4 + 10, 3):  # in the second pass; early in the next run, which has less done by then
+        with monkeypatch.context() as patch:
+            patch.setattr(unreadable._Target, "put", interrupted(stop_at))
+            with pytest.raises(KeyboardInterrupt):
+                read()
+    found, decoded = read()
+    assert found == pytest.approx(expected, abs=1)
+    assert decoded == [f"{i:02}.png" for i in range(21, 30, 2)]
+    assert read() == (found, [])
+
+
 def test_what_a_killed_step_left_is_removed(five, read, results):
     (results / "mine/images").mkdir(parents=True)
     (results / "mine/images/.train-32-crop.123.tmp").write_bytes(b"many gigabytes")
