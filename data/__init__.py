@@ -87,6 +87,11 @@ class Dataset(Protocol):
     # Optional:
     # def content_hashes(self):
     #     """List of N strings, equal for files of equal content, or None if not known."""
+    # def content_digest(self):
+    #     """A string that identifies all that `fetch` gives, for files made of it, or None if not known.
+    #
+    #     `fingerprint` looks at a part of the images only, and not at how they are decoded.
+    #     """
 
 
 # name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the

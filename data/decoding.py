@@ -219,6 +219,12 @@ class OwnImages(FolderImages):
         """N strings, equal for files of equal content; None if not known."""
         return self.hashes
 
+    def content_digest(self):
+        """Hash of all files' content and of how they are decoded; None if not known."""
+        if self.hashes is None:
+            return None
+        return hashlib.sha256("\n".join([*self.hashes, str(tuple(self.how))]).encode()).hexdigest()
+
     def _digests(self):
         if self.hashes is None:
             return super()._digests()

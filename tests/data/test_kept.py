@@ -335,6 +335,29 @@ def test_hashes_of_the_content(five, results, another_process):
         assert [hashes.index(value) for value in hashes] == [0, 1, 2, 3, 4, 0]
 
 
+def test_the_digest_is_of_all_content_and_of_decoding(folder, results, another_process, monkeypatch):
+    """The fingerprint looks at about a hundred files only."""
+    for i in range(203):
+        save(folder / f"{i:03}.png", i)
+
+    def step(**settings):
+        another_process()
+        return build(folder, root_dir=str(results), **settings)
+
+    first = step()
+    assert first.content_digest() == step().content_digest()
+    save(folder / "001.png", 99)  # not among those
+    changed = step()
+    assert changed.fingerprint() == first.fingerprint()
+    others = [step(resize="pad"), step(white_level=9), step(transformation_kwargs={"crop_size": 56})]
+    assert len({dataset.content_digest() for dataset in (first, changed, *others)}) == 5
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    another_process()
+    build(folder)
+    another_process()
+    assert build(folder).content_digest() is None  # found in the notes
+
+
 def test_fingerprints_do_not_depend_on_what_is_kept(five, results, another_process, monkeypatch):
     """Nor on where: results from before anything was kept are still of the same images."""
     monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
