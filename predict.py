@@ -133,6 +133,7 @@ class Trained(NamedTuple):
         model: ClusteringModel, on the CPU, in eval mode.
         head: index of its best head.
         side: side in pixels of its training images, before the evaluation's crop.
+        white_level: their value of white, if they have 16 bits; None if not known.
     """
 
     folder: Path
@@ -140,11 +141,22 @@ class Trained(NamedTuple):
     model: torch.nn.Module
     head: int
     side: int
+    white_level: int | None
 
     @property
     def width(self):
         """Width of the vectors that it takes in place of images; None if it takes images."""
         return self.model.cluster_head[0].in_features if self.config.get("features_file") else None
+
+    def stream(self, files, workers=0):
+        """`data.stream` of new files, which become squares as the training images did."""
+        # results from before white_level was recorded: it is known to the training images, which are kept
+        # beside the results, wherever those were moved to
+        here = self.folder.resolve().parent
+        config = {**self.config, "root_dir": str(here.parent), "train_db_name": here.name}
+        if self.white_level:
+            config["white_level"] = self.white_level
+        return data.stream(files, config, workers, self.side)
 
 
 def load_trained(results):
@@ -176,15 +188,13 @@ def load_trained(results):
         raise UserError(
             f"{folder}: config.yml and model.pth.tar do not belong together; copy both from one run ({error})"
         ) from None
-    return Trained(folder, config, model.eval(), head, side_of(folder, config))
-
-
-def side_of(folder, config):
-    """Side in pixels of the images that a step evaluated: image files have a margin, arrays may have none."""
     try:
-        return json.loads((folder / "metrics.json").read_text())["image_side"]
-    except (OSError, ValueError, KeyError):  # results from before it was recorded
-        return data.side(config)
+        figures = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        figures = {}
+    # image files have a margin, arrays may have none; results from before it was recorded may be of either
+    side = figures.get("image_side") or data.side(config)
+    return Trained(folder, config, model.eval(), head, side, figures.get("white_level"))
 
 
 def final_step(results):
@@ -328,10 +338,7 @@ def find_images(path, trained):
         if left_out:
             kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
             log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)
-    # the training images are kept beside the results, wherever those were moved to
-    here = trained.folder.resolve().parent
-    config = {**trained.config, "root_dir": str(here.parent), "train_db_name": here.name}
-    return Images(files, lambda workers: data.stream(files, config, workers, trained.side), start)
+    return Images(files, lambda workers: trained.stream(files, workers), start)
 
 
 def find_vectors(path, trained):

@@ -191,15 +191,19 @@ class OwnImages(FolderImages):
         prefix: start of each image's name; the path within the folder follows.
         squares: ArrayImages of the decoded images if they are kept, in memory or in a file, else None.
         hashes: SHA-256 of the files' content, as text, if known, else None.
+        white_level: `how.white` if it was given, or chosen by images of 16 bits; None if there are none.
     """
 
-    def __init__(self, files, labels, classes, how, folder, prefix="", squares=None, hashes=None):
+    def __init__(
+        self, files, labels, classes, how, folder, prefix="", squares=None, hashes=None, white_level=None
+    ):
         super().__init__(files, labels, classes, how.size)
         self.how = how
         self.folder = folder
         self.prefix = prefix
         self.squares = squares
         self.hashes = hashes
+        self.white_level = white_level
 
     def with_white(self, white):
         """The same images with another `how.white`."""

@@ -97,7 +97,8 @@ def build_folder(
         prefix = ""
     _tell(where, files, classes, left_out, len(found.unreadable))
     how = how._replace(white=found.white)
-    return OwnImages(files, labels, classes, how, folder, prefix, found.squares, found.hashes)
+    level = white_level or (found.white if found.gray_16 else None)
+    return OwnImages(files, labels, classes, how, folder, prefix, found.squares, found.hashes, level)
 
 
 def white_of_training(folder, how):

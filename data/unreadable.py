@@ -31,6 +31,7 @@ class Found(NamedTuple):
     white: int  # see decoding.How
     squares: ArrayImages | None = None  # the other images, in order; None: they are decoded when needed
     hashes: list | None = None  # SHA-256 of the other images' files
+    gray_16: bool = False  # whether some are known to have 16 bits
 
 
 class Noted(NamedTuple):
@@ -98,7 +99,7 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
     target = _Target(kept, images, room)
     settled = white or (noted and noted.white)
     if not target and noted and settled:
-        return Found(digest, noted.unreadable, settled)
+        return Found(digest, noted.unreadable, settled, gray_16=settled < alike.WHITES[-1])
     seen, outdated = [], None
     try:
         _decode(images.with_white(first), known, content, target, num_workers, seen)
@@ -127,7 +128,8 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
 def _result(digest, seen, listing, white, squares):
     reasons = {file.name: facts.reason for file, facts in zip(listing, seen, strict=True) if facts.reason}
     hashes = [facts.sha256 for facts in seen if not facts.reason]
-    return Found(digest, reasons, white, None if squares is None else ArrayImages(squares), hashes)
+    squares = None if squares is None else ArrayImages(squares)
+    return Found(digest, reasons, white, squares, hashes, any(facts.brightest >= 0 for facts in seen))
 
 
 def _known(listing, noted, content, white):

@@ -90,6 +90,7 @@ def test_weights_and_description_are_enough(digits, exported):
         found = model.eval()((images / 255 - mean) / std)[0].softmax(1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (about["names"], about["head"], about["trained_on"]) == (NAMES, 0, "digits")
+    assert about["white_level"] is None  # of arrays
     assert set(export.PACKAGES) <= set(about["versions"])
 
 

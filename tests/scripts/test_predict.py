@@ -1,6 +1,7 @@
 """predict.py on the results of a real training: the table, names, sorting, and how each is got wrong."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from steps import fails
 
 import data
 import predict
+from data import messages
 from models import build_model
 from utils.run import interrupt
 from utils.run.config import read_resolved, to_dict
@@ -135,6 +137,23 @@ def test_images_of_arrays_without_the_record_of_their_size(copied, pngs, tmp_pat
     trained = predict.load_trained(copied / "digits")
     (copied / "digits/scan/metrics.json").write_text("{}")
     assert (trained.side, predict.load_trained(copied / "digits").side) == (8, 9)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_images_of_16_bits_have_the_white_of_the_training(copied, tmp_path, caplog, recorded):
+    """It is in metrics.json, so that the folder alone is enough; without it, 65535 is assumed, and said."""
+    (tmp_path / "new").mkdir()
+    values = np.random.default_rng(0).integers(0, 1000, (8, 8)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "new/a.png")
+    figures = json.loads((copied / "digits/selflabel/metrics.json").read_text())
+    figures["white_level"] = 4095 if recorded else None
+    (copied / "digits/selflabel/metrics.json").write_text(json.dumps(figures))
+    messages.say_once.cache_clear()
+    trained = predict.load_trained(copied / "digits")
+    ((_, squares, _),) = predict.find_images(tmp_path / "new", trained).stream(0)
+    expected = torch.from_numpy(values * 255.0 / (4095 if recorded else 65535))
+    torch.testing.assert_close(squares[0, 0].double(), expected, atol=0.51, rtol=0)
+    assert caplog.text.count("65535 is assumed to be white") == (not recorded)
 
 
 @pytest.fixture
