@@ -50,7 +50,7 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     trained = load_trained(args.results)
     classes = Classes(trained, args.names)
-    images = find_images(args.images, trained)
+    images = find_images(args.images, trained, args.results)
     output = args.output or args.results / "predictions" / f"{args.images.resolve().name or 'images'}.csv"
     require_replaceable(output)
     folders = None
@@ -318,8 +318,10 @@ class Images(NamedTuple):
         return str(file)[self.start :]
 
 
-def find_images(path, trained):
+def find_images(path, trained, results=None):
     """The Images of a folder, or one image file; of an .npy file for a model of features.
+
+    The folder of the results, and that of the step, are left out if they are in it: they hold pictures.
 
     Raises UserError for anything else, and for what the model does not take.
     """
@@ -333,7 +335,7 @@ def find_images(path, trained):
     if path.is_file():
         files, start = [os.path.join(path.parent, path.name)], len(os.path.join(path.parent, ""))
     else:
-        files, left_out = data.list_images(path)
+        files, left_out = data.list_images(path, but=(results, trained.folder))
         start = len(os.path.join(path, ""))
         if left_out:
             kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))

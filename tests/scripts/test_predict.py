@@ -112,6 +112,17 @@ def test_its_place_its_summary_and_an_earlier_one(copied, new, capsys):
     assert files_in(table.parent) == {"new.csv"}
 
 
+@pytest.mark.parametrize("step", [".", "scan"])
+def test_pictures_of_the_results_are_no_new_images(copied, tmp_path, step):
+    (copied / "digits" / step / "clusters").mkdir()
+    names = write_pngs(tmp_path, range(4))
+    gradient().save(copied / "digits" / step / "clusters/0.png")
+    for folder in {"pretext", "scan", "selflabel"} - {step}:
+        if step != ".":
+            shutil.rmtree(copied / "digits" / folder)
+    assert sorted(run(copied / "digits" / step, tmp_path, tmp_path / "x.csv")) == sorted(names)
+
+
 def test_one_image(results, pngs, tmp_path):
     alone = run(results, pngs / "a/004.png", tmp_path / "x.csv")
     assert list(alone) == ["004.png"]
