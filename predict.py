@@ -28,7 +28,7 @@ import data
 from data.messages import shown
 from errors import UserError
 from models import build_model
-from utils.files import write_csv
+from utils.files import write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.config import read_resolved
@@ -51,7 +51,7 @@ def main(argv=None):
     trained = load_trained(args.results)
     classes = Classes(trained, args.names)
     images = find_images(args.images, trained, args.results)
-    output = args.output or args.results / "predictions" / f"{args.images.resolve().name or 'images'}.csv"
+    output = args.output or default_table(args.results / "predictions", args.images.resolve())
     require_replaceable(output)
     folders = None
     if args.sort_into:
@@ -79,7 +79,8 @@ def read_arguments(argv):
         "--output",
         metavar="FILE.csv",
         type=file_argument,
-        help="the table (default: RESULTS/predictions/NEW_IMAGES.csv)",
+        help="the table (default: RESULTS/predictions/NEW_IMAGES.csv, or NEW_IMAGES-2.csv if that is "
+        "of another folder)",
     )
     parser.add_argument(
         "--names",
@@ -370,6 +371,27 @@ def find_vectors(path, trained):
 
 
 # --- the table -----------------------------------------------------------------------------------
+
+
+def default_table(folder, images):
+    """The table in `folder` for the images at a path: NAME.csv, or NAME-2.csv and so on if that is another's.
+
+    `folders.json` says which table is of which images. Raises UserError if it cannot be written.
+    """
+    record = folder / "folders.json"
+    try:
+        known = json.loads(record.read_text())
+    except (OSError, ValueError):
+        known = {}
+    source, name = shown(str(images)), images.name or "images"
+    tables = (f"{name}{f'-{number}' if number > 1 else ''}.csv" for number in itertools.count(1))
+    table = next(t for t in tables if known.get(t) == source or not os.path.lexists(folder / t))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json({**known, table: source}, record)
+    except OSError as error:
+        raise UserError(f"{record}: cannot be written ({error.strerror}); give an --output") from None
+    return folder / table
 
 
 def require_replaceable(output):
