@@ -203,11 +203,11 @@ def real_inputs(trained):
         return []
     folder = Path(config.get("image_folder") or Path(config.data_dir, config.train_db_name)).expanduser()
     try:
-        files, _ = data.list_images(folder)
+        files, _ = data.list_images(folder, but=(config.root_dir, trained.folder.parent, trained.folder))
     except UserError:  # no such folder, or it is empty
         return []
     some = files[:: max(1, len(files) // REAL)][:REAL]
-    squares = torch.cat([part[1] for part in data.stream(some, config, size=trained.side)])
+    squares = torch.cat([part[1] for part in trained.stream(some)])
     return [center_crop(squares, config.transformation_kwargs.crop_size)] if len(squares) else []
 
 
@@ -255,8 +255,10 @@ def describe(trained, network, example, names, difference):
             "crop_size": transformation.crop_size,
             "resize": config.get("resize", "crop"),
             "side": trained.side,
+            "white_level": trained.white_level,
             **transformation.normalize,
-            "images": "RGB, upright, transparency on white; resized (with resize: crop, the shorter side to "
+            "images": "RGB, upright, transparency on white, 16 bits from 0 to `white_level` (null: not "
+            "known); resized (with resize: crop, the shorter side to "
             "`side` pixels, bilinear, with antialiasing); the central square of `crop_size` pixels is "
             "the input of the ONNX file; the weights alone take (x - mean) / std of x from 0 to 1",
         }

@@ -28,7 +28,7 @@ import data
 from data.messages import shown
 from errors import UserError
 from models import build_model
-from utils.files import write_csv
+from utils.files import write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.config import read_resolved
@@ -50,8 +50,8 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     trained = load_trained(args.results)
     classes = Classes(trained, args.names)
-    images = find_images(args.images, trained)
-    output = args.output or args.results / "predictions" / f"{args.images.resolve().name or 'images'}.csv"
+    images = find_images(args.images, trained, args.results)
+    output = args.output or default_table(args.results / "predictions", args.images.resolve())
     require_replaceable(output)
     folders = None
     if args.sort_into:
@@ -79,7 +79,8 @@ def read_arguments(argv):
         "--output",
         metavar="FILE.csv",
         type=file_argument,
-        help="the table (default: RESULTS/predictions/NEW_IMAGES.csv)",
+        help="the table (default: RESULTS/predictions/NEW_IMAGES.csv, or NEW_IMAGES-2.csv if that is "
+        "of another folder)",
     )
     parser.add_argument(
         "--names",
@@ -133,6 +134,7 @@ class Trained(NamedTuple):
         model: ClusteringModel, on the CPU, in eval mode.
         head: index of its best head.
         side: side in pixels of its training images, before the evaluation's crop.
+        white_level: their value of white, if they have 16 bits; None if not known.
     """
 
     folder: Path
@@ -140,11 +142,22 @@ class Trained(NamedTuple):
     model: torch.nn.Module
     head: int
     side: int
+    white_level: int | None
 
     @property
     def width(self):
         """Width of the vectors that it takes in place of images; None if it takes images."""
         return self.model.cluster_head[0].in_features if self.config.get("features_file") else None
+
+    def stream(self, files, workers=0):
+        """`data.stream` of new files, which become squares as the training images did."""
+        # results from before white_level was recorded: it is known to the training images, which are kept
+        # beside the results, wherever those were moved to
+        here = self.folder.resolve().parent
+        config = {**self.config, "root_dir": str(here.parent), "train_db_name": here.name}
+        if self.white_level:
+            config["white_level"] = self.white_level
+        return data.stream(files, config, workers, self.side)
 
 
 def load_trained(results):
@@ -176,15 +189,13 @@ def load_trained(results):
         raise UserError(
             f"{folder}: config.yml and model.pth.tar do not belong together; copy both from one run ({error})"
         ) from None
-    return Trained(folder, config, model.eval(), head, side_of(folder, config))
-
-
-def side_of(folder, config):
-    """Side in pixels of the images that a step evaluated: image files have a margin, arrays may have none."""
     try:
-        return json.loads((folder / "metrics.json").read_text())["image_side"]
-    except (OSError, ValueError, KeyError):  # results from before it was recorded
-        return data.side(config)
+        figures = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        figures = {}
+    # image files have a margin, arrays may have none; results from before it was recorded may be of either
+    side = figures.get("image_side") or data.side(config)
+    return Trained(folder, config, model.eval(), head, side, figures.get("white_level"))
 
 
 def final_step(results):
@@ -308,8 +319,10 @@ class Images(NamedTuple):
         return str(file)[self.start :]
 
 
-def find_images(path, trained):
+def find_images(path, trained, results=None):
     """The Images of a folder, or one image file; of an .npy file for a model of features.
+
+    The folder of the results, and that of the step, are left out if they are in it: they hold pictures.
 
     Raises UserError for anything else, and for what the model does not take.
     """
@@ -323,15 +336,12 @@ def find_images(path, trained):
     if path.is_file():
         files, start = [os.path.join(path.parent, path.name)], len(os.path.join(path.parent, ""))
     else:
-        files, left_out = data.list_images(path)
+        files, left_out = data.list_images(path, but=(results, trained.folder))
         start = len(os.path.join(path, ""))
         if left_out:
             kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
             log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)
-    # the training images are kept beside the results, wherever those were moved to
-    here = trained.folder.resolve().parent
-    config = {**trained.config, "root_dir": str(here.parent), "train_db_name": here.name}
-    return Images(files, lambda workers: data.stream(files, config, workers, trained.side), start)
+    return Images(files, lambda workers: trained.stream(files, workers), start)
 
 
 def find_vectors(path, trained):
@@ -361,6 +371,27 @@ def find_vectors(path, trained):
 
 
 # --- the table -----------------------------------------------------------------------------------
+
+
+def default_table(folder, images):
+    """The table in `folder` for the images at a path: NAME.csv, or NAME-2.csv and so on if that is another's.
+
+    `folders.json` says which table is of which images. Raises UserError if it cannot be written.
+    """
+    record = folder / "folders.json"
+    try:
+        known = json.loads(record.read_text())
+    except (OSError, ValueError):
+        known = {}
+    source, name = shown(str(images)), images.name or "images"
+    tables = (f"{name}{f'-{number}' if number > 1 else ''}.csv" for number in itertools.count(1))
+    table = next(t for t in tables if known.get(t) == source or not os.path.lexists(folder / t))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json({**known, table: source}, record)
+    except OSError as error:
+        raise UserError(f"{record}: cannot be written ({error.strerror}); give an --output") from None
+    return folder / table
 
 
 def require_replaceable(output):

@@ -88,6 +88,12 @@ class Dataset(Protocol):
     # Optional:
     # def content_hashes(self):
     #     """List of N strings, equal for files of equal content, or None if not known."""
+    # white_level: the value of 16-bit files that is shown white; None if not known, as without such files.
+    # def content_digest(self):
+    #     """A string that identifies all that `fetch` gives, for files made of it, or None if not known.
+    #
+    #     `fingerprint` looks at a part of the images only, and not at how they are decoded.
+    #     """
 
 
 # name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the
@@ -196,7 +202,8 @@ def stream(files, config, num_workers=0, size=None):
     Args:
         files: paths as text, such as those of `list_images`.
         config: mapping, as for build_dataset. The value that is shown white in files of 16 bits is
-            `white_level`, or that of the train split if its decoded images are kept in `root_dir`, or 65535.
+            `white_level`, or that of the train split if its decoded images are kept in `root_dir`, or 65535,
+            which a line then says.
         num_workers: processes that decode.
         size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 
@@ -209,7 +216,7 @@ def stream(files, config, num_workers=0, size=None):
     how, white = How(size or side(config), config["resize"]), config.get("white_level")
     if white is None and "root_dir" in config:
         white = white_of_training(_images_of(config, config["train_db_name"]), how)
-    return stream_squares(files, how._replace(white=white or how.white), num_workers)
+    return stream_squares(files, how, white, num_workers)
 
 
 def eval_loader(dataset, config, **loading):

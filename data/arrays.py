@@ -46,7 +46,7 @@ class ArrayImages:
 
     def raw(self, index):
         """One image, uint8 (3, H, W), on the CPU."""
-        return self.images[index].cpu()
+        return self.images[index].clone().cpu()  # the images may be mapped read-only
 
     def to(self, device):
         """Move the images to `device` if they fit there; if not, `fetch` copies each batch."""

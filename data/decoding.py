@@ -191,15 +191,19 @@ class OwnImages(FolderImages):
         prefix: start of each image's name; the path within the folder follows.
         squares: ArrayImages of the decoded images if they are kept, in memory or in a file, else None.
         hashes: SHA-256 of the files' content, as text, if known, else None.
+        white_level: `how.white` if it was given, or chosen by images of 16 bits; None if there are none.
     """
 
-    def __init__(self, files, labels, classes, how, folder, prefix="", squares=None, hashes=None):
+    def __init__(
+        self, files, labels, classes, how, folder, prefix="", squares=None, hashes=None, white_level=None
+    ):
         super().__init__(files, labels, classes, how.size)
         self.how = how
         self.folder = folder
         self.prefix = prefix
         self.squares = squares
         self.hashes = hashes
+        self.white_level = white_level
 
     def with_white(self, white):
         """The same images with another `how.white`."""
@@ -218,6 +222,12 @@ class OwnImages(FolderImages):
     def content_hashes(self):
         """N strings, equal for files of equal content; None if not known."""
         return self.hashes
+
+    def content_digest(self):
+        """Hash of all files' content and of how they are decoded; None if not known."""
+        if self.hashes is None:
+            return None
+        return hashlib.sha256("\n".join([*self.hashes, str(tuple(self.how))]).encode()).hexdigest()
 
     def _digests(self):
         if self.hashes is None:

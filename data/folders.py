@@ -54,7 +54,7 @@ def build_folder(
         keep_in: folder that the decoded images are kept in, or None.
         training_in: folder that the decoded images of the train split are kept in, whose value of white
             holds for the test split, too; or None.
-        results: folder to leave out if it lies within `root`, or None.
+        results: folder to leave out if it lies within `root`, or None. That of `keep_in` is left out, too.
         called: what `root` is called in the images' names, which may be ""; None: its own name.
 
     Raises:
@@ -63,7 +63,8 @@ def build_folder(
     require_folder(root)
     if folder_labels == "none":
         folder, labels, classes = root, None, None
-        files, left_out = list_images(root, results)
+        # where the results are in the very folder of the images, those of this dataset are in one below
+        files, left_out = list_images(root, but=(results, keep_in and keep_in.parent))
     else:
         folder = _folder_of_split(root, split)
         files, labels, classes, left_out = _listed(root / "train", folder)
@@ -97,7 +98,8 @@ def build_folder(
         prefix = ""
     _tell(where, files, classes, left_out, len(found.unreadable))
     how = how._replace(white=found.white)
-    return OwnImages(files, labels, classes, how, folder, prefix, found.squares, found.hashes)
+    level = white_level or (found.white if found.gray_16 else None)
+    return OwnImages(files, labels, classes, how, folder, prefix, found.squares, found.hashes, level)
 
 
 def white_of_training(folder, how):
@@ -199,8 +201,12 @@ def _folder_of_split(root, split):
     return root / "train"
 
 
-def list_images(folder, but=None):
-    """All images below a folder, whatever its folders are called, but not those below `but`.
+def list_images(folder, but=()):
+    """All images below a folder, whatever its folders are called.
+
+    Args:
+        folder: pathlib.Path.
+        but: folder to leave out, or several, unless it is `folder` itself or around it. None is no folder.
 
     Returns:
         sorted list of their paths, as text, and a Counter of the suffixes of the files that are no images.
@@ -261,11 +267,12 @@ def labelled_files(root, folders):
 # --- which files -----------------------------------------------------------------------------------
 
 
-def _images_in(folder, deep=True, but=None):
+def _images_in(folder, deep=True, but=()):
     """Sorted paths of a folder's images, with `deep` recursively, and a Counter of other files' suffixes."""
     files, left_out, around = [], Counter(), _folders_around(folder) if deep else None
-    if but and os.path.isdir(but):
-        around.add(_identity(but))
+    for path in [but] if isinstance(but, str | Path) else but or ():
+        if path and os.path.isdir(path):
+            around.add(_identity(path))
     for path in _files_in(folder, around):
         suffix = _suffix(path)
         if suffix in suffixes() or (suffix == NO_SUFFIX and is_image(path)):

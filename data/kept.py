@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,14 @@ class Content(NamedTuple):
     white: int  # see decoding.How
     noted: bool  # whether the unreadable files were also listed beside the images
     entries: dict  # Listed: (Seen, row of its square or None)
-    squares: np.ndarray  # mapped into memory
+    squares: np.ndarray  # mapped into memory, read-only
+
+
+def read_only(squares):
+    """A tensor of an array that is mapped read-only. Writing to it would end the process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(squares)
 
 
 class Kept:
@@ -77,7 +85,7 @@ class Kept:
             with open(self.index, encoding="utf-8", newline="\n") as file:
                 first = json.loads(next(file))
                 lines = [line.rstrip("\n").split("\t") for line in file]
-            squares = np.load(self.folder / first["squares"], mmap_mode="c")
+            squares = np.load(self.folder / first["squares"], mmap_mode="r")
             entries, row = {}, 0
             for name, size, modified, sha256, *numbers, reason in lines:
                 seen = Seen(sha256, *map(int, numbers), reason)
@@ -185,7 +193,7 @@ class Writer:
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
-            squares = np.load(self.path, mmap_mode="c") if count else np.empty((0, *self.shape), np.uint8)
+            squares = np.load(self.path, mmap_mode="r") if count else np.empty((0, *self.shape), np.uint8)
             os.replace(self.path, kept.folder / name)
             with open(self.path, "w", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(first) + "\n")
@@ -199,4 +207,4 @@ class Writer:
         for path in kept._others(f"{glob.escape(kept.stem)}-*.npy", but=name):
             with contextlib.suppress(OSError):  # Windows: another process maps it
                 path.unlink()
-        return kept.folder / name, torch.from_numpy(squares)
+        return kept.folder / name, read_only(squares)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import alike
 from .arrays import ArrayImages
 from .decoding import decoding_loader, reason
-from .kept import Listed, Seen
+from .kept import Listed, Seen, read_only
 from .memory import fits_in_memory
 from .messages import amount, shown
 
@@ -31,6 +31,7 @@ class Found(NamedTuple):
     white: int  # see decoding.How
     squares: ArrayImages | None = None  # the other images, in order; None: they are decoded when needed
     hashes: list | None = None  # SHA-256 of the other images' files
+    gray_16: bool = False  # whether some are known to have 16 bits
 
 
 class Noted(NamedTuple):
@@ -93,13 +94,13 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
             alike.tell_white(seen, first, white, where)
             if noted is None:
                 _write_notes(notes, digest, _result(digest, seen, listing, first, None), images)
-            squares = torch.from_numpy(content.squares)
+            squares = read_only(content.squares)
             return _result(digest, seen, listing, first, squares.clone() if room else squares)
     target = _Target(kept, images, room)
     settled = white or (noted and noted.white)
     if not target and noted and settled:
-        return Found(digest, noted.unreadable, settled)
-    seen = []
+        return Found(digest, noted.unreadable, settled, gray_16=settled < alike.WHITES[-1])
+    seen, outdated = [], None
     try:
         _decode(images.with_white(first), known, content, target, num_workers, seen)
         if noted:
@@ -108,9 +109,10 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
                     raise images.unreadable(i, facts.reason)
         chosen = white or alike.white_of(seen, first)
         if chosen != first:
-            _decode_again(images.with_white(chosen), target, num_workers, seen)
+            outdated = {i for i, facts in enumerate(seen) if facts.brightest >= 0}
+            _decode_again(images.with_white(chosen), target, num_workers, seen, outdated)
     except BaseException:
-        target.stop(listing, seen, first, content)
+        target.stop(listing, seen, first if outdated is None else chosen, content, outdated)
         raise
     alike.warn(
         [(facts.one_color, facts.checksum, facts.highest) for facts in seen if not facts.reason], where
@@ -126,7 +128,8 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
 def _result(digest, seen, listing, white, squares):
     reasons = {file.name: facts.reason for file, facts in zip(listing, seen, strict=True) if facts.reason}
     hashes = [facts.sha256 for facts in seen if not facts.reason]
-    return Found(digest, reasons, white, None if squares is None else ArrayImages(squares), hashes)
+    squares = None if squares is None else ArrayImages(squares)
+    return Found(digest, reasons, white, squares, hashes, any(facts.brightest >= 0 for facts in seen))
 
 
 def _known(listing, noted, content, white):
@@ -234,12 +237,20 @@ class _Target:
             return squares
         return self.memory[: sum(not facts.reason for facts in about[-1])]
 
-    def stop(self, listing, seen, white, before):
-        """Keep what is done for the next time, unless there is more of it from before."""
-        done = sum(not facts.reason for facts in seen)
+    def stop(self, listing, seen, white, before, outdated):
+        """Keep what is done for the next time, unless there is more of it from before.
+
+        `outdated`: indices of the images that are not yet decoded with this `white`; None in the first pass.
+        """
         if not self.writer:
             return
-        if len(seen) < len(listing) and done > (len(before.squares) if before else 0):
+        listing = list(listing)
+        for i in outdated or ():
+            listing[i] = listing[i]._replace(bytes=-1)  # as no file is listed, so it will be decoded again
+        done = sum(file.bytes >= 0 and not facts.reason for file, facts in zip(listing, seen, strict=False))
+        entries = before.entries.items() if before else ()
+        earlier = sum(file.bytes >= 0 and row is not None for file, (_, row) in entries)
+        if (len(seen) < len(listing) or outdated is not None) and done > earlier:
             with self._or_not():
                 self.writer.finish("", white, False, listing[: len(seen)], seen)
         else:
@@ -255,7 +266,7 @@ def _decode(images, known, content, target, num_workers, seen):
     batches = [range(i, min(i + BATCH, len(known))) for i in range(0, len(known), BATCH)]
     missing = [[i for i in batch if known[i][0] is None] for batch in batches]
     decoded = iter(Decoding(images, bool(target)).loader(list(filter(None, missing)), num_workers))
-    row = 0
+    before, row = read_only(content.squares) if content else None, 0
     with tqdm(total=len(known), desc="decoding", unit="image", leave=False, disable=None) as bar:
         for batch, new in zip(batches, missing, strict=True):
             squares, facts = next(decoded) if new else (None, ())
@@ -265,7 +276,7 @@ def _decode(images, known, content, target, num_workers, seen):
                 old, at = known[i]
                 facts.append(old or next(fresh))
                 if target and not facts[-1].reason:
-                    squares.append(next(pixels) if at is None else torch.from_numpy(content.squares[at]))
+                    squares.append(next(pixels) if at is None else before[at])
             if squares:
                 target.put(row, torch.stack(squares))
                 row += len(squares)
@@ -273,11 +284,14 @@ def _decode(images, known, content, target, num_workers, seen):
             bar.update(len(batch))
 
 
-def _decode_again(images, target, num_workers, seen):
-    """Decode the images of 16 bits again, now that it is known which value is white."""
+def _decode_again(images, target, num_workers, seen, outdated):
+    """Decode the `outdated` images of 16 bits again, now that it is known which value is white.
+
+    What is done is removed from `outdated`.
+    """
     rows, row = {}, 0
     for i, facts in enumerate(seen):
-        if facts.brightest >= 0:
+        if i in outdated:
             rows[i] = row
         row += not facts.reason
     indices = list(rows)
@@ -286,9 +300,10 @@ def _decode_again(images, target, num_workers, seen):
         for i, found in zip(batch, facts, strict=True):
             if found.reason:
                 raise images.unreadable(i, found.reason)
-            seen[i] = found
-        for i, square in zip(batch, squares, strict=True):
+        for i, found, square in zip(batch, facts, squares, strict=True):
             target.put(rows[i], square[None])
+            seen[i] = found
+            outdated.remove(i)
 
 
 # --- the notes -----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Vectors from a file in the place of images: features that any other program computed."""
 
 import hashlib
+import os
+import weakref
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -16,19 +18,29 @@ ORDER = (
 )
 
 
+_tables = weakref.WeakValueDictionary()  # (the file's identity, its rows): Table; a cache of this process
+
+
+class Table:
+    """Vectors, float32 tensor (N, D), that all datasets of these rows share."""
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+        self.sum = hashlib.sha256(vectors.numpy()).hexdigest()[:16]
+
+
 class VectorImages:
     """A dataset whose names, labels and pictures are those of images, and whose `fetch` gives vectors.
 
     Args:
         images: a `data.Dataset` of N images.
-        vectors: float32 tensor (N, D).
+        table: Table of N vectors.
     """
 
-    def __init__(self, images, vectors):
+    def __init__(self, images, table):
         self.images = images
-        self.vectors = vectors
+        self.table = table
         self.labels, self.classes = images.labels, images.classes
-        self._sum = hashlib.sha256(vectors.numpy()).hexdigest()[:16]
 
     def __len__(self):
         return len(self.images)
@@ -45,23 +57,31 @@ class VectorImages:
         """Those of the images, or None."""
         return getattr(self.images, "content_hashes", lambda: None)()
 
+    def content_digest(self):
+        """That of the images with a hash of all vectors, or None."""
+        digest = getattr(self.images, "content_digest", lambda: None)()
+        return digest and f"{digest}, vectors {self.table.sum}"
+
     def fingerprint(self):
         """The images' fingerprint and a hash of all vectors."""
-        return f"{self.images.fingerprint()}, vectors of {self.vectors.size(1)} ({self._sum})"
+        return f"{self.images.fingerprint()}, vectors of {self.table.vectors.size(1)} ({self.table.sum})"
 
     def to(self, device):
         """Move the vectors to `device`."""
-        self.vectors = self.vectors.to(device)
+        self.table.vectors = self.table.vectors.to(device)
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the vectors of each int64 index batch, float32 (*index.shape, D), on `device`."""
         for index in index_batches:
-            index = to_device(index, self.vectors.device)
-            yield self.vectors[index].to(device, non_blocking=True)
+            index = to_device(index, self.table.vectors.device)
+            yield self.table.vectors[index].to(device, non_blocking=True)
 
 
 def with_vectors(config, split, build):
     """The images of one split with the vectors of `features_file`.
+
+    The file has a row for each image of both splits, so both are built. For the test split of another dataset
+    than the training's, a row for each of its images is enough, and the training images are not needed.
 
     Args:
         config: a configuration with `features_file`.
@@ -85,22 +105,36 @@ def with_vectors(config, split, build):
             f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
             f"{table.shape[1]} numbers"
         )
-    images = {name: build(config, name) for name in ("train", "test")}
-    n, m = len(images["train"]), len(images["test"])
-    same = images["train"].fingerprint() == images["test"].fingerprint()
-    if len(table) != n + (0 if same else m):
-        counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
-        raise UserError(f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ORDER}")
-    start = n if split == "test" and not same else 0
+    other = split == "test" and config["val_db_name"] != config["train_db_name"]
+    images = {"test": build(config, "test")} if other else {}
+    start = 0
+    if not other or len(table) != len(images["test"]):
+        images = {name: images.get(name) or build(config, name) for name in ("train", "test")}
+        n, m = len(images["train"]), len(images["test"])
+        same = images["train"].fingerprint() == images["test"].fingerprint()
+        if len(table) != n + (0 if same else m):
+            counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
+            raise UserError(f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ORDER}")
+        start = n if split == "test" and not same else 0
+    images, status = images[split], os.stat(path)
+    key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, start, len(images)
+    shared = _tables.get(key)
+    if shared is None:
+        shared = _tables[key] = Table(_finite(path, table, start, images))
+    return VectorImages(images, shared)
+
+
+def _finite(path, table, start, images):
+    """The images' vectors, float32 (N, D), from a row on. Raises UserError."""
     with np.errstate(over="ignore"):  # it is refused below
-        vectors = torch.from_numpy(table[start : start + len(images[split])].astype(np.float32))
+        vectors = torch.from_numpy(table[start : start + len(images)].astype(np.float32))
     broken = (~vectors.isfinite().all(1)).nonzero().flatten()
     if len(broken):
         raise UserError(
             f"{path}: {len(broken)} vectors hold NaN or infinity, or numbers too large for float32, the "
-            f"first one in row {start + int(broken[0])} ({images[split].names()[broken[0]]})"
+            f"first one in row {start + int(broken[0])} ({images.names()[broken[0]]})"
         )
-    return VectorImages(images[split], vectors)
+    return vectors
 
 
 def vector_backbone(path):

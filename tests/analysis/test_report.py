@@ -41,6 +41,13 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
     assert "old" not in (tmp_path / "assignment.csv").read_text()
 
 
+def test_what_new_images_need_to_be_read_alike(tmp_path):
+    dataset = Dataset(names=["x"] * 3)
+    dataset.white_level = 4095
+    figures = report.report_clusters(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
+    assert (figures["image_side"], figures["white_level"]) == (9, 4095)
+
+
 def test_files_are_utf8_whatever_the_names(tmp_path):
     names = ["\udcff", "a\nb", 'q"u,o\te', "一", "plain"]
     report.report_clusters(tmp_path, clusters(5, 5, 5), Dataset(names=names), {"split": "test"})
@@ -55,7 +62,7 @@ def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
     caplog.set_level("INFO")
     report.report_clusters(tmp_path, clusters(30, c, 8), Dataset(names=["x"] * 30), {"split": "test"})
     figures = json.loads((tmp_path / "metrics.json").read_text())
-    assert figures["image_side"] == 9
+    assert (figures["image_side"], figures["white_level"]) == (9, None)
     assert (len(figures["cluster_sizes"]), figures["empty_clusters"]) == (c, list(range(8, c)))
     for line in caplog.messages:
         assert sum(word.strip("[],").isdigit() for word in line.split()) <= health.LISTED + 3

@@ -124,6 +124,25 @@ def test_new_images_are_scaled_as_the_training_images(tmp_path, caplog):
         torch.testing.assert_close(image[0].double(), expected, atol=0.51, rtol=0)
 
 
+def test_the_white_level_is_known_only_if_images_tell(tmp_path, monkeypatch):
+    gray_16(tmp_path / "mine/train", 4000)
+    for split, color in (("test", 1), ("other", 2)):
+        (tmp_path / "mine" / split).mkdir()
+        Image.new("RGB", (37, 37), (color, 0, 0)).save(tmp_path / f"mine/{split}/0.png")
+    (tmp_path / "mine/other").rename(tmp_path / "other")
+    config = {
+        "train_db_name": "mine", "val_db_name": "mine", "data_dir": str(tmp_path),
+        "root_dir": str(tmp_path / "results"), "transformation_kwargs": {"crop_size": 32},
+    }  # fmt: skip
+    assert data.build_dataset(config, "train").white_level == 4095
+    assert data.build_dataset(config, "test").white_level == 4095  # as the training images
+    alone = {**config, "train_db_name": "other", "val_db_name": "other"}
+    assert data.build_dataset(alone, "train").white_level is None
+    assert data.build_dataset({**alone, "white_level": 999}, "train").white_level == 999
+    monkeypatch.setattr(unreadable, "_found", {})
+    assert data.build_dataset(config, "train").white_level == 4095
+
+
 def test_dark_colors_of_16_bits_are_warned_of(tmp_path, caplog):
     """Pillow gives only the upper half of their bits."""
     (tmp_path / "mine/train").mkdir(parents=True)

@@ -395,6 +395,21 @@ def test_a_folder_anywhere(tmp_path, root, another_process):
     assert of_folder(".", folder_labels="none").names() == found.names()
 
 
+@pytest.mark.parametrize("root_dir", ["results", "."])
+def test_pictures_of_earlier_results_are_no_images(root, root_dir):
+    for name in ("b.png", "more/a.png"):
+        save(root / name)
+    place = (root / root_dir).resolve()
+    settings = {"folder_labels": "none", "root_dir": str(place)}
+    found = of_folder(root, **settings)
+    save(place / "digits/scan/curves.png")
+    assert of_folder(root, **settings).names() == found.names() == ["b.png", "more/a.png"]
+    listed = [f"{root}/b.png", f"{root}/more/a.png"]
+    for but in (place / "digits", str(place / "digits"), [place, None, place / "digits"]):
+        assert data.list_images(root, but=but)[0] == listed
+    assert len(data.list_images(root, but=None)[0]) == 3
+
+
 def test_folders_mean_classes_or_nothing(root):
     for name in ("cat/a.png", "dog/deep/a.png", "c.png"):
         save(root / name)

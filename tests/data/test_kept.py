@@ -90,6 +90,26 @@ def test_files_may_go_while_it_runs(five, results, room):
     assert dataset.fingerprint() == fingerprint
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux only")
+def test_squares_larger_than_the_memory_can_be_mapped(five, results, another_process, monkeypatch, recwarn):
+    """A private map that may be written to is refused by Linux if it exceeds the memory."""
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        for _ in range(2):  # when they are written, and when they are found
+            another_process()
+            dataset = build(five, root_dir=str(results))
+            with open("/proc/self/maps") as file:
+                maps = [line.split()[1] for line in file if str(results) in line]
+            assert maps and set(maps) == {"r--s"}
+            dataset.raw(0).zero_()
+            assert dataset.raw(0)[0, 0, 0] == 1
+    finally:
+        torch.set_warn_always(before)
+    assert not recwarn.list
+
+
 CHANGES = {
     "new file": (lambda f: save(f / "0.png", 9), [9, 1, 2, 3, 4, 5], ["0.png", "x.png"]),
     "removed": (lambda f: (f / "2.png").unlink(), [1, 3, 4, 5], ["x.png"]),
@@ -246,6 +266,37 @@ def test_what_an_interrupted_step_decoded_is_kept(folder, read, results, monkeyp
     assert (len(found), decoded) == (40, ["00a.png", "03.png"])
 
 
+def test_what_was_decoded_before_the_second_pass_was_interrupted_is_kept(folder, read, results, monkeypatch):
+    """Images of 12 bits in files of 16 are decoded twice: their white is known after the first pass."""
+    for i in range(30):
+        save(folder / f"{i:02}.png", i)
+        if i % 2:
+            Image.fromarray(np.full((SIZE, SIZE), 100 * i + 1000, np.uint16)).save(folder / f"{i:02}.png")
+    (folder / "03.png").write_bytes(b"")
+    expected = [(100 * i + 1000) * 255 // 4095 if i % 2 else i for i in range(30) if i != 3]
+    put, calls = unreadable._Target.put, []
+
+    def interrupted(stop_at):
+        def counted(target, row, squares):
+            calls.append(row)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            put(target, row, squares)
+
+        calls.clear()
+        return counted
+
+    for stop_at in (4 + 10, 3):  # in the second pass; early in the next run, which has less done by then
+        with monkeypatch.context() as patch:
+            patch.setattr(unreadable._Target, "put", interrupted(stop_at))
+            with pytest.raises(KeyboardInterrupt):
+                read()
+    found, decoded = read()
+    assert found == pytest.approx(expected, abs=1)
+    assert decoded == [f"{i:02}.png" for i in range(21, 30, 2)]
+    assert read() == (found, [])
+
+
 def test_what_a_killed_step_left_is_removed(five, read, results):
     (results / "mine/images").mkdir(parents=True)
     (results / "mine/images/.train-32-crop.123.tmp").write_bytes(b"many gigabytes")
@@ -282,6 +333,29 @@ def test_hashes_of_the_content(five, results, another_process):
         hashes = dataset.content_hashes()
         assert hashes[0] == hashlib.sha256((five / "1.png").read_bytes()).hexdigest()
         assert [hashes.index(value) for value in hashes] == [0, 1, 2, 3, 4, 0]
+
+
+def test_the_digest_is_of_all_content_and_of_decoding(folder, results, another_process, monkeypatch):
+    """The fingerprint looks at about a hundred files only."""
+    for i in range(203):
+        save(folder / f"{i:03}.png", i)
+
+    def step(**settings):
+        another_process()
+        return build(folder, root_dir=str(results), **settings)
+
+    first = step()
+    assert first.content_digest() == step().content_digest()
+    save(folder / "001.png", 99)  # not among those
+    changed = step()
+    assert changed.fingerprint() == first.fingerprint()
+    others = [step(resize="pad"), step(white_level=9), step(transformation_kwargs={"crop_size": 56})]
+    assert len({dataset.content_digest() for dataset in (first, changed, *others)}) == 5
+    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    another_process()
+    build(folder)
+    another_process()
+    assert build(folder).content_digest() is None  # found in the notes
 
 
 def test_fingerprints_do_not_depend_on_what_is_kept(five, results, another_process, monkeypatch):

@@ -52,6 +52,36 @@ def test_images_that_are_both_splits_have_one_row_each(photos):
         np.testing.assert_array_equal(fetched(data.build_dataset(settings, split)), array)
 
 
+def test_images_that_are_both_splits_share_one_tensor(photos, tmp_path):
+    settings = photos(vectors(4))
+    train, test = (data.build_dataset(settings, split) for split in ("train", "test"))
+    test.to("meta")
+    assert train.table.vectors is test.table.vectors
+    np.save(tmp_path / "v.npy", vectors(4, seed=1))
+    assert data.build_dataset(settings, "train").table is not test.table
+
+
+def test_another_dataset_needs_no_training_images(photos, tmp_path):
+    """eval.py with another val_db_name, and the vectors of its images only."""
+    array = vectors(3)
+    settings = photos(array)
+    write_images(tmp_path / "new", 3, (40, 40))
+    (tmp_path / "photos").rename(tmp_path / "gone")
+    np.testing.assert_array_equal(
+        fetched(data.build_dataset({**settings, "val_db_name": "new"}, "test")), array
+    )
+    refused(["'photos'", "unknown"], data.build_dataset, {**settings, "val_db_name": "new"}, "train")
+    (tmp_path / "gone").rename(tmp_path / "photos")
+    both = np.concatenate([vectors(4, seed=1), array])
+    np.save(tmp_path / "v.npy", both)
+    np.testing.assert_array_equal(
+        fetched(data.build_dataset({**settings, "val_db_name": "new"}, "test")), array
+    )
+    np.save(tmp_path / "v.npy", both[:5])
+    words = ["holds 5 vectors", "4 train and 3 test images"]
+    refused(words, data.build_dataset, {**settings, "val_db_name": "new"}, "test")
+
+
 def test_batches_of_vectors(photos):
     dataset = data.build_dataset(photos(vectors(4)), "train")
     pairs = next(dataset.fetch([torch.tensor([[0, 3], [1, 2]])], "cpu"))
@@ -68,6 +98,18 @@ def test_the_fingerprint_is_of_images_and_vectors(photos, tmp_path):
     assert images in first and first == data.build_dataset(settings, "train").fingerprint()
     np.save(tmp_path / "v.npy", vectors(4, seed=1))
     assert images in data.build_dataset(settings, "train").fingerprint() != first
+
+
+def test_the_digest_is_of_all_images_and_vectors(photos, tmp_path):
+    settings = photos(vectors(4))
+    first = data.build_dataset(settings, "train").content_digest()
+    images = data.build_dataset({**settings, "features_file": None}, "train")
+    assert images.content_digest() in first
+    np.save(tmp_path / "v.npy", vectors(4, seed=1))
+    assert data.build_dataset(settings, "train").content_digest() != first
+    np.save(tmp_path / "v.npy", vectors(1797))
+    digits = data.build_dataset({**DIGITS, "features_file": str(tmp_path / "v.npy")}, "test")
+    assert digits.content_digest() is None
 
 
 def test_labels_are_those_of_the_images(tmp_path):

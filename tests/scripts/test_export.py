@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from digits_files import DIGITS
+from image_folders import gradient
 from mistakes import assert_holds
 from PIL import Image
 from safetensors.torch import load_file
@@ -90,6 +91,7 @@ def test_weights_and_description_are_enough(digits, exported):
         found = model.eval()((images / 255 - mean) / std)[0].softmax(1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (about["names"], about["head"], about["trained_on"]) == (NAMES, 0, "digits")
+    assert about["white_level"] is None  # of arrays
     assert set(export.PACKAGES) <= set(about["versions"])
 
 
@@ -116,7 +118,12 @@ def test_real_images_are_those_of_the_training_folder(digits):
     assert real.shape == (export.REAL, 3, 8, 8)
     every = data.build_dataset(DIGITS, "test").images[:20]
     assert all((image == every).flatten(1).all(1).any() for image in real)
-    trained.config.data_dir = "nowhere"
+    (digits / "clusters").mkdir()
+    for i in range(20):
+        gradient().save(digits / f"clusters/{i}.png")
+    trained.config.image_folder = str(digits.parent)  # the results are in it
+    assert torch.equal(export.real_inputs(trained)[0], real)
+    trained.config.image_folder = "nowhere"
     assert export.real_inputs(trained) == []
 
 

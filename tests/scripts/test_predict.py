@@ -1,6 +1,7 @@
 """predict.py on the results of a real training: the table, names, sorting, and how each is got wrong."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from steps import fails
 
 import data
 import predict
+from data import messages
 from models import build_model
 from utils.run import interrupt
 from utils.run.config import read_resolved, to_dict
@@ -107,7 +109,36 @@ def test_its_place_its_summary_and_an_earlier_one(copied, new, capsys):
     (new / "a/000.png").unlink()
     predict.main(argv)
     assert len(table.read_text().splitlines()) == 30 and first.splitlines()[0] in table.read_text()
-    assert files_in(table.parent) == {"new.csv"}
+    assert files_in(table.parent) == {"new.csv", "folders.json"}
+
+
+def test_folders_of_one_name_have_tables_of_their_own(copied, new, tmp_path):
+    """And so has one whose table is there, but not known to be of this folder."""
+    tables = copied / "digits/predictions"
+    shutil.copytree(new / "a", tmp_path / "x/new")
+    for _ in range(2):
+        for images in (new, tmp_path / "x/new"):
+            predict.main([str(copied / "digits"), str(images), "--device", "cpu"])
+        assert [len(rows_of(tables / name)) for name in ("new.csv", "new-2.csv")] == [30, 15]
+        assert files_in(tables) == {"new.csv", "new-2.csv", "folders.json"}
+    (tables / "folders.json").write_text("{}")
+    predict.main([str(copied / "digits"), str(tmp_path / "x/new"), "--device", "cpu"])
+    assert len(rows_of(tables / "new-3.csv")) == 15 and len(rows_of(tables / "new.csv")) == 30
+    shutil.rmtree(tables)
+    tables.write_text("")
+    argv = [str(copied / "digits"), str(new), "--device", "cpu"]
+    refused(["folders.json: cannot be written", "give an --output"], predict.main, argv)
+
+
+@pytest.mark.parametrize("step", [".", "scan"])
+def test_pictures_of_the_results_are_no_new_images(copied, tmp_path, step):
+    (copied / "digits" / step / "clusters").mkdir()
+    names = write_pngs(tmp_path, range(4))
+    gradient().save(copied / "digits" / step / "clusters/0.png")
+    for folder in {"pretext", "scan", "selflabel"} - {step}:
+        if step != ".":
+            shutil.rmtree(copied / "digits" / folder)
+    assert sorted(run(copied / "digits" / step, tmp_path, tmp_path / "x.csv")) == sorted(names)
 
 
 def test_one_image(results, pngs, tmp_path):
@@ -135,6 +166,28 @@ def test_images_of_arrays_without_the_record_of_their_size(copied, pngs, tmp_pat
     trained = predict.load_trained(copied / "digits")
     (copied / "digits/scan/metrics.json").write_text("{}")
     assert (trained.side, predict.load_trained(copied / "digits").side) == (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("where", "white"), [("metrics.json", 4095), ("config.yml", 4095), ("nowhere", 65535)]
+)
+def test_images_of_16_bits_have_the_white_of_the_training(copied, tmp_path, caplog, where, white):
+    """It is in metrics.json, so that the folder alone is enough; without it, 65535 is assumed, and said."""
+    (tmp_path / "new").mkdir()
+    values = np.random.default_rng(0).integers(0, 1000, (8, 8)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "new/a.png")
+    figures = json.loads((copied / "digits/selflabel/metrics.json").read_text())
+    figures["white_level"] = white if where == "metrics.json" else None
+    if where == "config.yml":
+        with open(copied / "digits/selflabel/config.yml", "a") as file:
+            file.write(f"\nwhite_level: {white}\n")
+    (copied / "digits/selflabel/metrics.json").write_text(json.dumps(figures))
+    messages.say_once.cache_clear()
+    trained = predict.load_trained(copied / "digits")
+    ((_, squares, _),) = predict.find_images(tmp_path / "new", trained).stream(0)
+    expected = torch.from_numpy(values * 255.0 / white)
+    torch.testing.assert_close(squares[0, 0].double(), expected, atol=0.51, rtol=0)
+    assert caplog.text.count("65535 is assumed to be white") == (where == "nowhere")
 
 
 @pytest.fixture
