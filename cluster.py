@@ -51,6 +51,10 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     root = Path(args.root_dir or read_yaml("configs/env.yml").get("root_dir", "results")).expanduser()
     folder = root / args.name
+    if folder.resolve() == args.images:
+        raise UserError(
+            f"{folder}: the results would lie among the images; give another --name or --root_dir"
+        )
     settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
     if args.labels:
         require_classes(args.images, folder)
@@ -259,7 +263,7 @@ def predictions(run, folders, step, dataset):
 
 def require_classes(images, folder):
     """Raise UserError now unless the subfolders of `images` can be compared with clusters, see `class_of`."""
-    files, _ = data.list_images(images, but=folder)
+    files, _ = data.list_images(images, but=(folder.parent, folder))
     classes = {class_of(Path(file).relative_to(images)) for file in files} - {None}
     if len(classes) < 2:
         raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")

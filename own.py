@@ -57,7 +57,7 @@ def experiment_files(args, folder, settings):
     kept = json.loads(plan.read_text()) if plan.exists() else None
     asked = {name: str(value) for name, value in vars(args).items() if name not in NOT_ASKED and value}
     if not kept or not has_begun(folder):
-        images, distinct = fit(args, files, settings)
+        images, distinct = fit(args, folder, files, settings)
         write_json({"arguments": asked, "images": images, "distinct": distinct}, plan)
         return files, distinct
     apart = f"keep this one apart with --name {args.name}-2"
@@ -118,7 +118,7 @@ def templates(args):
     return {step: TEMPLATES / f"{name}.yml" for step, name in names.items()}
 
 
-def fit(args, files, settings):
+def fit(args, folder, files, settings):
     """Write the files for these images; say what the first step will take, before anything is trained.
 
     Returns:
@@ -151,7 +151,7 @@ def fit(args, files, settings):
         return pipeline.check_steps(files, settings)["pretext"]
 
     config = written()  # with the user's settings; a mistake in them shows now
-    listed_files = data.list_images(args.images, but=files["scan"].parents[1])[0]
+    listed_files = data.list_images(args.images, but=(folder.parent, folder))[0]
     if args.from_scratch:
         fit_from_scratch(args, contents, len(listed_files), config)
         config = written()

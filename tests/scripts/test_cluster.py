@@ -260,6 +260,12 @@ def test_bad_input(make, more, message, tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("model.pth.tar"))
 
 
+def test_results_among_the_images(tmp_path, capsys):
+    folder = write_few(tmp_path / "in", 25)
+    argv = [str(folder), "--clusters", "3", "--from-scratch", "--root_dir", str(tmp_path)]
+    assert "the results would lie among the images" in fails(capsys, cluster.main, argv)
+
+
 def test_a_features_file_of_another_length(photos, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.ones((7, 3), np.float32))
     argv = [
