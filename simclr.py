@@ -79,7 +79,7 @@ def eval_loaders(run, model, k_train, k_val):
         if n < len(dataset):
             copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"
             say_once(log.info, f"{copies}; neighbors are mined without them")
-        neighbors.require_enough(n, k)
+        neighbors.require_enough(n, k, len(dataset) - n)
     loaders = [data.eval_loader(dataset, run.config, **run.loading) for dataset in datasets]
     rehearse(model, *loaders)
     return loaders

@@ -306,7 +306,7 @@ def test_published_settings_are_not_warned_of():
     files = [path for path in Path("configs").rglob("*.yml") if path.name != "env.yml"]
     for path in files:
         args = parse_arguments(["--config_exp", str(path)], "")
-        config = load_config(args, ["simclr", "moco", "scan", "selflabel"], training=False)
+        config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
         assert mismatches(config) == []
     assert len(files) >= 20
 

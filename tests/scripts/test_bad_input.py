@@ -124,7 +124,7 @@ def images(train, test):
         for split, count in (("train", train), ("test", test)):
             (place.folder / "mine" / split).mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (20, 20)).save(place.folder / f"mine/{split}/{i}.png")
+                Image.new("RGB", (20, 20), (i, 0, 0)).save(place.folder / f"mine/{split}/{i}.png")
         return mine(place)
 
     return write

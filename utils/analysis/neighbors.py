@@ -158,10 +158,11 @@ def _mine_in_cells(faiss, features, k):
     return mined
 
 
-def require_enough(n, k):
-    """Raise UserError unless each of n images can have k neighbors."""
+def require_enough(n, k, copies=0):
+    """Raise UserError unless each of n images, of which there are also copies, can have k neighbors."""
     if k >= n:
-        raise UserError(f"cannot mine {k} neighbors among {n} images; the split is too small")
+        more = f" (and {copies} copies of them)" if copies else ""
+        raise UserError(f"cannot mine {k} neighbors among {n} images{more}; the split is too small")
 
 
 def save(mined, path):

@@ -191,7 +191,7 @@ EXPERIMENT = (
     ),
     Key("update_cluster_head_only", BOOLEAN, "Freeze the backbone.", default=False),
     Key(
-        "cache_features", count(0, 100_000),
+        "cache_features", number(0, whole=True),
         "Train the heads on the features of this many augmented views of each image, computed once; 0: of "
         "the images themselves, without augmentation.",
         only=When(
