@@ -41,7 +41,7 @@ from utils.training.features import backbone_features
 from utils.training.inference import infer
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
-THRESHOLDS = 0.99, 0.95, 0.9, 0.8, 0.7  # of self-labeling
+THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
 SPLITS = "train", "test", "val"  # folders that are no classes
 UNSURE = 0.8  # an image of lower confidence counts as unsure
 

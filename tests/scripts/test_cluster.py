@@ -216,7 +216,7 @@ def test_from_scratch(photos, tmp_path, capsys):
 def test_threshold_of_self_labeling(tmp_path, capsys):
     path = tmp_path / "selflabel.yml"
     path.write_text(yaml.safe_dump({"setup": "selflabel", "confidence_threshold": 0.5}))
-    for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.75, 0.7)):
+    for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.85, 0.8)):
         rows = "".join(f"{i},0,{confident if i < 3 else 0.4}\n" for i in range(10))
         (tmp_path / "assignment.csv").write_text("image,cluster,confidence\n" + rows)
         assert cluster.set_threshold(path, tmp_path)
