@@ -34,7 +34,7 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 $(VENV)/ready-for-tests: $(VENV)/ready requirements-test.txt
-	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-test.txt
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps -r requirements-test.txt
 	touch $@
 
 clean:
