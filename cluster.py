@@ -35,7 +35,7 @@ from utils.files import digest, write_csv, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run
-from utils.run.script import add_overrides, file_argument, run_script
+from utils.run.script import add_overrides, default_environment, file_argument, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.features import backbone_features
 from utils.training.inference import infer
@@ -49,12 +49,16 @@ UNSURE = 0.8  # an image of lower confidence counts as unsure
 def main(argv=None):
     args = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    root = Path(args.root_dir or read_yaml("configs/env.yml").get("root_dir", "results")).expanduser()
+    root = Path(args.root_dir or read_yaml(default_environment()).get("root_dir", "results")).expanduser()
     folder = root / args.name
     if folder.resolve() == args.images:
         raise UserError(
             f"{folder}: the results would lie among the images; give another --name or --root_dir"
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --root_dir") from None
     settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
     if args.labels:
         require_classes(args.images, folder)
@@ -132,7 +136,7 @@ def read_arguments(argv):
         what = "is a file; give the folder that holds it" if args.images.exists() else "no such folder"
         raise UserError(f"{args.images}: {what}")
     args.images = args.images.resolve()
-    args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip(".") or "images"
+    args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
     if not re.fullmatch(r"\w[\w.-]*", args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
     return args
@@ -175,8 +179,8 @@ def choose_number(candidates, folder, pretext, seed):
     plots.save_numbers(rows, best, folder / "numbers.png")
     for row in rows:
         print(
-            f"{row['clusters']:4} clusters of {row['smallest']:.0f} to {row['largest']:.0f} images: "
-            f"modularity {row['modularity']:.3f} ± {row['modularity_std']:.3f}, "
+            f"{row['clusters']:4} clusters of {row['mean_smallest']:.0f} to {row['mean_largest']:.0f} "
+            f"images: modularity {row['modularity']:.3f} ± {row['modularity_std']:.3f}, "
             f"stability {row['stability']:.2f}"
         )
     alike = ", ".join(map(str, content["alike"]))
@@ -371,9 +375,13 @@ def tell(figures, folder):
         how = ", by features that were learned with labels" if figures.get("labels_in_pretraining") else ""
         acc, nmi = 100 * figures["acc"], 100 * figures["nmi"]
         print(f"against the subfolders: ACC {acc:.1f}  NMI {nmi:.1f} %{how}")
+        if len(sizes) != len(figures["classes"]):
+            vote = 100 * figures["majority_vote_acc"]
+            n = len(figures["classes"])
+            print(f"{len(sizes)} clusters for {n} folders, matched one to one; by majority vote {vote:.1f} %")
     for name in ("clusters.csv", "prototypes.png", "clusters", "metrics.json"):
         print(f"  {folder / name}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "give the same command again to go on")

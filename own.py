@@ -4,8 +4,10 @@ The network, the size of the images and the number of epochs follow what the mac
 the user gives; that is measured, and told, before anything is trained.
 """
 
+import itertools
 import json
 import os
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +37,7 @@ MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
 ITERATIONS = 400  # of the clustering step, at least: few images would otherwise give few
 FEWEST = 21  # images, of which each has 20 neighbors
 PLAN = "cluster.json"  # the command line and the images that the experiment files were made for
+RESULTS = "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png"
 NOT_ASKED = "labels", "root_dir", "name"  # arguments that change nothing of what is trained
 
 
@@ -49,27 +52,70 @@ def experiment_files(args, folder, settings):
     Returns:
         dict step -> path of its file; number of distinct images.
 
+    If the command or the images have changed since, the earlier results are set aside.
+
     Raises:
-        UserError: bad images or settings; results of another command, or of other images.
+        UserError: bad images or settings. From scratch, where much may be lost: another command or images.
     """
     files = {step: folder / "configs" / f"{step}.yml" for step in templates(args)}
     plan = folder / PLAN
-    kept = json.loads(plan.read_text()) if plan.exists() else None
+    kept = json.loads(plan.read_text()) if plan.exists() else {}
     asked = {name: str(value) for name, value in vars(args).items() if name not in NOT_ASKED and value}
-    if not kept or not has_begun(folder):
-        images, distinct = fit(args, folder, files, settings)
-        write_json({"arguments": asked, "images": images, "distinct": distinct}, plan)
-        return files, distinct
-    apart = f"keep this one apart with --name {args.name}-2"
-    changed = differences(kept["arguments"], asked)
-    if changed:
+    begun = has_begun(folder)
+    changed = differences(kept.get("arguments", {}), asked) if begun else {}
+    require_enough(len(data.list_images(args.images, but=(folder.parent, folder))[0]), args)
+    if changed.keys() == {"clusters"}:  # the first step does not depend on it
+        with set_aside(folder, ("scan", "selflabel")):
+            if len(args.clusters) == 1:
+                set_number(files, args.clusters[0], kept["distinct"])
+            write_json({**kept, "arguments": asked}, plan)
+        return files, kept["distinct"]
+    if changed and ("from_scratch" in asked or "from_scratch" in kept["arguments"]):
         raise UserError(
-            f"{folder}: holds results of another command ({listed(changed)}); give that again, or {apart}"
+            f"{folder}: holds a training by another command ({listed(changed)}); give that again, or keep "
+            f"this one apart with --name {free_name(folder)}"
         )
-    config = pipeline.check_steps(files, settings)["pretext"]
-    if digest_of(data.build_dataset(config, "train")) != kept["images"]:
-        raise UserError(f"{args.images}: its images have changed since {folder} was made; {apart}")
-    return files, kept["distinct"]
+    if begun and not changed:
+        config = pipeline.check_steps(files, settings)["pretext"]
+        if digest_of(data.build_dataset(config, "train")) == kept["images"]:
+            return files, kept["distinct"]
+        if args.from_scratch:
+            raise UserError(
+                f"{args.images}: its images have changed since {folder} was made; keep a training on these "
+                f"apart with --name {free_name(folder)}"
+            )
+    with set_aside(folder, pipeline.SCRIPTS) if begun else nullcontext():
+        images, distinct = fit(args, folder, files, settings)
+    write_json({"arguments": asked, "images": images, "distinct": distinct}, plan)
+    return files, distinct
+
+
+@contextmanager
+def set_aside(folder, steps):
+    """Context in which the results of these steps, and what was made of them, are moved to earlier-N/.
+
+    If it ends with an error, they are moved back.
+    """
+    number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
+    earlier = folder / f"earlier-{number}"
+    earlier.mkdir()
+    moved = [name for name in (*steps, *RESULTS) if (folder / name).exists()]
+    for name in moved:
+        (folder / name).rename(earlier / name)
+    try:
+        yield
+    except BaseException:
+        for name in moved:
+            (earlier / name).rename(folder / name)
+        earlier.rmdir()
+        raise
+    print(f"the earlier results are kept in {earlier}")
+
+
+def free_name(folder):
+    """The name of a results folder beside `folder` that does not exist yet."""
+    names = (f"{folder.name}-{n}" for n in itertools.count(2))
+    return next(name for name in names if not (folder.parent / name).exists())
 
 
 def has_begun(folder):
@@ -124,6 +170,7 @@ def fit(args, folder, files, settings):
     Returns:
         digest of the images; number of distinct ones.
     """
+    most = max(args.clusters or [2])  # of several numbers, one is chosen after the first step
     contents = {step: read_yaml(path) for step, path in templates(args).items()}
     size, normalize = args.size, None
     if args.from_scratch:
@@ -134,7 +181,6 @@ def fit(args, folder, files, settings):
         backbone = args.backbone or BACKBONE
         found = models.preprocessing(backbone)
         size, normalize = args.size or found["size"], {key: found[key] for key in ("mean", "std")}
-    most = max(args.clusters or [2])  # of several numbers, one is chosen after the first step
     for content in contents.values():
         content.update(
             image_folder=str(args.images), folder_labels="none", resize=args.resize,
@@ -151,18 +197,15 @@ def fit(args, folder, files, settings):
         return pipeline.check_steps(files, settings)["pretext"]
 
     config = written()  # with the user's settings; a mistake in them shows now
-    listed_files = data.list_images(args.images, but=(folder.parent, folder))[0]
+    n = len(data.list_images(args.images, but=(folder.parent, folder))[0])
     if args.from_scratch:
-        fit_from_scratch(args, contents, len(listed_files), config)
+        fit_from_scratch(args, contents, n, config)
         config = written()
     elif not args.features:
-        tell_cost_of_features(config, len(listed_files))
+        tell_cost_of_features(config, n)
     dataset = data.build_dataset(config, "train")
     n = duplicates.count_distinct(duplicates.first_copies(dataset))
-    if n < max(FEWEST, most):
-        copies = f" ({len(dataset) - n} more are copies)" if n < len(dataset) else ""
-        what = f"{most} clusters" if most > n else "nearest neighbors"
-        raise UserError(f"{args.images}: {n} images{copies} are too few for {what}")
+    require_enough(n, args, len(dataset) - n)
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], n)
     scan = contents["scan"]
@@ -174,6 +217,16 @@ def fit(args, folder, files, settings):
         contents["pretext"]["optimizer_kwargs"]["lr"] *= contents["pretext"]["batch_size"] / 256
     written()
     return digest_of(dataset), n
+
+
+def require_enough(n, args, copies=0):
+    """Raise UserError if n distinct images are too few for neighbors or for that many clusters."""
+    needed = max(FEWEST, *args.clusters, 0)
+    if n < needed:
+        more = f" (and {copies} copies of them)" if copies else ""
+        raise UserError(
+            f"{args.images}: {n} images{more}, but {needed} are the fewest that can be clustered so"
+        )
 
 
 def set_size(content, size, normalize=None):

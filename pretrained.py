@@ -105,7 +105,7 @@ def download(library, config):
         raise UserError(
             f"{library.weights}: cannot be downloaded ({type(error).__name__}: {cause}); run this once where "
             "there is a network, give the weights with --pretrained FILE, or learn features from the images "
-            "themselves with simclr.py (cluster.py: --from-scratch)"
+            "themselves (cluster.py --from-scratch, or simclr.py)"
         ) from None
     finally:
         for name, level in levels.items():

@@ -117,7 +117,11 @@ def pretext_files(config, args):
 
 def load_backbone(model, source, args):
     """Load the backbone from the pretext checkpoint `source`; returns the checkpoint's whole state dict."""
-    hint = "" if args.pretrained else "run simclr.py or moco.py first, or name its folder with --pretext"
+    hint = (
+        ""
+        if args.pretrained
+        else "run simclr.py, moco.py or pretrained.py first, or name its folder with --pretext"
+    )
     weights, _ = read_weights(source, ["pretext"], hint)
     load_weights(model, weights, source, "backbone.")
     return weights

@@ -1,4 +1,4 @@
-"""Published figures follow from the assignments in docs/results/."""
+"""Published figures follow from the assignments in docs/assignments/."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("run", FIGURES)
 def test_figures_follow_from_the_assignment(run):
-    found = np.load(ROOT / f"docs/results/{run}.npz")
+    found = np.load(ROOT / f"docs/assignments/{run}.npz")
     labels = torch.from_numpy(found["labels"].astype(np.int64))
     for step, figures in FIGURES[run].items():
         one_hot = torch.eye(10)[torch.from_numpy(found[step].astype(np.int64))]

@@ -53,7 +53,7 @@ def test_the_number_of_groups_is_suggested(count):
     suggested, alike = numbers.suggest(rows)
     assert suggested == count and count in alike
     row = next(row for row in rows if row["clusters"] == count)
-    assert row["stability"] == pytest.approx(1) and row["smallest"] == row["largest"] == 40
+    assert row["stability"] == pytest.approx(1) and row["mean_smallest"] == row["mean_largest"] == 40
 
 
 def test_numbers_that_cannot_be_told_apart():

@@ -252,7 +252,7 @@ MISTAKES = [
     ),
     ("scan", lambda place: ["--pretrained", str(place.results)], "a folder, not a checkpoint file"),
     ("scan", damaged("model.pth.tar", b""), "pretext/model.pth.tar: " + NONE),
-    ("scan", missing("model.pth.tar"), "run simclr.py or moco.py first"),
+    ("scan", missing("model.pth.tar"), "run simclr.py, moco.py or pretrained.py first"),
     ("scan", without("pretext"), "pretext/model.pth.tar: no such file; run simclr.py"),
     ("selflabel", without("scan"), "scan/model.pth.tar: no such file; run scan.py"),
     ("pretext", given(huge("pretext")), NOT_FINITE),

@@ -123,12 +123,40 @@ def test_a_step_can_be_repeated_from_its_file(command, tmp_path):
     ).read_bytes()
 
 
-def test_another_number_of_clusters_goes_elsewhere(command, capsys):
-    argv, _ = command
-    other = [*argv[:2], "5", *argv[3:]]
-    message = fails(capsys, cluster.main, other)
-    assert "holds results of another command (clusters: [4] -> [5])" in message
-    assert "keep this one apart with --name my_digits-2" in message
+def copied(command, tmp_path):
+    """The same command with a copy of its results."""
+    argv, folder = command
+    shutil.copytree(folder, tmp_path / "out" / folder.name)
+    argv = [str(tmp_path / "out") if arg == str(folder.parent) else arg for arg in argv]
+    return argv, tmp_path / "out" / folder.name
+
+
+def test_another_number_of_clusters(command, tmp_path, capsys):
+    """The first step stays, and the earlier results are kept."""
+    argv, folder = copied(command, tmp_path)
+    pretext = {path: path.stat().st_mtime_ns for path in (folder / "pretext").iterdir()}
+    before = (folder / "clusters.csv").read_bytes()
+    cluster.main([*argv[:2], "5", *argv[3:]])
+    assert f"the earlier results are kept in {folder / 'earlier-1'}" in capsys.readouterr().out
+    assert pretext == {path: path.stat().st_mtime_ns for path in (folder / "pretext").iterdir()}
+    assert len(json.loads((folder / "metrics.json").read_text())["cluster_sizes"]) == 5
+    assert (folder / "earlier-1/clusters.csv").read_bytes() == before
+    assert (folder / "earlier-1/scan/model.pth.tar").exists()
+    cluster.main([*argv[:2], "3,6", *argv[3:]])
+    assert (folder / "earlier-2/scan").is_dir() and (folder / "numbers.csv").exists()
+
+
+def test_another_command(command, tmp_path, capsys):
+    argv, folder = copied(command, tmp_path)
+    cluster.main([*argv[:3], "--seed", "1", *argv[3:]])
+    assert (folder / "earlier-1/pretext/model.pth.tar").exists()
+    assert read_yaml(folder / "configs/scan.yml")["seed"] == 1
+    assert len(rows_of(folder)) == N + COPIES
+    # a mistake moves nothing
+    model = (folder / "scan/model.pth.tar").stat().st_mtime_ns
+    assert "did you mean" in fails(capsys, cluster.main, [*argv, "epoch=3"])
+    assert not (folder / "earlier-2").exists()
+    assert model == (folder / "scan/model.pth.tar").stat().st_mtime_ns
 
 
 def test_labels_and_a_place_are_no_other_command(command):
@@ -145,7 +173,7 @@ def test_labels_and_a_place_are_no_other_command(command):
 
 def test_mistakes_that_are_corrected(photos, vectors, tmp_path, capsys):
     """A command that was refused leaves nothing behind that the corrected one would trip over."""
-    argv = [str(photos), "--clusters", "4", "--features", str(vectors), "--root_dir", str(tmp_path)]
+    argv = [str(photos), "--clusters", "4", "--features", str(vectors), "--root_dir", str(tmp_path / "out")]
     argv += ["--set", "num_workers=0", "device=cpu"]
     assert "did you mean 'epochs'" in fails(capsys, cluster.main, [*argv, "epoch=2"])
     flat = write_few(tmp_path / "flat", 25)
@@ -154,18 +182,21 @@ def test_mistakes_that_are_corrected(photos, vectors, tmp_path, capsys):
     cluster.main([*argv, "epochs=2"])
 
 
-def test_other_images(command, photos, tmp_path, capsys):
-    argv, folder = command
-    new = photos / "new.png"
-    shutil.copy(next(photos.rglob("000.png")), new)
-    try:
-        message = fails(capsys, cluster.main, argv)
-    finally:
-        new.unlink()
-    assert "vectors, but there are" in message
-    before = (folder / "scan/model.pth.tar").stat().st_mtime_ns
+def test_an_image_is_added(command, photos, tmp_path, capsys):
+    """With a features file that does not fit, nothing changes; with one that does, all is made anew."""
+    argv, folder = copied(command, tmp_path)
+    more = tmp_path / "my digits"
+    shutil.copytree(photos, more)
+    vectors = np.load(argv[argv.index("--features") + 1])
+    argv[0] = str(more)
+    Image.effect_noise((8, 8), 90).save(more / "zzz.png")
+    message = fails(capsys, cluster.main, argv)
+    assert "vectors, but there are" in message and not (folder / "earlier-1").exists()
+    np.save(tmp_path / "more.npy", np.concatenate([vectors, vectors[:1] + 0.1]))
+    argv[argv.index("--features") + 1] = str(tmp_path / "more.npy")
     cluster.main(argv)
-    assert before == (folder / "scan/model.pth.tar").stat().st_mtime_ns
+    assert len(rows_of(folder)) == N + COPIES + 1
+    assert len(rows_of(folder / "earlier-1")) == N + COPIES
 
 
 def test_images_that_have_changed_since(photos, tmp_path, capsys):
@@ -196,7 +227,7 @@ def test_one_unreadable_image_among_few(photos, vectors, tmp_path, capsys):
     argv += ["--set", "num_workers=0", "device=cpu"]
     assert "set max_unreadable" in fails(capsys, cluster.main, argv)
     cluster.main([*argv, "max_unreadable=0.5"])
-    assert len(rows_of(tmp_path / "few")) == 30
+    assert len(rows_of(tmp_path / "out/few")) == 30
 
 
 def test_from_scratch(photos, tmp_path, capsys):
@@ -239,8 +270,8 @@ def write_few(folder, n):
         (lambda f: f / "none", [], "no such folder"),
         (lambda f: Path(shutil.copy(__file__, f)), [], "is a file; give the folder that holds it"),
         (lambda f: f, [], "no images found"),
-        (lambda f: write_few(f / "few", 5), [], "5 images are too few for nearest neighbors"),
-        (lambda f: write_few(f / "few", 25), ["--clusters", "30"], "25 images are too few for 30 clusters"),
+        (lambda f: write_few(f / "few", 5), [], "5 images, but 21 are the fewest"),
+        (lambda f: write_few(f / "few", 25), ["--clusters", "30"], "25 images, but 30 are the fewest"),
         (lambda f: f, ["--from-scratch", "--pretrained", "x"], "give only one of them"),
         (lambda f: f, ["--features", "x.npy", "--size", "9"], "leave out --backbone and --size"),
         (lambda f: f, ["--hours", "0"], "must be above 0"),

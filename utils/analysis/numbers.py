@@ -40,7 +40,7 @@ def compare(neighbors, numbers, seed=0):
 
     Returns:
         list of dicts: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;
-        `stability`, the mean adjusted Rand index of two of them; `smallest` and `largest`, mean sizes.
+        `stability`, the mean adjusted Rand index of two of them; `mean_smallest` and `mean_largest` size.
     """
     spectra = graph.spectra_of(neighbors, max(numbers))
     rows = []
@@ -55,8 +55,8 @@ def compare(neighbors, numbers, seed=0):
                 "modularity": float(np.mean(quality)),
                 "modularity_std": float(np.std(quality, ddof=1)),
                 "stability": float(np.mean([adjusted_rand_score(a, b) for a, b in pairs])),
-                "smallest": sizes.min(1).values.mean().item(),
-                "largest": sizes.max(1).values.mean().item(),
+                "mean_smallest": sizes.min(1).values.mean().item(),
+                "mean_largest": sizes.max(1).values.mean().item(),
             }
         )
     return rows

@@ -107,10 +107,18 @@ class _ListKeys(argparse.Action):
         parser.exit()
 
 
+def default_environment():
+    """configs/env.yml of the current folder or, without one, that of this program."""
+    here = Path("configs/env.yml")
+    return str(here if here.exists() else Path(__file__).parents[2] / here)
+
+
 def parse_arguments(argv, description, add_arguments=None):
     """Parse the command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config_env", default="configs/env.yml", help="this machine (default: %(default)s)")
+    parser.add_argument(
+        "--config_env", default=default_environment(), help="this machine (default: configs/env.yml)"
+    )
     parser.add_argument(
         "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
     )
