@@ -210,21 +210,12 @@ def test_images_that_have_changed_since(photos, tmp_path, capsys):
     assert "its images have changed since" in message and "--name in-2" in message
 
 
-def test_one_unreadable_image_among_few(photos, vectors, tmp_path, capsys):
+def test_one_unreadable_image_among_few(tmp_path, capsys):
     folder = write_few(tmp_path / "few", 30)
     (folder / "bad.png").write_bytes(b"no image")
-    rows = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
-    np.save(tmp_path / "x.npy", rows)
-    argv = [
-        str(folder),
-        "--clusters",
-        "2",
-        "--features",
-        str(tmp_path / "x.npy"),
-        "--root_dir",
-        str(tmp_path),
-    ]
-    argv += ["--set", "num_workers=0", "device=cpu"]
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 5)))
+    argv = [str(folder), "--clusters", "2", "--features", str(tmp_path / "x.npy")]
+    argv += ["--root_dir", str(tmp_path / "out"), "--set", "num_workers=0", "device=cpu"]
     assert "set max_unreadable" in fails(capsys, cluster.main, argv)
     cluster.main([*argv, "max_unreadable=0.5"])
     assert len(rows_of(tmp_path / "out/few")) == 30
