@@ -43,6 +43,7 @@ from utils.training.inference import infer
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
 SPLITS = "train", "test", "val"  # folders that are no classes
+SHEET, SHEET_LEAST = 80, 20  # images on a contact sheet: the most and the least confident of a cluster
 UNSURE = 0.8  # an image of lower confidence counts as unsure
 
 
@@ -330,7 +331,8 @@ def verdicts(folders, probabilities):
     confidence, clusters = probabilities.max(1)
     sizes = torch.bincount(clusters, minlength=probabilities.size(1))
     quality = json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"]
-    last = list(folders.values())[-1]
+    step, last = list(folders.items())[-1]
+    advice = health.SCAN_ADVICE if step == "scan" else health.SELFLABEL_ADVICE
     epochs = [json.loads(line) for line in (last / "metrics.jsonl").read_text().splitlines()]
     return {
         "cluster_sizes": sizes.tolist(),
@@ -338,7 +340,7 @@ def verdicts(folders, probabilities):
         "mean_confidence": confidence.mean().item(),
         "unsure": (confidence < UNSURE).double().mean().item(),
         "neighbors": quality,
-        "troubles": [trouble for epoch in epochs for trouble in epoch.get("warned_of", ())],
+        "troubles": {trouble: advice[trouble] for epoch in epochs for trouble in epoch.get("warned_of", ())},
     }
 
 
@@ -360,13 +362,14 @@ def save_contact_sheets(dataset, probabilities, folder):
         )
 
 
-SHEET, SHEET_LEAST = 80, 20  # images on a contact sheet: the most and the least confident of a cluster
-
-
 def tell(figures, folder):
     sizes = torch.tensor(figures["cluster_sizes"])
     print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
     print(f"{100 * figures['unsure']:.0f} % of them are unsure (confidence below {UNSURE:g})")
+    if figures["neighbors"]["verdict"] != "go":
+        print("the features show hardly any groups in these images: try another --backbone or --from-scratch")
+    for trouble, advice in figures["troubles"].items():
+        print(f"{trouble} clusters: {advice}")
     if figures["copy"] or figures["near_duplicate"]:
         print(f"{figures['copy']} are copies of other files, {figures['near_duplicate']} nearly so")
     for name, agreement in figures["agreement"].items():

@@ -7,6 +7,7 @@ the user gives; that is measured, and told, before anything is trained.
 import itertools
 import json
 import os
+import shutil
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,10 @@ MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
 ITERATIONS = 400  # of the clustering step, at least: few images would otherwise give few
 FEWEST = 21  # images, of which each has 20 neighbors
 PLAN = "cluster.json"  # the command line and the images that the experiment files were made for
-RESULTS = "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png"
+RESULTS = (
+    "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png", "predictions",
+    "export",
+)  # fmt: skip
 NOT_ASKED = "labels", "root_dir", "name"  # arguments that change nothing of what is trained
 
 
@@ -49,10 +53,10 @@ def experiment_files(args, folder, settings):
         folder: pathlib.Path of the results.
         settings: KEY=VALUE strings for all steps.
 
+    If the command or the images have changed since, the earlier results are set aside.
+
     Returns:
         dict step -> path of its file; number of distinct images.
-
-    If the command or the images have changed since, the earlier results are set aside.
 
     Raises:
         UserError: bad images or settings. From scratch, where much may be lost: another command or images.
@@ -62,7 +66,9 @@ def experiment_files(args, folder, settings):
     kept = json.loads(plan.read_text()) if plan.exists() else {}
     asked = {name: str(value) for name, value in vars(args).items() if name not in NOT_ASKED and value}
     begun = has_begun(folder)
-    changed = differences(kept.get("arguments", {}), asked) if begun else {}
+    if begun and not kept:
+        raise UserError(f"{folder}: holds results of other scripts; give --name {free_name(folder)}")
+    changed = differences(kept["arguments"], asked) if begun else {}
     require_enough(len(data.list_images(args.images, but=(folder.parent, folder))[0]), args)
     if changed.keys() == {"clusters"}:  # the first step does not depend on it
         with set_aside(folder, ("scan", "selflabel")):
@@ -94,18 +100,19 @@ def experiment_files(args, folder, settings):
 def set_aside(folder, steps):
     """Context in which the results of these steps, and what was made of them, are moved to earlier-N/.
 
-    If it ends with an error, they are moved back.
+    The experiment files are copied there. If the context ends with an error, all is as before.
     """
     number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
     earlier = folder / f"earlier-{number}"
-    earlier.mkdir()
+    shutil.copytree(folder / "configs", earlier / "configs")
     moved = [name for name in (*steps, *RESULTS) if (folder / name).exists()]
     for name in moved:
         (folder / name).rename(earlier / name)
     try:
         yield
     except BaseException:
-        for name in moved:
+        shutil.rmtree(folder / "configs")
+        for name in ("configs", *moved):
             (earlier / name).rename(folder / name)
         earlier.rmdir()
         raise

@@ -156,7 +156,14 @@ def test_another_command(command, tmp_path, capsys):
     model = (folder / "scan/model.pth.tar").stat().st_mtime_ns
     assert "did you mean" in fails(capsys, cluster.main, [*argv, "epoch=3"])
     assert not (folder / "earlier-2").exists()
+    cluster.main([*argv[:3], "--seed", "1", *argv[3:]])
     assert model == (folder / "scan/model.pth.tar").stat().st_mtime_ns
+
+
+def test_results_of_other_scripts(command, tmp_path, capsys):
+    argv, folder = copied(command, tmp_path)
+    (folder / "cluster.json").unlink()
+    assert "holds results of other scripts; give --name my_digits-2" in fails(capsys, cluster.main, argv)
 
 
 def test_labels_and_a_place_are_no_other_command(command):
