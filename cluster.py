@@ -37,7 +37,7 @@ from utils.run.config import read_yaml
 from utils.run.folder import Run
 from utils.run.script import add_overrides, default_environment, file_argument, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
-from utils.training.features import backbone_features
+from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
@@ -121,12 +121,11 @@ def read_arguments(argv):
     parser.add_argument("--seed", type=int, default=0)
     add_overrides(parser, "override a key of all experiment files")
     args = parser.parse_args(argv)
-    if distributed.launched():
-        raise UserError("cluster.py works in one process: start it with python, not with torchrun")
-    given = [
-        flag for flag, value in (("--features", args.features), ("--pretrained", args.pretrained)) if value
-    ]
-    given += ["--from-scratch"] if args.from_scratch else []
+    distributed.require_one_process("cluster.py")
+    sources = {
+        "--features": args.features, "--pretrained": args.pretrained, "--from-scratch": args.from_scratch,
+    }  # fmt: skip
+    given = [flag for flag, value in sources.items() if value]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: give only one of them")
     if args.features and (args.backbone or args.size):
@@ -219,7 +218,7 @@ def write_results(configs, folder, folders, labels=None):
     """
     step, config = list(configs.items())[-1]
     dataset = data.build_dataset(config, "train")
-    made_of = [digest(folders[step] / "model.pth.tar"), own.digest_of(dataset), labels]
+    made_of = [digest(folders[step] / "model.pth.tar"), digest_of(dataset), labels]
     done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = json.loads(done.read_text()) if done.exists() else {}
     if figures.get("made_of") != made_of:

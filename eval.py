@@ -33,8 +33,7 @@ ROWS = 10  # of neighbors.png, an image and its neighbors each
 
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
-    if distributed.launched():
-        raise UserError("eval.py works in one process: start it with python, not with torchrun")
+    distributed.require_one_process("eval.py")
     config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
     kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
     if args.kmeans and kind != "pretext":

@@ -90,8 +90,7 @@ def read_arguments(argv):
         help="values of the ONNX file's images: uint8, 0 to 255, or float32, 0 to 1 (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    if distributed.launched():
-        raise UserError("export.py works in one process: start it with python, not with torchrun")
+    distributed.require_one_process("export.py")
     return args
 
 

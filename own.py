@@ -28,6 +28,7 @@ from utils.run import machine
 from utils.run.config import differences, listed, read_yaml
 from utils.run.identity import FINGERPRINT
 from utils.training import cost
+from utils.training.features import digest_of
 
 TEMPLATES = Path(__file__).parent / "configs/own"
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
@@ -69,7 +70,8 @@ def experiment_files(args, folder, settings):
     if begun and not kept:
         raise UserError(f"{folder}: holds results of other scripts; give --name {free_name(folder)}")
     changed = differences(kept["arguments"], asked) if begun else {}
-    require_enough(len(data.list_images(args.images, but=(folder.parent, folder))[0]), args)
+    n = len(data.list_images(args.images, but=(folder.parent, folder))[0])
+    require_enough(n, args)
     if changed.keys() == {"clusters"}:  # the first step does not depend on it
         with set_aside(folder, ("scan", "selflabel")):
             if len(args.clusters) == 1:
@@ -91,7 +93,7 @@ def experiment_files(args, folder, settings):
                 f"apart with --name {free_name(folder)}"
             )
     with set_aside(folder, pipeline.SCRIPTS) if begun else nullcontext():
-        images, distinct = fit(args, folder, files, settings)
+        images, distinct = fit(args, n, files, settings)
     write_json({"arguments": asked, "images": images, "distinct": distinct}, plan)
     return files, distinct
 
@@ -131,11 +133,6 @@ def has_begun(folder):
     return any((folder / step / name).exists() for step in pipeline.SCRIPTS for name in names)
 
 
-def digest_of(dataset):
-    """Text that identifies the content of all images, as far as it is known."""
-    return getattr(dataset, "content_digest", lambda: None)() or dataset.fingerprint()
-
-
 def write_yaml(content, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -171,8 +168,8 @@ def templates(args):
     return {step: TEMPLATES / f"{name}.yml" for step, name in names.items()}
 
 
-def fit(args, folder, files, settings):
-    """Write the files for these images; say what the first step will take, before anything is trained.
+def fit(args, n, files, settings):
+    """Write the files for these n images; say what the first step will take, before anything is trained.
 
     Returns:
         digest of the images; number of distinct ones.
@@ -204,14 +201,13 @@ def fit(args, folder, files, settings):
         return pipeline.check_steps(files, settings)["pretext"]
 
     config = written()  # with the user's settings; a mistake in them shows now
-    n = len(data.list_images(args.images, but=(folder.parent, folder))[0])
     if args.from_scratch:
         fit_from_scratch(args, contents, n, config)
         config = written()
     elif not args.features:
         tell_cost_of_features(config, n)
     dataset = data.build_dataset(config, "train")
-    n = duplicates.count_distinct(duplicates.first_copies(dataset))
+    n = duplicates.count_distinct(duplicates.first_copies(dataset))  # from here on the distinct ones
     require_enough(n, args, len(dataset) - n)
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], n)

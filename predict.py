@@ -104,8 +104,7 @@ def read_arguments(argv):
     )
     parser.add_argument("--device", default="auto", help=f"{DEVICE.words} (default: %(default)s)")
     args = parser.parse_args(argv)
-    if distributed.launched():
-        raise UserError("predict.py works in one process: start it with python, not with torchrun")
+    distributed.require_one_process("predict.py")
     if not 0 <= args.unsure <= 1:
         raise UserError(f"--unsure {args.unsure:g}: must be from 0 to 1")
     if args.batch_size < 1 or (args.num_workers or 0) < 0:

@@ -167,8 +167,7 @@ def read_arguments(argv):
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
     add_overrides(parser, "override a key of all three experiment files")
     args = parser.parse_args(argv)
-    if distributed.launched():
-        raise UserError("reproduce.py works in one process: start it with python, not with torchrun")
+    distributed.require_one_process("reproduce.py")
     if args.dataset not in EXPERIMENTS:
         question = did_you_mean(args.dataset, EXPERIMENTS, str)
         raise UserError(

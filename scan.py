@@ -5,7 +5,7 @@ python scan.py --config_exp configs/scan/scan_cifar10.yml [--pretrained simclr_c
 
 import logging
 import math
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -75,7 +75,7 @@ def main(argv=None):
     else:
         split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)
 
-    features = partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent)
+    features = cache(partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent))
     prepare = partial(cached_features, features) if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
     starts = run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
@@ -117,12 +117,8 @@ def pretext_files(config, args):
 
 def load_backbone(model, source, args):
     """Load the backbone from the pretext checkpoint `source`; returns the checkpoint's whole state dict."""
-    hint = (
-        ""
-        if args.pretrained
-        else "run simclr.py, moco.py or pretrained.py first, or name its folder with --pretext"
-    )
-    weights, _ = read_weights(source, ["pretext"], hint)
+    hint = "run simclr.py, moco.py or pretrained.py first, or name its folder with --pretext"
+    weights, _ = read_weights(source, ["pretext"], "" if args.pretrained else hint)
     load_weights(model, weights, source, "backbone.")
     return weights
 

@@ -11,7 +11,7 @@ import torch
 
 from errors import UserError
 
-from .device import to_device
+from .device import moved_if_it_fits, to_device
 
 ORDER = (
     "a row for each image of the train split, then for each of the test split if it has other images, sorted"
@@ -67,8 +67,9 @@ class VectorImages:
         return f"{self.images.fingerprint()}, vectors of {self.table.vectors.size(1)} ({self.table.sum})"
 
     def to(self, device):
-        """Move the vectors to `device`."""
-        self.table.vectors = self.table.vectors.to(device)
+        """Move the vectors to `device` if they fit there; if not, `fetch` copies each batch."""
+        what = f"the vectors of {len(self)} images"
+        self.table.vectors = moved_if_it_fits(self.table.vectors, device, what)
 
     def fetch(self, index_batches, device, num_workers=0):
         """Yield the vectors of each int64 index batch, float32 (*index.shape, D), on `device`."""
@@ -99,7 +100,7 @@ def with_vectors(config, split, build):
     if config.get("cache_features"):
         raise UserError("cache_features: features_file holds features already; leave cache_features out")
     table = _read(path)
-    backbone = vector_backbone(path)
+    backbone = _backbone_of(table)
     if config.get("backbone", backbone) != backbone:
         raise UserError(
             f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
@@ -139,7 +140,11 @@ def _finite(path, table, start, images):
 
 def vector_backbone(path):
     """The `backbone` of a model of the vectors in this .npy file. Raises UserError, see `with_vectors`."""
-    return f"features/{_read(Path(path)).shape[1]}"
+    return _backbone_of(_read(Path(path)))
+
+
+def _backbone_of(table):
+    return f"features/{table.shape[1]}"
 
 
 def _read(path):

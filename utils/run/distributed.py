@@ -30,6 +30,12 @@ def launched():
     return dist.is_available() and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
+def require_one_process(script):
+    """Raise UserError if torchrun started this script, which works in one process."""
+    if launched():
+        raise UserError(f"{script} works in one process: start it with python, not with torchrun")
+
+
 def local_rank():
     """Number of this process on its machine; None without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if launched() else None

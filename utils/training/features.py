@@ -53,10 +53,14 @@ def backbone_features(run, folder, model, loader, title):
 
 def kept_file(run, folder, model, dataset):
     """The path in `folder` that is named after all that the features depend on."""
-    images = getattr(dataset, "content_digest", lambda: None)() or dataset.fingerprint()
     how = to_dict(run.config.transformation_kwargs), run.config.get("resize"), run.config.get("white_level")
-    made_of = json.dumps([of_backbone(model.state_dict()), images, *how])
+    made_of = json.dumps([of_backbone(model.state_dict()), digest_of(dataset), *how])
     return folder / f"features-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npy"
+
+
+def digest_of(dataset):
+    """Text that identifies the content of all images, as far as it is known."""
+    return getattr(dataset, "content_digest", lambda: None)() or dataset.fingerprint()
 
 
 def remove_others(folder, keep):
