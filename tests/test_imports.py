@@ -15,6 +15,7 @@ FLOORS = {
     "utils.run": {"errors", "utils.files"},
     "utils.training": {"errors", "utils.files", "utils.run"},
     "utils.analysis": {"errors", "utils.files"},
+    "utils.report": {"errors", "utils.files", "utils.analysis"},
 }
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 OUR_OWN = {path.stem for path in ROOT.glob("*.py")} | PACKAGES

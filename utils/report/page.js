@@ -1,0 +1,801 @@
+'use strict';
+
+// --- the data, and small helpers ----------------------------------------------------------------
+// "row" is always an index into the columns of `images`. Text only ever becomes text, by textContent.
+
+const dataElement = document.getElementById('data');
+const data = JSON.parse(dataElement.textContent);
+dataElement.remove(); // the text alone takes many megabytes
+const { images, thumbnails } = data;
+const numImages = images.name.length;
+
+const $ = (selector, root = document) => root.querySelector(selector);
+const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+function element(tag, className = '', text = '') {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text) made.textContent = text;
+  return made;
+}
+
+const number = (count) => count.toLocaleString('en-US');
+const images_ = (count) => `${number(count)} ${count === 1 ? 'image' : 'images'}`;
+
+// as `percent` of page.py: only none is 0 % and only all is 100 %
+function percent(share) {
+  const value = 100 * share;
+  if (value > 0 && value < 0.1) return '<0.1\u00a0%';
+  if (value > 0 && value < 1) return `${value.toFixed(1)}\u00a0%`;
+  if (value > 99 && value < 100) return `${(Math.floor(10 * value) / 10).toFixed(1)}\u00a0%`;
+  return `${value.toFixed(0)}\u00a0%`;
+}
+
+// Hues that differ by the golden angle are far apart for any number of clusters; these lightnesses can be
+// told from white and from black.
+function color(cluster) {
+  const hue = (cluster * 137.508 + 255) % 360;
+  return `oklch(${[0.62, 0.7, 0.54][cluster % 3]} 0.15 ${hue.toFixed(1)})`;
+}
+
+const colors = data.clusters.map((_, cluster) => color(cluster));
+
+const say = (text) => { $('#said').textContent = text; };
+
+// Calls the function once per frame, however often it is asked to.
+function eachFrame(draw) {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => { asked = false; draw(); });
+  };
+}
+
+function download(file, lines) {
+  const url = URL.createObjectURL(new Blob([lines.join('\n') + '\n'], { type: 'text/csv;charset=utf-8' }));
+  const link = element('a');
+  link.href = url;
+  link.download = file;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+const cell = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+// --- thumbnails ---------------------------------------------------------------------------------
+
+const sheets = thumbnails.sheets.map(() => ({ url: null, picture: null, ready: false }));
+document.documentElement.style.setProperty('--columns', thumbnails.columns);
+document.documentElement.classList.toggle('pixels', thumbnails.side <= 16);
+
+function bytes(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64);
+  const made = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i += 1) made[i] = text.charCodeAt(i);
+  return made;
+}
+
+function sheetUrl(index) {
+  const sheet = sheets[index];
+  if (!sheet.url) {
+    sheet.url = URL.createObjectURL(new Blob([bytes(thumbnails.sheets[index])], { type: 'image/jpeg' }));
+    thumbnails.sheets[index] = null;
+  }
+  return sheet.url;
+}
+
+// The sheet as an image to draw from; null until it is decoded, and then `done` is called.
+function sheetPicture(index, done) {
+  const sheet = sheets[index];
+  if (!sheet.picture) {
+    sheet.picture = new Image();
+    sheet.picture.src = sheetUrl(index);
+    sheet.picture.decode().then(() => { sheet.ready = true; done(); });
+  }
+  return sheet.ready ? sheet.picture : null;
+}
+
+function place(row) {
+  const within = row % thumbnails.per_sheet;
+  return {
+    sheet: Math.floor(row / thumbnails.per_sheet),
+    column: within % thumbnails.columns,
+    line: Math.floor(within / thumbnails.columns),
+  };
+}
+
+// Gives an element the image as its background; its size is the style sheet's --size.
+function show(target, row) {
+  const { sheet, column, line } = place(row);
+  target.style.backgroundImage = `url("${sheetUrl(sheet)}")`;
+  target.style.setProperty('--column', column);
+  target.style.setProperty('--line', line);
+}
+
+function describe(button) {
+  const row = Number(button.dataset.row);
+  const chosen = selected.has(row) ? ', selected' : '';
+  const text = `${images.name[row]}, ${nameOf(images.cluster[row])}, ${percent(images.confidence[row])}${chosen}`;
+  button.setAttribute('aria-label', text);
+  button.title = text;
+  button.classList.toggle('selected', selected.has(row));
+}
+
+function thumb(row) {
+  const button = element('button', 'thumb');
+  button.type = 'button';
+  button.dataset.row = row;
+  button.style.setProperty('--color', colors[images.cluster[row]]);
+  show(button, row);
+  describe(button);
+  return button;
+}
+
+const rowsOf = (container) => (container.dataset.rows ? container.dataset.rows.split(',').map(Number) : []);
+
+// Thumbnails are made when their place comes near the window, and until then it has their height.
+function fillWhenNear() {
+  const places = $$('.thumbs[data-rows], .still[data-row]');
+  const heights = places.map((container) => {
+    const style = getComputedStyle(container);
+    const size = parseFloat(style.getPropertyValue('--size')) + parseFloat(style.getPropertyValue('--gap'));
+    const perLine = Math.max(1, Math.floor(container.clientWidth / size));
+    return size * Math.ceil(rowsOf(container).length / perLine);
+  });
+  const near = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      if (target.matches('.still')) {
+        show(target, Number(target.dataset.row));
+      } else {
+        target.style.minHeight = '';
+        target.append(...rowsOf(target).map(thumb));
+      }
+    }
+  }, { rootMargin: '600px' });
+  places.forEach((container, index) => {
+    if (container.matches('.thumbs')) container.style.minHeight = `${heights[index]}px`;
+    near.observe(container);
+  });
+}
+
+// --- names of clusters --------------------------------------------------------------------------
+
+const namesKey = `scan-report-names:${data.id}`;
+const names = data.clusters.map(({ name }) => clean(name ?? ''));
+
+// One line without control characters, as names.csv needs it.
+function clean(name) {
+  // eslint-disable-next-line no-control-regex
+  return name.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ').trim();
+}
+
+const nameOf = (cluster) => (names[cluster] ? `${names[cluster]} (${cluster})` : `Cluster ${cluster}`);
+
+function readNames() {
+  let kept = null;
+  try {
+    kept = JSON.parse(localStorage.getItem(namesKey));
+  } catch { /* no storage, or not ours: the names start as they came */ }
+  if (!Array.isArray(kept)) return;
+  kept.slice(0, names.length).forEach((name, cluster) => {
+    if (typeof name === 'string') names[cluster] = clean(name);
+  });
+}
+
+function keepNames() {
+  try {
+    localStorage.setItem(namesKey, JSON.stringify(names));
+  } catch { /* no storage: they last as long as the page */ }
+}
+
+function showNames(places) {
+  for (const target of places) target.textContent = nameOf(Number(target.dataset.name));
+  const named = names.filter(Boolean).length;
+  for (const target of $$('.named')) target.textContent = `${number(named)} of ${number(names.length)} named`;
+}
+
+function startNames() {
+  readNames();
+  for (const input of $$('input[data-cluster]')) {
+    const cluster = Number(input.dataset.cluster);
+    input.value = names[cluster];
+    input.addEventListener('input', () => {
+      names[cluster] = clean(input.value);
+      showNames($$(`[data-name="${cluster}"]`));
+    });
+    input.addEventListener('change', () => {
+      keepNames();
+      $$('.thumb').forEach(describe);
+    });
+  }
+  showNames($$('[data-name]'));
+  for (const button of $$('.save-names')) {
+    button.addEventListener('click', () => {
+      keepNames();
+      download('names.csv', ['cluster,name', ...names.map((name, cluster) => `${cluster},${cell(name || String(cluster))}`)]);
+      say('names.csv saved');
+    });
+  }
+}
+
+// --- selection ----------------------------------------------------------------------------------
+
+const selected = new Set();
+
+function showSelection() {
+  $('#basket').hidden = selected.size === 0;
+  $('#selected-count').textContent = `${number(selected.size)} selected`;
+  $$('.thumb').forEach(describe);
+  drawMap();
+}
+
+function toggle(row) {
+  const chosen = !selected.delete(row);
+  if (chosen) selected.add(row);
+  showSelection();
+  say(`${images.name[row]} ${chosen ? 'selected' : 'no longer selected'}, ${number(selected.size)} in all`);
+}
+
+function startSelection() {
+  $('#select-shown').addEventListener('click', () => {
+    shown.forEach((row) => selected.add(row));
+    showSelection();
+    say(`${number(selected.size)} selected`);
+  });
+  $('#clear-selection').addEventListener('click', () => {
+    selected.clear();
+    showSelection();
+    if ($('#only-selected').checked) filter();
+    say('nothing selected');
+    $('#main').focus({ preventScroll: true });
+  });
+  $('#save-selection').addEventListener('click', () => {
+    const rows = [...selected].sort((a, b) => a - b);
+    const lines = rows.map((row) => [cell(images.name[row]), images.cluster[row], images.confidence[row]].join(','));
+    download('selection.csv', ['file,cluster,confidence', ...lines]);
+    say('selection.csv saved');
+  });
+}
+
+// --- all images: filter and gallery -------------------------------------------------------------
+
+const BATCH = 200; // thumbnails that the gallery gets at a time
+const folded = images.name.map((name) => name.normalize().toLowerCase());
+let shown = []; // rows that pass the filter, in the gallery's order
+const passes = new Uint8Array(numImages).fill(1);
+let filled = 0; // of them, how many have a thumbnail
+
+function percentOf(selector, otherwise) {
+  const value = $(selector).valueAsNumber;
+  return Number.isNaN(value) ? otherwise : value / 100;
+}
+
+function filter() {
+  const cluster = $('#in-cluster').value;
+  const text = $('#search').value.normalize().toLowerCase();
+  const [from, to] = [percentOf('#from', 0), percentOf('#to', 1)];
+  const only = $('#only-selected').checked;
+  shown = [];
+  for (let row = 0; row < numImages; row += 1) {
+    const confidence = images.confidence[row];
+    passes[row] = (cluster === '' || images.cluster[row] === Number(cluster))
+      && confidence >= from && (confidence < to || to >= 1)
+      && (!only || selected.has(row)) && folded[row].includes(text);
+    if (passes[row]) shown.push(row);
+  }
+  const order = $('#gallery-order').value;
+  if (order !== 'file') {
+    const sign = order === 'least' ? 1 : -1;
+    shown.sort((a, b) => sign * (images.confidence[a] - images.confidence[b]) || a - b);
+  }
+  for (const chip of $$('.chip')) chip.setAttribute('aria-pressed', chip.dataset.cluster === cluster);
+  const none = shown.length ? '' : '; nothing matches the filter';
+  $('#shown-count').textContent = `${number(shown.length)} of ${images_(numImages)}${none}`;
+  $('#gallery-thumbs').replaceChildren();
+  filled = 0;
+  fillGallery();
+  $('#gallery').scrollTop = 0;
+  map.packed = null;
+  drawMap();
+}
+
+function fillGallery() {
+  const rows = shown.slice(filled, filled + BATCH);
+  filled += rows.length;
+  const batch = document.createDocumentFragment();
+  batch.append(...rows.map(thumb));
+  $('#gallery-thumbs').append(batch);
+  $('#more').hidden = filled >= shown.length;
+}
+
+function startGallery() {
+  const form = $('#filters');
+  const soon = eachFrame(filter);
+  form.addEventListener('input', soon);
+  form.addEventListener('reset', () => setTimeout(filter));
+  form.addEventListener('submit', (event) => event.preventDefault());
+  for (const chip of $$('.chip')) {
+    chip.addEventListener('click', () => {
+      const pressed = chip.getAttribute('aria-pressed') === 'true';
+      $('#in-cluster').value = pressed ? '' : chip.dataset.cluster;
+      filter();
+    });
+  }
+  for (const link of $$('[data-show-cluster], [data-show-below]')) {
+    link.addEventListener('click', () => {
+      form.reset(); // which filters, but later
+      $('#in-cluster').value = link.dataset.showCluster ?? '';
+      if (link.dataset.showBelow) $('#to').value = link.dataset.showBelow;
+    });
+  }
+  const more = $('#more');
+  more.addEventListener('click', fillGallery);
+  const atEnd = new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting) return;
+    fillGallery();
+    atEnd.unobserve(more); // observed anew, it tells whether the button is still in view
+    atEnd.observe(more);
+  }, { root: $('#gallery'), rootMargin: '400px' });
+  filter();
+  atEnd.observe(more);
+}
+
+// --- order of the clusters ----------------------------------------------------------------------
+
+function startOrder() {
+  $('#order').addEventListener('change', () => {
+    const key = $('#order').value;
+    const sign = key === 'cluster' ? 1 : -1;
+    for (const list of [$('#size-list'), $('#cards')]) {
+      const items = [...list.children];
+      items.sort((a, b) => sign * (a.dataset[key] - b.dataset[key]) || a.dataset.cluster - b.dataset.cluster);
+      list.append(...items);
+    }
+  });
+}
+
+// --- one image in a dialog ----------------------------------------------------------------------
+
+const dialog = $('#detail');
+const detail = { rows: [], at: 0, earlier: [] }; // the list it was opened from, and those before that one
+
+function openImage(rows, row) {
+  detail.earlier = dialog.open ? [...detail.earlier, { rows: detail.rows, at: detail.at }] : [];
+  detail.rows = rows;
+  detail.at = rows.indexOf(row);
+  showDetail();
+  if (!dialog.open) dialog.showModal();
+  $(detail.earlier.length ? '#back' : '#next').focus();
+  dialog.scrollTop = 0;
+}
+
+function step(by) {
+  const at = detail.at + by;
+  if (at < 0 || at >= detail.rows.length) return;
+  detail.at = at;
+  showDetail();
+}
+
+function fact(term, ...content) {
+  const line = element('div');
+  const description = element('dd');
+  description.append(...content);
+  line.append(element('dt', '', term), description);
+  return line;
+}
+
+function clusterWith(cluster, confidence) {
+  const parts = [element('span', 'swatch'), element('bdi', '', nameOf(cluster)), ` ${percent(confidence)}`];
+  parts[0].style.setProperty('--color', colors[cluster]);
+  return parts;
+}
+
+function goTo(row) {
+  const button = element('button', 'plain link', images.name[row]);
+  button.type = 'button';
+  button.addEventListener('click', () => openImage([row], row));
+  return button;
+}
+
+function fileOf(name) {
+  return data.folder + name.split('/').map(encodeURIComponent).join('/');
+}
+
+function showDetail() {
+  const { rows, at, earlier } = detail;
+  const row = rows[at];
+  $('#detail-name').textContent = images.name[row];
+  $('#position').textContent = `${number(at + 1)} of ${number(rows.length)}`;
+  $('#previous').setAttribute('aria-disabled', at === 0);
+  $('#next').setAttribute('aria-disabled', at === rows.length - 1);
+  $('#back').hidden = earlier.length === 0;
+  show($('#large'), row);
+  $('#large').style.setProperty('--color', colors[images.cluster[row]]);
+  const facts = [
+    fact('Cluster', ...clusterWith(images.cluster[row], images.confidence[row])),
+    fact('Runner-up', ...clusterWith(images.runner_up[row], images.runner_up_confidence[row])),
+  ];
+  if (images.copy_of[row] >= 0) facts.push(fact('Copy of', goTo(images.copy_of[row])));
+  if (images.near_duplicate_of[row] >= 0) facts.push(fact('Near duplicate of', goTo(images.near_duplicate_of[row])));
+  $('#facts').replaceChildren(...facts);
+  const link = $('#open');
+  link.hidden = data.folder === null;
+  if (data.folder !== null) link.href = fileOf(images.name[row]);
+  const nearest = images.neighbors[row];
+  $('#nearest').hidden = nearest.length === 0;
+  $('#neighbors').dataset.rows = nearest.join(',');
+  $('#neighbors').replaceChildren(...nearest.map(thumb));
+  showSelected();
+}
+
+function showSelected() {
+  const chosen = selected.has(detail.rows[detail.at]);
+  $('#select').setAttribute('aria-pressed', chosen);
+  $('#select').textContent = chosen ? 'Selected' : 'Select';
+}
+
+function toggleDetail() {
+  toggle(detail.rows[detail.at]);
+  showSelected();
+}
+
+function startDialog() {
+  $('#previous').addEventListener('click', () => step(-1));
+  $('#next').addEventListener('click', () => step(1));
+  $('#close').addEventListener('click', () => dialog.close());
+  $('#select').addEventListener('click', toggleDetail);
+  $('#back').addEventListener('click', () => {
+    Object.assign(detail, detail.earlier.pop());
+    showDetail();
+    if ($('#back').hidden) $('#next').focus();
+  });
+  dialog.addEventListener('click', (event) => {
+    if (event.target === dialog) dialog.close(); // beside it
+  });
+  document.addEventListener('click', (event) => {
+    const button = event.target.closest('.thumb');
+    if (!button) return;
+    const row = Number(button.dataset.row);
+    if (event.ctrlKey || event.metaKey) toggle(row);
+    else openImage(listOf(button), row);
+  });
+  document.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const focused = document.activeElement;
+    if (dialog.open && event.key === 'ArrowLeft') step(-1);
+    else if (dialog.open && event.key === 'ArrowRight') step(1);
+    else if (dialog.open && event.key === 's') toggleDetail();
+    else if (event.key === 's' && focused.matches('.thumb')) toggle(Number(focused.dataset.row));
+  });
+}
+
+// The images among which a thumbnail stands: those of the gallery, or of its list.
+function listOf(button) {
+  if (button.closest('#gallery')) return shown;
+  const list = button.closest('[data-list]');
+  const rows = list ? $$('.thumbs', list).flatMap(rowsOf) : rowsOf(button.closest('.thumbs'));
+  return [...new Set(rows)];
+}
+
+// --- the map ------------------------------------------------------------------------------------
+// Places are [0, 1]; on the screen they are `scale` pixels wide, around the place (x, y) in the middle.
+
+const MARGIN = 28; // pixels around the whole map
+const FRAME = 2; // of a thumbnail
+const MOST_ZOOM = 60;
+const canvas = $('#map canvas');
+const tip = $('#tip');
+const map = {
+  x: 0.5, y: 0.5, zoom: 1, width: 0, height: 0, // the view
+  thumbs: true, // whether thumbnails are drawn
+  packed: null, size: 0, // rows that have one; their side
+  hovered: -1,
+  pointers: new Map(), moved: 0, // fingers, and how far they have moved since the first came down
+};
+
+const scale = () => (Math.min(map.width, map.height) - 2 * MARGIN) * map.zoom;
+const toScreen = (row) => [
+  map.width / 2 + (images.x[row] - map.x) * scale(),
+  map.height / 2 + (images.y[row] - map.y) * scale(),
+];
+
+// Prototypes come first; then rows in an order that has nothing to do with files or clusters, but is the
+// same every time, so that the same images stay as one moves.
+const inOrder = (() => {
+  const prototypes = data.clusters.map(({ prototype }) => prototype).filter((row) => row !== null);
+  const first = new Set(prototypes);
+  const mixed = (row) => Math.imul(row + 1, 2654435761) >>> 0;
+  const rest = images.name.map((_, row) => row).filter((row) => !first.has(row));
+  return [...first, ...rest.sort((a, b) => mixed(a) - mixed(b))];
+})();
+
+// The rows whose thumbnails do not overlap at this scale, earlier ones first. All of the map is packed, seen
+// or not, so that moving changes nothing. A cell of the grid, of a thumbnail's size, holds at most one.
+function pack(size) {
+  const step = size / scale();
+  const cells = Math.ceil(1 / step) + 3;
+  const grid = new Int32Array(cells * cells).fill(-1);
+  const packed = [];
+  for (const row of inOrder) {
+    if (!passes[row]) continue;
+    const [x, y] = [images.x[row], images.y[row]];
+    const middle = (Math.floor(y / step) + 1) * cells + Math.floor(x / step) + 1;
+    let free = true;
+    for (let line = middle - cells; free && line <= middle + cells; line += cells) {
+      for (let at = line - 1; free && at <= line + 1; at += 1) {
+        const other = grid[at];
+        free = other < 0 || Math.abs(images.x[other] - x) >= step || Math.abs(images.y[other] - y) >= step;
+      }
+    }
+    if (!free) continue;
+    grid[middle] = row;
+    packed.push(row);
+  }
+  return packed;
+}
+
+const drawMap = eachFrame(() => {
+  const context = canvas.getContext('2d');
+  const ratio = window.devicePixelRatio;
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.clearRect(0, 0, map.width, map.height);
+  if (map.width < 2 * MARGIN || map.height < 2 * MARGIN) return;
+  const style = getComputedStyle(canvas);
+  drawDots(context, style.color);
+  if (map.thumbs) drawThumbs(context, style.color);
+  if (map.hovered >= 0) {
+    const [x, y] = toScreen(map.hovered);
+    const side = map.thumbs && map.packed.includes(map.hovered) ? map.size + 2 : 14;
+    context.strokeStyle = style.color;
+    context.lineWidth = 2;
+    context.strokeRect(x - side / 2, y - side / 2, side, side);
+  }
+});
+
+const onScreen = (x, y, by) => x > -by && y > -by && x < map.width + by && y < map.height + by;
+
+function drawDots(context, ink) {
+  const radius = Math.min(6, (numImages > 3000 ? 1.6 : 2.4) + 0.7 * Math.log2(map.zoom));
+  for (const pass of [0, 1]) { // those that are filtered out lie below
+    context.globalAlpha = pass ? 0.85 : 0.1;
+    for (let row = 0; row < numImages; row += 1) {
+      if (passes[row] !== pass) continue;
+      const [x, y] = toScreen(row);
+      if (!onScreen(x, y, radius)) continue;
+      context.fillStyle = pass ? colors[images.cluster[row]] : ink;
+      context.beginPath();
+      context.arc(x, y, radius, 0, 2 * Math.PI);
+      context.fill();
+    }
+  }
+  context.globalAlpha = 1;
+  context.strokeStyle = ink;
+  context.lineWidth = 1.5;
+  for (const row of selected) {
+    const [x, y] = toScreen(row);
+    context.beginPath();
+    context.arc(x, y, radius + 1.5, 0, 2 * Math.PI);
+    context.stroke();
+  }
+}
+
+function drawThumbs(context, ink) {
+  if (!map.packed) {
+    map.size = Math.round(Math.min(72, 30 + 9 * Math.log2(map.zoom)));
+    map.packed = pack(map.size + 2);
+  }
+  const { side } = thumbnails;
+  const inner = map.size - 2 * FRAME;
+  context.imageSmoothingEnabled = side > 16;
+  for (const row of map.packed) {
+    const [x, y] = toScreen(row).map((middle) => middle - map.size / 2);
+    if (!onScreen(x, y, map.size)) continue;
+    const { sheet, column, line } = place(row);
+    const picture = sheetPicture(sheet, drawMap);
+    if (!picture) continue;
+    context.fillStyle = selected.has(row) ? ink : colors[images.cluster[row]];
+    context.fillRect(x, y, map.size, map.size);
+    context.drawImage(picture, column * side, line * side, side, side, x + FRAME, y + FRAME, inner, inner);
+  }
+}
+
+// The row under a point of the canvas: of the nearest thumbnail that covers it, else of the nearest dot; or -1.
+function hit(x, y) {
+  let [found, least] = [-1, Infinity];
+  const nearest = (rows, reach) => {
+    for (const row of rows) {
+      const [dx, dy] = toScreen(row).map((middle, axis) => Math.abs(middle - (axis ? y : x)));
+      if (Math.max(dx, dy) <= reach && dx + dy < least) [found, least] = [row, dx + dy];
+    }
+  };
+  if (map.thumbs && map.packed) nearest(map.packed, map.size / 2);
+  if (found < 0) nearest(shown, 9);
+  return found;
+}
+
+function hover(row) {
+  if (row === map.hovered) return;
+  map.hovered = row;
+  canvas.classList.toggle('on-image', row >= 0);
+  tip.hidden = row < 0;
+  drawMap();
+  if (row < 0) return;
+  show($('.still', tip), row);
+  $('.file', tip).textContent = images.name[row];
+  $('.facts', tip).textContent = `${nameOf(images.cluster[row])}, ${percent(images.confidence[row])}`;
+  const [x, y] = toScreen(row);
+  const right = x > map.width / 2;
+  const below = y < map.height / 2;
+  tip.style.left = right ? '' : `${x + 22}px`;
+  tip.style.right = right ? `${map.width - x + 22}px` : '';
+  tip.style.top = below ? `${y + 8}px` : '';
+  tip.style.bottom = below ? '' : `${map.height - y + 8}px`;
+}
+
+// Moves by pixels.
+function pan(dx, dy) {
+  map.x = Math.min(1, Math.max(0, map.x - dx / scale()));
+  map.y = Math.min(1, Math.max(0, map.y - dy / scale()));
+  hover(-1);
+  drawMap();
+}
+
+// Zooms around a point of the canvas, which stays where it is.
+function zoom(factor, x = map.width / 2, y = map.height / 2) {
+  const before = scale();
+  map.zoom = Math.min(MOST_ZOOM, Math.max(1, map.zoom * factor));
+  const by = 1 / before - 1 / scale();
+  map.x += (x - map.width / 2) * by;
+  map.y += (y - map.height / 2) * by;
+  if (map.zoom === 1) [map.x, map.y] = [0.5, 0.5];
+  map.packed = null;
+  pan(0, 0);
+}
+
+const MAP_KEYS = {
+  ArrowLeft: () => pan(60, 0),
+  ArrowRight: () => pan(-60, 0),
+  ArrowUp: () => pan(0, 60),
+  ArrowDown: () => pan(0, -60),
+  '+': () => zoom(1.5),
+  '=': () => zoom(1.5),
+  '-': () => zoom(1 / 1.5),
+  0: () => zoom(0),
+};
+
+function mapKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === 'Enter' && map.hovered >= 0) openImage(shown, map.hovered);
+  if (!MAP_KEYS[event.key]) return;
+  event.preventDefault();
+  MAP_KEYS[event.key]();
+  if (!map.packed && map.thumbs) map.packed = pack(map.size + 2);
+  hover(nearestToMiddle());
+  if (map.hovered >= 0) say(`${$('.file', tip).textContent}, ${$('.facts', tip).textContent}`);
+}
+
+function nearestToMiddle() {
+  let [found, least] = [-1, Infinity];
+  for (const row of shown) {
+    const distance = Math.hypot(images.x[row] - map.x, images.y[row] - map.y);
+    if (distance < least) [found, least] = [row, distance];
+  }
+  return found;
+}
+
+const at = (event) => [event.offsetX, event.offsetY];
+
+function pointerDown(event) {
+  if (event.button !== 0) return;
+  canvas.setPointerCapture(event.pointerId);
+  if (map.pointers.size === 0) map.moved = 0;
+  map.pointers.set(event.pointerId, at(event));
+}
+
+function pointerMove(event) {
+  const before = map.pointers.get(event.pointerId);
+  const [x, y] = at(event);
+  if (!before) {
+    hover(hit(x, y));
+    return;
+  }
+  const [dx, dy] = [x - before[0], y - before[1]];
+  map.moved += Math.abs(dx) + Math.abs(dy);
+  map.pointers.set(event.pointerId, [x, y]);
+  const others = [...map.pointers].filter(([id]) => id !== event.pointerId);
+  if (others.length === 0) {
+    if (map.moved > 4) pan(dx, dy);
+    return;
+  }
+  const [ox, oy] = others[0][1]; // pinching: the other finger stays where it is
+  const apart = Math.hypot(before[0] - ox, before[1] - oy);
+  if (apart > 0) zoom(Math.hypot(x - ox, y - oy) / apart, ox, oy);
+}
+
+function pointerUp(event) {
+  if (!map.pointers.delete(event.pointerId) || map.moved > 4 || event.type === 'pointercancel') return;
+  const row = hit(...at(event));
+  if (row >= 0) openImage(shown, row);
+}
+
+function wheel(event) {
+  const pixels = event.deltaY * [1, 16, 400][event.deltaMode];
+  if (map.zoom === 1 && pixels > 0) return; // out of the whole map: the page scrolls
+  event.preventDefault();
+  zoom(Math.exp(-pixels * (event.ctrlKey ? 0.01 : 0.002)), ...at(event));
+}
+
+function resize() {
+  const { width, height } = canvas.getBoundingClientRect();
+  Object.assign(map, { width, height, packed: null });
+  canvas.width = Math.round(width * window.devicePixelRatio);
+  canvas.height = Math.round(height * window.devicePixelRatio);
+  drawMap();
+}
+
+function startMap() {
+  new ResizeObserver(resize).observe(canvas);
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawMap);
+  canvas.addEventListener('pointerdown', pointerDown);
+  canvas.addEventListener('pointermove', pointerMove);
+  canvas.addEventListener('pointerup', pointerUp);
+  canvas.addEventListener('pointercancel', pointerUp);
+  canvas.addEventListener('pointerleave', () => hover(-1));
+  canvas.addEventListener('blur', () => hover(-1));
+  canvas.addEventListener('wheel', wheel, { passive: false });
+  canvas.addEventListener('keydown', mapKey);
+  const factors = { in: 1.6, out: 1 / 1.6, reset: 0 };
+  for (const button of $$('[data-zoom]')) {
+    button.addEventListener('click', () => zoom(factors[button.dataset.zoom]));
+  }
+  $('#map-thumbs').addEventListener('click', (event) => {
+    map.thumbs = !map.thumbs;
+    event.currentTarget.setAttribute('aria-pressed', map.thumbs);
+    drawMap();
+  });
+}
+
+// --- a confusion matrix that is too large for a table -------------------------------------------
+
+function startMatrix() {
+  const target = $('#matrix');
+  if (!target) return;
+  const { classes, columns, matrix } = data.matrix;
+  [target.width, target.height] = [columns.length, classes.length];
+  const context = target.getContext('2d');
+  const draw = () => {
+    context.clearRect(0, 0, target.width, target.height);
+    context.fillStyle = getComputedStyle(target).color;
+    matrix.forEach((shares, line) => shares.forEach((share, column) => {
+      if (!share) return;
+      context.globalAlpha = 0.1 + 0.9 * share;
+      context.fillRect(column, line, 1, 1);
+    }));
+  };
+  draw();
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
+  target.addEventListener('pointermove', (event) => {
+    const column = Math.min(columns.length - 1, Math.floor(event.offsetX / target.clientWidth * columns.length));
+    const line = Math.min(classes.length - 1, Math.floor(event.offsetY / target.clientHeight * classes.length));
+    const cluster = Number(columns[column]);
+    const where = Number.isInteger(cluster) ? nameOf(cluster) : columns[column];
+    $('#cell').textContent = `${classes[line]} in ${where}: ${percent(matrix[line][column])}`;
+  });
+}
+
+// --- start --------------------------------------------------------------------------------------
+
+for (const target of $$('[data-color]')) target.style.setProperty('--color', colors[Number(target.dataset.color)]);
+for (const target of $$('[data-cluster]')) target.style.setProperty('--color', colors[Number(target.dataset.cluster)]);
+startNames();
+startSelection();
+startGallery();
+startOrder();
+startDialog();
+startMap();
+startMatrix();
+fillWhenNear();
