@@ -5,9 +5,9 @@ python cluster.py PHOTOS --clusters 10 [--from-scratch]
 By default the images are clustered by the features of a network that learned from other photos.
 --from-scratch learns from your images alone, which is right for what no photo shows: scans, microscopy, ...
 
-ROOT_DIR/NAME/ will hold clusters.csv (a row for each image), prototypes.png (an image for each cluster),
-clusters/ (a sheet of images for each cluster), metrics.json, the experiment files in configs/, and each
-step's results. If it is interrupted, give the same command again.
+ROOT_DIR/NAME/ will hold report.html (open it in a browser), clusters.csv (a row for each image),
+prototypes.png (an image for each cluster), clusters/ (a sheet of images for each cluster), metrics.json, the
+experiment files in configs/, and each step's results. If it is interrupted, give the same command again.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import data
 import models
@@ -29,12 +28,13 @@ import pipeline
 from errors import UserError
 from eval import prototype_cells, save_sheet
 from scan import NEIGHBORS
-from utils.analysis import duplicates, health, metrics, numbers, plots, second_opinions
+from utils import report
+from utils.analysis import health, metrics, numbers, plots, second_opinions
 from utils.analysis.prototypes import find_prototypes
 from utils.files import digest, write_csv, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
-from utils.run.folder import Run
+from utils.run.folder import Run, read_epochs
 from utils.run.script import add_overrides, default_environment, file_argument, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.features import backbone_features, digest_of
@@ -44,7 +44,6 @@ NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are com
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
 SPLITS = "train", "test", "val"  # folders that are no classes
 SHEET, SHEET_LEAST = 80, 20  # images on a contact sheet: the most and the least confident of a cluster
-UNSURE = 0.8  # an image of lower confidence counts as unsure
 
 
 def main(argv=None):
@@ -208,7 +207,7 @@ def set_threshold(path, scan):
 
 
 def write_results(configs, folder, folders, labels=None):
-    """Write clusters.csv, prototypes.png, clusters/*.png and metrics.json.
+    """Write clusters.csv, report.html, prototypes.png, clusters/*.png and metrics.json.
 
     Args:
         configs: dict step -> configuration.
@@ -217,13 +216,19 @@ def write_results(configs, folder, folders, labels=None):
         labels: "subfolders": compare the clusters with the images' folders.
     """
     step, config = list(configs.items())[-1]
+    advice = health.SCAN_ADVICE if step == "scan" else health.SELFLABEL_ADVICE
     dataset = data.build_dataset(config, "train")
     made_of = [digest(folders[step] / "model.pth.tar"), digest_of(dataset), labels]
     done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = json.loads(done.read_text()) if done.exists() else {}
-    if figures.get("made_of") != made_of:
+    if figures.get("made_of") != made_of or not (folder / "report.html").exists():
         run = Run(config, folders[step])
         features, probabilities = predictions(run, folders, step, dataset)
+        epochs = {name: read_epochs(path) for name, path in folders.items()}
+        prototypes = find_prototypes(features, probabilities)
+        found = report.describe(dataset, features, probabilities, prototypes, run.device, config.search)
+        opinions = second_opinions.cluster(features, config.num_classes, config.seed)
+        agreement, opinions = second_opinions.compare(found["cluster"], opinions, config.num_classes)
         figures = {
             "made_of": made_of,
             "folder": str(config.image_folder),
@@ -231,23 +236,26 @@ def write_results(configs, folder, folders, labels=None):
             "num_clusters": config.num_classes,
             "model": f"{step}/model.pth.tar",
             **learned_by_others(folders["pretext"]),
-            "prototypes": find_prototypes(features, probabilities),
-            **verdicts(folders, probabilities),
+            "prototypes": prototypes,
+            **health_figures(found, config.num_classes, folders, epochs[step]),
+            "agreement": agreement,
         }
-        if labels:
-            figures |= compared_with_folders(dataset.names(), probabilities)
-        opinions = second_opinions.cluster(features, config.num_classes, config.seed)
-        clusters = probabilities.argmax(1)
-        figures["agreement"], opinions = second_opinions.compare(clusters, opinions, config.num_classes)
-        columns = table(dataset, features, probabilities, figures, run)
-        columns |= {name: found.tolist() for name, found in opinions.items()}
-        for name in ("copy_of", "near_duplicate_of"):
-            figures[name.removesuffix("_of")] = sum(map(bool, columns[name]))
-        write_csv(columns, zip(*columns.values(), strict=True), folder / "clusters.csv")
+        truth = truth_of(dataset.names()) if labels else None
+        if truth:
+            figures |= compared(probabilities, *truth[:2])
+        about = {
+            "title": folder.name,
+            "facts": facts(config, figures),
+            "advice": advice,
+            "epochs": epochs,
+            "folder": f"{Path(config.image_folder).as_uri()}/",
+        }
+        columns = {name: clusters.tolist() for name, clusters in opinions.items()}
+        report.write(folder, dataset, features, found, figures, about, truth, columns, config.seed)
         save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
         save_contact_sheets(dataset, probabilities, folder / "clusters")
         write_json(figures, done)
-    tell(figures, folder)
+    tell(figures, advice, folder)
 
 
 def predictions(run, folders, step, dataset):
@@ -278,45 +286,19 @@ def class_of(name):
     return next((part for part in Path(name).parts[:-1] if part not in SPLITS), None)
 
 
-def compared_with_folders(names, probabilities):
-    """Metrics of the clusters, with `class_of` as labels; images without a class do not count."""
+def truth_of(names):
+    """Labels int64 (N,) by `class_of` the names, -1 for none; their names; and what they are."""
     found = [class_of(name) for name in names]
-    labeled = [i for i, name in enumerate(found) if name]
-    classes = sorted({found[i] for i in labeled})
-    labels = torch.tensor([classes.index(found[i]) for i in labeled])
-    figures = metrics.clustering_metrics(probabilities[labeled], labels, len(classes))
-    return {"classes": classes, "num_labeled": len(labeled), **figures}
+    classes = sorted({name for name in found if name})
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers.get(name, -1) for name in found]), classes, "subfolders"
 
 
-def table(dataset, features, probabilities, figures, run):
-    """The columns of clusters.csv, lists by name.
-
-    A copy is the same file under another name; it stands beside the name of the first.
-    """
-    names = dataset.names()
-    features = F.normalize(features, dim=1)
-    best, ranked = probabilities.topk(2, 1)
-    prototypes = torch.tensor([-1 if i is None else i for i in figures["prototypes"]])
-    similarity = (features * features[prototypes[ranked[:, 0]]]).sum(1)
-    first = duplicates.first_copies(dataset)
-    k = min(5, duplicates.count_distinct(first) - 1)
-    mined = duplicates.mine_distinct(features, k, first, run.device, run.config.search)
-    near = duplicates.near_duplicates(features, mined, first)
-    copies = first.where(first != torch.arange(len(first)), -1)
-    return {
-        "file": names,
-        "cluster": ranked[:, 0].tolist(),
-        "confidence": rounded(best[:, 0]),
-        "runner_up": ranked[:, 1].tolist(),
-        "runner_up_confidence": rounded(best[:, 1]),
-        "prototype_similarity": rounded(similarity),
-        "copy_of": [names[i] if i >= 0 else "" for i in copies.tolist()],
-        "near_duplicate_of": [names[i] if i >= 0 else "" for i in near.tolist()],
-    }
-
-
-def rounded(values):
-    return [f"{value:.4f}" for value in values.tolist()]
+def compared(probabilities, labels, classes):
+    """Metrics of the clusters; images without a class do not count."""
+    labeled = labels >= 0
+    figures = metrics.clustering_metrics(probabilities[labeled], labels[labeled], len(classes))
+    return {"classes": classes, "num_labeled": int(labeled.sum()), **figures}
 
 
 def learned_by_others(pretext):
@@ -325,21 +307,25 @@ def learned_by_others(pretext):
     return {key: found[key] for key in ("weights", "labels_in_pretraining") if key in found}
 
 
-def verdicts(folders, probabilities):
+def facts(config, figures):
+    """What the report says of its making: list of (term, text)."""
+    made_with = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
+    if "weights" in figures:
+        made_with["features of"] = figures["weights"]
+    return [[term, str(text)] for term, text in made_with.items()]
+
+
+def health_figures(found, num_clusters, folders, epochs):
     """What can be said about the clusters without labels, for metrics.json."""
-    confidence, clusters = probabilities.max(1)
-    sizes = torch.bincount(clusters, minlength=probabilities.size(1))
-    quality = json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"]
-    step, last = list(folders.items())[-1]
-    advice = health.SCAN_ADVICE if step == "scan" else health.SELFLABEL_ADVICE
-    epochs = [json.loads(line) for line in (last / "metrics.jsonl").read_text().splitlines()]
+    sizes = found["cluster"].bincount(minlength=num_clusters)
+    troubles = [trouble for epoch in epochs for trouble in epoch.get("warned_of", ())]
     return {
         "cluster_sizes": sizes.tolist(),
         "empty_clusters": (sizes == 0).nonzero().flatten().tolist(),
-        "mean_confidence": confidence.mean().item(),
-        "unsure": (confidence < UNSURE).double().mean().item(),
-        "neighbors": quality,
-        "troubles": {trouble: advice[trouble] for epoch in epochs for trouble in epoch.get("warned_of", ())},
+        "mean_confidence": found["confidence"].mean().item(),
+        "neighbors": json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"],
+        "troubles": troubles,
+        **report.figures_of(found),
     }
 
 
@@ -361,18 +347,11 @@ def save_contact_sheets(dataset, probabilities, folder):
         )
 
 
-def tell(figures, folder):
+def tell(figures, advice, folder):
     sizes = torch.tensor(figures["cluster_sizes"])
     print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
-    print(f"{100 * figures['unsure']:.0f} % of them are unsure (confidence below {UNSURE:g})")
-    if figures["neighbors"]["verdict"] != "go":
-        print("the features show hardly any groups in these images: try another --backbone or --from-scratch")
-    for trouble, advice in figures["troubles"].items():
-        print(f"{trouble} clusters: {advice}")
-    if figures["copy"] or figures["near_duplicate"]:
-        print(f"{figures['copy']} are copies of other files, {figures['near_duplicate']} nearly so")
-    for name, agreement in figures["agreement"].items():
-        print(f"{name} of the same features agrees on {100 * agreement['matched']:.0f} % of the images")
+    for verdict in report.verdicts(figures, advice):
+        print(f"{verdict['text']} {verdict['advice']}".strip())
     if "acc" in figures:
         how = ", by features that were learned with labels" if figures.get("labels_in_pretraining") else ""
         acc, nmi = 100 * figures["acc"], 100 * figures["nmi"]
@@ -381,7 +360,7 @@ def tell(figures, folder):
             vote = 100 * figures["majority_vote_acc"]
             n = len(figures["classes"])
             print(f"{len(sizes)} clusters for {n} folders, matched one to one; by majority vote {vote:.1f} %")
-    for name in ("clusters.csv", "prototypes.png", "clusters", "metrics.json"):
+    for name in ("report.html", "clusters.csv", "prototypes.png", "clusters", "metrics.json"):
         print(f"  {folder / name}")
 
 

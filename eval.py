@@ -4,6 +4,7 @@ python eval.py --config_exp configs/scan/scan_cifar10.yml --model model.pth.tar 
 python eval.py --config_exp configs/pretext/simclr_cifar10.yml --model model.pth.tar --kmeans
 
 Without labels, everything but the accuracies is computed. Only --kmeans reads the train split.
+--report adds clusters.csv and report.html, a page to look through the clusters in a browser.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import numpy as np
 import data
 from errors import UserError
 from models import build_model
-from utils.analysis import kmeans, neighbors, plots, report
+from utils import report
+from utils.analysis import health, kmeans, neighbors, plots, results
+from utils.analysis.neighbor_quality import neighbor_quality
 from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
 from utils.run import distributed
 from utils.run.config import load_config, read_yaml
-from utils.run.folder import Run
+from utils.run.folder import Run, read_epochs
 from utils.run.identity import FINGERPRINT
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
@@ -28,6 +31,7 @@ from utils.training.inference import infer, rehearse
 
 log = logging.getLogger("eval")
 
+STEPS = ["pretext", "scan", "selflabel"]  # names of folders
 ROWS = 10  # of neighbors.png, an image and its neighbors each
 
 
@@ -38,8 +42,9 @@ def main(argv=None):
     kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
     if args.kmeans and kind != "pretext":
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
-    if args.visualize_prototypes and kind != "clustering":
-        raise UserError(f"--visualize_prototypes needs clusters, but setup is {config.setup}")
+    for flag in ("visualize_prototypes", "report"):
+        if getattr(args, flag) and kind != "clustering":
+            raise UserError(f"--{flag} needs clusters, but setup is {config.setup}")
     if args.output and (Path(args.output) / FINGERPRINT).exists():
         raise UserError(f"--output {args.output}: holds the results of a training; give another folder")
     if args.features:
@@ -62,7 +67,7 @@ def main(argv=None):
         features = evaluate_features(run, model, test, about, args.kmeans)
     else:
         about["head"] = choose_head(weights, head, args.model)
-        features = evaluate_clusters(run, model, test, about, args.visualize_prototypes, args.features)
+        features = evaluate_clusters(run, model, test, about, args)
     if args.features:
         save_features(features, test.dataset, args.features)
 
@@ -74,6 +79,9 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--visualize_prototypes", action="store_true", help="save a sheet of one image per cluster"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write report.html, all about the clusters, and clusters.csv"
     )
     parser.add_argument(
         "--kmeans", action="store_true", help="also cluster a pretext model's features by k-means, ten times"
@@ -133,7 +141,7 @@ def evaluate_features(run, model, test, about, with_kmeans):
         with run.scratch() as scratch:
             fit_on = infer(function, train, "train features", scratch / "train.npy")
             figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, run.config.num_classes)
-    report.write_figures(figures, run.folder)
+    results.write_figures(figures, run.folder)
     if with_kmeans:
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
         write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
@@ -156,12 +164,12 @@ def neighbor_cells(dataset, mined):
         yield from [(None, "")] * (plots.COLUMNS - len(row))
 
 
-def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
-    """Evaluate one head: metrics, confusion matrix and, if asked for, prototypes.
+def evaluate_clusters(run, model, test, about, args):
+    """Evaluate one head: metrics, confusion matrix and, if asked for, prototypes and the report.
 
-    Returns the features, float32 (N, D), or None if neither the caller nor the prototypes need them.
+    Returns the features, float32 (N, D), or None if nothing that `args` ask for needs them.
     """
-    with_features = with_features or with_prototypes
+    with_features = args.features or args.visualize_prototypes or args.report
 
     def describe(images):  # without features unless they are needed: on ImageNet they are large
         features = model.backbone(images)
@@ -171,12 +179,44 @@ def evaluate_clusters(run, model, test, about, with_prototypes, with_features):
     outputs = [part.cpu() for part in infer(describe, test, "evaluation")]
     probabilities = outputs[0]
     features = outputs[1] if with_features else None
-    if with_prototypes:
+    if args.visualize_prototypes or args.report:
         about["prototypes"] = find_prototypes(features, probabilities)
-    figures = report.report_clusters(run.folder, probabilities, test.dataset, about)
-    if with_prototypes:
+    figures = results.report_clusters(run.folder, probabilities, test.dataset, about)
+    if args.visualize_prototypes:
         save_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
+    if args.report:
+        write_report(run, test.dataset, features, probabilities, figures, args.model)
     return features
+
+
+def write_report(run, dataset, features, probabilities, figures, model):
+    """Write report.html and clusters.csv. `model`: pathlib.Path of the checkpoint."""
+    config = run.config
+    found = report.describe(
+        dataset, features, probabilities, figures["prototypes"], run.device, config.search
+    )
+    figures = {
+        **figures,
+        **report.figures_of(found),
+        "neighbors": neighbor_quality(found["neighbors"]),
+    }
+    advice = health.SCAN_ADVICE if config.setup == "scan" else health.SELFLABEL_ADVICE
+    facts = {
+        "images": f"{figures['dataset']}, {figures['split']} split",
+        "model": model,
+        "network": config.backbone,
+    }
+    own = model.parent.name
+    steps = STEPS[: STEPS.index(own) + 1] if own in STEPS else [own]
+    about = {
+        "title": figures["dataset"],
+        "facts": [[term, str(text)] for term, text in facts.items()],
+        "advice": advice,
+        "epochs": {step: read_epochs(model.parent.parent / step) for step in steps},
+        "folder": None,
+    }
+    truth = None if dataset.labels is None else (dataset.labels, dataset.classes, "true classes")
+    report.write(run.folder, dataset, features, found, figures, about, truth, seed=config.seed)
 
 
 def prototype_cells(dataset, figures):

@@ -40,8 +40,8 @@ ITERATIONS = 400  # of the clustering step, at least: few images would otherwise
 FEWEST = 21  # images, of which each has 20 neighbors
 PLAN = "cluster.json"  # the command line and the images that the experiment files were made for
 RESULTS = (
-    "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png", "predictions",
-    "export",
+    "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
+    "predictions", "export",
 )  # fmt: skip
 NOT_ASKED = "labels", "root_dir", "name"  # arguments that change nothing of what is trained
 

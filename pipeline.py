@@ -65,20 +65,24 @@ def run_steps(files, settings, step_settings=None, flags=None):
     return folders
 
 
-def draw_prototypes(folders, files, settings, step_settings=None):
-    """Run eval.py on the last step's model, if the pictures are not there yet; the arguments of `run_steps`.
+def make_report(folders, files, settings, step_settings=None):
+    """Run eval.py on the last step's model, if its report is not there yet; the arguments of `run_steps`.
 
     Args:
         folders: what `run_steps` returned. The last one will hold eval/model/.
+
+    Returns:
+        pathlib.Path of report.html.
     """
     step = list(files)[-1]
     model = folders[step] / "model.pth.tar"
-    picture = folders[step] / "eval/model/prototypes.png"
-    if not picture.exists() or picture.stat().st_mtime < model.stat().st_mtime:
+    report = folders[step] / "eval/model/report.html"
+    if not report.exists() or report.stat().st_mtime < model.stat().st_mtime:
         arguments = [*command_line(step, files, settings, step_settings), "--model", str(model)]
-        arguments.append("--visualize_prototypes")
+        arguments += ["--visualize_prototypes", "--report"]
         print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
         evaluation.main(arguments)
+    return report
 
 
 def check_steps(files, settings, step_settings=None):

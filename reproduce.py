@@ -110,7 +110,7 @@ def main(argv=None):
     runs = []
     for seed in args.seeds:
         folders = pipeline.run_steps(files, settings[seed], step_settings)
-        pipeline.draw_prototypes(folders, files, settings[seed], step_settings)
+        report = pipeline.make_report(folders, files, settings[seed], step_settings)
         baselines = k_means_figures(configs[seed]["pretext"], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)
@@ -118,7 +118,8 @@ def main(argv=None):
     print("", *console(summary), "", f"Pictures of seed {seed}:", sep="\n")
     for path in sorted(folders["pretext"].parent.rglob("*.png")):
         print(f"  {path}")
-    print(f"\nThis table: {root / args.dataset}.md, .csv, .json")
+    print(f"\nTo look through the clusters of seed {seed}, open {report} in a browser.")
+    print(f"This table: {root / args.dataset}.md, .csv, .json")
 
 
 def settings_of(args, files):

@@ -14,7 +14,7 @@ import data
 from errors import UserError
 from losses import CRITERIA
 from models import build_model
-from utils.analysis import graph, health, metrics, neighbors, plots, report
+from utils.analysis import graph, health, metrics, neighbors, plots, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
 from utils.run.config import load_config
@@ -329,7 +329,7 @@ def evaluate(run, identity, model, network, test, test_set, best_loss, quality):
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test", "head": head}
     if run.main:
         about["train_neighbors"] = quality
-        report.report_clusters(run.folder, probabilities, test_set, about)
+        results.report_clusters(run.folder, probabilities, test_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.sign(run, identity, weights)
 

@@ -11,7 +11,7 @@ import torch
 import data
 from losses import CRITERIA
 from models import build_model
-from utils.analysis import health, metrics, plots, report
+from utils.analysis import health, metrics, plots, results
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import Run, earlier_folder, results_folder
@@ -153,7 +153,7 @@ def evaluate(run, identity, model, predict, test):
     probabilities = infer(predict, test, "evaluation").cpu()
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}
     if run.main:
-        report.report_clusters(run.folder, probabilities, test.dataset, about)
+        results.report_clusters(run.folder, probabilities, test.dataset, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.sign(run, identity, model.state_dict())
 

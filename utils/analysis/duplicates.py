@@ -56,7 +56,7 @@ def near_duplicates(features, mined, first):
     Returns:
         int64 (N,), -1 where there is none.
     """
-    similarity = torch.stack([(features * features[column]).sum(1) for column in mined.T], 1)
+    similarity = neighbors.similarities(features, mined)
     earlier = (mined < torch.arange(len(mined))[:, None]) & (first[mined] != first[:, None])
     best, place = similarity.where(earlier, -1.0).max(1)
     return mined.gather(1, place[:, None]).squeeze(1).where(best >= NEARLY_EQUAL, -1)

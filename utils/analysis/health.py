@@ -96,7 +96,7 @@ class Watch:
 
         share, largest = sizes.max().item() / len(clusters), sizes.argmax().item()
         troubles = {}
-        if c >= 3 and share > max(0.5, 2 / c):
+        if is_dominant(sizes):
             troubles["dominant"] = (
                 f"cluster {largest} of {c} takes {100 * share:.0f} % of the validation images"
             )
@@ -119,6 +119,15 @@ class Watch:
             log.warning("epoch %d: %s; %s", epoch, troubles[trouble], self.advice[trouble])
         self.warned.update(new)
         return {**values, "warned_of": new} if new else values
+
+
+def is_dominant(sizes):
+    """Whether one of three or more clusters has more than half of the images, and twice its share.
+
+    `sizes`: int64 (C,).
+    """
+    c = len(sizes)
+    return c >= 3 and sizes.max().item() > max(0.5, 2 / c) * sizes.sum().item()
 
 
 def merged(start, now, num_clusters):

@@ -98,6 +98,12 @@ def mine(features, k, device="cpu", library="auto"):
         return search(features, features, k + 1, device)[1].cpu()
 
 
+def similarities(features, mined):
+    """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
+    columns = [(features * features[column]).sum(1) for column in mined.T]
+    return torch.stack(columns, 1) if columns else features.new_zeros(mined.shape)
+
+
 def _faiss_for(device):
     """The faiss module and None if it works on the device; otherwise None and the reason."""
     try:

@@ -29,7 +29,7 @@ NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 
 @contextmanager
-def _or_a_warning(path):
+def or_a_warning(path):
     """Context of drawing the picture `path`: whatever goes wrong is logged, and there is no picture."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about the layout, mostly
@@ -45,7 +45,7 @@ def _or_a_warning(path):
 @contextmanager
 def _figure(path, **settings):
     """Context of a new Figure, which is saved as a PNG at the end."""
-    with _or_a_warning(path):
+    with or_a_warning(path):
         figure = Figure(**settings)
         yield figure
         FigureCanvasAgg(figure)
@@ -170,7 +170,7 @@ def save_contact_sheet(cells, title, path):
         cells: list of pairs: an image, uint8 (3, H, W), and a short text to write under it, ASCII.
         title: one line of text, ASCII.
     """
-    with _or_a_warning(path):
+    with or_a_warning(path):
         side, line, gap = CONTACT_SIDE, 12, 4  # pixels
         columns = min(CONTACT_COLUMNS, max(5, len(cells)))
         rows = math.ceil(len(cells) / columns)
@@ -205,23 +205,33 @@ def save_numbers(rows, best, path):
             axes.grid(alpha=0.3)
 
 
+def curves_of(epochs):
+    """Each logged number, except lists, over the epochs: dict name -> list of (epoch, value).
+
+    `epochs`: see Run.read_epochs.
+    """
+    curves = {}
+    for line in epochs:
+        for name, value in line.items():
+            if name not in NOT_CURVES and not isinstance(value, list):
+                curves.setdefault(name, []).append((line["epoch"], value))
+    return curves
+
+
 def save_curves(epochs, path):
-    """Plot each logged number, except lists, over the epochs, a panel each; `epochs`: see Run.read_epochs."""
-    logged = (pair for line in epochs for pair in line.items())
-    names = [name for name, value in logged if name not in NOT_CURVES and not isinstance(value, list)]
-    names = list(dict.fromkeys(names))
-    if not names:
+    """Plot each of `curves_of` the logged epochs, a panel each."""
+    curves = curves_of(epochs)
+    if not curves:
         return
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
+    columns = min(3, len(curves))
+    rows = math.ceil(len(curves) / columns)
     with _figure(path, figsize=(4 * columns, 2.6 * rows), layout="constrained") as figure:
-        for i, name in enumerate(names):
-            points = [(line["epoch"], line[name]) for line in epochs if name in line]
+        for i, (name, points) in enumerate(curves.items()):
             axes = figure.add_subplot(rows, columns, i + 1)
             numbers, values = zip(*points, strict=True)
             axes.plot(numbers, values, marker="." if len(points) < 20 else None)
             axes.set_title(name, fontsize=9)
             axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)
-            if i >= len(names) - columns:
+            if i >= len(curves) - columns:
                 axes.set_xlabel("epoch", fontsize=8)

@@ -159,17 +159,22 @@ class Run:
 
     def read_epochs(self):
         """The metrics of the epochs so far, a list of dicts."""
-        path = self.folder / "metrics.jsonl"
-        epochs = []
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                epoch = json.loads(line)
-            except json.JSONDecodeError:  # a line cut short by a crash; its epoch will be repeated
-                break
-            if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
-                break
-            epochs.append(epoch)
-        return epochs
+        return read_epochs(self.folder)
+
+
+def read_epochs(folder):
+    """The logged metrics of the epochs of a step, by its folder: a list of dicts."""
+    path = folder / "metrics.jsonl"
+    epochs = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            epoch = json.loads(line)
+        except json.JSONDecodeError:  # a line cut short by a crash; its epoch will be repeated
+            break
+        if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
+            break
+        epochs.append(epoch)
+    return epochs
 
 
 def results_folder(config, step):

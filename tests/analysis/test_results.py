@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from utils.analysis import health, plots, report
+from utils.analysis import health, plots, results
 
 ODD = [b"$10_to_$20", b"a\nb", b"\xff\xfe", "一二".encode(), b"x" * 255, b'q"u,o\te']
 
@@ -27,7 +27,7 @@ def clusters(n, c, used):
 
 
 def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
-    for name in ("metrics.json", *report.PARTS, "curves.png", "mine.txt"):
+    for name in ("metrics.json", *results.PARTS, "curves.png", "mine.txt"):
         (tmp_path / name).write_text("old")
     seen = []
 
@@ -36,7 +36,7 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plots, "save_confusion_matrix", look)
     dataset = Dataset(torch.arange(6) % 2, ["a", "b"], list("uvwxyz"))
-    report.report_clusters(tmp_path, clusters(6, 3, 2), dataset, {"split": "test"})
+    results.report_clusters(tmp_path, clusters(6, 3, 2), dataset, {"split": "test"})
     assert seen == ["assignment.csv", "curves.png", "metrics.json", "mine.txt"]
     assert "old" not in (tmp_path / "assignment.csv").read_text()
 
@@ -44,13 +44,13 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
 def test_what_new_images_need_to_be_read_alike(tmp_path):
     dataset = Dataset(names=["x"] * 3)
     dataset.white_level = 4095
-    figures = report.report_clusters(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
+    figures = results.report_clusters(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
     assert (figures["image_side"], figures["white_level"]) == (9, 4095)
 
 
 def test_files_are_utf8_whatever_the_names(tmp_path):
     names = ["\udcff", "a\nb", 'q"u,o\te', "一", "plain"]
-    report.report_clusters(tmp_path, clusters(5, 5, 5), Dataset(names=names), {"split": "test"})
+    results.report_clusters(tmp_path, clusters(5, 5, 5), Dataset(names=names), {"split": "test"})
     with open(tmp_path / "assignment.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [r"\udcff", *names[1:]]
@@ -60,7 +60,7 @@ def test_files_are_utf8_whatever_the_names(tmp_path):
 @pytest.mark.parametrize("c", [health.LISTED, 400])
 def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
     caplog.set_level("INFO")
-    report.report_clusters(tmp_path, clusters(30, c, 8), Dataset(names=["x"] * 30), {"split": "test"})
+    results.report_clusters(tmp_path, clusters(30, c, 8), Dataset(names=["x"] * 30), {"split": "test"})
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["image_side"], figures["white_level"]) == (9, None)
     assert (len(figures["cluster_sizes"]), figures["empty_clusters"]) == (c, list(range(8, c)))

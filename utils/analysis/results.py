@@ -11,7 +11,14 @@ from . import health, metrics, plots
 log = logging.getLogger(__name__)
 
 # files beside metrics.json; each kind of evaluation writes some of them
-PARTS = ("assignment.csv", "confusion_matrix.png", "prototypes.png", "neighbors.png")
+PARTS = (
+    "assignment.csv",
+    "confusion_matrix.png",
+    "prototypes.png",
+    "neighbors.png",
+    "clusters.csv",
+    "report.html",
+)
 
 
 def write_figures(figures, folder):

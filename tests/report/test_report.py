@@ -1,0 +1,361 @@
+"""clusters.csv and report.html: whether the right images are listed, and the counts are right."""
+
+import base64
+import csv
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from utils import report
+from utils.analysis import health, metrics
+from utils.analysis.prototypes import find_prototypes
+from utils.report import content, layout, rows, thumbnails
+from utils.report.verdicts import verdicts
+
+C = 4
+GO = {"verdict": "go"}
+
+
+class Dataset:
+    """Images of one color each, which is the index of the image."""
+
+    def __init__(self, n, hashes=None, names=None):
+        self.n, self.hashes, self._names = n, hashes, names
+
+    def __len__(self):
+        return self.n
+
+    def names(self):
+        return self._names or [f"{i:05d}.png" for i in range(self.n)]
+
+    def content_hashes(self):
+        return self.hashes
+
+    def raw(self, index):
+        return torch.full((3, 20, 20), index % 256, dtype=torch.uint8)
+
+
+def blobs(n=200, c=C, seed=0):
+    """Features of c groups, and probabilities by their distance from the middles of the groups."""
+    draw = torch.Generator().manual_seed(seed)
+    middles = torch.randn(c, 16, generator=draw)
+    labels = torch.arange(n) % c
+    features = middles[labels] + torch.randn(n, 16, generator=draw)
+    return features, (-torch.cdist(features, middles)).softmax(1), labels
+
+
+def write(folder, dataset, features, probabilities, truth=None):
+    prototypes = find_prototypes(features, probabilities)
+    found = report.describe(dataset, features, probabilities, prototypes)
+    c = probabilities.size(1)
+    figures = {
+        "cluster_sizes": found["cluster"].bincount(minlength=c).tolist(),
+        "prototypes": prototypes,
+        "neighbors": GO,
+        **report.figures_of(found),
+    }
+    if truth:
+        known = truth[0] >= 0
+        figures |= metrics.clustering_metrics(probabilities[known], truth[0][known], len(truth[1]))
+    epochs = {"scan": [{"epoch": 1, "loss": 2.0, "cluster_sizes": [1]}, {"epoch": 2, "loss": 1.0}]}
+    about = {
+        "title": "mine", "facts": [["images", "here"]], "advice": health.SCAN_ADVICE, "epochs": epochs,
+        "folder": None,
+    }  # fmt: skip
+    report.write(folder, dataset, features, found, figures, about, truth)
+    return found, figures
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """The contents that were rendered."""
+    kept = []
+    monkeypatch.setattr(report, "render", lambda page: kept.append(page) or "page")
+    return kept
+
+
+@pytest.fixture(autouse=True)
+def quick_map(monkeypatch):
+    """The map of most tests: the first two features."""
+    monkeypatch.setattr(report, "lay_out", lambda features, seed: (layout._scaled(features[:, :2]), "pca"))
+
+
+def table_of(folder):
+    with open(folder / "clusters.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the lists -----------------------------------------------------------------------------------
+
+
+def test_clusters_and_unsure_images(tmp_path, pages):
+    features, probabilities, _ = blobs()
+    write(tmp_path, Dataset(200), features, probabilities)
+    (page,) = pages
+    confidence, clusters = probabilities.max(1)
+    for number, card in enumerate(page["clusters"]):
+        members = (clusters == number).nonzero().flatten().tolist()
+        by_confidence = sorted(members, key=lambda i: -confidence[i])
+        assert card["size"] == len(members) == sum(card["histogram"])
+        assert card["most"] == by_confidence[: content.MOST]
+        assert card["least"] == by_confidence[: -content.LEAST - 1 : -1]
+        assert card["unsure"] == sum(confidence[members] < 0.8) and card["prototype"] in members
+        assert card["confidence"] == pytest.approx(confidence[members].mean().item())
+        expected = torch.histc(confidence[members], content.BINS, 0, 1).tolist()
+        assert card["histogram"] == expected
+    two = probabilities.topk(2, 1).values
+    unsure = (confidence < 0.8).nonzero().flatten().tolist()
+    assert page["borderline"] == sorted(unsure, key=lambda i: (two[i, 0] - two[i, 1]).item())
+    assert page["unsure"] == {"below": 0.8, "count": len(unsure)} and 0 < len(unsure) < content.BORDERLINE
+
+
+def test_clusters_that_share_neighbors(tmp_path, pages):
+    """One group in two clusters: an image's neighbors are in either."""
+    features, probabilities, labels = blobs(seed=1)
+    split = (labels == 2) & (torch.arange(200) % 8 < 4)
+    one_hot = F.one_hot(torch.where(split, 3, labels), C).float()
+    features[labels == 3] = features[labels == 0] + 0.01
+    labels[labels == 3] = 0
+    one_hot = F.one_hot(torch.where(split, 3, labels), C).float()
+    found, _ = write(tmp_path, Dataset(200), features, one_hot)
+    (pair,) = pages[0]["pairs"]
+    a, b = pair["clusters"]
+    assert {a, b} == {2, 3}
+    expected = (found["cluster"][found["neighbors"][found["cluster"] == a]] == b).double().mean().item()
+    assert pair["share"] == pytest.approx(expected) and f"{100 * expected:.0f} % of the 8" in pair["text"]
+    for i in pair["between"]:
+        other = ({a, b} - {found["cluster"][i].item()}).pop()
+        assert other in found["cluster"][found["neighbors"][i]]
+    assert [found["cluster"][rows_].unique().tolist() for rows_ in pair["most"]] == [[a], [b]]
+
+
+def test_copies_near_duplicates_and_outliers(tmp_path, pages):
+    features, probabilities, _ = blobs()
+    for copy in (50, 60):
+        features[copy], probabilities[copy] = features[10], probabilities[10]
+    features[70] = features[20] + 1e-3
+    features[99] = -features.mean(0) * 9
+    hashes = ["same" if i in (10, 50, 60) else str(i) for i in range(200)]
+    write(tmp_path, Dataset(200, hashes), features, probabilities)
+    (page,) = pages
+    assert page["copies"] == [[10, 50, 60]] and page["num_copies"] == 2
+    first, second, similarity = page["near"][0]
+    assert (first, second) == (20, 70) and similarity == pytest.approx(1, abs=1e-3)
+    assert page["outliers"][0][0] == 99 and len(page["outliers"]) == content.OUTLIERS
+    assert page["outliers"] == sorted(page["outliers"], key=lambda row: row[1])
+    table = table_of(tmp_path)
+    assert [i for i, row in enumerate(table) if row["copy_of"] == "00010.png"] == [50, 60]
+    assert table[70]["near_duplicate_of"] == "00020.png"
+
+
+def test_neighbors_are_the_nearest_others():
+    features, probabilities, _ = blobs(60)
+    found = report.describe(Dataset(60), features, probabilities, find_prototypes(features, probabilities))
+    normalized = F.normalize(features, dim=1)
+    similarity = (normalized @ normalized.T).fill_diagonal_(-2)
+    values, expected = similarity.topk(rows.NEIGHBORS, 1)
+    assert torch.equal(found["neighbors"], expected)
+    torch.testing.assert_close(found["neighbor_similarity"], values.mean(1))
+
+
+def test_two_images_and_one_of_a_kind():
+    for hashes, k in ((None, 1), (["same", "same"], 0)):
+        found = report.describe(Dataset(2, hashes), torch.eye(2), torch.eye(2), [0, 1])
+        assert found["neighbors"].shape == (2, k)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def test_what_labels_say(tmp_path, pages):
+    features, probabilities, labels = blobs()
+    labels[::10] = -1
+    found, figures = write(tmp_path, Dataset(200), features, probabilities, (labels, list("abcd"), "folders"))
+    page = pages[0]["labels"]
+    clusters = found["cluster"]
+    assert dict(figures["matches"]) == {i: i for i in range(C)}
+    wrong = [i for i in range(200) if labels[i] >= 0 and clusters[i] != labels[i]]
+    wrong = sorted(wrong, key=lambda i: -found["confidence"][i])
+    assert [i for i, _ in page["wrong"]] == wrong and wrong
+    assert page["wrong"][0][1] == f"{'abcd'[labels[wrong[0]]]}, not {'abcd'[clusters[wrong[0]]]}"
+    assert page["figures"][0] == ["ACC", f"{100 * figures['acc']:.1f} %"] and page["note"] == ""
+    assert [card["class"] for card in pages[0]["clusters"]] == list("abcd")
+    assert pages[0]["images"]["label"] == labels.tolist()
+
+
+def test_more_clusters_than_classes(tmp_path, pages):
+    """A cluster without a match is judged by the class of most of its images."""
+    features, probabilities, labels = blobs()
+    write(tmp_path, Dataset(200), features, probabilities, (labels // 2, ["low", "high"], "folders"))
+    assert [card["class"] for card in pages[0]["clusters"]] == ["low", "low", "high", "high"]
+    page = pages[0]["labels"]
+    assert "4 clusters for 2 classes" in page["note"] and page["figures"][-1][0] == "ACC by majority vote"
+    assert len(page["columns"]) == 4 and len(page["matrix"]) == 2
+
+
+# --- more images than the page shows -------------------------------------------------------------
+
+
+def test_a_sample_with_exact_counts(tmp_path, pages, monkeypatch):
+    features, probabilities, labels = blobs(600)
+    features[599] = features[11]
+    hashes = ["same" if i in (11, 599) else str(i) for i in range(600)]
+    truth = labels, list("abcd"), "folders"
+    write(tmp_path / "..", Dataset(600, hashes), features, probabilities, truth)
+    monkeypatch.setattr(content, "SHOWN", 300)
+    write(tmp_path, Dataset(600, hashes), features, probabilities, truth)
+    whole, page = pages
+    names = page["images"]["name"]
+    assert page["sample"] == len(names) == 300 and names == sorted(names)
+    assert (page["num_images"], page["unsure"]) == (600, whole["unsure"])
+    for card, full in zip(page["clusters"], whole["clusters"], strict=True):
+        assert {**card, "most": 0, "least": 0, "prototype": 0} == {
+            **full,
+            "most": 0,
+            "least": 0,
+            "prototype": 0,
+        }
+        assert [names[i] for i in card["most"]] == [f"{i:05d}.png" for i in full["most"][: len(card["most"])]]
+        assert names[card["prototype"]] == f"{full['prototype']:05d}.png"
+    for name in ("borderline", "outliers"):
+        first = [row[0] if isinstance(row, list) else row for row in page[name]]
+        full = [row[0] if isinstance(row, list) else row for row in whole[name]]
+        assert [names[i] for i in first] == [f"{i:05d}.png" for i in full]
+    assert [[names[i] for i in group] for group in page["copies"]] == [["00011.png", "00599.png"]]
+    assert page["images"]["copy_of"][names.index("00599.png")] == names.index("00011.png")
+    indices = [int(name[:5]) for name in names]
+    normalized = F.normalize(features[indices], dim=1)
+    similarity = (normalized @ normalized.T).fill_diagonal_(-2)
+    neighbors = torch.tensor(page["images"]["neighbors"])
+    torch.testing.assert_close(similarity.gather(1, neighbors), similarity.topk(rows.NEIGHBORS, 1).values)
+    placed = [row["file"] for row in table_of(tmp_path) if row["x"]]
+    assert placed == names
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def test_the_whole_page(tmp_path):
+    features, probabilities, labels = blobs(60)
+    names = [f"<i>{i}</i>" for i in range(59)] + ["\udcff.png"]
+    write(tmp_path, Dataset(60, names=names), features, probabilities, (labels, list("abcd"), "folders"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "60 images" in page and "<i>" not in page and "http" not in page.replace("http-equiv", "")
+    assert r"\\udcff.png" in page
+
+
+def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report, "render", fail)
+    features, probabilities, _ = blobs(60)
+    (tmp_path / "report.html").write_text("old")
+    write(tmp_path, Dataset(60), features, probabilities)
+    assert "no space left" in caplog.text and not (tmp_path / "report.html").exists()
+    table = table_of(tmp_path)
+    assert len(table) == 60 and [row["cluster"] for row in table] == list(
+        map(str, probabilities.argmax(1).tolist())
+    )
+
+
+# --- the map -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_umap(monkeypatch):
+    monkeypatch.setattr(layout, "_umap", lambda: None)
+
+
+def test_groups_are_apart_on_the_map(without_umap):
+    features, _, labels = blobs()
+    places, method = layout.lay_out(features)
+    assert method == "t-sne" and places.shape == (200, 2) and places.dtype == torch.float32
+    assert places.min() >= 0 and places.max() <= 1 and (places.amax(0) - places.amin(0)).max() > 0.99
+    nearest = torch.cdist(places, places).fill_diagonal_(9).argmin(1)
+    assert (labels[nearest] == labels).double().mean() > 0.95
+    assert torch.equal(places, layout.lay_out(features)[0])
+
+
+@pytest.mark.parametrize(
+    "features", [torch.ones(1, 5), torch.eye(2), torch.ones(30, 5), torch.rand(30, 1), torch.eye(9)]
+)
+def test_maps_of_few_or_equal_images(features, without_umap):
+    places, method = layout.lay_out(features)
+    assert method == "pca" and places.shape == (len(features), 2)
+    assert places.min() >= 0 and places.max() <= 1
+
+
+def test_umap_if_it_is_installed(monkeypatch):
+    class Module:
+        class UMAP:
+            def __init__(self, **_):
+                pass
+
+            def fit_transform(self, features):
+                return features[:, :2] * 7
+
+    monkeypatch.setattr(layout, "_umap", lambda: Module)
+    places, method = layout.lay_out(blobs(30)[0])
+    assert method == "umap" and places.min() >= 0 and places.max() <= 1
+
+
+# --- thumbnails ----------------------------------------------------------------------------------
+
+
+def test_each_thumbnail_is_at_its_place(monkeypatch):
+    monkeypatch.setattr(thumbnails, "SHEET", 96)
+    indices = [200, 3, 90, 250, 40, 7, 120, 33, 66, 180, 15]
+    drawn = thumbnails.draw_sheets(Dataset(256), indices)
+    assert (drawn["side"], drawn["columns"], drawn["per_sheet"], len(drawn["sheets"])) == (32, 3, 9, 2)
+    for row, index in enumerate(indices):
+        sheet, place = divmod(row, drawn["per_sheet"])
+        y, x = (32 * part for part in divmod(place, drawn["columns"]))
+        with Image.open(io.BytesIO(base64.b64decode(drawn["sheets"][sheet]))) as image:
+            colors = image.crop((x, y, x + 32, y + 32)).convert("L").getextrema()
+        assert max(abs(color - index) for color in colors) <= 2
+
+
+@pytest.mark.parametrize(
+    ("count", "largest", "side"),
+    [(100, 8, 16), (100, 28, 32), (100, 32, 32), (100, 500, 96), (10_000, 224, 48), (10_000, 32, 32)],
+)
+def test_thumbnail_sides(count, largest, side):
+    assert thumbnails.thumbnail_side(count, largest) == side
+    assert count * side**2 <= thumbnails.PIXELS and thumbnails.SHEET % side == 0
+
+
+# --- verdicts ------------------------------------------------------------------------------------
+
+HEALTHY = {"cluster_sizes": [5, 5, 6], "neighbors": GO, "unsure": 0.1, "copy": 0, "near_duplicate": 0}
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "text", "advice"),
+    [
+        ({"neighbors": {"verdict": "no-go"}}, "bad", "hardly any groups", "another --backbone"),
+        ({"cluster_sizes": [5, 0, 6]}, "warning", "Cluster 1 is empty.", "entropy_weight"),
+        ({"cluster_sizes": [5, 0, 0, 6]}, "warning", "Clusters 1, 2 are empty.", "entropy_weight"),
+        ({"cluster_sizes": [50, 1, 1]}, "warning", "Cluster 0 holds 96 % of the images.", "entropy_weight"),
+        ({"unsure": 0.4}, "warning", "unsure of 40 %", "fewer clusters"),
+        ({"troubles": ["merged"]}, "warning", "merged clusters", "apply_class_balancing"),
+        ({"troubles": ["uncovered"]}, "warning", "no confident image", "confidence_threshold"),
+        ({"agreement": {"kmeans": {"matched": 0.3}}}, "warning", "K-means of the same", "other numbers"),
+        ({"agreement": {"ward": {"matched": 0.7}}}, "good", "Ward's linkage of the same", "a person should"),
+        ({"agreement": {"umap": {"matched": 0.9}}}, "good", "90 % of the images", ""),
+        ({"copy": 1200, "near_duplicate": 3}, "warning", "1,200 images are copies", "see the list"),
+    ],
+)
+def test_verdicts(found, level, text, advice):
+    said = verdicts({**HEALTHY, **found}, health.SELFLABEL_ADVICE | health.SCAN_ADVICE)
+    (verdict,) = [verdict for verdict in said if text in verdict["text"]]
+    assert (
+        verdict["level"] == level and advice in verdict["advice"] and bool(advice) == bool(verdict["advice"])
+    )
+
+
+def test_a_healthy_clustering():
+    assert {verdict["level"] for verdict in verdicts(HEALTHY, health.SCAN_ADVICE)} == {"good"}
