@@ -5,17 +5,18 @@ python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KE
 If it is interrupted, give the same command again: finished steps are skipped, and an interrupted one resumes
 within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
 .csv (a row for each seed and method) and .json. assignment.csv of the clustering and self-labeling steps
-lists the cluster of each test image, so that the figures can be computed again.
+lists the cluster of each test image, so that the figures can be computed again. --record keeps table and
+clusters in docs/records/, of which docs/RESULTS.md is made.
 """
 
 import argparse
+import csv
 import datetime
 import json
 import os
 import re
 import shlex
 import signal
-import textwrap
 import threading
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import data
 import pipeline
 from errors import UserError, did_you_mean
 from models import build_model
-from utils.analysis import kmeans
+from utils.analysis import kmeans, tables
 from utils.files import atomic, digest, write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.config import load_config
@@ -50,9 +51,6 @@ THREADS = {"digits": 1}
 
 PIXELS, FEATURES = "k-means on pixels", "k-means on features"
 METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
-METRICS = ("acc", "nmi", "ari")
-# key of the pretext step's metrics.json: its name in the table
-NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
 # ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones, and
 # on CIFAR-10 also the paper's means over ten runs
 BEST, MEAN = "best model", "mean of 10 runs"
@@ -81,6 +79,7 @@ REHEARSAL = {
 # k-means keeps the best of INITIALISATIONS by inertia. If values x clusters exceed LARGE, ten would take
 # hours: then it runs once. Pixels are clustered only if the train split has at most MODERATE values (1.2 GB).
 INITIALISATIONS, LARGE, MODERATE = 10, 4e9, 3e8
+RECORDS = Path(__file__).parent / "docs/records"
 # settings that have an argument of their own
 RESERVED = {
     "root_dir": "--root_dir",
@@ -115,7 +114,9 @@ def main(argv=None):
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)
     write(summary, root / args.dataset)
-    print("", *console(summary), "", f"Pictures of seed {seed}:", sep="\n")
+    if args.record:
+        record(summary, root, data.build_dataset(configs[seed]["scan"], "test").labels, args.record)
+    print("", *tables.console(summary), "", f"Pictures of seed {seed}:", sep="\n")
     for path in sorted(folders["pretext"].parent.rglob("*.png")):
         print(f"  {path}")
     print(f"\nTo look through the clusters of seed {seed}, open {report} in a browser.")
@@ -166,6 +167,9 @@ def read_arguments(argv):
     )
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
+    parser.add_argument(
+        "--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md"
+    )
     add_overrides(parser, "override a key of all three experiment files")
     args = parser.parse_args(argv)
     distributed.require_one_process("reproduce.py")
@@ -179,6 +183,12 @@ def read_arguments(argv):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.minutes is not None and args.minutes <= 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
+    if args.record and (args.rehearse or not re.fullmatch(r"\w[\w.-]*", args.record)):
+        raise UserError(
+            f"--record {args.record}: a rehearsal is no result"
+            if args.rehearse
+            else f"--record {args.record}: use letters, digits, '_', '-' and '.'"
+        )
     if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
         raise UserError(f"--rehearse: only for images in arrays, not for the image files of {args.dataset}")
     for override in args.overrides:
@@ -305,13 +315,13 @@ def summarize(args, configs, runs):
     """
     methods = {}
     for method in runs[0]["figures"]:
-        values = {name: [run["figures"][method][name] for run in runs] for name in METRICS}
-        methods[method] = {name: spread(values[name]) for name in METRICS}
+        values = {name: [run["figures"][method][name] for run in runs] for name in tables.METRICS}
+        methods[method] = {name: spread(values[name]) for name in tables.METRICS}
         methods[method]["worst_acc"] = min(values["acc"])
     published = []
     entries = [] if args.rehearse else PUBLISHED.get(args.dataset, [])
     for method, of, *figures in entries:
-        figures = dict(zip(METRICS, figures, strict=False))
+        figures = dict(zip(tables.METRICS, figures, strict=False))
         here = methods[method]
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
@@ -375,97 +385,7 @@ def protocol(args, configs, runs):
     return [line for line in lines if line]
 
 
-# --- the table -----------------------------------------------------------------------------------
-
-
-def figure_rows(summary):
-    """The table of figures: a list of rows, each a list of strings, the header first."""
-    header = [f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]
-    rows = [header]
-    several, published = len(summary["seeds"]) > 1, summary["published"]
-    if several:
-        header.append("worst ACC")
-    if published:
-        header += ["published", "difference"]
-    for method, figures in summary["methods"].items():
-        row = [method, *(shown(figures[name]) for name in METRICS)]
-        if several:
-            row.append(f"{100 * figures['worst_acc']:.1f}")
-        if not published:
-            rows.append(row)
-            continue
-        entries = [compared(entry) for entry in published if entry["method"] == method] or [["", ""]]
-        rows.append([*row, *entries[0]])
-        rows += [[""] * len(row) + entry for entry in entries[1:]]
-    return rows
-
-
-def compared(entry):
-    """Two cells of the table: a published result, and the difference of our mean from it."""
-    figures = " / ".join(f"{value:.1f}" for value in entry["figures"].values())
-    return [
-        f"{figures} ({entry['of']})",
-        " / ".join(f"{value:+.1f}" for value in entry["difference"].values()),
-    ]
-
-
-def shown(spread):
-    mean = f"{100 * spread['mean']:.1f}"
-    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
-
-
-def step_rows(summary):
-    """The table of times, means over the seeds: rows as in `figure_rows`."""
-    rows = [["step", "epochs", "minutes", "images/s", ""]]
-    for step, runs in summary["steps"].items():
-        speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
-        notes = [
-            f"{text} {100 * np.mean([run[key] for run in runs]):.1f} %"
-            for key, text in NOTES.items()
-            if key in runs[0]
-        ]
-        minutes = np.mean([run["training_minutes"] for run in runs])
-        speed = f"{np.mean(speeds):.0f}" if speeds else ""
-        rows.append([step, str(runs[0]["epochs"]), f"{minutes:.1f}", speed, ", ".join(notes)])
-    total = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
-    rows.append([f"total, {len(runs)} seed{'s' * (len(runs) > 1)}", "", f"{total:.1f}", "", ""])
-    return rows
-
-
-def notes(summary):
-    """The lines under the tables."""
-    makers = [
-        f"Made with: {maker['machine']}; trained in {maker['precision']}, evaluated in float32; "
-        f"Python {maker['python']}, torch {maker['torch']}; commit {maker['commit'][:12]}."
-        for maker in summary["made_with"]
-    ]
-    return [*summary["protocol"], *makers]
-
-
-def console(summary):
-    """The lines to print."""
-    wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in notes(summary))
-    return [*aligned(figure_rows(summary)), "", *aligned(step_rows(summary)), "", *wrapped]
-
-
-def aligned(rows):
-    """Lines of text with aligned columns, numbers to the right."""
-    columns = []
-    for header, *body in zip(*rows, strict=True):
-        width = max(map(len, (header, *body)))
-        text = any(character.isalpha() for cell in body for character in cell)
-        columns.append([cell.ljust(width) if text else cell.rjust(width) for cell in (header, *body)])
-    return ["   ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-
-
-def markdown(summary):
-    """The table as a section of a Markdown file."""
-    lines = [f"## {summary['dataset']}", "", f"`{summary['command']}`, finished on {summary['finished']}", ""]
-    for rows in (figure_rows(summary), step_rows(summary)):
-        header, *body = (f"| {' | '.join(row)} |" for row in rows)
-        lines += [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body, ""]
-    lines += [f"* {line}" for line in notes(summary)]
-    return "\n".join(lines) + "\n"
+# --- what is written -----------------------------------------------------------------------------
 
 
 def write(summary, path):
@@ -473,13 +393,37 @@ def write(summary, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(summary, f"{path}.json")
     with atomic(f"{path}.md") as temporary:
-        temporary.write_text(markdown(summary), encoding="utf-8")
+        temporary.write_text(tables.markdown(summary), encoding="utf-8")
     rows = [
-        (summary["dataset"], seed, method, *(figures[name]["values"][number] for name in METRICS))
+        (summary["dataset"], seed, method, *(figures[name]["values"][number] for name in tables.METRICS))
         for number, seed in enumerate(summary["seeds"])
         for method, figures in summary["methods"].items()
     ]
-    write_csv(("dataset", "seed", "method", *METRICS), rows, f"{path}.csv")
+    write_csv(("dataset", "seed", "method", *tables.METRICS), rows, f"{path}.csv")
+
+
+def record(summary, root, labels, name):
+    """Keep the summary and the clusters of the test images in RECORDS; write docs/RESULTS.md of all kept.
+
+    Args:
+        root: pathlib.Path of the results of all seeds.
+        labels: int64 (N,), of the test images.
+        name: of the files: NAME.json, and for each seed NAME-seedN.npz with an array `labels` and, for each
+            step of METHODS, one of clusters.
+    """
+    for seed in summary["seeds"]:
+        found = {"labels": labels.numpy()}
+        for step in METHODS:
+            table = root / f"seed-{seed}" / summary["dataset"] / step / "assignment.csv"
+            with open(table, encoding="utf-8") as file:
+                found[step] = np.array([int(row["cluster"]) for row in csv.DictReader(file)])
+        small = {key: values.astype(np.min_scalar_type(values.max())) for key, values in found.items()}
+        with atomic(RECORDS / f"{name}-seed{seed}.npz") as path, open(path, "wb") as file:
+            np.savez_compressed(file, **small)
+    write_json(summary, RECORDS / f"{name}.json")
+    kept = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    with atomic(RECORDS.parent / "RESULTS.md") as path:
+        path.write_text(tables.results_page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,9 @@ def test_every_image_has_a_cluster(command, photos):
     for name in ("kmeans", "ward"):
         same = np.mean([row["cluster"] == row[name] for row in rows])
         assert same == pytest.approx(figures["agreement"][name]["matched"]) and same > 0.4
+    assert all(row["x"] and row["y"] for row in rows)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "203 images" in page and "my digits/" not in page.replace("my%20digits/", "")
     assert (folder / "prototypes.png").exists()
     assert {p.name for p in (folder / "clusters").iterdir()} == {f"{c}.png" for c in range(4) if sizes[c]}
 

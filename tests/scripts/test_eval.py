@@ -35,6 +35,20 @@ def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
     assert empty == [size == 0 for size in now["cluster_sizes"]]
 
 
+def test_the_report_of_an_evaluation(results, tmp_path):
+    """Its counts are those of metrics.json; the curves are those of the steps so far."""
+    argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/model.pth.tar"), "--report"]
+    evaluation.main([*argv, "--output", str(tmp_path), "--set", "num_heads=2"])
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    with open(tmp_path / "clusters.csv", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    sizes = np.bincount([int(row["cluster"]) for row in table], minlength=10)
+    assert sizes.tolist() == figures["cluster_sizes"] and all(row["x"] and row["y"] for row in table)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "digits, test split" in page and f"{100 * figures['acc']:.1f} %" in page
+    assert ">pretext<" in page and ">scan<" in page and ">selflabel<" not in page
+
+
 def test_eval_of_the_train_split(results, tmp_path):
     """The training images get their clusters, too, beside those of the test split."""
     (tmp_path / "scan").mkdir()
@@ -137,8 +151,8 @@ def test_labelled_images_of_another_number_of_classes(results, tmp_path):
 def test_no_picture_of_earlier_figures_stays(results, tmp_path):
     argv = ["--config_exp", STEPS["scan"][1], "--model", str(results / "scan/model.pth.tar")]
     argv += ["--output", str(tmp_path), "--set", "num_heads=2"]
-    evaluation.main([*argv, "--visualize_prototypes"])
-    assert (tmp_path / "prototypes.png").is_file()
+    evaluation.main([*argv, "--visualize_prototypes", "--report"])
+    assert (tmp_path / "prototypes.png").is_file() and (tmp_path / "report.html").is_file()
     (tmp_path / "notes.txt").write_text("mine")
     evaluation.main(argv)
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -148,7 +162,11 @@ def test_no_picture_of_earlier_figures_stays(results, tmp_path):
 
 @pytest.mark.parametrize(
     ("step", "flag", "message"),
-    [("scan", "--kmeans", "setup is scan"), ("pretext", "--visualize_prototypes", "setup is simclr")],
+    [
+        ("scan", "--kmeans", "setup is scan"),
+        ("pretext", "--visualize_prototypes", "setup is simclr"),
+        ("pretext", "--report", "setup is simclr"),
+    ],
 )
 def test_eval_flags_of_another_kind(results, capsys, step, flag, message):
     argv = ["--config_exp", STEPS[step][1], "--model", str(results / step / "model.pth.tar"), flag]

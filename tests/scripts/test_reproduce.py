@@ -14,7 +14,7 @@ from steps import ROOT, fails
 import pipeline
 import reproduce
 import scan
-from utils.analysis import metrics
+from utils.analysis import metrics, tables
 from utils.run import checkpoint, interrupt
 from utils.run.config import read_yaml
 from utils.run.script import run_script
@@ -69,7 +69,7 @@ def read_csv(root, dataset="digits"):
     """{(seed, method): {metric: value}}"""
     with open(root / f"{dataset}.csv", newline="") as file:
         return {
-            (int(row["seed"]), row["method"]): {name: float(row[name]) for name in reproduce.METRICS}
+            (int(row["seed"]), row["method"]): {name: float(row[name]) for name in tables.METRICS}
             for row in csv.DictReader(file)
         }
 
@@ -88,7 +88,7 @@ def test_all_tables_say_what_the_steps_found(finished, capsys):
         kept = read_json(folder / "kmeans.json")["figures"]
         kept["SCAN loss"] = read_json(folder / "scan/metrics.json")
         kept["self-labeling"] = read_json(folder / "selflabel/metrics.json")
-        found |= {(seed, method): {name: kept[method][name] for name in reproduce.METRICS} for method in kept}
+        found |= {(seed, method): {name: kept[method][name] for name in tables.METRICS} for method in kept}
     assert read_csv(finished) == found and len(found) == 8
 
     summary, text = read_json(finished / "digits.json"), (finished / "digits.md").read_text()
@@ -96,7 +96,7 @@ def test_all_tables_say_what_the_steps_found(finished, capsys):
     printed = capsys.readouterr().out
     for method, figures in summary["methods"].items():
         cells = [method]
-        for name in reproduce.METRICS:
+        for name in tables.METRICS:
             values = [found[seed, method][name] for seed in SEEDS]
             assert figures[name]["values"] == values
             assert figures[name]["mean"] == pytest.approx(sum(values) / 2)
@@ -111,13 +111,31 @@ def test_all_tables_say_what_the_steps_found(finished, capsys):
             epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             assert run["epochs"] == len(epochs) == 2
             assert run["training_minutes"] == pytest.approx(sum(e["seconds"] for e in epochs) / 60)
-    for line in (*reproduce.notes(summary), f"`{summary['command']}`"):
+    for line in (*tables.notes(summary), f"`{summary['command']}`"):
         assert line in text
     assert (
         summary["command"] == "python reproduce.py digits --seeds 3 1 --set epochs=2 confidence_threshold=0.2"
     )
     assert summary["made_with"][0]["precision"] in ("float32", "bfloat16")
     assert "prototypes.png" in printed.split("Pictures of seed 1:")[1]
+
+
+def test_results_are_recorded(copied, tmp_path, monkeypatch, capsys):
+    records = tmp_path / "docs/records"
+    records.mkdir(parents=True)
+    monkeypatch.setattr(reproduce, "RECORDS", records)
+    reproduce.main(command(copied, "--record", "mine"))
+    summary = read_json(copied / "digits.json")
+    assert read_json(records / "mine.json") == summary
+    for number, seed in enumerate(SEEDS):
+        found = np.load(records / f"mine-seed{seed}.npz")
+        again = metrics.contingency(found["selflabel"].astype(int), found["labels"].astype(int), 10, 10)
+        share = metrics.matched_share(again, metrics.hungarian_match(again))
+        assert share == pytest.approx(summary["methods"]["self-labeling"]["acc"]["values"][number])
+    page = (tmp_path / "docs/RESULTS.md").read_text()
+    assert (copied / "digits.md").read_text() in page and "| digits | self-labeling | " in page
+    for argv in (["--record", "a/b"], ["--record", "mine", "--rehearse"]):
+        assert "--record" in fails(capsys, reproduce.main, command(copied, *argv))
 
 
 def test_published_figures_and_differences(copied, monkeypatch, capsys):

@@ -1,0 +1,51 @@
+"""Published figures follow from the clusters in docs/records/."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from steps import ROOT
+
+from reproduce import METHODS
+from utils.analysis import metrics, tables
+
+RECORDS = sorted((ROOT / "docs/records").glob("*.json"))
+# of a run before there was --record: ACC, NMI, ARI in %, as in docs/LOG.md
+FIGURES = {
+    "cifar-10_h200_seed0": {"scan": (72.1, 59.8, 52.1), "selflabel": (81.5, 68.6, 65.1)},
+}
+
+
+def figures_of(found, step):
+    """ACC, NMI and ARI of a step's clusters in a file of docs/records/."""
+    labels, clusters = (torch.from_numpy(found[name].astype(np.int64)) for name in ("labels", step))
+    c, classes = (int(numbers.max()) + 1 for numbers in (clusters, labels))
+    again = metrics.clustering_metrics(torch.eye(c)[clusters], labels, classes)
+    return [again[name] for name in tables.METRICS]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_recorded_figures_follow_from_the_clusters(path):
+    summary = json.loads(path.read_text())
+    for number, seed in enumerate(summary["seeds"]):
+        found = np.load(path.with_name(f"{path.stem}-seed{seed}.npz"))
+        for step, method in METHODS.items():
+            figures = [summary["methods"][method][name]["values"][number] for name in tables.METRICS]
+            assert figures_of(found, step) == pytest.approx(figures)
+
+
+def test_the_page_of_results_is_that_of_the_records():
+    page = ROOT / "docs/RESULTS.md"
+    if RECORDS:
+        assert page.read_text(encoding="utf-8") == tables.results_page(
+            [json.loads(path.read_text()) for path in RECORDS]
+        )
+    assert page.exists() == bool(RECORDS)
+
+
+@pytest.mark.parametrize("run", FIGURES)
+def test_figures_of_an_earlier_run(run):
+    found = np.load(ROOT / f"docs/records/{run}.npz")
+    for step, figures in FIGURES[run].items():
+        assert [round(100 * figure, 1) for figure in figures_of(found, step)] == list(figures)

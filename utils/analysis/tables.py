@@ -1,0 +1,131 @@
+"""The tables of reproduce.py, from its summary (see reproduce.summarize): rows, text, Markdown."""
+
+import textwrap
+
+import numpy as np
+
+METRICS = ("acc", "nmi", "ari")
+# key of the pretext step's metrics.json: its name in the table
+NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
+ABOUT_RESULTS = """# Results
+
+Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ± standard
+deviation (n - 1) over the seeds. The clusters that each seed found are in `docs/records/`, too, and a test computes
+the figures again from them.
+"""
+
+
+def figure_rows(summary):
+    """The table of figures: a list of rows, each a list of strings, the header first."""
+    header = [f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]
+    rows = [header]
+    several, published = len(summary["seeds"]) > 1, summary["published"]
+    if several:
+        header.append("worst ACC")
+    if published:
+        header += ["published", "difference"]
+    for method, figures in summary["methods"].items():
+        row = [method, *(shown(figures[name]) for name in METRICS)]
+        if several:
+            row.append(f"{100 * figures['worst_acc']:.1f}")
+        if not published:
+            rows.append(row)
+            continue
+        entries = [compared(entry) for entry in published if entry["method"] == method] or [["", ""]]
+        rows.append([*row, *entries[0]])
+        rows += [[""] * len(row) + entry for entry in entries[1:]]
+    return rows
+
+
+def compared(entry):
+    """Two cells of the table: a published result, and the difference of our mean from it."""
+    figures = " / ".join(f"{value:.1f}" for value in entry["figures"].values())
+    return [
+        f"{figures} ({entry['of']})",
+        " / ".join(f"{value:+.1f}" for value in entry["difference"].values()),
+    ]
+
+
+def shown(spread):
+    mean = f"{100 * spread['mean']:.1f}"
+    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
+
+
+def step_rows(summary):
+    """The table of times, means over the seeds: rows as in `figure_rows`."""
+    rows = [["step", "epochs", "minutes", "images/s", ""]]
+    for step, runs in summary["steps"].items():
+        speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
+        notes = [
+            f"{text} {100 * np.mean([run[key] for run in runs]):.1f} %"
+            for key, text in NOTES.items()
+            if key in runs[0]
+        ]
+        minutes = np.mean([run["training_minutes"] for run in runs])
+        speed = f"{np.mean(speeds):.0f}" if speeds else ""
+        rows.append([step, str(runs[0]["epochs"]), f"{minutes:.1f}", speed, ", ".join(notes)])
+    total = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
+    rows.append([f"total, {len(runs)} seed{'s' * (len(runs) > 1)}", "", f"{total:.1f}", "", ""])
+    return rows
+
+
+def notes(summary):
+    """The lines under the tables."""
+    makers = [
+        f"Made with: {maker['machine']}; trained in {maker['precision']}, evaluated in float32; "
+        f"Python {maker['python']}, torch {maker['torch']}; commit {maker['commit'][:12]}."
+        for maker in summary["made_with"]
+    ]
+    return [*summary["protocol"], *makers]
+
+
+def console(summary):
+    """The lines to print."""
+    wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in notes(summary))
+    return [*aligned(figure_rows(summary)), "", *aligned(step_rows(summary)), "", *wrapped]
+
+
+def aligned(rows):
+    """Lines of text with aligned columns, numbers to the right."""
+    columns = []
+    for header, *body in zip(*rows, strict=True):
+        width = max(map(len, (header, *body)))
+        text = any(character.isalpha() for cell in body for character in cell)
+        columns.append([cell.ljust(width) if text else cell.rjust(width) for cell in (header, *body)])
+    return ["   ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def markdown(summary):
+    """The table as a section of a Markdown file."""
+    lines = [f"## {summary['dataset']}", "", f"`{summary['command']}`, finished on {summary['finished']}", ""]
+    for rows in (figure_rows(summary), step_rows(summary)):
+        lines += [*markdown_table(rows), ""]
+    lines += [f"* {line}" for line in notes(summary)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(rows):
+    """Lines of a Markdown table, the first row its header."""
+    header, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body]
+
+
+def results_page(summaries):
+    """RESULTS.md: all recorded results, in Markdown."""
+    rows = [["data", "method", "ACC", "worst", "NMI", "ARI", "seeds", "minutes a seed", "machine"]]
+    for summary in summaries:
+        minutes = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
+        machines = dict.fromkeys(maker["machine"] for maker in summary["made_with"])
+        for method, figures in summary["methods"].items():
+            rows.append([
+                summary["dataset"],
+                method,
+                shown(figures["acc"]),
+                f"{100 * figures['worst_acc']:.1f}",
+                *(shown(figures[name]) for name in METRICS[1:]),
+                str(len(summary["seeds"])),
+                f"{minutes / len(summary['seeds']):.0f}",
+                ", ".join(machines),
+            ])  # fmt: skip
+    lines = [ABOUT_RESULTS, *markdown_table(rows), "", *map(markdown, summaries)]
+    return "\n".join(lines)
