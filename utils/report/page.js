@@ -66,8 +66,12 @@ const cell = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"',
 // --- thumbnails ---------------------------------------------------------------------------------
 
 const sheets = thumbnails.sheets.map(() => ({ url: null, picture: null, ready: false }));
-document.documentElement.style.setProperty('--columns', thumbnails.columns);
-document.documentElement.classList.toggle('pixels', thumbnails.side <= 16);
+const pixels = thumbnails.side <= 16; // images so small that their pixels are to be seen
+const inset = pixels ? 0 : 0.5; // pixels at the edges that are not shown, as the next thumbnail shines through
+for (const [name, value] of Object.entries({ columns: thumbnails.columns, side: thumbnails.side, inset })) {
+  document.documentElement.style.setProperty(`--${name}`, value);
+}
+document.documentElement.classList.toggle('pixels', pixels);
 
 function bytes(base64) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
@@ -86,13 +90,22 @@ function sheetUrl(index) {
   return sheet.url;
 }
 
-// The sheet as an image to draw from; null until it is decoded, and then `done` is called.
-function sheetPicture(index, done) {
+let decoding = 0; // sheets
+
+// The sheet as an image to draw from; null until it is decoded. When the last one is, all is drawn anew.
+function sheetPicture(index) {
   const sheet = sheets[index];
   if (!sheet.picture) {
     sheet.picture = new Image();
     sheet.picture.src = sheetUrl(index);
-    sheet.picture.decode().then(() => { sheet.ready = true; done(); });
+    decoding += 1;
+    sheet.picture.decode().then(() => {
+      sheet.ready = true;
+      decoding -= 1;
+      if (decoding > 0) return;
+      drawMap();
+      if (dialog.open) drawLarge();
+    });
   }
   return sheet.ready ? sheet.picture : null;
 }
@@ -112,6 +125,17 @@ function show(target, row) {
   target.style.backgroundImage = `url("${sheetUrl(sheet)}")`;
   target.style.setProperty('--column', column);
   target.style.setProperty('--line', line);
+}
+
+// Draws the image on a canvas, as soon as its sheet is decoded.
+function drawImage(context, row, x, y, size) {
+  const { sheet, column, line } = place(row);
+  const picture = sheetPicture(sheet);
+  if (!picture) return;
+  const { side } = thumbnails;
+  const part = side - 2 * inset;
+  context.imageSmoothingEnabled = !pixels;
+  context.drawImage(picture, column * side + inset, line * side + inset, part, part, x, y, size, size);
 }
 
 function describe(button) {
@@ -135,31 +159,17 @@ function thumb(row) {
 
 const rowsOf = (container) => (container.dataset.rows ? container.dataset.rows.split(',').map(Number) : []);
 
-// Thumbnails are made when their place comes near the window, and until then it has their height.
+// Thumbnails are made when their place comes near the window.
 function fillWhenNear() {
-  const places = $$('.thumbs[data-rows], .still[data-row]');
-  const heights = places.map((container) => {
-    const style = getComputedStyle(container);
-    const size = parseFloat(style.getPropertyValue('--size')) + parseFloat(style.getPropertyValue('--gap'));
-    const perLine = Math.max(1, Math.floor(container.clientWidth / size));
-    return size * Math.ceil(rowsOf(container).length / perLine);
-  });
   const near = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       near.unobserve(target);
-      if (target.matches('.still')) {
-        show(target, Number(target.dataset.row));
-      } else {
-        target.style.minHeight = '';
-        target.append(...rowsOf(target).map(thumb));
-      }
+      if (target.matches('.still')) show(target, Number(target.dataset.row));
+      else target.append(...rowsOf(target).map(thumb));
     }
   }, { rootMargin: '600px' });
-  places.forEach((container, index) => {
-    if (container.matches('.thumbs')) container.style.minHeight = `${heights[index]}px`;
-    near.observe(container);
-  });
+  for (const target of $$('.thumbs[data-rows], .still[data-row]')) near.observe(target);
 }
 
 // --- names of clusters --------------------------------------------------------------------------
@@ -205,18 +215,16 @@ function startNames() {
     input.value = names[cluster];
     input.addEventListener('input', () => {
       names[cluster] = clean(input.value);
+      keepNames();
       showNames($$(`[data-name="${cluster}"]`));
     });
-    input.addEventListener('change', () => {
-      keepNames();
-      $$('.thumb').forEach(describe);
-    });
+    input.addEventListener('change', () => $$('.thumb').forEach(describe));
   }
   showNames($$('[data-name]'));
   for (const button of $$('.save-names')) {
     button.addEventListener('click', () => {
-      keepNames();
-      download('names.csv', ['cluster,name', ...names.map((name, cluster) => `${cluster},${cell(name || String(cluster))}`)]);
+      const lines = names.map((name, cluster) => `${cluster},${cell(name || String(cluster))}`);
+      download('names.csv', ['cluster,name', ...lines]);
       say('names.csv saved');
     });
   }
@@ -389,7 +397,7 @@ function fact(term, ...content) {
 }
 
 function clusterWith(cluster, confidence) {
-  const parts = [element('span', 'swatch'), element('bdi', '', nameOf(cluster)), ` ${percent(confidence)}`];
+  const parts = [element('span', 'swatch'), element('bdi', '', nameOf(cluster)), `, ${percent(confidence)}`];
   parts[0].style.setProperty('--color', colors[cluster]);
   return parts;
 }
@@ -413,7 +421,7 @@ function showDetail() {
   $('#previous').setAttribute('aria-disabled', at === 0);
   $('#next').setAttribute('aria-disabled', at === rows.length - 1);
   $('#back').hidden = earlier.length === 0;
-  show($('#large'), row);
+  drawLarge();
   $('#large').style.setProperty('--color', colors[images.cluster[row]]);
   const facts = [
     fact('Cluster', ...clusterWith(images.cluster[row], images.confidence[row])),
@@ -430,6 +438,13 @@ function showDetail() {
   $('#neighbors').dataset.rows = nearest.join(',');
   $('#neighbors').replaceChildren(...nearest.map(thumb));
   showSelected();
+}
+
+function drawLarge() {
+  const target = $('#large');
+  target.width = 680; // enough for a fine screen; clears it, too
+  target.height = 680;
+  drawImage(target.getContext('2d'), detail.rows[detail.at], 0, 0, 680);
 }
 
 function showSelected() {
@@ -558,18 +573,34 @@ const drawMap = eachFrame(() => {
 
 const onScreen = (x, y, by) => x > -by && y > -by && x < map.width + by && y < map.height + by;
 
+// A strip of one dot per color, and a last one in the ink: copying them is several times faster than arcs.
+function dotsOf(radius, ink, ratio) {
+  const side = Math.ceil(2 * radius * ratio) + 2;
+  const strip = element('canvas');
+  [strip.width, strip.height] = [side * (colors.length + 1), side];
+  const context = strip.getContext('2d');
+  [...colors, ink].forEach((fill, index) => {
+    context.fillStyle = fill;
+    context.beginPath();
+    context.arc(side * (index + 0.5), side / 2, radius * ratio, 0, 2 * Math.PI);
+    context.fill();
+  });
+  return { strip, side };
+}
+
 function drawDots(context, ink) {
+  const ratio = window.devicePixelRatio;
   const radius = Math.min(6, (numImages > 3000 ? 1.6 : 2.4) + 0.7 * Math.log2(map.zoom));
+  const { strip, side } = dotsOf(radius, ink, ratio);
+  const size = side / ratio;
   for (const pass of [0, 1]) { // those that are filtered out lie below
     context.globalAlpha = pass ? 0.85 : 0.1;
     for (let row = 0; row < numImages; row += 1) {
       if (passes[row] !== pass) continue;
       const [x, y] = toScreen(row);
-      if (!onScreen(x, y, radius)) continue;
-      context.fillStyle = pass ? colors[images.cluster[row]] : ink;
-      context.beginPath();
-      context.arc(x, y, radius, 0, 2 * Math.PI);
-      context.fill();
+      if (!onScreen(x, y, size)) continue;
+      const dot = pass ? images.cluster[row] : colors.length;
+      context.drawImage(strip, dot * side, 0, side, side, x - size / 2, y - size / 2, size, size);
     }
   }
   context.globalAlpha = 1;
@@ -585,21 +616,15 @@ function drawDots(context, ink) {
 
 function drawThumbs(context, ink) {
   if (!map.packed) {
-    map.size = Math.round(Math.min(72, 30 + 9 * Math.log2(map.zoom)));
+    map.size = Math.round(Math.min(88, 30 + 13 * Math.log2(map.zoom)));
     map.packed = pack(map.size + 2);
   }
-  const { side } = thumbnails;
-  const inner = map.size - 2 * FRAME;
-  context.imageSmoothingEnabled = side > 16;
   for (const row of map.packed) {
     const [x, y] = toScreen(row).map((middle) => middle - map.size / 2);
     if (!onScreen(x, y, map.size)) continue;
-    const { sheet, column, line } = place(row);
-    const picture = sheetPicture(sheet, drawMap);
-    if (!picture) continue;
     context.fillStyle = selected.has(row) ? ink : colors[images.cluster[row]];
     context.fillRect(x, y, map.size, map.size);
-    context.drawImage(picture, column * side, line * side, side, side, x + FRAME, y + FRAME, inner, inner);
+    drawImage(context, row, x + FRAME, y + FRAME, map.size - 2 * FRAME);
   }
 }
 
@@ -628,12 +653,11 @@ function hover(row) {
   $('.file', tip).textContent = images.name[row];
   $('.facts', tip).textContent = `${nameOf(images.cluster[row])}, ${percent(images.confidence[row])}`;
   const [x, y] = toScreen(row);
-  const right = x > map.width / 2;
-  const below = y < map.height / 2;
-  tip.style.left = right ? '' : `${x + 22}px`;
-  tip.style.right = right ? `${map.width - x + 22}px` : '';
-  tip.style.top = below ? `${y + 8}px` : '';
-  tip.style.bottom = below ? '' : `${map.height - y + 8}px`;
+  const [width, height] = [tip.offsetWidth, tip.offsetHeight];
+  const beside = map.size / 2 + 10;
+  const top = y < map.height / 2 ? y + beside : y - beside - height;
+  tip.style.left = `${Math.max(4, Math.min(map.width - width - 4, x - width / 2))}px`;
+  tip.style.top = `${Math.max(4, Math.min(map.height - height - 4, top))}px`;
 }
 
 // Moves by pixels.
@@ -669,7 +693,10 @@ const MAP_KEYS = {
 
 function mapKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === 'Enter' && map.hovered >= 0) openImage(shown, map.hovered);
+  if (event.key === 'Enter' && map.hovered >= 0) {
+    event.preventDefault(); // else it would also press the button that gets the focus
+    openImage(shown, map.hovered);
+  }
   if (!MAP_KEYS[event.key]) return;
   event.preventDefault();
   MAP_KEYS[event.key]();

@@ -48,7 +48,7 @@ def render(content):
         script_hash=integrity(script),
         data=data_of_script(content),
         steps=by_step(content["curves"]),
-        bins=histogram_bins,
+        bars_of=bars_of,
         as_table=is_table(content["labels"]),
         columns_of={str(cluster): cluster for cluster in range(len(content["clusters"]))},
     )
@@ -93,6 +93,11 @@ def percent(share):
     return f"{value:.0f}{NO_BREAK}%"
 
 
+def figure(value):
+    """A figure of four digits."""
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
 def plural(count, singular, several=None):
     """1 image, 12,345 images."""
     return f"{number(count)} {singular if count == 1 else several or singular + 's'}"
@@ -101,7 +106,7 @@ def plural(count, singular, several=None):
 # --- drawings ------------------------------------------------------------------------------------
 
 
-def histogram_bins(histogram, below):
+def bars_of(histogram, below):
     """The bars of a cluster's histogram of confidence.
 
     Args:
@@ -109,14 +114,14 @@ def histogram_bins(histogram, below):
         below: confidence below which an image counts as unsure.
 
     Returns:
-        list of dicts of the bins that are not empty: `index`; `height` from 0 to 1, of the largest count;
-        `count`; `range`, in words; `unsure`, whether the bin is below.
+        list of dicts of the bins that are not empty: `index`; `height`, of the largest count 40; `count`;
+        `range`, in words; `unsure`, whether the bin is below.
     """
     most, bins = max(histogram), len(histogram)
     return [
         {
             "index": index,
-            "height": count / most,
+            "height": round(1 + 39 * count / most, 1),
             "count": count,
             "range": f"{100 * index / bins:.0f} to {100 * (index + 1) / bins:.0f}{NO_BREAK}%",
             "unsure": (index + 0.5) / bins < below,
@@ -152,10 +157,10 @@ def drawn(curve):
         "height": CURVE_HEIGHT,
         "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
         "end": points[-1],
-        "low": f"{low:.4g}",
-        "high": f"{high:.4g}",
+        "low": figure(low),
+        "high": figure(high),
         "first": first,
         "last": last,
-        "start_value": f"{values[0]:.4g}",
-        "end_value": f"{values[-1]:.4g}",
+        "start_value": figure(values[0]),
+        "end_value": figure(values[-1]),
     }

@@ -1,0 +1,795 @@
+"""report.html: the page is safe whatever files are called, and does what it says in a real browser."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import random
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from predict import read_names
+from utils.report import page as pages
+from utils.report.page import render
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = [
+    "<img src=x onerror=window.hacked=1>.jpg",
+    '"></script><script>window.hacked=1</script>.jpg',
+    "javascript:window.hacked=1",
+    "<!--<script>",
+    "{{ 7 * 7 }}{% raw %}.jpg",
+    "\u202egpj.exe",
+    "&lt;b&gt;&amp;.jpg",
+    'a,"b"\u2028.jpg',
+    "=1+1",
+    "x" * 300 + ".jpg",
+    "with space/ü 100% #1?.jpg",
+]
+CLASSES = ["cats", "<b>dogs</b>", "y" * 300]
+
+
+def sheets_of(count, side, columns, per_sheet):
+    """Thumbnails as the page takes them: each image in a color of its own."""
+    sheets = []
+    for first in range(0, count, per_sheet):
+        rows = range(first, min(first + per_sheet, count))
+        sheet = Image.new("RGB", (columns * side, -(-len(rows) // columns) * side))
+        for place, row in enumerate(rows):
+            color = (row * 37 % 256, row * 11 % 256, row * 5 % 256)
+            at = (place % columns * side, place // columns * side)
+            sheet.paste(color, (*at, at[0] + side, at[1] + side))
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG")
+        sheets.append(base64.b64encode(buffer.getvalue()).decode())
+    return {"side": side, "columns": columns, "per_sheet": per_sheet, "sheets": sheets}
+
+
+def bare(count=300, clusters=5, side=32):
+    """Content without labels, curves, copies, pairs and so on; the last cluster is empty."""
+    rng = random.Random(0)
+    full = clusters - 1
+    confidence = [round(rng.uniform(0.3, 0.9999), 4) for _ in range(count)]
+    cluster = [row % full for row in range(count)]
+    images = {
+        "name": [f"folder/image {row}.jpg" for row in range(count)],
+        "cluster": cluster,
+        "confidence": confidence,
+        "runner_up": [(c + 1) % full for c in cluster],
+        "runner_up_confidence": [round((1 - c) / 2, 4) for c in confidence],
+        "label": [-1] * count,
+        "x": [round(rng.random(), 4) for _ in range(count)],
+        "y": [round(rng.random(), 4) for _ in range(count)],
+        "neighbors": [[(row + step) % count for step in range(1, 5)] for row in range(count)],
+        "copy_of": [-1] * count,
+        "near_duplicate_of": [-1] * count,
+    }
+    cards = []
+    for number in range(clusters):
+        rows = sorted((row for row in range(count) if cluster[row] == number), key=lambda r: -confidence[r])
+        histogram = [0] * 20
+        for row in rows:
+            histogram[int(20 * confidence[row])] += 1
+        cards.append(
+            {
+                "cluster": number,
+                "size": len(rows),
+                "confidence": sum(confidence[row] for row in rows) / len(rows) if rows else None,
+                "unsure": sum(confidence[row] < 0.8 for row in rows),
+                "prototype": rows[0] if rows else None,
+                "histogram": histogram,
+                "most": rows[:8],
+                "least": rows[::-1][:8],
+                "name": None,
+                "class": None,
+            }
+        )
+    return {
+        "title": "photos",
+        "id": "0123",
+        "made": "2026-11-26",
+        "about": [],
+        "sample": None,
+        "num_images": count,
+        "unsure": {"below": 0.8, "count": sum(c < 0.8 for c in confidence)},
+        "verdicts": [],
+        "clusters": cards,
+        "borderline": [],
+        "pairs": [],
+        "copies": [],
+        "num_copies": 0,
+        "near": [],
+        "num_near": 0,
+        "outliers": [],
+        "curves": [],
+        "labels": None,
+        "folder": None,
+        "images": images,
+        "thumbnails": sheets_of(count, side, 16, 128),
+        "map_method": "PCA",
+        "map_note": "",
+    }
+
+
+def full():
+    """Content with everything, and hostile text wherever text comes from outside."""
+    content = bare()
+    images, bad = content["images"], HOSTILE[1]
+    images["name"][: len(HOSTILE)] = HOSTILE
+    images["label"] = [row % 3 for row in range(300)]
+    images["copy_of"][21] = 20
+    images["near_duplicate_of"][23] = 22
+    content["clusters"][0].update({"name": CLASSES[1], "class": CLASSES[0]})
+    return {
+        **content,
+        "title": bad,
+        "id": "4567",
+        "about": [["images", HOSTILE[0]], [bad, "x" * 300]],
+        "sample": 300,
+        "num_images": 123_456,
+        "verdicts": [
+            {"level": "good", "text": "All is well.", "advice": ""},
+            {"level": "warning", "text": bad, "advice": HOSTILE[0]},
+            {"level": "bad", "text": "x" * 300, "advice": "--clusters 4"},
+        ],
+        "borderline": list(range(12)),
+        "pairs": [
+            {
+                "clusters": [0, 1],
+                "share": 0.1,
+                "text": HOSTILE[0],
+                "between": [0, 1],
+                "most": [[4, 8], [5, 9]],
+            }
+        ],
+        "copies": [[20, 21]],
+        "num_copies": 1,
+        "near": [[22, 23, 0.991]],
+        "num_near": 7,
+        "outliers": [[30, 0.2], [31, 0.25]],
+        "curves": [
+            {"step": "scan", "name": "val_loss", "points": [[1, 2.0], [2, 1.0], [3, -0.5]]},
+            {"step": "scan", "name": "dead_clusters", "points": [[1, 0]]},
+            {"step": bad, "name": HOSTILE[0], "points": [[1, 1], [2, 1]]},
+            {"step": "scan", "name": "nothing", "points": []},
+        ],
+        "labels": {
+            "what": "subfolders",
+            "classes": CLASSES,
+            "figures": [["ACC", "97.3 %"]],
+            "columns": ["0", "1", "2", "3", "4", "(none)"],
+            "matrix": [[0.5, 0.25, 0.25, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0.001, 0, 0.999, 0, 0, 0]],
+            "wrong": [[0, HOSTILE[0]], [1, bad]],
+            "note": bad,
+        },
+        "folder": "../my%20photos/",
+        "map_method": bad,
+        "map_note": HOSTILE[0],
+    }
+
+
+# --- without a browser ---------------------------------------------------------------------------
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.raw = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.raw.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data):
+        if self.cdata_elem:
+            tag, attrs, text = self.raw[-1]
+            self.raw[-1] = (tag, attrs, text + data)
+
+
+@pytest.fixture(scope="module")
+def elements():
+    return Elements(render(full()))
+
+
+def test_document():
+    text = render(full())
+    assert text.startswith("<!doctype html>")
+    assert "&lt;img src=x onerror=window.hacked=1&gt;.jpg" in text
+    assert "<img" not in text
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_text_from_outside_makes_no_element(elements):
+    kinds = [(tag, attrs.get("type")) for tag, attrs, _ in elements.raw]
+    assert kinds == [("style", None), ("script", "application/json"), ("script", None)]
+    expected = Elements(render(harmless(full()))).tags
+    assert [tag for tag, _ in elements.tags] == [tag for tag, _ in expected]
+
+
+def harmless(value):
+    """The same content with harmless text."""
+    if isinstance(value, dict):
+        return {key: harmless(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [harmless(item) for item in value]
+    return "text" if value in (*HOSTILE, *CLASSES) else value
+
+
+def test_policy(elements):
+    (policy,) = (attrs["content"] for _, attrs in elements.tags if "http-equiv" in attrs)
+    rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
+    texts = {tag: text for tag, attrs, text in elements.raw if "type" not in attrs}
+    for tag, text in texts.items():
+        expected = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{expected}'"
+    assert rules.keys() == {"default-src", "img-src", "style-src", "script-src", "base-uri", "form-action"}
+    assert rules["default-src"] == "'none'"
+
+
+def test_no_attribute_that_the_policy_forbids(elements):
+    names = {name for _, attrs in elements.tags for name in attrs}
+    assert not {name for name in names if name == "style" or name.startswith("on")}
+    links = [attrs["href"] for tag, attrs in elements.tags if tag == "a" and "href" in attrs]
+    assert links and all(link.startswith("#") for link in links)
+
+
+def test_ids(elements):
+    ids = [attrs["id"] for _, attrs in elements.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in elements.tags:
+        for name in ("aria-labelledby", "aria-describedby", "for"):
+            assert set(attrs.get(name, "").split()) <= set(ids)
+        if attrs.get("href", "#")[1:]:
+            assert attrs["href"][1:] in ids
+
+
+def test_data(elements):
+    (text,) = (text for _, attrs, text in elements.raw if "type" in attrs)
+    data = json.loads(text)
+    content = full()
+    assert data["images"] == content["images"]
+    assert data["thumbnails"] == content["thumbnails"]
+    assert [cluster["name"] for cluster in data["clusters"]] == [CLASSES[1], None, None, None, None]
+
+
+def test_only_finite_numbers():
+    content = bare(10)
+    content["images"]["x"][3] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        render(content)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (0.00001, "<0.1 %"),
+        (0.004, "0.4 %"),
+        (0.5, "50 %"),
+        (0.973, "97 %"),
+        (0.9999, "99.9 %"),
+        (1, "100 %"),
+    ],
+)
+def test_percent(share, text):
+    assert pages.percent(share) == text.replace(" ", "\xa0")
+
+
+def test_plural():
+    assert pages.plural(1, "image") == "1 image"
+    assert pages.plural(12345, "image") == "12,345 images"
+
+
+def test_bars():
+    bars = pages.bars_of([0, 1, 0, 4], below=0.5)
+    assert [(bar["index"], bar["count"], bar["height"], bar["unsure"]) for bar in bars] == [
+        (1, 1, 10.8, True),
+        (3, 4, 40, False),
+    ]
+    assert bars[1]["range"] == "75 to 100\xa0%"
+
+
+def test_curve():
+    (step, (curve,)), *rest = pages.by_step(
+        [{"step": "scan", "name": "val_loss", "points": [[0, 1.0], [10, 3.0], [20, 2.0]]}]
+    )
+    assert (step, rest) == ("scan", [])
+    assert curve["line"] == "0.0,90.0 120.0,0.0 240.0,45.0"
+    assert (curve["low"], curve["high"], curve["end_value"]) == ("1", "3", "2")
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright (requirements-test.txt)")
+    names = ("chromium", "google-chrome", "chromium-browser")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if not program:
+        pytest.skip(f"needs one of {', '.join(names)}")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Function content -> the page in the browser; in the end it must have been quiet, and not gone out."""
+    contexts, noise, requests = [], [], []
+
+    def open_page(content, **options):
+        path = tmp_path / f"{content['id']}.html"
+        path.write_text(render(content), encoding="utf-8")
+        if not contexts or options:
+            contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: noise.append(message.text))
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            assert page.evaluate("window.hacked") is None
+        context.close()
+    assert not noise
+    assert not [url for url in requests if not url.startswith(("file:", "blob:", "data:image/"))]
+    assert {url for url in requests if url.startswith("file:")} <= {
+        path.as_uri() for path in tmp_path.glob("*.html")
+    }
+
+
+def count_of(page):
+    return page.locator("#shown-count").inner_text()
+
+
+def settled(page):
+    """Wait for what the next frame does."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
+def downloaded(page, button):
+    with page.expect_download() as download:
+        page.locator(button).first.click()
+    return download.value
+
+
+@pytest.mark.parametrize("content", [full, bare])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_width(visit, content, width):
+    page = visit(content(), viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.locator("#gallery .thumb").nth(9).click()
+    box = page.locator("#detail").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert page.evaluate("document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth")
+
+
+def test_sections(visit):
+    optional = {"borderline", "pairs", "copies", "outliers", "labels", "training"}
+    for content, expected in ((full(), optional), (bare(), set())):
+        page = visit(content)
+        found = page.evaluate("[...document.querySelectorAll('main > section')].map((section) => section.id)")
+        assert set(found) - {"summary", "explore", "clusters"} == expected
+        links = page.evaluate("[...document.querySelectorAll('nav a')].map((link) => link.hash.slice(1))")
+        assert links == found or set(links) == set(found)
+
+
+def test_dark(visit):
+    colors = [
+        visit(bare(10), color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+        for scheme in ("light", "dark")
+    ]
+    assert colors[0] != colors[1]
+
+
+def test_headings_and_labels(visit):
+    page = visit(full())
+    levels = page.evaluate("[...document.querySelectorAll('main :is(h1, h2, h3, h4)')].map((h) => +h.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    page.locator("#gallery .thumb").first.click()
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('button, input, select, a, canvas, [role=region]')].filter((element) => !(
+            element.hidden || element.textContent.trim() || element.labels?.length
+            || element.ariaLabel || element.hasAttribute('aria-labelledby'))).map((element) => element.outerHTML)"""
+    )
+    assert not nameless
+
+
+def test_thumbnails_show_their_image(visit):
+    page = visit(bare())
+    for row in (0, 17, 130):  # of other lines, and of another sheet
+        place = page.locator(f"#gallery .thumb[data-row='{row}']")
+        place.scroll_into_view_if_needed()
+        box = place.bounding_box()
+        settled(page)
+        shot = Image.open(io.BytesIO(page.screenshot(clip={**box, "height": box["width"]}))).convert("RGB")
+        expected = (row * 37 % 256, row * 11 % 256, row * 5 % 256)
+        middle = shot.getpixel((shot.width // 2, shot.height // 2))
+        assert all(abs(a - b) < 12 for a, b in zip(middle, expected, strict=True))
+
+
+def test_cards_are_filled_when_near(visit):
+    page = visit(bare(), viewport={"width": 1000, "height": 600})
+    assert page.locator("#cluster-3 .thumb").count() == 0
+    page.locator("#cluster-3").scroll_into_view_if_needed()
+    page.locator("#cluster-3 .thumb").last.wait_for()
+    assert page.locator("#cluster-3 .thumb").count() == 17
+    assert "No image is in this cluster" in page.locator("#cluster-4").inner_text()
+
+
+def test_filter(visit):
+    content = full()
+    images = content["images"]
+    page = visit(content)
+    assert count_of(page) == "300 of 300 images"
+    page.locator("#in-cluster").select_option("2")
+    page.locator("#search").fill("IMAGE 1")
+    page.locator("#from").fill("50")
+    page.locator("#to").fill("80")
+    settled(page)
+    expected = [
+        row
+        for row in range(300)
+        if images["cluster"][row] == 2
+        and "image 1" in images["name"][row]
+        and 0.5 <= images["confidence"][row] < 0.8
+    ]
+    assert 3 < len(expected) < 60
+    assert count_of(page) == f"{len(expected)} of 300 images"
+    rows = page.evaluate("[...document.querySelectorAll('#gallery .thumb')].map((thumb) => +thumb.dataset.row)")
+    assert rows == expected
+    assert page.evaluate("passes.reduce((sum, pass) => sum + pass)") == len(expected)
+    assert page.locator(".chip[aria-pressed=true]").get_attribute("data-cluster") == "2"
+    page.locator("#gallery-order").select_option("least")
+    settled(page)
+    assert page.locator("#gallery .thumb").first.get_attribute("data-row") == str(
+        min(expected, key=lambda row: images["confidence"][row])
+    )
+    page.locator("#search").fill("no such file")
+    settled(page)
+    assert count_of(page) == "0 of 300 images; nothing matches the filter"
+    page.locator("#filters [type=reset]").click()
+    page.locator("#shown-count", has_text="300 of 300").wait_for()
+
+
+def test_links_to_filters(visit):
+    content = bare()
+    page = visit(content)
+    page.locator(".tiles a").click()
+    page.locator("#shown-count", has_text=f"{content['unsure']['count']} of 300").wait_for()
+    page.locator("#cluster-1 .all a").click()
+    page.locator("#shown-count", has_text="75 of 300").wait_for()
+    page.locator(".chip").nth(1).click()
+    page.locator("#shown-count", has_text="300 of 300").wait_for()
+
+
+def test_gallery_grows(visit):
+    page = visit(bare())
+    assert page.locator("#gallery .thumb").count() == 200
+    page.locator("#gallery").evaluate("(gallery) => { gallery.scrollTop = gallery.scrollHeight; }")
+    page.locator("#gallery .thumb").nth(299).wait_for()
+    assert page.locator("#more").is_hidden()
+
+
+def test_names(visit, tmp_path):
+    page = visit(full())
+    typed = ['big, "fat" cats', "  ", "=1+1", "a\tb\u2028c", HOSTILE[1]]
+    for cluster, name in enumerate(typed):
+        page.locator(f"input[data-cluster='{cluster}']").fill(name)
+    download = downloaded(page, ".save-names")
+    assert download.suggested_filename == "names.csv"
+    download.save_as(tmp_path / "names.csv")
+    assert read_names(tmp_path / "names.csv", 5) == [typed[0], "1", "=1+1", "a b c", typed[4]]
+    places = page.evaluate("[...document.querySelectorAll('[data-name=\"0\"]')].map((place) => place.textContent)")
+    assert len(places) > 5 and set(places) == {f"{typed[0]} (0)"}
+    assert page.locator(".named").first.inner_text() == "4 of 5 named"
+    thumb = page.locator("#gallery .thumb").first
+    assert f"{typed[0]} (0)" in thumb.get_attribute("aria-label")
+    thumb.click()
+    assert f"{typed[0]} (0)" in page.locator("#facts").inner_text()
+    page.reload()
+    assert page.locator("input[data-cluster='0']").input_value() == typed[0]
+    assert page.locator("#title-0").inner_text() == f"{typed[0]} (0)"
+    assert visit(bare()).locator("input[data-cluster='0']").input_value() == ""
+
+
+def test_names_that_came_with_the_clusters(visit):
+    page = visit(full())
+    assert page.locator("#title-0").inner_text() == f"{CLASSES[1]} (0)"
+    page.locator("input[data-cluster='0']").fill("")
+    page.locator("input[data-cluster='1']").focus()
+    page.reload()
+    assert page.locator("#title-0").inner_text() == "Cluster 0"
+
+
+def test_unusable_storage(visit):
+    page = visit(bare())
+    for kept in ("no JSON", '{"0": 1}', "[1, null, {}]", "null"):
+        page.evaluate("(kept) => localStorage.setItem(namesKey, kept)", kept)
+        page.reload()
+        assert page.locator("#title-1").inner_text() == "Cluster 1"
+
+
+def test_selection(visit, tmp_path):
+    content = full()
+    page = visit(content)
+    assert page.locator("#basket").is_hidden()
+    thumbs = page.locator("#gallery .thumb")
+    thumbs.nth(7).focus()
+    page.keyboard.press("s")
+    thumbs.nth(9).click(modifiers=["Control"])
+    thumbs.nth(1).click(modifiers=["Control"])
+    thumbs.nth(1).click(modifiers=["Control"])
+    thumbs.nth(5).click()
+    page.keyboard.press("s")
+    assert page.locator("#select").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Escape")
+    assert page.locator("#selected-count").inner_text() == "3 selected"
+    assert thumbs.nth(5).get_attribute("aria-label").endswith(", selected")
+    download = downloaded(page, "#save-selection")
+    assert download.suggested_filename == "selection.csv"
+    download.save_as(tmp_path / "selection.csv")
+    with open(tmp_path / "selection.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    images = content["images"]
+    assert [row["file"] for row in rows] == [images["name"][row] for row in (5, 7, 9)]
+    assert [int(row["cluster"]) for row in rows] == [1, 3, 1]
+    assert [float(row["confidence"]) for row in rows] == [images["confidence"][row] for row in (5, 7, 9)]
+    page.locator("#only-selected").check()
+    settled(page)
+    assert count_of(page) == "3 of 300 images"
+    page.locator("#clear-selection").click()
+    assert page.locator("#basket").is_hidden()
+    page.locator("#filters [type=reset]").click()
+    page.locator("#in-cluster").select_option("1")
+    settled(page)
+    page.locator("#select-shown").click()
+    assert page.locator("#selected-count").inner_text() == "75 selected"
+
+
+def test_dialog(visit):
+    content = full()
+    names = content["images"]["name"]
+    page = visit(content)
+    title, dialog = page.locator("#detail-name"), page.locator("#detail")
+    page.locator("#gallery .thumb").nth(20).click()
+    assert title.inner_text() == names[20]
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text() == names[21]
+    assert page.locator("#position").inner_text() == "22 of 300"
+    assert f"Copy of\n{names[20]}" in page.locator("#facts").inner_text()
+    page.locator("#neighbors .thumb").nth(2).click()
+    assert title.inner_text() == names[24]
+    assert page.locator("#position").inner_text() == "3 of 4"
+    page.keyboard.press("ArrowLeft")
+    assert title.inner_text() == names[23]
+    assert f"Near duplicate of\n{names[22]}" in page.locator("#facts").inner_text()
+    page.locator("#facts button").click()
+    assert title.inner_text() == names[22]
+    page.locator("#back").click()
+    page.locator("#back").click()
+    assert title.inner_text() == names[21]
+    assert page.locator("#back").is_hidden()
+    page.locator("#previous").click()
+    assert title.inner_text() == names[20]
+    page.keyboard.press("Escape")
+    assert dialog.is_hidden()
+    assert page.evaluate("document.activeElement.dataset.row") == "20"
+    page.keyboard.press("Enter")
+    assert title.inner_text() == names[20]
+    page.mouse.click(3, 300)  # beside it
+    assert dialog.is_hidden()
+
+
+def test_ends_of_a_list(visit):
+    page = visit(full())
+    page.locator("#outliers").scroll_into_view_if_needed()
+    page.locator("#outliers .thumb").first.click()
+    assert page.locator("#position").inner_text() == "1 of 2"
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#position").inner_text() == "1 of 2"
+    page.locator("#next").click()
+    page.locator("#next").click()
+    assert page.locator("#position").inner_text() == "2 of 2"
+    assert page.locator("#next").get_attribute("aria-disabled") == "true"
+
+
+def test_link_to_the_file(visit):
+    page = visit(full())
+    links = []
+    for row in (0, 2, 10):
+        page.locator("#gallery .thumb").nth(row).click()
+        links.append(page.locator("#open").get_attribute("href"))
+        page.keyboard.press("Escape")
+    assert links == [
+        "../my%20photos/%3Cimg%20src%3Dx%20onerror%3Dwindow.hacked%3D1%3E.jpg",
+        "../my%20photos/javascript%3Awindow.hacked%3D1",
+        "../my%20photos/with%20space/%C3%BC%20100%25%20%231%3F.jpg",
+    ]
+    page = visit(bare())
+    page.locator("#gallery .thumb").first.click()
+    assert page.locator("#open").is_hidden()
+
+
+def test_hostile_names_are_shown_as_they_are(visit):
+    page = visit(full())
+    for row, name in enumerate(HOSTILE):
+        page.locator("#gallery .thumb").nth(row).click()
+        assert page.locator("#detail-name").evaluate("(title) => title.textContent") == name
+        page.keyboard.press("Escape")
+    assert page.title() == f"{HOSTILE[1]}: 5 clusters"
+    assert page.locator("h1").evaluate("(title) => title.textContent") == HOSTILE[1]
+    assert HOSTILE[0] in page.locator("#labels .figures").evaluate("(list) => list.textContent")
+    assert page.locator("img").count() == 0
+
+
+def on_map(page, row):
+    """The place of an image in the window."""
+    x, y = page.evaluate("(row) => toScreen(row)", row)
+    box = page.locator("#map canvas").bounding_box()
+    return box["x"] + x, box["y"] + y
+
+
+def test_map(visit):
+    content = full()
+    page = visit(content, viewport={"width": 1400, "height": 1000})
+    page.locator("#map").scroll_into_view_if_needed()
+    settled(page)
+    row = content["clusters"][2]["prototype"]
+    page.mouse.move(*on_map(page, row))
+    assert content["images"]["name"][row] in page.locator("#tip").inner_text()
+    page.mouse.click(*on_map(page, row))
+    assert page.locator("#detail-name").inner_text() == content["images"]["name"][row]
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.tagName") == "CANVAS"
+
+
+def test_thumbnails_on_the_map_do_not_overlap(visit):
+    content = bare()
+    page = visit(content)
+    prototypes = [cluster["prototype"] for cluster in content["clusters"][:4]]
+    x, y = content["images"]["x"], content["images"]["y"]
+    before = 0
+    for zoom in (1, 3, 9):
+        page.evaluate("(zoomed) => { zoom(zoomed / map.zoom); }", zoom)
+        settled(page)
+        packed, size, scale = page.evaluate("[map.packed, map.size, scale()]")
+        assert packed[0] == prototypes[0]
+        for a in packed:
+            for b in packed:
+                apart = max(abs(x[a] - x[b]), abs(y[a] - y[b])) * scale
+                assert a == b or apart >= size
+        for row in range(300):  # as many as fit
+            near = [max(abs(x[row] - x[b]), abs(y[row] - y[b])) * scale < size + 2 for b in packed]
+            assert any(near)
+        assert len(packed) > before
+        before = len(packed)
+    page.locator("#in-cluster").select_option("3")
+    settled(page)
+    settled(page)
+    assert {row % 4 for row in page.evaluate("map.packed")} == {3}
+
+
+def test_moving_the_map(visit):
+    page = visit(bare(), viewport={"width": 1400, "height": 1000})
+    page.locator("#map").scroll_into_view_if_needed()
+    settled(page)
+    view = "[map.x, map.y, map.zoom]"
+    x, y = on_map(page, 5)
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -300)
+    page.evaluate("() => new Promise((done) => setTimeout(done, 50))")
+    zoomed = page.evaluate(view)
+    assert zoomed[2] > 1.5
+    assert on_map(page, 5) == pytest.approx((x, y), abs=1)  # what is under the pointer stays there
+    page.mouse.down()
+    page.mouse.move(x + 40, y + 30, steps=4)
+    page.mouse.up()
+    assert on_map(page, 5) == pytest.approx((x + 40, y + 30), abs=5)
+    assert page.locator("#detail").is_hidden()
+    page.locator("[data-zoom=reset]").click()
+    assert page.evaluate(view) == [0.5, 0.5, 1]
+    page.locator("[data-zoom=in]").click()
+    page.locator("[data-zoom=out]").click()
+    assert page.evaluate("map.zoom") == pytest.approx(1)
+    page.locator("#map canvas").focus()
+    for key in ("+", "+", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    moved = page.evaluate(view)
+    assert moved[0] > 0.5 and moved[1] > 0.5 and moved[2] > 2
+    assert page.locator("#tip").is_visible()
+    name = page.locator("#tip .file").inner_text()
+    page.keyboard.press("Enter")
+    assert page.locator("#detail-name").inner_text() == name
+
+
+def test_pinch(visit):
+    page = visit(bare())
+    page.evaluate(
+        """() => {
+            const canvas = document.querySelector('#map canvas');
+            canvas.setPointerCapture = () => {};
+            const send = (type, pointerId, x, y) => {
+                const box = canvas.getBoundingClientRect();
+                canvas.dispatchEvent(new PointerEvent(type, { pointerId, button: 0, clientX: box.x + x, clientY: box.y + y }));
+            };
+            send('pointerdown', 1, 100, 100);
+            send('pointerdown', 2, 200, 100);
+            send('pointermove', 2, 300, 100);
+            send('pointerup', 1, 100, 100);
+            send('pointerup', 2, 300, 100);
+        }"""
+    )
+    assert page.evaluate("map.zoom") == pytest.approx(2, rel=0.02)
+    assert page.locator("#detail").is_hidden()
+
+
+def test_order_of_clusters(visit):
+    content = bare()
+    content["clusters"][2].update(size=1000, unsure=1)
+    page = visit(content)
+    page.locator("#order").select_option("size")
+    for items in ("#size-list > li", "#cards > article"):
+        order = page.locator(items).evaluate_all("(items) => items.map((item) => +item.dataset.cluster)")
+        assert order[0] == 2 and order[-1] == 4
+
+
+def test_large_matrix(visit):
+    content = bare()
+    matrix = [[float(row == column) for column in range(35)] for row in range(40)]
+    content["labels"] = {
+        "what": "true classes",
+        "classes": [f"class {row}" for row in range(40)],
+        "figures": [],
+        "columns": [str(column) for column in range(5)] + ["(none)"] * 30,
+        "matrix": matrix,
+        "wrong": [],
+        "note": "",
+    }
+    page = visit(content)
+    canvas = page.locator("#matrix")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] * 3.5 / 35, "y": box["height"] * 3.5 / 40})
+    assert page.locator("#cell").inner_text() == "class 3 in Cluster 3: 100\xa0%"
+    assert page.evaluate("[...document.getElementById('matrix').getContext('2d').getImageData(3, 3, 1, 1).data][3]") == 255
+    assert page.locator("#labels tbody tr").nth(3).inner_text().split("\t") == ["class 3", "Cluster 3", "100\xa0%"]
+
+
+def test_the_script_says_numbers_as_the_template_does(visit):
+    shares = [0, 0.00001, 0.004, 0.0099, 0.01, 0.123, 0.5, 0.99, 0.993, 0.9999, 1]
+    found = visit(bare(10)).evaluate("(shares) => shares.map(percent)", shares)
+    assert found == [pages.percent(share) for share in shares]
+
+
+def test_many_images_and_clusters(visit):
+    page = visit(bare(10_000, clusters=200, side=8))
+    assert count_of(page) == "10,000 of 10,000 images"
+    assert page.locator("#gallery .thumb").count() == 200
+    page.locator("#cluster-150").scroll_into_view_if_needed()
+    page.locator("#cluster-150 .thumb").first.click()
+    assert page.locator("#detail").is_visible()
+    assert page.evaluate("map.packed.length") > 50
