@@ -26,9 +26,9 @@ const images_ = (count) => `${number(count)} ${count === 1 ? 'image' : 'images'}
 function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.1) return '<0.1\u00a0%';
-  if (value > 0 && value < 1) return `${value.toFixed(1)}\u00a0%`;
+  if (value > 0 && value < 1) return `${(Math.floor(10 * value + 0.5) / 10).toFixed(1)}\u00a0%`;
   if (value > 99 && value < 100) return `${(Math.floor(10 * value) / 10).toFixed(1)}\u00a0%`;
-  return `${value.toFixed(0)}\u00a0%`;
+  return `${Math.floor(value + 0.5)}\u00a0%`;
 }
 
 // Hues that differ by the golden angle are far apart for any number of clusters; these lightnesses can be

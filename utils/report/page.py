@@ -87,10 +87,10 @@ def percent(share):
     if 0 < value < 0.1:
         return f"<0.1{NO_BREAK}%"
     if 0 < value < 1:
-        return f"{value:.1f}{NO_BREAK}%"
+        return f"{math.floor(10 * value + 0.5) / 10:.1f}{NO_BREAK}%"
     if 99 < value < 100:
         return f"{math.floor(10 * value) / 10:.1f}{NO_BREAK}%"
-    return f"{value:.0f}{NO_BREAK}%"
+    return f"{math.floor(value + 0.5)}{NO_BREAK}%"  # a half goes up, as in the script
 
 
 def figure(value):
