@@ -9,9 +9,9 @@ METRICS = ("acc", "nmi", "ari")
 NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
 ABOUT_RESULTS = """# Results
 
-Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ± standard
-deviation (n - 1) over the seeds. The clusters that each seed found are in `docs/records/`, too, and a test computes
-the figures again from them.
+Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ±
+standard deviation (n - 1) over the seeds. The clusters that each seed found are in `docs/records/`, too, and
+a test computes the figures again from them.
 """
 
 
