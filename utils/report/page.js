@@ -35,7 +35,7 @@ function percent(share) {
 // told from white and from black.
 function color(cluster) {
   const hue = (cluster * 137.508 + 255) % 360;
-  return `oklch(${[0.62, 0.7, 0.54][cluster % 3]} 0.15 ${hue.toFixed(1)})`;
+  return `oklch(${[0.6, 0.64, 0.53][cluster % 3]} ${[0.15, 0.12, 0.17][cluster % 3]} ${hue.toFixed(1)})`;
 }
 
 const colors = data.clusters.map((_, cluster) => color(cluster));
@@ -167,6 +167,7 @@ function fillWhenNear() {
       near.unobserve(target);
       if (target.matches('.still')) show(target, Number(target.dataset.row));
       else target.append(...rowsOf(target).map(thumb));
+      target.classList.remove('many'); // until now it had the height of many
     }
   }, { rootMargin: '600px' });
   for (const target of $$('.thumbs[data-rows], .still[data-row]')) near.observe(target);
@@ -179,7 +180,6 @@ const names = data.clusters.map(({ name }) => clean(name ?? ''));
 
 // One line without control characters, as names.csv needs it.
 function clean(name) {
-  // eslint-disable-next-line no-control-regex
   return name.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ').trim();
 }
 
@@ -427,6 +427,9 @@ function showDetail() {
     fact('Cluster', ...clusterWith(images.cluster[row], images.confidence[row])),
     fact('Runner-up', ...clusterWith(images.runner_up[row], images.runner_up_confidence[row])),
   ];
+  if (data.classes && images.label[row] >= 0) {
+    facts.push(fact('Class', element('bdi', '', data.classes[images.label[row]])));
+  }
   if (images.copy_of[row] >= 0) facts.push(fact('Copy of', goTo(images.copy_of[row])));
   if (images.near_duplicate_of[row] >= 0) facts.push(fact('Near duplicate of', goTo(images.near_duplicate_of[row])));
   $('#facts').replaceChildren(...facts);
@@ -791,7 +794,8 @@ function startMap() {
 function startMatrix() {
   const target = $('#matrix');
   if (!target) return;
-  const { classes, columns, matrix } = data.matrix;
+  const { classes } = data;
+  const { columns, matrix } = data.matrix;
   [target.width, target.height] = [columns.length, classes.length];
   const context = target.getContext('2d');
   const draw = () => {
