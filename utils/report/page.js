@@ -140,8 +140,8 @@ function drawImage(context, row, x, y, size) {
 
 function describe(button) {
   const row = Number(button.dataset.row);
-  const chosen = selected.has(row) ? ', selected' : '';
-  const text = `${images.name[row]}, ${nameOf(images.cluster[row])}, ${percent(images.confidence[row])}${chosen}`;
+  const text = [images.name[row], nameOf(images.cluster[row]), percent(images.confidence[row])]
+    .concat(selected.has(row) ? 'selected' : []).join(', ');
   button.setAttribute('aria-label', text);
   button.title = text;
   button.classList.toggle('selected', selected.has(row));
@@ -263,7 +263,8 @@ function startSelection() {
   });
   $('#save-selection').addEventListener('click', () => {
     const rows = [...selected].sort((a, b) => a - b);
-    const lines = rows.map((row) => [cell(images.name[row]), images.cluster[row], images.confidence[row]].join(','));
+    const { name, cluster, confidence } = images;
+    const lines = rows.map((row) => `${cell(name[row])},${cluster[row]},${confidence[row]}`);
     download('selection.csv', ['file,cluster,confidence', ...lines]);
     say('selection.csv saved');
   });
@@ -430,8 +431,9 @@ function showDetail() {
   if (data.classes && images.label[row] >= 0) {
     facts.push(fact('Class', element('bdi', '', data.classes[images.label[row]])));
   }
-  if (images.copy_of[row] >= 0) facts.push(fact('Copy of', goTo(images.copy_of[row])));
-  if (images.near_duplicate_of[row] >= 0) facts.push(fact('Near duplicate of', goTo(images.near_duplicate_of[row])));
+  const [copyOf, nearOf] = [images.copy_of[row], images.near_duplicate_of[row]];
+  if (copyOf >= 0) facts.push(fact('Copy of', goTo(copyOf)));
+  if (nearOf >= 0) facts.push(fact('Near duplicate of', goTo(nearOf)));
   $('#facts').replaceChildren(...facts);
   const link = $('#open');
   link.hidden = data.folder === null;
@@ -810,8 +812,9 @@ function startMatrix() {
   draw();
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
   target.addEventListener('pointermove', (event) => {
-    const column = Math.min(columns.length - 1, Math.floor(event.offsetX / target.clientWidth * columns.length));
-    const line = Math.min(classes.length - 1, Math.floor(event.offsetY / target.clientHeight * classes.length));
+    const which = (share, count) => Math.max(0, Math.min(count - 1, Math.floor(share * count)));
+    const column = which(event.offsetX / target.clientWidth, columns.length);
+    const line = which(event.offsetY / target.clientHeight, classes.length);
     const cluster = Number(columns[column]);
     const where = Number.isInteger(cluster) ? nameOf(cluster) : columns[column];
     $('#cell').textContent = `${classes[line]} in ${where}: ${percent(matrix[line][column])}`;
@@ -820,8 +823,9 @@ function startMatrix() {
 
 // --- start --------------------------------------------------------------------------------------
 
-for (const target of $$('[data-color]')) target.style.setProperty('--color', colors[Number(target.dataset.color)]);
-for (const target of $$('[data-cluster]')) target.style.setProperty('--color', colors[Number(target.dataset.cluster)]);
+for (const target of $$('[data-color], [data-cluster]')) {
+  target.style.setProperty('--color', colors[Number(target.dataset.color ?? target.dataset.cluster)]);
+}
 startNames();
 startSelection();
 startGallery();
