@@ -461,10 +461,8 @@ def test_cards_are_filled_when_near(visit):
 def test_filter(visit):
     content = full()
     images = content["images"]
-    images["confidence"][14], images["confidence"][18] = (
-        0.8,
-        0.5,
-    )  # the upper bound is excluded, the lower one not
+    images["confidence"][14] = 0.8  # the upper bound, which is excluded
+    images["confidence"][18] = 0.5  # the lower one, which is not
     page = visit(content)
     assert count_of(page) == "300 of 300 images"
     page.locator("#in-cluster").select_option("2")
