@@ -461,6 +461,8 @@ def test_cards_are_filled_when_near(visit):
 def test_filter(visit):
     content = full()
     images = content["images"]
+    images["confidence"][14] = 0.8  # the upper bound, which is excluded
+    images["confidence"][18] = 0.5  # the lower one, which is not
     page = visit(content)
     assert count_of(page) == "300 of 300 images"
     page.locator("#in-cluster").select_option("2")
@@ -475,7 +477,7 @@ def test_filter(visit):
         and "image 1" in images["name"][row]
         and 0.5 <= images["confidence"][row] < 0.8
     ]
-    assert 3 < len(expected) < 60
+    assert 3 < len(expected) < 60 and 18 in expected and 14 not in expected
     assert count_of(page) == f"{len(expected)} of 300 images"
     assert each(page, "#gallery .thumb", "Number(element.dataset.row)") == expected
     assert page.evaluate("passes.reduce((sum, pass) => sum + pass)") == len(expected)
@@ -598,6 +600,7 @@ def test_dialog(visit):
     assert title.inner_text() == names[21]
     assert page.locator("#position").inner_text() == "22 of 300"
     assert f"Copy of\n{names[20]}" in page.locator("#facts").inner_text()
+    assert f"Class\n{CLASSES[0]}" in page.locator("#facts").inner_text()
     page.locator("#neighbors .thumb").nth(2).click()
     assert title.inner_text() == names[24]
     assert page.locator("#position").inner_text() == "3 of 4"

@@ -35,7 +35,7 @@ function percent(share) {
 // told from white and from black.
 function color(cluster) {
   const hue = (cluster * 137.508 + 255) % 360;
-  return `oklch(${[0.62, 0.7, 0.54][cluster % 3]} 0.15 ${hue.toFixed(1)})`;
+  return `oklch(${[0.6, 0.64, 0.53][cluster % 3]} ${[0.15, 0.12, 0.17][cluster % 3]} ${hue.toFixed(1)})`;
 }
 
 const colors = data.clusters.map((_, cluster) => color(cluster));
@@ -140,8 +140,8 @@ function drawImage(context, row, x, y, size) {
 
 function describe(button) {
   const row = Number(button.dataset.row);
-  const chosen = selected.has(row) ? ', selected' : '';
-  const text = `${images.name[row]}, ${nameOf(images.cluster[row])}, ${percent(images.confidence[row])}${chosen}`;
+  const text = [images.name[row], nameOf(images.cluster[row]), percent(images.confidence[row])]
+    .concat(selected.has(row) ? 'selected' : []).join(', ');
   button.setAttribute('aria-label', text);
   button.title = text;
   button.classList.toggle('selected', selected.has(row));
@@ -167,6 +167,7 @@ function fillWhenNear() {
       near.unobserve(target);
       if (target.matches('.still')) show(target, Number(target.dataset.row));
       else target.append(...rowsOf(target).map(thumb));
+      target.classList.remove('many'); // until now it had the height of many
     }
   }, { rootMargin: '600px' });
   for (const target of $$('.thumbs[data-rows], .still[data-row]')) near.observe(target);
@@ -179,7 +180,6 @@ const names = data.clusters.map(({ name }) => clean(name ?? ''));
 
 // One line without control characters, as names.csv needs it.
 function clean(name) {
-  // eslint-disable-next-line no-control-regex
   return name.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ').trim();
 }
 
@@ -263,7 +263,8 @@ function startSelection() {
   });
   $('#save-selection').addEventListener('click', () => {
     const rows = [...selected].sort((a, b) => a - b);
-    const lines = rows.map((row) => [cell(images.name[row]), images.cluster[row], images.confidence[row]].join(','));
+    const { name, cluster, confidence } = images;
+    const lines = rows.map((row) => `${cell(name[row])},${cluster[row]},${confidence[row]}`);
     download('selection.csv', ['file,cluster,confidence', ...lines]);
     say('selection.csv saved');
   });
@@ -427,8 +428,12 @@ function showDetail() {
     fact('Cluster', ...clusterWith(images.cluster[row], images.confidence[row])),
     fact('Runner-up', ...clusterWith(images.runner_up[row], images.runner_up_confidence[row])),
   ];
-  if (images.copy_of[row] >= 0) facts.push(fact('Copy of', goTo(images.copy_of[row])));
-  if (images.near_duplicate_of[row] >= 0) facts.push(fact('Near duplicate of', goTo(images.near_duplicate_of[row])));
+  if (data.classes && images.label[row] >= 0) {
+    facts.push(fact('Class', element('bdi', '', data.classes[images.label[row]])));
+  }
+  const [copyOf, nearOf] = [images.copy_of[row], images.near_duplicate_of[row]];
+  if (copyOf >= 0) facts.push(fact('Copy of', goTo(copyOf)));
+  if (nearOf >= 0) facts.push(fact('Near duplicate of', goTo(nearOf)));
   $('#facts').replaceChildren(...facts);
   const link = $('#open');
   link.hidden = data.folder === null;
@@ -791,7 +796,8 @@ function startMap() {
 function startMatrix() {
   const target = $('#matrix');
   if (!target) return;
-  const { classes, columns, matrix } = data.matrix;
+  const { classes } = data;
+  const { columns, matrix } = data.matrix;
   [target.width, target.height] = [columns.length, classes.length];
   const context = target.getContext('2d');
   const draw = () => {
@@ -806,8 +812,9 @@ function startMatrix() {
   draw();
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
   target.addEventListener('pointermove', (event) => {
-    const column = Math.min(columns.length - 1, Math.floor(event.offsetX / target.clientWidth * columns.length));
-    const line = Math.min(classes.length - 1, Math.floor(event.offsetY / target.clientHeight * classes.length));
+    const which = (share, count) => Math.max(0, Math.min(count - 1, Math.floor(share * count)));
+    const column = which(event.offsetX / target.clientWidth, columns.length);
+    const line = which(event.offsetY / target.clientHeight, classes.length);
     const cluster = Number(columns[column]);
     const where = Number.isInteger(cluster) ? nameOf(cluster) : columns[column];
     $('#cell').textContent = `${classes[line]} in ${where}: ${percent(matrix[line][column])}`;
@@ -816,8 +823,9 @@ function startMatrix() {
 
 // --- start --------------------------------------------------------------------------------------
 
-for (const target of $$('[data-color]')) target.style.setProperty('--color', colors[Number(target.dataset.color)]);
-for (const target of $$('[data-cluster]')) target.style.setProperty('--color', colors[Number(target.dataset.cluster)]);
+for (const target of $$('[data-color], [data-cluster]')) {
+  target.style.setProperty('--color', colors[Number(target.dataset.color ?? target.dataset.cluster)]);
+}
 startNames();
 startSelection();
 startGallery();

@@ -64,8 +64,10 @@ def data_of_script(content):
     keys = ("id", "folder", "images", "thumbnails")
     data = {key: content[key] for key in keys}
     data["clusters"] = [{key: c[key] for key in ("name", "prototype")} for c in content["clusters"]]
-    if content["labels"] and not is_table(content["labels"]):
-        data["matrix"] = {key: content["labels"][key] for key in ("classes", "columns", "matrix")}
+    labels = content["labels"]
+    data["classes"] = labels and labels["classes"]
+    if labels and not is_table(labels):
+        data["matrix"] = {key: labels[key] for key in ("columns", "matrix")}
     return data
 
 
