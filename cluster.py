@@ -245,6 +245,7 @@ def write_results(configs, folder, folders, labels=None):
             figures |= compared(probabilities, *truth[:2])
         about = {
             "title": folder.name,
+            "results": folder,
             "facts": facts(config, figures),
             "advice": advice,
             "epochs": epochs,

@@ -210,6 +210,7 @@ def write_report(run, dataset, features, probabilities, figures, model):
     steps = STEPS[: STEPS.index(own) + 1] if own in STEPS else [own]
     about = {
         "title": figures["dataset"],
+        "results": model.parent,
         "facts": [[term, str(text)] for term, text in facts.items()],
         "advice": advice,
         "epochs": {step: read_epochs(model.parent.parent / step) for step in steps},

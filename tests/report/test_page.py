@@ -100,6 +100,7 @@ def bare(count=300, clusters=5, side=32):
         )
     return {
         "title": "photos",
+        "results": "results/photos",
         "id": "0123",
         "made": "2026-11-26",
         "about": [],

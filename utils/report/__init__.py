@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import logging
+import shlex
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ def write(folder, dataset, features, found, figures, about, truth=None, columns=
         features: float (N, D).
         found: what `describe` returned.
         figures: dict with what `verdicts` needs and `prototypes`; with labels, also clustering_metrics.
-        about: dict: `title`; `facts`, list of (term, text); `advice`, see `verdicts`; `epochs`, dict step ->
-            logged lines, see Run.read_epochs; `folder`, URL of the image files, ending in a slash, or None.
+        about: dict: `title`; `results`, the folder to give to predict.py; `facts`, list of (term, text);
+            `advice`, see `verdicts`; `epochs`, dict step -> logged lines, see Run.read_epochs; `folder`, the
+            URL of the image files, ending in a slash, or None.
         truth: labels int64 (N,), -1 where there is none; names of the classes; what they are. None without.
         columns: further columns of clusters.csv, dict name -> list.
     """
@@ -58,6 +60,7 @@ def write(folder, dataset, features, found, figures, about, truth=None, columns=
             cluster["name"] = cluster["class"] = truth[1][class_of[cluster["cluster"]]] if known else None
         page |= {
             "title": about["title"],
+            "results": shlex.quote(str(about["results"])),
             "id": hashlib.sha256(repr((names, found["cluster"].tolist())).encode()).hexdigest()[:16],
             "made": datetime.date.today().isoformat(),
             "about": about["facts"],

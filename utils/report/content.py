@@ -1,5 +1,7 @@
 """What the report shows, as plain values: lists of images to look at, counts, and where labels disagree."""
 
+import math
+
 import torch
 
 from utils.analysis import metrics
@@ -109,11 +111,12 @@ def outliers(found):
 
 def curves(epochs):
     """The training curves of several steps; `epochs`: dict step -> logged lines, see Run.read_epochs."""
-    return [
-        {"step": step, "name": name, "points": points}
-        for step, lines in epochs.items()
-        for name, points in curves_of(lines).items()
-    ]
+    found = []
+    for step, lines in epochs.items():
+        for name, points in curves_of(lines).items():
+            finite = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+            found.append({"step": step, "name": name, "points": finite})
+    return found
 
 
 def compare(found, figures, labels, classes, what):

@@ -30,6 +30,7 @@ def describe(dataset, features, probabilities, prototypes, device="cpu", library
     """
     features = F.normalize(features.float().cpu(), dim=1)
     best, ranked = probabilities.float().cpu().topk(2, 1)
+    best = best.round(decimals=4)  # as in the table, so that counts agree with it
     of_cluster = torch.tensor([-1 if index is None else index for index in prototypes])
     first = duplicates.first_copies(dataset)
     k = min(NEIGHBORS, duplicates.count_distinct(first) - 1)

@@ -92,6 +92,7 @@ def _opinions(figures):
 
 def _copies(figures):
     copies, near = figures["copy"], figures["near_duplicate"]
-    if copies or near:
-        text = f"{copies:,} images are copies of other files, and {near:,} nearly so."
-        yield _verdict("warning", text, "Copies count as images in all numbers; see the list.")
+    found = [f"{copies:,} copies of other files"] * (copies > 0) + [f"{near:,} near duplicates"] * (near > 0)
+    if found:
+        text = f"Among the images are {' and '.join(found)}."
+        yield _verdict("warning", text, "They count as images in all numbers; see the list.")
