@@ -353,10 +353,10 @@ HEALTHY = {"cluster_sizes": [5, 5, 6], "neighbors": GO, "unsure": 0.1, "copy": 0
         (
             {"copy": 1200, "near_duplicate": 3},
             "warning",
-            "1,200 copies of other files and 3 near duplicates.",
+            "(exact copies of others: 1,200, near duplicates: 3)",
             "see the list",
         ),
-        ({"near_duplicate": 3}, "warning", "Among the images are 3 near duplicates.", "see the list"),
+        ({"near_duplicate": 3}, "warning", "more than once (near duplicates: 3).", "see the list"),
     ],
 )
 def test_verdicts(found, level, text, advice):

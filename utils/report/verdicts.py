@@ -92,7 +92,8 @@ def _opinions(figures):
 
 def _copies(figures):
     copies, near = figures["copy"], figures["near_duplicate"]
-    found = [f"{copies:,} copies of other files"] * (copies > 0) + [f"{near:,} near duplicates"] * (near > 0)
+    counts = {"exact copies of others": copies, "near duplicates": near}
+    found = [f"{name}: {count:,}" for name, count in counts.items() if count]
     if found:
-        text = f"Among the images are {' and '.join(found)}."
+        text = f"Some images are there more than once ({', '.join(found)})."
         yield _verdict("warning", text, "They count as images in all numbers; see the list.")
