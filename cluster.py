@@ -318,15 +318,11 @@ def facts(config, figures):
 
 def health_figures(found, num_clusters, folders, epochs):
     """What can be said about the clusters without labels, for metrics.json."""
-    sizes = found["cluster"].bincount(minlength=num_clusters)
     troubles = [trouble for epoch in epochs for trouble in epoch.get("warned_of", ())]
     return {
-        "cluster_sizes": sizes.tolist(),
-        "empty_clusters": (sizes == 0).nonzero().flatten().tolist(),
-        "mean_confidence": found["confidence"].mean().item(),
         "neighbors": json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"],
         "troubles": troubles,
-        **report.figures_of(found),
+        **report.figures_of(found, num_clusters),
     }
 
 

@@ -197,7 +197,7 @@ def write_report(run, dataset, features, probabilities, figures, model):
     )
     figures = {
         **figures,
-        **report.figures_of(found),
+        **report.figures_of(found, figures["num_clusters"]),
         "neighbors": neighbor_quality(found["neighbors"]),
     }
     advice = health.SCAN_ADVICE if config.setup == "scan" else health.SELFLABEL_ADVICE

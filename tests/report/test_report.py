@@ -50,12 +50,10 @@ def blobs(n=200, c=C, seed=0):
 def write(folder, dataset, features, probabilities, truth=None):
     prototypes = find_prototypes(features, probabilities)
     found = report.describe(dataset, features, probabilities, prototypes)
-    c = probabilities.size(1)
     figures = {
-        "cluster_sizes": found["cluster"].bincount(minlength=c).tolist(),
         "prototypes": prototypes,
         "neighbors": GO,
-        **report.figures_of(found),
+        **report.figures_of(found, probabilities.size(1)),
     }
     if truth:
         known = truth[0] >= 0
@@ -129,7 +127,10 @@ def test_clusters_that_share_neighbors(tmp_path, pages):
     a, b = pair["clusters"]
     assert {a, b} == {2, 3}
     expected = (found["cluster"][found["neighbors"][found["cluster"] == a]] == b).double().mean().item()
-    assert pair["share"] == pytest.approx(expected) and f"{100 * expected:.0f} % of the 8" in pair["text"]
+    assert (
+        pair["share"] == pytest.approx(expected)
+        and f"{100 * expected:.0f} % are in cluster {b}" in pair["text"]
+    )
     for i in pair["between"]:
         other = ({a, b} - {found["cluster"][i].item()}).pop()
         assert other in found["cluster"][found["neighbors"][i]]
@@ -278,7 +279,7 @@ def test_groups_are_apart_on_the_map(without_umap):
     features, _, labels = blobs()
     places, method = layout.lay_out(features)
     assert method == "t-sne" and places.shape == (200, 2) and places.dtype == torch.float32
-    assert places.min() >= 0 and places.max() <= 1 and (places.amax(0) - places.amin(0)).max() > 0.99
+    assert places.min() >= 0 and places.max() <= 1 and (places.amax(0) - places.amin(0)).min() > 0.99
     nearest = torch.cdist(places, places).fill_diagonal_(9).argmin(1)
     assert (labels[nearest] == labels).double().mean() > 0.95
     assert torch.equal(places, layout.lay_out(features)[0])
@@ -334,7 +335,14 @@ def test_thumbnail_sides(count, largest, side):
 
 # --- verdicts ------------------------------------------------------------------------------------
 
-HEALTHY = {"cluster_sizes": [5, 5, 6], "neighbors": GO, "unsure": 0.1, "copy": 0, "near_duplicate": 0}
+HEALTHY = {
+    "cluster_sizes": [5, 5, 6],
+    "neighbors": GO,
+    "unsure": 0.1,
+    "unsure_by_cluster": [0.1, 0.3, 0.2],
+    "copy": 0,
+    "near_duplicate": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -344,7 +352,7 @@ HEALTHY = {"cluster_sizes": [5, 5, 6], "neighbors": GO, "unsure": 0.1, "copy": 0
         ({"cluster_sizes": [5, 0, 6]}, "warning", "Cluster 1 is empty.", "entropy_weight"),
         ({"cluster_sizes": [5, 0, 0, 6]}, "warning", "Clusters 1, 2 are empty.", "entropy_weight"),
         ({"cluster_sizes": [50, 1, 1]}, "warning", "Cluster 0 holds 96 % of the images.", "entropy_weight"),
-        ({"unsure": 0.4}, "warning", "unsure of 40 %", "fewer clusters"),
+        ({"unsure": 0.4}, "warning", "unsure of 40 %", "clusters 1 (30 %), 2 (20 %), 0 (10 %). Look"),
         ({"troubles": ["merged"]}, "warning", "merged clusters", "apply_class_balancing"),
         ({"troubles": ["uncovered"]}, "warning", "no confident image", "confidence_threshold"),
         ({"agreement": {"kmeans": {"matched": 0.3}}}, "warning", "K-means of the same", "other numbers"),
@@ -352,11 +360,11 @@ HEALTHY = {"cluster_sizes": [5, 5, 6], "neighbors": GO, "unsure": 0.1, "copy": 0
         ({"agreement": {"umap": {"matched": 0.9}}}, "good", "90 % of the images", ""),
         (
             {"copy": 1200, "near_duplicate": 3},
-            "warning",
+            "note",
             "(exact copies of others: 1,200, near duplicates: 3)",
             "see the list",
         ),
-        ({"near_duplicate": 3}, "warning", "more than once (near duplicates: 3).", "see the list"),
+        ({"near_duplicate": 3}, "note", "more than once (near duplicates: 3).", "see the list"),
     ],
 )
 def test_verdicts(found, level, text, advice):

@@ -75,11 +75,11 @@ def mergeable(found, clusters):
             mask = found["cluster"] == own
             across[mask] = (theirs[mask] == other).sum(1)
         between = across.argsort(descending=True, stable=True)[:BETWEEN]
-        where = f"the {k} nearest neighbors of cluster {a}'s images are in cluster {b}"
+        text = f"Of the images most similar to those of cluster {a}, {100 * share:.0f} % are in cluster {b}"
         pairs.append({
             "clusters": [a, b],
             "share": share,
-            "text": f"{100 * share:.0f} % of {where}.",
+            "text": f"{text} ({k} for each image).",
             "between": between[across[between] > 0].tolist(),
             "most": [clusters[a]["most"][:4], clusters[b]["most"][:4]],
         })  # fmt: skip

@@ -24,7 +24,7 @@ def lay_out(features, seed=0):
         features: float (N, D), N >= 1; normalized here.
 
     Returns:
-        float32 (N, 2) in [0, 1], both axes to the same scale; and the name of the method, one of METHODS.
+        float32 (N, 2), from 0 to 1 on either axis; and the name of the method, one of METHODS.
     """
     n = len(features)
     features = F.normalize(features.float(), dim=1).numpy()
@@ -60,7 +60,7 @@ def _umap():
 
 
 def _scaled(places):
-    """Move places (N, 1 or 2) to the middle of the unit square, and stretch them until they fill it."""
+    """Stretch places (N, 1 or 2) until they fill the unit square; the middle for an axis without extent."""
     places = F.pad(places.float(), (0, 2 - places.size(1)))
     low, high = places.amin(0), places.amax(0)
-    return (places - (low + high) / 2) / (high - low).max().clamp(min=1e-12) + 0.5
+    return (places - (low + high) / 2) / (high - low).clamp(min=1e-12) + 0.5

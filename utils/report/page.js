@@ -159,18 +159,29 @@ function thumb(row) {
 
 const rowsOf = (container) => (container.dataset.rows ? container.dataset.rows.split(',').map(Number) : []);
 
-// Thumbnails are made when their place comes near the window.
-function fillWhenNear() {
+const FEW = 3000; // thumbnails that are all made at once, so that no place moves while one goes there
+
+function fill(target) {
+  if (target.matches('.still')) show(target, Number(target.dataset.row));
+  else target.append(...rowsOf(target).map(thumb));
+  target.classList.remove('many'); // until now it had the height of many
+}
+
+// Makes the thumbnails of the lists; of many, each when its place comes near the window.
+function fillLists() {
+  const targets = $$('.thumbs[data-rows], .still[data-row]');
+  if (targets.reduce((count, target) => count + rowsOf(target).length, 0) <= FEW) {
+    targets.forEach(fill);
+    return;
+  }
   const near = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       near.unobserve(target);
-      if (target.matches('.still')) show(target, Number(target.dataset.row));
-      else target.append(...rowsOf(target).map(thumb));
-      target.classList.remove('many'); // until now it had the height of many
+      fill(target);
     }
   }, { rootMargin: '600px' });
-  for (const target of $$('.thumbs[data-rows], .still[data-row]')) near.observe(target);
+  for (const target of targets) near.observe(target);
 }
 
 // --- names of clusters --------------------------------------------------------------------------
@@ -204,8 +215,11 @@ function keepNames() {
 
 function showNames(places) {
   for (const target of places) target.textContent = nameOf(Number(target.dataset.name));
-  const named = names.filter(Boolean).length;
-  for (const target of $$('.named')) target.textContent = `${number(named)} of ${number(names.length)} named`;
+  const given = names.filter(Boolean);
+  const classes = new Set(given).size;
+  const merged = classes < given.length ? `, ${number(classes)} different names` : '';
+  const text = `${number(given.length)} of ${number(names.length)} named${merged}`;
+  for (const target of $$('.named')) target.textContent = text;
 }
 
 function startNames() {
@@ -226,6 +240,7 @@ function startNames() {
       const lines = names.map((name, cluster) => `${cluster},${cell(name || String(cluster))}`);
       download('names.csv', ['cluster,name', ...lines]);
       say('names.csv saved');
+      for (const target of $$('.named')) target.textContent += '; saved';
     });
   }
 }
@@ -339,6 +354,7 @@ function startGallery() {
       form.reset(); // which filters, but later
       $('#in-cluster').value = link.dataset.showCluster ?? '';
       if (link.dataset.showBelow) $('#to').value = link.dataset.showBelow;
+      $('#gallery-order').value = link.dataset.showBelow ? 'least' : 'most';
     });
   }
   const more = $('#more');
@@ -833,4 +849,4 @@ startOrder();
 startDialog();
 startMap();
 startMatrix();
-fillWhenNear();
+fillLists();

@@ -51,10 +51,16 @@ def describe(dataset, features, probabilities, prototypes, device="cpu", library
     }
 
 
-def figures_of(found):
+def figures_of(found, num_clusters):
     """Shares and counts of what `describe` returned, for metrics.json."""
+    unsure = found["confidence"] < UNSURE
+    counts = [found["cluster"][chosen].bincount(minlength=num_clusters) for chosen in (unsure, slice(None))]
     return {
-        "unsure": (found["confidence"] < UNSURE).double().mean().item(),
+        "cluster_sizes": counts[1].tolist(),
+        "empty_clusters": (counts[1] == 0).nonzero().flatten().tolist(),
+        "mean_confidence": found["confidence"].mean().item(),
+        "unsure": unsure.double().mean().item(),
+        "unsure_by_cluster": [round(share, 4) for share in (counts[0] / counts[1].clamp(min=1)).tolist()],
         "copy": int((found["copy_of"] >= 0).sum()),
         "near_duplicate": int((found["near_duplicate_of"] >= 0).sum()),
     }

@@ -7,6 +7,7 @@ from utils.analysis import health
 from .rows import UNSURE
 
 MANY_UNSURE = 0.3
+WORST = 3  # clusters that are named
 ALIKE, UNLIKE = 0.8, 0.5  # share of the images on which another method agrees
 OTHERS = {"kmeans": "k-means", "ward": "Ward's linkage", "umap": "k-means after UMAP"}
 
@@ -21,7 +22,8 @@ def verdicts(figures, advice):
         advice: dict trouble -> what to do, health.SCAN_ADVICE or SELFLABEL_ADVICE.
 
     Returns:
-        list of dicts: `level`, "good", "warning" or "bad"; `text`; `advice`, which setting to change, or "".
+        list of dicts: `level`, "good", "note", "warning" or "bad"; `text`; `advice`, what to do,
+        or "".
     """
     return [*_features(figures), *_clusters(figures, advice), *_opinions(figures), *_copies(figures)]
 
@@ -71,7 +73,12 @@ def _clusters(figures, advice):
         f"The model is unsure of {100 * figures['unsure']:.0f} % of the images (confidence below {UNSURE:g})"
     )
     if figures["unsure"] > MANY_UNSURE:
-        look = "Look at the borderline images: if they belong together, take fewer clusters; if not, more."
+        shares = torch.tensor(figures["unsure_by_cluster"])
+        worst = [f"{i} ({100 * shares[i]:.0f} %)" for i in shares.argsort(descending=True)[:WORST].tolist()]
+        look = (
+            f"Most so in clusters {', '.join(worst)}. Look at the borderline images: where both candidates "
+            "are the same sort, give fewer clusters (--clusters, or num_classes); where neither fits, more."
+        )
         yield _verdict("warning", f"{unsure}.", look)
     else:
         yield _verdict("good", f"{unsure}. Confidence is not correctness: look at the clusters.")
@@ -96,4 +103,4 @@ def _copies(figures):
     found = [f"{name}: {count:,}" for name, count in counts.items() if count]
     if found:
         text = f"Some images are there more than once ({', '.join(found)})."
-        yield _verdict("warning", text, "They count as images in all numbers; see the list.")
+        yield _verdict("note", text, "They count as images in all numbers; see the list.")
