@@ -444,19 +444,37 @@ def test_thumbnails_show_their_image(visit):
         place.scroll_into_view_if_needed()
         box = place.bounding_box()
         settled(page)
+        where = [place.evaluate("element => getComputedStyle(element).backgroundPosition")]
         shot = Image.open(io.BytesIO(page.screenshot(clip={**box, "height": box["width"]}))).convert("RGB")
         expected = (row * 37 % 256, row * 11 % 256, row * 5 % 256)
         middle = shot.getpixel((shot.width // 2, shot.height // 2))
         assert all(abs(a - b) < 12 for a, b in zip(middle, expected, strict=True))
+        place.hover()
+        where.append(place.evaluate("element => getComputedStyle(element).backgroundPosition"))
+        assert where[0] == where[1] != "0% 0%"
 
 
-def test_cards_are_filled_when_near(visit):
-    page = visit(bare(), viewport={"width": 1000, "height": 600})
-    assert page.locator("#cluster-3 .thumb").count() == 0
-    page.locator("#cluster-3").scroll_into_view_if_needed()
-    page.locator("#cluster-3 .thumb").last.wait_for()
+def test_cards(visit):
+    page = visit(bare())
     assert page.locator("#cluster-3 .thumb").count() == 17
     assert "No image is in this cluster" in page.locator("#cluster-4").inner_text()
+
+
+def test_cards_of_many_clusters_are_filled_when_near(visit):
+    page = visit(bare(10_000, clusters=400, side=8), viewport={"width": 1000, "height": 600})
+    assert page.locator("#cluster-300 .thumb").count() == 0
+    page.locator("#cluster-300").scroll_into_view_if_needed()
+    page.locator("#cluster-300 .thumb").last.wait_for()
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_links_lead_to_their_headings(visit, width):
+    page = visit(full(), viewport={"width": width, "height": 700}, reduced_motion="reduce")
+    for link in page.locator("nav a").all():
+        link.click()
+        settled(page)
+        top = page.locator(link.get_attribute("href")).bounding_box()["y"]
+        assert -5 < top < 200 or page.evaluate("scrollY + innerHeight >= document.body.scrollHeight - 2")
 
 
 def test_filter(visit):
@@ -500,8 +518,10 @@ def test_links_to_filters(visit):
     page = visit(content)
     page.locator(".tiles a").click()
     page.locator("#shown-count", has_text=f"{content['unsure']['count']} of 300").wait_for()
+    assert page.locator("#gallery-order").input_value() == "least"
     page.locator("#cluster-1 .all a").click()
     page.locator("#shown-count", has_text="75 of 300").wait_for()
+    assert page.locator("#gallery-order").input_value() == "most"
     page.locator(".chip").nth(1).click()
     page.locator("#shown-count", has_text="300 of 300").wait_for()
 
@@ -525,7 +545,9 @@ def test_names(visit, tmp_path):
     assert read_names(tmp_path / "names.csv", 5) == [typed[0], "1", "=1+1", "a b c", typed[4]]
     places = each(page, "[data-name='0']", "element.textContent")
     assert len(places) > 5 and set(places) == {f"{typed[0]} (0)"}
-    assert page.locator(".named").first.inner_text() == "4 of 5 named"
+    assert page.locator(".named").first.inner_text() == "4 of 5 named; saved"
+    page.locator("input[data-cluster='2']").fill(typed[0])
+    assert page.locator(".named").first.inner_text() == "4 of 5 named, 3 different names"
     thumb = page.locator("#gallery .thumb").first
     assert f"{typed[0]} (0)" in thumb.get_attribute("aria-label")
     thumb.click()
