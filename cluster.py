@@ -26,7 +26,7 @@ import models
 import own
 import pipeline
 from errors import UserError
-from eval import prototype_cells, save_sheet
+from eval import learned_by_others, prototype_cells, save_sheet
 from scan import NEIGHBORS
 from utils import report
 from utils.analysis import health, metrics, numbers, plots, second_opinions
@@ -216,12 +216,12 @@ def write_results(configs, folder, folders, labels=None):
         labels: "subfolders": compare the clusters with the images' folders.
     """
     step, config = list(configs.items())[-1]
-    advice = health.SCAN_ADVICE if step == "scan" else health.SELFLABEL_ADVICE
     dataset = data.build_dataset(config, "train")
     made_of = [digest(folders[step] / "model.pth.tar"), digest_of(dataset), labels]
     done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = json.loads(done.read_text()) if done.exists() else {}
     if figures.get("made_of") != made_of or not (folder / "report.html").exists():
+        done.unlink(missing_ok=True)
         run = Run(config, folders[step])
         features, probabilities = predictions(run, folders, step, dataset)
         epochs = {name: read_epochs(path) for name, path in folders.items()}
@@ -247,16 +247,16 @@ def write_results(configs, folder, folders, labels=None):
             "title": folder.name,
             "results": folder,
             "facts": facts(config, figures),
-            "advice": advice,
+            "advice": health.ADVICE[step],
             "epochs": epochs,
-            "folder": f"{Path(config.image_folder).as_uri()}/",
+            "folder": f"{Path(config.image_folder).expanduser().resolve().as_uri()}/",
         }
         columns = {name: clusters.tolist() for name, clusters in opinions.items()}
         report.write(folder, dataset, features, found, figures, about, truth, columns, config.seed)
         save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
         save_contact_sheets(dataset, probabilities, folder / "clusters")
         write_json(figures, done)
-    tell(figures, advice, folder)
+    tell(figures, health.ADVICE[step], folder)
 
 
 def predictions(run, folders, step, dataset):
@@ -300,12 +300,6 @@ def compared(probabilities, labels, classes):
     labeled = labels >= 0
     figures = metrics.clustering_metrics(probabilities[labeled], labels[labeled], len(classes))
     return {"classes": classes, "num_labeled": int(labeled.sum()), **figures}
-
-
-def learned_by_others(pretext):
-    """Where pretrained features come from, and whether labels had a part in them; an empty dict for ours."""
-    found = json.loads((pretext / "metrics.json").read_text())
-    return {key: found[key] for key in ("weights", "labels_in_pretraining") if key in found}
 
 
 def facts(config, figures):
@@ -358,7 +352,8 @@ def tell(figures, advice, folder):
             n = len(figures["classes"])
             print(f"{len(sizes)} clusters for {n} folders, matched one to one; by majority vote {vote:.1f} %")
     for name in ("report.html", "clusters.csv", "prototypes.png", "clusters", "metrics.json"):
-        print(f"  {folder / name}")
+        if (folder / name).exists():
+            print(f"  {folder / name}")
 
 
 if __name__ == "__main__":

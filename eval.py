@@ -8,6 +8,7 @@ Without labels, everything but the accuracies is computed. Only --kmeans reads t
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import data
 from errors import UserError
 from models import build_model
 from utils import report
-from utils.analysis import health, kmeans, neighbors, plots, results
+from utils.analysis import duplicates, health, kmeans, neighbors, plots, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
@@ -45,7 +46,7 @@ def main(argv=None):
     for flag in ("visualize_prototypes", "report"):
         if getattr(args, flag) and kind != "clustering":
             raise UserError(f"--{flag} needs clusters, but setup is {config.setup}")
-    if args.output and (Path(args.output) / FINGERPRINT).exists():
+    if args.output and any((Path(args.output) / name).exists() for name in (FINGERPRINT, "cluster.json")):
         raise UserError(f"--output {args.output}: holds the results of a training; give another folder")
     if args.features:
         args.features.parent.mkdir(parents=True, exist_ok=True)
@@ -181,26 +182,33 @@ def evaluate_clusters(run, model, test, about, args):
     features = outputs[1] if with_features else None
     if args.visualize_prototypes or args.report:
         about["prototypes"] = find_prototypes(features, probabilities)
+    if args.report:
+        inputs = test.dataset, features, probabilities, about["prototypes"]
+        found = report.describe(*inputs, run.device, run.config.search)
+        about |= learned_by_others(args.model.parent.parent / "pretext")
+        about |= report.figures_of(found, probabilities.size(1))
+        about["neighbors"] = neighbor_quality(duplicates.among_distinct(found["neighbors"], found["first"]))
     figures = results.report_clusters(run.folder, probabilities, test.dataset, about)
     if args.visualize_prototypes:
         save_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
     if args.report:
-        write_report(run, test.dataset, features, probabilities, figures, args.model)
+        write_report(run, test.dataset, features, found, figures, args.model)
     return features
 
 
-def write_report(run, dataset, features, probabilities, figures, model):
+def learned_by_others(pretext):
+    """Where the features of a pretext step come from, if they are pretrained, and whether labels had a part.
+
+    `pretext`: pathlib.Path of its results. An empty dict for our own features, or if nothing is known.
+    """
+    path = pretext / "metrics.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: found[key] for key in ("weights", "labels_in_pretraining") if key in found}
+
+
+def write_report(run, dataset, features, found, figures, model):
     """Write report.html and clusters.csv. `model`: pathlib.Path of the checkpoint."""
     config = run.config
-    found = report.describe(
-        dataset, features, probabilities, figures["prototypes"], run.device, config.search
-    )
-    figures = {
-        **figures,
-        **report.figures_of(found, figures["num_clusters"]),
-        "neighbors": neighbor_quality(found["neighbors"]),
-    }
-    advice = health.SCAN_ADVICE if config.setup == "scan" else health.SELFLABEL_ADVICE
     facts = {
         "images": f"{figures['dataset']}, {figures['split']} split",
         "model": model,
@@ -210,9 +218,9 @@ def write_report(run, dataset, features, probabilities, figures, model):
     steps = STEPS[: STEPS.index(own) + 1] if own in STEPS else [own]
     about = {
         "title": figures["dataset"],
-        "results": model.parent,
+        "results": model.parent if (model.parent / FINGERPRINT).exists() else None,
         "facts": [[term, str(text)] for term, text in facts.items()],
-        "advice": advice,
+        "advice": health.ADVICE[config.setup],
         "epochs": {step: read_epochs(model.parent.parent / step) for step in steps},
         "folder": None,
     }

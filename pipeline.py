@@ -72,7 +72,7 @@ def make_report(folders, files, settings, step_settings=None):
         folders: what `run_steps` returned. The last one will hold eval/model/.
 
     Returns:
-        pathlib.Path of report.html.
+        pathlib.Path of report.html; it is missing if it could not be made, after a warning.
     """
     step = list(files)[-1]
     model = folders[step] / "model.pth.tar"

@@ -119,8 +119,9 @@ def main(argv=None):
     print("", *tables.console(summary), "", f"Pictures of seed {seed}:", sep="\n")
     for path in sorted(folders["pretext"].parent.rglob("*.png")):
         print(f"  {path}")
-    print(f"\nTo look through the clusters of seed {seed}, open {report} in a browser.")
-    print(f"This table: {root / args.dataset}.md, .csv, .json")
+    if report.exists():
+        print(f"\nTo look through the clusters of seed {seed}, open {report} in a browser.")
+    print(f"\nThis table: {root / args.dataset}.md, .csv, .json")
 
 
 def settings_of(args, files):

@@ -14,7 +14,7 @@ import data
 from errors import UserError
 from losses import CRITERIA
 from models import build_model
-from utils.analysis import graph, health, metrics, neighbors, plots, results
+from utils.analysis import duplicates, graph, health, metrics, neighbors, plots, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
 from utils.run.config import load_config
@@ -62,7 +62,10 @@ def main(argv=None):
     inputs = {f"pretext/{name}": path for name, path in pretext.items()}
     identity = Identity(config, {"train": train_set, "test": test_set}, inputs)
     train_neighbors, val_neighbors = read_neighbors(pretext, identity, weights, train_set, test_set)
-    quality = neighbor_quality(train_neighbors[:, : config.num_neighbors + 1]) if run.main else None
+    quality = None
+    if run.main:
+        used = train_neighbors[:, : config.num_neighbors + 1]
+        quality = neighbor_quality(duplicates.among_distinct(used, duplicates.first_copies(train_set)))
 
     model = run.place(model)
     if config.update_cluster_head_only:

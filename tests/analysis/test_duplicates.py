@@ -44,6 +44,8 @@ def test_near_duplicates():
     first = torch.arange(20)
     first[9] = 7
     mined = duplicates.mine_distinct(features, 4, first, library="torch")
-    near = duplicates.near_duplicates(features, mined, first)
+    similarity = neighbors.similarities(features, mined)
+    near, values = duplicates.near_duplicates(mined, similarity, first)
+    torch.testing.assert_close(values[7], features[7] @ features[3])
     assert (near >= 0).nonzero().squeeze(1).tolist() == [7, 9]
     assert near[7] == near[9] == 3

@@ -16,6 +16,7 @@ from PIL import Image
 
 from predict import read_names
 from utils.report import page as pages
+from utils.report import words
 from utils.report.page import render
 
 FLAGS = [
@@ -95,11 +96,11 @@ def bare(count=300, clusters=5, side=32):
                 "most": rows[:8],
                 "least": rows[::-1][:8],
                 "name": None,
-                "class": None,
             }
         )
     return {
         "title": "photos",
+        "how": "found without labels",
         "results": "results/photos",
         "id": "0123",
         "made": "2026-11-26",
@@ -122,7 +123,6 @@ def bare(count=300, clusters=5, side=32):
         "images": images,
         "thumbnails": sheets_of(count, side, 16, 128),
         "map_method": "PCA",
-        "map_note": "",
     }
 
 
@@ -134,7 +134,7 @@ def full():
     images["label"] = [row % 3 for row in range(300)]
     images["copy_of"][21] = 20
     images["near_duplicate_of"][23] = 22
-    content["clusters"][0].update({"name": CLASSES[1], "class": CLASSES[0]})
+    content["clusters"][0]["name"] = CLASSES[1]
     return {
         **content,
         "title": bad,
@@ -179,7 +179,6 @@ def full():
         },
         "folder": "../my%20photos/",
         "map_method": bad,
-        "map_note": HOSTILE[0],
     }
 
 
@@ -298,12 +297,12 @@ def test_only_finite_numbers():
     ],
 )
 def test_percent(share, text):
-    assert pages.percent(share) == text.replace(" ", "\xa0")
+    assert words.percent(share) == text
 
 
 def test_plural():
-    assert pages.plural(1, "image") == "1 image"
-    assert pages.plural(12345, "image") == "12,345 images"
+    assert words.plural(1, "image") == "1 image"
+    assert words.plural(12345, "image") == "12,345 images"
 
 
 def test_bars():
@@ -828,7 +827,7 @@ def test_large_matrix(visit):
 def test_the_script_says_numbers_as_the_template_does(visit):
     shares = [0, 0.00001, 0.004, 0.0025, 0.0099, 0.01, 0.123, 0.125, 0.5, 0.99, 0.993, 0.9999, 1]
     found = visit(bare(10)).evaluate("(shares) => shares.map(percent)", shares)
-    assert found == [pages.percent(share) for share in shares]
+    assert found == [words.percent(share).replace(" ", "\xa0") for share in shares]
 
 
 def test_many_images_and_clusters(visit):

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils import report
-from utils.analysis import health, metrics
+from utils.analysis import duplicates, health, metrics
 from utils.analysis.prototypes import find_prototypes
 from utils.report import content, layout, rows, thumbnails
 from utils.report.verdicts import verdicts
+from utils.report.words import percent
 
 C = 4
-GO = {"verdict": "go"}
+GO = {"verdict": "go", "by_chance": 0.1}
 
 
 class Dataset:
@@ -118,7 +119,6 @@ def test_clusters_that_share_neighbors(tmp_path, pages):
     """One group in two clusters: an image's neighbors are in either."""
     features, probabilities, labels = blobs(seed=1)
     split = (labels == 2) & (torch.arange(200) % 8 < 4)
-    one_hot = F.one_hot(torch.where(split, 3, labels), C).float()
     features[labels == 3] = features[labels == 0] + 0.01
     labels[labels == 3] = 0
     one_hot = F.one_hot(torch.where(split, 3, labels), C).float()
@@ -128,8 +128,7 @@ def test_clusters_that_share_neighbors(tmp_path, pages):
     assert {a, b} == {2, 3}
     expected = (found["cluster"][found["neighbors"][found["cluster"] == a]] == b).double().mean().item()
     assert (
-        pair["share"] == pytest.approx(expected)
-        and f"{100 * expected:.0f} % are in cluster {b}" in pair["text"]
+        pair["share"] == pytest.approx(expected) and f"{percent(expected)} are in cluster {b}" in pair["text"]
     )
     for i in pair["between"]:
         other = ({a, b} - {found["cluster"][i].item()}).pop()
@@ -166,10 +165,19 @@ def test_neighbors_are_the_nearest_others():
     torch.testing.assert_close(found["neighbor_similarity"], values.mean(1))
 
 
+def test_equally_probable_clusters():
+    """The cluster is that of argmax, everywhere."""
+    probabilities = torch.tensor([[0.2, 0.4, 0.4], [0.4, 0.2, 0.4], [1 / 3, 1 / 3, 1 / 3]])
+    found = report.describe(Dataset(3), torch.eye(3), probabilities, [0, 0, 0])
+    assert found["cluster"].tolist() == probabilities.argmax(1).tolist()
+    assert found["runner_up"].tolist() == [2, 2, 1]
+
+
 def test_two_images_and_one_of_a_kind():
     for hashes, k in ((None, 1), (["same", "same"], 0)):
         found = report.describe(Dataset(2, hashes), torch.eye(2), torch.eye(2), [0, 1])
         assert found["neighbors"].shape == (2, k)
+        assert len(content.outliers(found)) == 2 * (k > 0)
 
 
 # --- labels --------------------------------------------------------------------------------------
@@ -186,8 +194,9 @@ def test_what_labels_say(tmp_path, pages):
     wrong = sorted(wrong, key=lambda i: -found["confidence"][i])
     assert [i for i, _ in page["wrong"]] == wrong and wrong
     assert page["wrong"][0][1] == f"{'abcd'[labels[wrong[0]]]}, not {'abcd'[clusters[wrong[0]]]}"
-    assert page["figures"][0] == ["ACC", f"{100 * figures['acc']:.1f} %"] and page["note"] == ""
-    assert [card["class"] for card in pages[0]["clusters"]] == list("abcd")
+    assert page["figures"][0] == ["ACC", f"{100 * figures['acc']:.1f} %"]
+    assert page["note"] == "180 of the 200 images have a class; the others do not count."
+    assert [card["name"] for card in pages[0]["clusters"]] == list("abcd")
     assert pages[0]["images"]["label"] == labels.tolist()
 
 
@@ -195,7 +204,7 @@ def test_more_clusters_than_classes(tmp_path, pages):
     """A cluster without a match is judged by the class of most of its images."""
     features, probabilities, labels = blobs()
     write(tmp_path, Dataset(200), features, probabilities, (labels // 2, ["low", "high"], "folders"))
-    assert [card["class"] for card in pages[0]["clusters"]] == ["low", "low", "high", "high"]
+    assert [card["name"] for card in pages[0]["clusters"]] == ["low", "low", "high", "high"]
     page = pages[0]["labels"]
     assert "4 clusters for 2 classes" in page["note"] and page["figures"][-1][0] == "ACC by majority vote"
     assert len(page["columns"]) == 4 and len(page["matrix"]) == 2
@@ -216,6 +225,7 @@ def test_a_sample_with_exact_counts(tmp_path, pages, monkeypatch):
     names = page["images"]["name"]
     assert page["sample"] == len(names) == 300 and names == sorted(names)
     assert (page["num_images"], page["unsure"]) == (600, whole["unsure"])
+    assert (page["num_copies"], whole["sample"]) == (1, None)
     for card, full in zip(page["clusters"], whole["clusters"], strict=True):
         assert {**card, "most": 0, "least": 0, "prototype": 0} == {
             **full,
@@ -234,6 +244,8 @@ def test_a_sample_with_exact_counts(tmp_path, pages, monkeypatch):
     indices = [int(name[:5]) for name in names]
     normalized = F.normalize(features[indices], dim=1)
     similarity = (normalized @ normalized.T).fill_diagonal_(-2)
+    similarity[:, names.index("00599.png")] = -2  # a copy is nobody's neighbor
+    similarity[names.index("00599.png"), names.index("00011.png")] = -2
     neighbors = torch.tensor(page["images"]["neighbors"])
     torch.testing.assert_close(similarity.gather(1, neighbors), similarity.topk(rows.NEIGHBORS, 1).values)
     placed = [row["file"] for row in table_of(tmp_path) if row["x"]]
@@ -252,15 +264,16 @@ def test_the_whole_page(tmp_path):
     assert r"\\udcff.png" in page
 
 
-def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("name", ["render", "lay_out"])
+def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, caplog, name):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(report, "render", fail)
+    monkeypatch.setattr(report, name, fail)
     features, probabilities, _ = blobs(60)
     (tmp_path / "report.html").write_text("old")
     write(tmp_path, Dataset(60), features, probabilities)
-    assert "no space left" in caplog.text and not (tmp_path / "report.html").exists()
+    assert "no page (OSError: no space left)" in caplog.text and not (tmp_path / "report.html").exists()
     table = table_of(tmp_path)
     assert len(table) == 60 and [row["cluster"] for row in table] == list(
         map(str, probabilities.argmax(1).tolist())
@@ -348,7 +361,12 @@ HEALTHY = {
 @pytest.mark.parametrize(
     ("found", "level", "text", "advice"),
     [
-        ({"neighbors": {"verdict": "no-go"}}, "bad", "hardly any groups", "another --backbone"),
+        (
+            {"neighbors": {"verdict": "no-go", "by_chance": 0.1}},
+            "bad",
+            "hardly any groups",
+            "another --backbone",
+        ),
         ({"cluster_sizes": [5, 0, 6]}, "warning", "Cluster 1 is empty.", "entropy_weight"),
         ({"cluster_sizes": [5, 0, 0, 6]}, "warning", "Clusters 1, 2 are empty.", "entropy_weight"),
         ({"cluster_sizes": [50, 1, 1]}, "warning", "Cluster 0 holds 96 % of the images.", "entropy_weight"),
@@ -362,9 +380,9 @@ HEALTHY = {
             {"copy": 1200, "near_duplicate": 3},
             "note",
             "(exact copies of others: 1,200, near duplicates: 3)",
-            "see the list",
+            "count as images",
         ),
-        ({"near_duplicate": 3}, "note", "more than once (near duplicates: 3).", "see the list"),
+        ({"near_duplicate": 3}, "note", "more than once (near duplicates: 3).", "count as images"),
     ],
 )
 def test_verdicts(found, level, text, advice):
@@ -377,3 +395,38 @@ def test_verdicts(found, level, text, advice):
 
 def test_a_healthy_clustering():
     assert {verdict["level"] for verdict in verdicts(HEALTHY, health.SCAN_ADVICE)} == {"good"}
+
+
+def test_shares_are_said_alike_in_verdicts_and_on_the_page():
+    said = [verdict["text"] for verdict in verdicts({**HEALTHY, "unsure": 0.125}, health.SCAN_ADVICE)]
+    assert any("unsure of 13 %" in text for text in said) and percent(0.125) == "13 %"
+
+
+def test_learned_with_labels(tmp_path, pages, monkeypatch):
+    features, probabilities, _ = blobs(60)
+    original = report.figures_of
+    for known, text in ((True, "learned with labels"), (None, "it is unknown")):
+        monkeypatch.setattr(
+            report,
+            "figures_of",
+            lambda *found, known=known: {**original(*found), "labels_in_pretraining": known},
+        )
+        write(tmp_path, Dataset(60), features, probabilities)
+        assert text in pages[-1]["how"]
+
+
+def test_a_map_without_a_place_for_one_image():
+    places = torch.tensor([[0.0, 0.0], [torch.nan, torch.nan], [4.0, 2.0]])
+    assert layout._scaled(places).tolist() == [[0, 0], [0.5, 0.5], [1, 1]]
+
+
+def test_the_quality_of_neighbors_counts_distinct_images(tmp_path):
+    """Copies are nobody's neighbors, which says nothing about the features."""
+    features, probabilities, _ = blobs(100)
+    hashes = [str(i % 100) for i in range(300)]
+    found = report.describe(
+        Dataset(300, hashes), features.repeat(3, 1), probabilities.repeat(3, 1), [0, 1, 2, 3]
+    )
+    alone = report.describe(Dataset(100), features, probabilities, [0, 1, 2, 3])
+    distinct = duplicates.among_distinct(found["neighbors"], found["first"])
+    assert torch.equal(distinct, alone["neighbors"])

@@ -13,10 +13,13 @@ def first_copies(dataset):
     Without `content_hashes`, as for arrays, each image is taken for distinct.
     """
     hashes = getattr(dataset, "content_hashes", lambda: None)()
-    if hashes is None:
-        return torch.arange(len(dataset))
+    return torch.arange(len(dataset)) if hashes is None else first_of(hashes)
+
+
+def first_of(values):
+    """For each of N values the index of the first one that is equal, int64 (N,)."""
     first = {}
-    return torch.tensor([first.setdefault(hash_, i) for i, hash_ in enumerate(hashes)])
+    return torch.tensor([first.setdefault(value, i) for i, value in enumerate(values)])
 
 
 def count_distinct(first):
@@ -45,18 +48,26 @@ def mine_distinct(features, k, first, device="cpu", library="auto"):
     return torch.where(mined == first[:, None], everyone[:, None], mined)
 
 
-def near_duplicates(features, mined, first):
+def among_distinct(mined, first):
+    """Neighbors int64 (N, k) of the distinct images only, in their own numbers: int64 (M, k).
+
+    `first`: int64 (N,), see `first_copies`.
+    """
+    distinct = first == torch.arange(len(first))
+    return (distinct.cumsum(0) - 1)[first[mined[distinct]]]
+
+
+def near_duplicates(mined, similarity, first):
     """For each image the most similar earlier image of other content, if they are nearly equal.
 
     Args:
-        features: float32 (N, D), normalized.
-        mined: int64 (N, 1 + k), their neighbors.
+        mined: int64 (N, 1 + k), neighbors.
+        similarity: float (N, 1 + k), the cosine similarity with each.
         first: int64 (N,), see `first_copies`.
 
     Returns:
-        int64 (N,), -1 where there is none.
+        int64 (N,), -1 where there is none; and the similarity, float (N,).
     """
-    similarity = neighbors.similarities(features, mined)
     earlier = (mined < torch.arange(len(mined))[:, None]) & (first[mined] != first[:, None])
     best, place = similarity.where(earlier, -1.0).max(1)
-    return mined.gather(1, place[:, None]).squeeze(1).where(best >= NEARLY_EQUAL, -1)
+    return mined.gather(1, place[:, None]).squeeze(1).where(best >= NEARLY_EQUAL, -1), best

@@ -31,6 +31,7 @@ SELFLABEL_ADVICE = {
     "merged": "set criterion_kwargs.apply_class_balancing True, lower optimizer_kwargs.lr, "
     "or raise confidence_threshold",
 }
+ADVICE = {"scan": SCAN_ADVICE, "selflabel": SELFLABEL_ADVICE}
 
 
 # --- the clusters of an epoch --------------------------------------------------------------------

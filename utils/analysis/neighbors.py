@@ -100,8 +100,8 @@ def mine(features, k, device="cpu", library="auto"):
 
 def similarities(features, mined):
     """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
-    columns = [(features * features[column]).sum(1) for column in mined.T]
-    return torch.stack(columns, 1) if columns else features.new_zeros(mined.shape)
+    parts = zip(features.split(QUERIES), mined.split(QUERIES), strict=True)
+    return torch.cat([(features[index] @ part[:, :, None]).squeeze(2) for part, index in parts])
 
 
 def _faiss_for(device):

@@ -30,14 +30,15 @@ NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 @contextmanager
 def or_a_warning(path):
-    """Context of drawing the picture `path`: whatever goes wrong is logged, and there is no picture."""
+    """Context of making the picture or page `path`: whatever goes wrong is logged, and there is none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about the layout, mostly
             yield
     except Exception as error:  # from matplotlib, a font, an image, the disk
         log.debug("%s", path, exc_info=True)
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        log.warning("%s: no picture (%s); the figures are not affected", path, reason)
+        what = "page" if path.suffix == ".html" else "picture"
+        log.warning("%s: no %s (%s); the figures are not affected", path, what, reason)
         with suppress(OSError):
             path.unlink(missing_ok=True)  # of an earlier run
 

@@ -8,14 +8,14 @@ import shlex
 import torch
 import torch.nn.functional as F
 
-from utils.analysis import neighbors as mining
+from utils.analysis import duplicates
 from utils.analysis.plots import or_a_warning
 from utils.files import atomic, write_csv
 
-from . import content as contents
+from . import content
 from .layout import METHODS, lay_out
 from .page import render
-from .rows import NEIGHBORS, UNSURE, describe, figures_of, rounded, table, without_itself
+from .rows import UNSURE, copies_of, count_neighbors, describe, figures_of, others_of, rounded, table
 from .thumbnails import draw_sheets
 from .verdicts import verdicts
 
@@ -23,59 +23,54 @@ __all__ = ["describe", "figures_of", "verdicts", "write"]
 
 log = logging.getLogger(__name__)
 
+# by whether labels had a part in the features: True, False, or None if that is unknown
+LEARNED = {
+    True: "found without labels, by features that were learned with labels",
+    False: "found without labels",
+    None: "found without labels; it is unknown whether the features were learned with some",
+}
+
 
 def write(folder, dataset, features, found, figures, about, truth=None, columns=None, seed=0):
     """Write clusters.csv, a row for each image, and report.html.
 
-    A page that cannot be made is a warning.
+    A page that cannot be made is a warning; then clusters.csv has no coordinates of the map.
 
     Args:
         folder: pathlib.Path of the results.
         dataset: the N images.
         features: float (N, D).
         found: what `describe` returned.
-        figures: dict with what `verdicts` needs and `prototypes`; with labels, also clustering_metrics.
-        about: dict: `title`; `results`, the folder to give to predict.py; `facts`, list of (term, text);
-            `advice`, see `verdicts`; `epochs`, dict step -> logged lines, see Run.read_epochs; `folder`, the
-            URL of the image files, ending in a slash, or None.
+        figures: dict with what `verdicts` needs and `prototypes`; with labels, also clustering_metrics; of
+            pretrained features, `labels_in_pretraining`, see LEARNED.
+        about: dict: `title`; `results`, the folder to give to predict.py, or None; `facts`, list of (term,
+            text); `advice`, see `verdicts`; `epochs`, dict step -> logged lines, see Run.read_epochs;
+            `folder`, the URL of the image files, ending in a slash, or None.
         truth: labels int64 (N,), -1 where there is none; names of the classes; what they are. None without.
         columns: further columns of clusters.csv, dict name -> list.
+        seed: of the map, and of the sample if the page does not show all images.
     """
-    page, class_of = _lists(found, figures, truth)
-    sample = contents.choose_sample(len(dataset), page, seed)
-    places, method = lay_out(features[sample], seed)
     names = dataset.names()
-    content = table(names, found)
-    for axis, values in zip("xy", places.T, strict=True):
-        content[axis] = [""] * len(names)
-        for index, value in zip(sample.tolist(), rounded(values), strict=True):
-            content[axis][index] = value
-    content |= columns or {}
-    write_csv(content, zip(*content.values(), strict=True), folder / "clusters.csv")
-
-    path = folder / "report.html"
+    rows = table(names, found) | {axis: [""] * len(names) for axis in "xy"}
+    page, path = None, folder / "report.html"
+    path.unlink(missing_ok=True)
     with or_a_warning(path):
-        for cluster in page["clusters"]:
-            known = cluster["cluster"] in class_of
-            cluster["name"] = cluster["class"] = truth[1][class_of[cluster["cluster"]]] if known else None
-        page |= {
-            "title": about["title"],
-            "results": shlex.quote(str(about["results"])),
-            "id": hashlib.sha256(repr((names, found["cluster"].tolist())).encode()).hexdigest()[:16],
-            "made": datetime.date.today().isoformat(),
-            "about": about["facts"],
-            "sample": len(sample) if len(sample) < len(names) else None,
-            "num_images": len(names),
-            "unsure": {"below": UNSURE, "count": int((found["confidence"] < UNSURE).sum())},
-            "verdicts": verdicts(figures, about["advice"]),
-            "curves": contents.curves(about["epochs"]),
-            "folder": about["folder"],
-            "map_method": METHODS[method],
-            "map_note": "",
-        }
+        lists = _lists(found, figures, truth)
+        sample = content.choose_sample(len(names), lists, seed)
+        places, method = lay_out(features[sample], seed)
+        for axis, values in zip("xy", places.T, strict=True):
+            for index, value in zip(sample.tolist(), rounded(values), strict=True):
+                rows[axis][index] = value
+        page = _head(names, found, figures, about) | lists | {"map_method": METHODS[method]}
+    rows |= columns or {}
+    write_csv(rows, zip(*rows.values(), strict=True), folder / "clusters.csv")
+    if page is None:
+        return
+    with or_a_warning(path):
         row_of = torch.full((len(names),), -1)
         row_of[sample] = torch.arange(len(sample))
-        page = contents.with_rows(page, lambda index: row_of[index].item())
+        page = content.with_rows(page, lambda index: row_of[index].item())
+        page["sample"] = len(sample) if len(sample) < len(names) else None
         page["images"] = _images(names, features, found, sample, row_of, places, truth)
         page = _readable(page) | {"thumbnails": draw_sheets(dataset, sample.tolist())}
         with atomic(path) as temporary:
@@ -83,35 +78,59 @@ def write(folder, dataset, features, found, figures, about, truth=None, columns=
         log.info("report in %s", path)
 
 
+def _head(names, found, figures, about):
+    """What the page says of all images."""
+    results = about["results"]
+    return {
+        "title": about["title"],
+        "how": LEARNED[figures.get("labels_in_pretraining", False)],
+        "results": None if results is None else shlex.quote(str(results)),
+        "id": hashlib.sha256(repr((names, found["cluster"].tolist())).encode()).hexdigest()[:16],
+        "made": datetime.date.today().isoformat(),
+        "about": about["facts"],
+        "num_images": len(names),
+        "num_copies": figures["copy"],
+        "num_near": figures["near_duplicate"],
+        "unsure": {"below": UNSURE, "count": int((found["confidence"] < UNSURE).sum())},
+        "verdicts": verdicts(figures, about["advice"]),
+        "curves": content.curves(about["epochs"]),
+        "folder": about["folder"],
+    }
+
+
 def _lists(found, figures, truth):
-    """The lists of the page, with indices of all images; and dict cluster -> index of its class."""
-    clusters = list(contents.clusters_of(found, figures["prototypes"]))
-    compared, class_of = contents.compare(found, figures, *truth) if truth else (None, {})
-    page = {
+    """The lists of the page, with indices of all images."""
+    clusters = list(content.clusters_of(found, figures["prototypes"]))
+    compared, class_of = content.compare(found, figures, *truth) if truth else (None, {})
+    for number, cluster in enumerate(clusters):
+        cluster["name"] = truth[1][class_of[number]] if number in class_of else None
+    return {
         "clusters": clusters,
-        "borderline": contents.borderline(found),
-        "pairs": contents.mergeable(found, clusters),
-        "copies": contents.copies(found),
-        "num_copies": int((found["copy_of"] >= 0).sum()),
-        "near": contents.near_duplicates(found),
-        "num_near": int((found["near_duplicate_of"] >= 0).sum()),
-        "outliers": contents.outliers(found),
+        "borderline": content.borderline(found),
+        "pairs": content.mergeable(found, clusters),
+        "copies": content.copies(found),
+        "near": content.near_duplicates(found),
+        "outliers": content.outliers(found),
         "labels": compared,
     }
-    return page, class_of
 
 
 def _images(names, features, found, sample, row_of, places, truth):
     """The columns of the images on the page, dict of lists."""
     row_of = torch.cat([row_of, torch.tensor([-1])])  # so that -1 stays -1
     neighbors = found["neighbors"]
+    copies = copies_of(found)[sample]
     if len(sample) < len(names):  # those that are on the page, too
-        near = mining.mine(F.normalize(features[sample].float(), dim=1), NEIGHBORS)
-        neighbors = sample[without_itself(near)]
+        first = duplicates.first_of(found["first"][sample].tolist())
+        similar = F.normalize(features[sample].float(), dim=1)
+        mined = duplicates.mine_distinct(similar, count_neighbors(first), first)
+        neighbors = sample[mined[others_of(mined)].view(len(sample), -1)]
         found = {name: values[sample] for name, values in found.items()}
     images = {
         "name": [names[i] for i in sample.tolist()],
         "neighbors": row_of[neighbors].tolist(),
+        "copy_of": row_of[copies].tolist(),
+        "near_duplicate_of": row_of[found["near_duplicate_of"]].tolist(),
         "x": _short(places[:, 0]),
         "y": _short(places[:, 1]),
     }
@@ -119,8 +138,6 @@ def _images(names, features, found, sample, row_of, places, truth):
         images[name] = found[name].tolist()
     for name in ("confidence", "runner_up_confidence"):
         images[name] = _short(found[name])
-    for name in ("copy_of", "near_duplicate_of"):
-        images[name] = row_of[found[name]].tolist()
     if truth:
         images["label"] = truth[0][sample].tolist()
     return images

@@ -7,11 +7,12 @@ import torch
 from utils.analysis import metrics
 from utils.analysis.plots import curves_of
 
-from .rows import UNSURE
+from .rows import UNSURE, copies_of
+from .words import percent
 
 SHOWN = 10_000  # images on the page at most
 MOST, LEAST = 12, 6  # images of a cluster: the most and the least confident
-BORDERLINE, GROUPS, PAIRS, OUTLIERS, WRONG = 120, 60, 60, 40, 60  # images in lists, at most
+BORDERLINE, GROUPS, GROUP, PAIRS, OUTLIERS, WRONG = 120, 60, 12, 60, 40, 60  # in lists, at most
 MERGEABLE, BETWEEN = 0.1, 8  # share of neighbors in another cluster; images shown between two clusters
 MERGEABLE_PAIRS = 12
 BINS = 20  # of the histograms of confidence
@@ -25,7 +26,7 @@ def clusters_of(found, prototypes):
         prototypes: list of C image indices, None for an empty cluster.
     """
     c = len(prototypes)
-    most, least = max(1, min(MOST, SHOWN // 4 // c)), min(LEAST, SHOWN // 8 // c)
+    most, least = min(MOST, SHOWN // 4 // c), min(LEAST, SHOWN // 8 // c)
     for cluster, prototype in enumerate(prototypes):
         members = (found["cluster"] == cluster).nonzero().squeeze(1)
         confidence, order = found["confidence"][members].sort(descending=True, stable=True)
@@ -59,40 +60,46 @@ def mergeable(found, clusters):
     """
     c, k = len(clusters), found["neighbors"].size(1)
     theirs = found["cluster"][found["neighbors"]]  # (N, k)
-    table = (found["cluster"][:, None] * c + theirs).flatten().bincount(minlength=c * c).view(c, c)
-    shares = (table / table.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
-    pairs, seen = [], set()
-    for place in shares.flatten().argsort(descending=True, stable=True).tolist():
-        a, b = divmod(place, c)
-        share = shares[a, b].item()
-        if share < MERGEABLE or len(pairs) == MERGEABLE_PAIRS:
-            break
-        if (b, a) in seen:
-            continue
-        seen.add((a, b))
-        across = torch.zeros(len(theirs), dtype=torch.int64)
-        for own, other in ((a, b), (b, a)):
-            mask = found["cluster"] == own
-            across[mask] = (theirs[mask] == other).sum(1)
-        between = across.argsort(descending=True, stable=True)[:BETWEEN]
-        text = f"Of the images most similar to those of cluster {a}, {100 * share:.0f} % are in cluster {b}"
-        pairs.append({
-            "clusters": [a, b],
-            "share": share,
-            "text": f"{text} ({k} for each image).",
-            "between": between[across[between] > 0].tolist(),
-            "most": [clusters[a]["most"][:4], clusters[b]["most"][:4]],
-        })  # fmt: skip
-    return pairs
+    pairs, counts = (found["cluster"][:, None] * c + theirs).unique(return_counts=True)
+    sizes = k * found["cluster"].bincount(minlength=c)
+    shares = sorted(
+        (
+            (count / sizes[pair // c].item(), divmod(pair, c))
+            for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)
+        ),
+        key=lambda entry: (-entry[0], entry[1]),
+    )
+    best = {}
+    for share, (a, b) in shares:
+        if a != b and share >= MERGEABLE and (b, a) not in best:
+            best[a, b] = share
+    return [_pair(found, clusters, theirs, *pair, share) for pair, share in best.items()][:MERGEABLE_PAIRS]
+
+
+def _pair(found, clusters, theirs, a, b, share):
+    across = torch.zeros(len(theirs), dtype=torch.int64)
+    for own, other in ((a, b), (b, a)):
+        mask = found["cluster"] == own
+        across[mask] = (theirs[mask] == other).sum(1)
+    between = across.argsort(descending=True, stable=True)[:BETWEEN]
+    where = f"Of the images most similar to those of cluster {a}, {percent(share)} are in cluster {b}"
+    return {
+        "clusters": [a, b],
+        "share": share,
+        "text": f"{where} ({theirs.size(1)} for each image).",
+        "between": between[across[between] > 0].tolist(),
+        "most": [clusters[a]["most"][:4], clusters[b]["most"][:4]],
+    }
 
 
 def copies(found):
-    """Groups of images with the same content, the largest first."""
+    """Groups of images with the same content, the largest first, each cut to GROUP images."""
     groups = {}
-    for index in (found["copy_of"] >= 0).nonzero().flatten().tolist():
-        groups.setdefault(found["copy_of"][index].item(), []).append(index)
-    groups = [[first, *others][:GROUPS] for first, others in groups.items()]
-    return sorted(groups, key=len, reverse=True)[:GROUPS]
+    for index in (copies_of(found) >= 0).nonzero().flatten().tolist():
+        first = found["first"][index].item()
+        groups.setdefault(first, [first]).append(index)
+    groups = sorted(groups.values(), key=len, reverse=True)
+    return [group[:GROUP] for group in groups[:GROUPS]]
 
 
 def near_duplicates(found):
@@ -105,6 +112,8 @@ def near_duplicates(found):
 
 def outliers(found):
     """The images least similar to their neighbors, with that similarity."""
+    if not found["neighbors"].size(1):
+        return []
     similarity = found["neighbor_similarity"]
     return [[i, similarity[i].item()] for i in similarity.argsort(stable=True)[:OUTLIERS].tolist()]
 
@@ -143,10 +152,14 @@ def compare(found, figures, labels, classes, what):
     order = found["confidence"].argsort(descending=True, stable=True)
     wrong = order[(labeled & (expected != labels))[order]][:WRONG].tolist()
     names = {"acc": "ACC", "nmi": "NMI", "ari": "ARI"}
-    note = ""
+    notes = []
+    if not labeled.all():
+        notes.append(
+            f"{int(labeled.sum()):,} of the {len(labels):,} images have a class; the others do not count."
+        )
     if c != len(classes):
         names["majority_vote_acc"] = "ACC by majority vote"
-        note = f"{c} clusters for {len(classes)} classes: ACC is after one-to-one matching."
+        notes.append(f"{c} clusters for {len(classes)} classes: ACC is after one-to-one matching.")
     page = {
         "what": what,
         "classes": classes,
@@ -154,7 +167,7 @@ def compare(found, figures, labels, classes, what):
         "columns": ["none" if cluster is None else str(cluster) for cluster in columns],
         "matrix": [[round(share, 4) for share in row] for row in matrix.tolist()],
         "wrong": [[i, f"{classes[labels[i]]}, not {classes[expected[i]]}"] for i in wrong],
-        "note": note,
+        "note": " ".join(notes),
     }
     return page, class_of
 

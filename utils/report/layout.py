@@ -60,7 +60,12 @@ def _umap():
 
 
 def _scaled(places):
-    """Stretch places (N, 1 or 2) until they fill the unit square; the middle for an axis without extent."""
+    """Stretch places (N, 1 or 2) until they fill the unit square; the middle for an axis without extent.
+
+    So it is for an image without a place, as UMAP leaves one that is nobody's neighbor.
+    """
     places = F.pad(places.float(), (0, 2 - places.size(1)))
+    placed = places.isfinite().all(1, keepdim=True)
+    places = places.where(placed, places[placed[:, 0]].mean(0))
     low, high = places.amin(0), places.amax(0)
     return (places - (low + high) / 2) / (high - low).clamp(min=1e-12) + 0.5

@@ -188,6 +188,7 @@ function fillLists() {
 
 const namesKey = `scan-report-names:${data.id}`;
 const names = data.clusters.map(({ name }) => clean(name ?? ''));
+const typed = {}; // of them, those that were typed: cluster -> name
 
 // One line without control characters, as names.csv needs it.
 function clean(name) {
@@ -196,20 +197,24 @@ function clean(name) {
 
 const nameOf = (cluster) => (names[cluster] ? `${names[cluster]} (${cluster})` : `Cluster ${cluster}`);
 
+function rename(cluster, name) {
+  names[cluster] = clean(name);
+  typed[cluster] = names[cluster];
+}
+
 function readNames() {
   let kept = null;
   try {
     kept = JSON.parse(localStorage.getItem(namesKey));
   } catch { /* no storage, or not ours: the names start as they came */ }
-  if (!Array.isArray(kept)) return;
-  kept.slice(0, names.length).forEach((name, cluster) => {
-    if (typeof name === 'string') names[cluster] = clean(name);
-  });
+  for (const [cluster, name] of Object.entries(kept ?? {})) {
+    if (cluster in names && typeof name === 'string') rename(cluster, name);
+  }
 }
 
 function keepNames() {
   try {
-    localStorage.setItem(namesKey, JSON.stringify(names));
+    localStorage.setItem(namesKey, JSON.stringify(typed));
   } catch { /* no storage: they last as long as the page */ }
 }
 
@@ -228,7 +233,7 @@ function startNames() {
     const cluster = Number(input.dataset.cluster);
     input.value = names[cluster];
     input.addEventListener('input', () => {
-      names[cluster] = clean(input.value);
+      rename(cluster, input.value);
       keepNames();
       showNames($$(`[data-name="${cluster}"]`));
     });
@@ -452,8 +457,8 @@ function showDetail() {
   if (nearOf >= 0) facts.push(fact('Near duplicate of', goTo(nearOf)));
   $('#facts').replaceChildren(...facts);
   const link = $('#open');
-  link.hidden = data.folder === null;
-  if (data.folder !== null) link.href = fileOf(images.name[row]);
+  link.hidden = data.folder === null || images.name[row].includes('\\'); // escapes are not the file's name
+  if (!link.hidden) link.href = fileOf(images.name[row]);
   const nearest = images.neighbors[row];
   $('#nearest').hidden = nearest.length === 0;
   $('#neighbors').dataset.rows = nearest.join(',');

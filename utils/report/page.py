@@ -2,11 +2,12 @@
 
 import base64
 import hashlib
-import math
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from .words import figure, number, percent, plural
 
 HERE = Path(__file__).parent
 MOST_CELLS = 30  # classes and clusters up to which the confusion matrix is a table
@@ -22,7 +23,7 @@ def render(content):
     only becomes text there. The page's policy allows no other script and no connection.
 
     Args:
-        content: dict, as `content.build` gives it.
+        content: dict, see `write` of this package and content.py.
 
     Returns:
         str, the HTML, to be encoded as UTF-8.
@@ -39,7 +40,9 @@ def render(content):
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters.update(number=number, percent=percent, plural=plural)
+    environment.filters.update(
+        number=number, percent=lambda share: percent(share).replace(" ", NO_BREAK), plural=plural
+    )
     return environment.get_template("page.html").render(
         content,
         style=Markup(style),
@@ -73,36 +76,6 @@ def data_of_script(content):
 
 def is_table(labels):
     return labels is not None and max(len(labels["classes"]), len(labels["columns"])) <= MOST_CELLS
-
-
-# --- numbers, as people read them ----------------------------------------------------------------
-
-
-def number(count):
-    """12345 -> 12,345."""
-    return f"{count:,}"
-
-
-def percent(share):
-    """0.973 -> 97 %. Only none is 0 % and only all is 100 %."""
-    value = 100 * share
-    if 0 < value < 0.1:
-        return f"<0.1{NO_BREAK}%"
-    if 0 < value < 1:
-        return f"{math.floor(10 * value + 0.5) / 10:.1f}{NO_BREAK}%"
-    if 99 < value < 100:
-        return f"{math.floor(10 * value) / 10:.1f}{NO_BREAK}%"
-    return f"{math.floor(value + 0.5)}{NO_BREAK}%"  # a half goes up, as in the script
-
-
-def figure(value):
-    """A figure of four digits."""
-    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
-
-
-def plural(count, singular, several=None):
-    """1 image, 12,345 images."""
-    return f"{number(count)} {singular if count == 1 else several or singular + 's'}"
 
 
 # --- drawings ------------------------------------------------------------------------------------

@@ -23,32 +23,53 @@ def describe(dataset, features, probabilities, prototypes, device="cpu", library
 
     Returns:
         dict of tensors on the CPU, (N,) each but for `neighbors`: `cluster`, `runner_up` int64; `confidence`,
-        `runner_up_confidence` float32; `prototype_similarity`, the cosine similarity with the prototype;
-        `neighbors` int64 (N, k), the nearest first, k = NEIGHBORS or all other distinct images;
-        `neighbor_similarity`, their mean cosine similarity; `copy_of`, `near_duplicate_of` int64, the first
-        such image, or -1; `near_duplicate_similarity`, their cosine similarity.
+        `runner_up_confidence` float32, to four decimals; `prototype_similarity`, the cosine similarity with
+        the prototype; `neighbors` int64 (N, k), the nearest first, NEIGHBORS or all other distinct images;
+        `neighbor_similarity`, their mean cosine similarity; `first` int64, the first image of this content;
+        `near_duplicate_of` int64, or -1, and `near_duplicate_similarity`.
     """
     features = F.normalize(features.float().cpu(), dim=1)
-    best, ranked = probabilities.float().cpu().topk(2, 1)
-    best = best.round(decimals=4)  # as in the table, so that counts agree with it
+    probabilities = probabilities.float().cpu()
+    confidence, clusters = probabilities.max(1)
+    second, runners_up = probabilities.scatter(1, clusters[:, None], -1.0).max(1)
     of_cluster = torch.tensor([-1 if index is None else index for index in prototypes])
     first = duplicates.first_copies(dataset)
-    k = min(NEIGHBORS, duplicates.count_distinct(first) - 1)
-    mined = duplicates.mine_distinct(features, k, first, device, library)
-    others = without_itself(mined)
-    near = duplicates.near_duplicates(features, mined, first)
+    mined = duplicates.mine_distinct(features, count_neighbors(first), first, device, library)
+    similarity = neighbors.similarities(features, mined)
+    near, near_similarity = duplicates.near_duplicates(mined, similarity, first)
+    others = others_of(mined)
     return {
-        "cluster": ranked[:, 0],
-        "confidence": best[:, 0],
-        "runner_up": ranked[:, 1],
-        "runner_up_confidence": best[:, 1],
-        "prototype_similarity": (features * features[of_cluster[ranked[:, 0]]]).sum(1),
-        "neighbors": others,
-        "neighbor_similarity": neighbors.similarities(features, others).sum(1) / max(k, 1),
-        "copy_of": first.where(first != torch.arange(len(first)), -1),
+        "cluster": clusters,
+        "confidence": confidence.round(decimals=4),  # as in the table, so that counts agree with it
+        "runner_up": runners_up,
+        "runner_up_confidence": second.round(decimals=4),
+        "prototype_similarity": neighbors.similarities(features, of_cluster[clusters][:, None])[:, 0],
+        "neighbors": mined[others].view(len(mined), -1),
+        "neighbor_similarity": similarity[others].view(len(mined), -1).sum(1) / max(1, mined.size(1) - 1),
+        "first": first,
         "near_duplicate_of": near,
-        "near_duplicate_similarity": (features * features[near]).sum(1),
+        "near_duplicate_similarity": near_similarity,
     }
+
+
+def count_neighbors(first):
+    """The number of an image's neighbors; `first`: see duplicates.first_copies."""
+    return min(NEIGHBORS, duplicates.count_distinct(first) - 1)
+
+
+def others_of(mined):
+    """Which of the mined neighbors (N, 1 + k) are not the image itself: bool, k in a row.
+
+    Where the image is missing, the last one is left out.
+    """
+    itself = mined == torch.arange(len(mined))[:, None]
+    itself[:, -1] |= ~itself.any(1)
+    return ~itself
+
+
+def copies_of(found):
+    """The first image of which each is a copy, int64 (N,), or -1."""
+    return found["first"].where(found["first"] != torch.arange(len(found["first"])), -1)
 
 
 def figures_of(found, num_clusters):
@@ -61,16 +82,9 @@ def figures_of(found, num_clusters):
         "mean_confidence": found["confidence"].mean().item(),
         "unsure": unsure.double().mean().item(),
         "unsure_by_cluster": [round(share, 4) for share in (counts[0] / counts[1].clamp(min=1)).tolist()],
-        "copy": int((found["copy_of"] >= 0).sum()),
+        "copy": len(found["first"]) - duplicates.count_distinct(found["first"]),
         "near_duplicate": int((found["near_duplicate_of"] >= 0).sum()),
     }
-
-
-def without_itself(mined):
-    """Mined neighbors int64 (N, 1 + k) without the image itself, or without the last one: int64 (N, k)."""
-    itself = mined == torch.arange(len(mined))[:, None]
-    itself[:, -1] |= ~itself.any(1)
-    return mined[~itself].view(len(mined), -1)
 
 
 def table(names, found):
@@ -86,7 +100,7 @@ def table(names, found):
         "runner_up": found["runner_up"].tolist(),
         "runner_up_confidence": rounded(found["runner_up_confidence"]),
         "prototype_similarity": rounded(found["prototype_similarity"]),
-        "copy_of": named(found["copy_of"]),
+        "copy_of": named(copies_of(found)),
         "near_duplicate_of": named(found["near_duplicate_of"]),
     }
 

@@ -5,6 +5,7 @@ import torch
 from utils.analysis import health
 
 from .rows import UNSURE
+from .words import percent
 
 MANY_UNSURE = 0.3
 WORST = 3  # clusters that are named
@@ -37,7 +38,9 @@ def _sentence(text):
 
 
 def _features(figures):
-    if figures["neighbors"]["verdict"] == "go":
+    if figures["neighbors"]["by_chance"] >= 1:
+        yield _verdict("note", "There are too few images to judge the features.")
+    elif figures["neighbors"]["verdict"] == "go":
         yield _verdict(
             "good", "The features show groups: an image's nearest neighbors are often each other's neighbors."
         )
@@ -57,24 +60,24 @@ def _clusters(figures, advice):
         which = f"cluster {empty[0]} is" if len(empty) == 1 else f"clusters {health.listed(empty, 10)} are"
         yield _verdict("warning", f"{which.capitalize()} empty.", _sentence(advice["dead"]))
     if health.is_dominant(sizes):
-        share = 100 * sizes.max().item() / sizes.sum().item()
-        text = f"Cluster {sizes.argmax().item()} holds {share:.0f} % of the images."
+        share = percent(sizes.max().item() / sizes.sum().item())
+        text = f"Cluster {sizes.argmax().item()} holds {share} of the images."
         yield _verdict("warning", text, _sentence(advice["dominant"]))
     if not empty and not health.is_dominant(sizes):
         smallest, largest = sizes.min().item(), sizes.max().item()
-        yield _verdict("good", f"All clusters are in use: {smallest:,} to {largest:,} images each.")
+        range_ = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+        yield _verdict("good", f"All clusters are in use: {range_} images each.")
     if "uncovered" in troubles:
         text = "Self-labeling had no confident image in most clusters to start from."
         yield _verdict("warning", text, _sentence(advice["uncovered"]))
     if "merged" in troubles:
         text = "Self-labeling merged clusters that were apart before it."
         yield _verdict("warning", text, _sentence(advice["merged"]))
-    unsure = (
-        f"The model is unsure of {100 * figures['unsure']:.0f} % of the images (confidence below {UNSURE:g})"
-    )
+    share = percent(figures["unsure"])
+    unsure = f"The model is unsure of {share} of the images (confidence below {UNSURE:g})"
     if figures["unsure"] > MANY_UNSURE:
-        shares = torch.tensor(figures["unsure_by_cluster"])
-        worst = [f"{i} ({100 * shares[i]:.0f} %)" for i in shares.argsort(descending=True)[:WORST].tolist()]
+        shares = sorted(enumerate(figures["unsure_by_cluster"]), key=lambda entry: -entry[1])
+        worst = [f"{cluster} ({percent(share)})" for cluster, share in shares[:WORST]]
         look = (
             f"Most so in clusters {', '.join(worst)}. Look at the borderline images: where both candidates "
             "are the same sort, give fewer clusters (--clusters, or num_classes); where neither fits, more."
@@ -87,7 +90,7 @@ def _clusters(figures, advice):
 def _opinions(figures):
     for name, agreement in figures.get("agreement", {}).items():
         share = agreement["matched"]
-        text = f"{OTHERS[name]} of the same features agrees on {100 * share:.0f} % of the images."
+        text = f"{OTHERS[name]} of the same features agrees on {percent(share)} of the images."
         level = "warning" if share < UNLIKE else "good"
         advice = ""
         if share < UNLIKE:
@@ -103,4 +106,4 @@ def _copies(figures):
     found = [f"{name}: {count:,}" for name, count in counts.items() if count]
     if found:
         text = f"Some images are there more than once ({', '.join(found)})."
-        yield _verdict("note", text, "They count as images in all numbers; see the list.")
+        yield _verdict("note", text, "They count as images in all numbers.")
