@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -114,6 +115,23 @@ def test_the_same_command_again_changes_nothing(command, capsys):
     cluster.main(argv)
     assert capsys.readouterr().out.count("done before") == 2
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.pth.tar")}
+
+
+def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeypatch):
+    """Also those of a version that made no report."""
+    argv, folder = copied(command, tmp_path)
+    before = {p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]}
+    (folder / "report.html").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cluster, "save_contact_sheets", mock.Mock(side_effect=KeyboardInterrupt))
+        cluster.main(argv)
+    assert not (folder / "metrics.json").exists()
+    shutil.rmtree(folder / "clusters")
+    cluster.main(argv)
+    assert before == {
+        p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]
+    }
+    assert json.loads((folder / "metrics.json").read_text())["num_clusters"] == 4
 
 
 def test_a_step_can_be_repeated_from_its_file(command, tmp_path):
