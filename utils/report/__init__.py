@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from utils.analysis import neighbors as mining
+from utils.analysis.calibration import UNSURE
 from utils.analysis.plots import or_a_warning
 from utils.files import atomic, write_csv
 
 from . import content as contents
 from .layout import METHODS, lay_out
 from .page import render
-from .rows import NEIGHBORS, UNSURE, describe, figures_of, rounded, table, without_itself
+from .rows import NEIGHBORS, describe, figures_of, rounded, table, without_itself
 from .thumbnails import draw_sheets
 from .verdicts import verdicts
 
