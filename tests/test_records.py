@@ -8,7 +8,7 @@ import torch
 from steps import ROOT
 
 from reproduce import METHODS
-from utils.analysis import metrics, tables
+from utils.analysis import calibration, metrics, tables
 
 RECORDS = sorted((ROOT / "docs/records").glob("*.json"))
 # of a run before there was --record: ACC, NMI, ARI in %, as in docs/LOG.md
@@ -49,3 +49,24 @@ def test_figures_of_an_earlier_run(run):
     found = np.load(ROOT / f"docs/records/{run}.npz")
     for step, figures in FIGURES[run].items():
         assert [round(100 * figure, 1) for figure in figures_of(found, step)] == list(figures)
+
+
+def calibration_row(dataset, step):
+    """A row of the table in docs/RUNS.md: the mean over the seeds, in %."""
+    kept = np.load(ROOT / "docs/records/calibration.npz")
+    figures = []
+    for seed in sorted({name.split("/")[1] for name in kept if name.startswith(f"{dataset}/")}):
+        names = (f"{dataset}/{seed}/{step}/{name}" for name in ("confidence", "right"))
+        confidence, right = (torch.from_numpy(kept[name]) for name in names)
+        found = calibration.summarize(confidence, right)
+        sure, unsure, curve = found["sure"], found["unsure"], found["coverage"]["accuracy"]
+        share = sure["count"] / len(right)
+        figures.append([curve[-1], found["ece"], share, sure["accuracy"], unsure["accuracy"], curve[9]])
+    cells = (f"{100 * value:.1f}" for value in np.mean(figures, 0))
+    return f"| {dataset}, {METHODS[step]} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("step", METHODS)
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "mnist-short", "fashion-mnist-short"])
+def test_the_table_of_calibration(dataset, step):
+    assert calibration_row(dataset, step) in (ROOT / "docs/RUNS.md").read_text(encoding="utf-8").splitlines()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils import report
-from utils.analysis import duplicates, health, metrics
+from utils.analysis import calibration, duplicates, health, metrics
 from utils.analysis.prototypes import find_prototypes
 from utils.report import content, layout, rows, thumbnails
 from utils.report.verdicts import verdicts
@@ -197,6 +197,15 @@ def test_what_labels_say(tmp_path, pages):
     assert page["figures"][0] == ["ACC", f"{100 * figures['acc']:.1f} %"]
     assert page["note"] == "180 of the 200 images have a class; the others do not count."
     assert [card["name"] for card in pages[0]["clusters"]] == list("abcd")
+    known = labels >= 0
+    right, confidence = (clusters == labels)[known], found["confidence"][known]
+    error = calibration.expected_calibration_error(confidence, right)
+    shares = [100 * right[part].double().mean() for part in (confidence >= 0.8, confidence < 0.8)]
+    assert page["figures"][3:] == [
+        ["expected calibration error", f"{100 * error:.1f} %"],
+        ["sure images (≥ 0.8) that are right", f"{shares[0]:.1f} %"],
+        ["other images that are right", f"{shares[1]:.1f} %"],
+    ]
     assert pages[0]["images"]["label"] == labels.tolist()
 
 
@@ -206,7 +215,7 @@ def test_more_clusters_than_classes(tmp_path, pages):
     write(tmp_path, Dataset(200), features, probabilities, (labels // 2, ["low", "high"], "folders"))
     assert [card["name"] for card in pages[0]["clusters"]] == ["low", "low", "high", "high"]
     page = pages[0]["labels"]
-    assert "4 clusters for 2 classes" in page["note"] and page["figures"][-1][0] == "ACC by majority vote"
+    assert "4 clusters for 2 classes" in page["note"] and page["figures"][3][0] == "ACC by majority vote"
     assert len(page["columns"]) == 4 and len(page["matrix"]) == 2
 
 

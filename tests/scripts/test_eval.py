@@ -28,9 +28,11 @@ def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
     )
     assert {p.name for p in tmp_path.iterdir()} >= {"metrics.json", "confusion_matrix.png", "prototypes.png"}
     now, then = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, results / step))
-    for key in ("acc", "nmi", "ari", "ami", "top5", "majority_vote_acc", "cluster_sizes", "matches"):
+    accuracies = "acc", "nmi", "ari", "ami", "top5", "majority_vote_acc"
+    for key in (*accuracies, "cluster_sizes", "matches", "calibration"):
         assert now[key] == then[key], key
-    assert sum(now["cluster_sizes"]) == 360
+    assert sum(now["cluster_sizes"]) == sum(now["calibration"]["bins"]["count"]) == 360
+    assert now["calibration"]["coverage"]["accuracy"][-1] == round(now["acc"], 4)
     empty = [index is None for index in now["prototypes"]]
     assert empty == [size == 0 for size in now["cluster_sizes"]]
 

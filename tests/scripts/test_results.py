@@ -28,8 +28,9 @@ def test_files(results):
     }
     mined = {"topk-train-neighbors.npy", "topk-val-neighbors.npy"}
     assert {p.name for p in (results / "pretext").iterdir()} == every | mined
+    of_labels = {"confusion_matrix.png", "calibration.png"}
     for step in ("scan", "selflabel"):
-        assert {p.name for p in (results / step).iterdir()} >= every | {"confusion_matrix.png"}
+        assert {p.name for p in (results / step).iterdir()} >= every | of_labels
 
 
 def test_neighbors(results):
@@ -115,7 +116,7 @@ def test_pictures(pictures, after):
     """As all other tests do not."""
     root = after("pretext")
     run("scan", root, "epochs=1")
-    for name in ("curves", "confusion_matrix"):
+    for name in ("curves", "confusion_matrix", "calibration"):
         with Image.open(root / f"digits/scan/{name}.png") as image:
             image.load()
             assert min(image.size) > 200

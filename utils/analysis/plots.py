@@ -140,6 +140,45 @@ def save_confusion_matrix(matrix, rows, columns, path):
         figure.colorbar(picture, ax=axes, label="share of the true class")
 
 
+def save_calibration(found, path):
+    """Draw what calibration.summarize returned.
+
+    A reliability diagram above a histogram of confidence, and the coverage-accuracy curve beside them. Dashed
+    lines are where images begin to count as unsure.
+    """
+    bins, coverage = found["bins"], found["coverage"]
+    width = 1 / len(bins["count"])
+    middles = [(i + 0.5) * width for i in range(len(bins["count"]))]
+    total = sum(bins["count"])
+    with _figure(path, figsize=(9, 4.5), layout="constrained") as figure:
+        layout = [["reliability", "coverage"], ["histogram", "coverage"]]
+        axes = figure.subplot_mosaic(layout, height_ratios=[3, 1])
+        reliability, histogram, curve = (axes[name] for name in ("reliability", "histogram", "coverage"))
+        filled = [i for i, count in enumerate(bins["count"]) if count]
+        mean, accuracy = ([bins[name][i] for i in filled] for name in ("confidence", "accuracy"))
+        reliability.bar([middles[i] for i in filled], accuracy, 0.94 * width, color="tab:blue", alpha=0.5)
+        reliability.plot(mean, accuracy, "o", color="tab:blue", markersize=4)
+        reliability.plot([0, 1], [0, 1], linestyle=":", color="gray")
+        reliability.set_title(f"expected calibration error {100 * found['ece']:.1f} %", fontsize=9)
+        reliability.set_ylabel("accuracy", fontsize=8)
+        reliability.set_ylim(0, 1.02)
+        histogram.bar(middles, [count / total for count in bins["count"]], 0.94 * width, color="tab:gray")
+        histogram.set_xlabel("confidence", fontsize=8)
+        histogram.set_ylabel("share of images", fontsize=8)
+        for panel in (reliability, histogram):
+            panel.set_xlim(0, 1)
+            panel.axvline(found["unsure_below"], linestyle="--", linewidth=1, color="tab:orange")
+        curve.plot(coverage["share"], coverage["accuracy"], marker=".")
+        curve.set_title("accuracy of the most confident images", fontsize=9)
+        curve.set_xlabel("share of images", fontsize=8)
+        curve.set_ylabel("accuracy", fontsize=8)
+        curve.axvline(found["sure"]["count"] / total, linestyle="--", linewidth=1, color="tab:orange")
+        curve.set_xlim(0, 1.02)
+        for panel in axes.values():
+            panel.tick_params(labelsize=7)
+            panel.grid(alpha=0.3)
+
+
 def save_image_sheet(cells, path):
     """A grid of images, COLUMNS in a row, under their titles.
 

@@ -6,7 +6,7 @@ import torch
 
 from utils.files import write_csv, write_json
 
-from . import health, metrics, plots
+from . import calibration, health, metrics, plots
 
 log = logging.getLogger(__name__)
 
@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 PARTS = (
     "assignment.csv",
     "confusion_matrix.png",
+    "calibration.png",
     "prototypes.png",
     "neighbors.png",
     "clusters.csv",
@@ -31,7 +32,9 @@ def write_figures(figures, folder):
 
 
 def report_clusters(folder, probabilities, dataset, about):
-    """Evaluate an assignment; write metrics.json, assignment.csv and, with labels, confusion_matrix.png.
+    """Evaluate an assignment; write metrics.json and assignment.csv.
+
+    With labels, also confusion_matrix.png and calibration.png.
 
     Args:
         folder: where to write.
@@ -73,6 +76,8 @@ def report_clusters(folder, probabilities, dataset, about):
                 "%d clusters for %d classes: ACC is after one-to-one matching; by majority vote %.2f %%",
                 len(sizes), len(classes), 100 * figures["majority_vote_acc"],
             )  # fmt: skip
+        right = calibration.correct(clusters, labels, figures["matches"], len(sizes), len(classes))
+        figures["calibration"] = calibration.summarize(confidence, right)
     write_figures(figures, folder)
     shown = (f"{value:.4f}" for value in confidence.tolist())
     rows = zip(dataset.names(), clusters.tolist(), shown, strict=True)
@@ -83,4 +88,5 @@ def report_clusters(folder, probabilities, dataset, about):
         )
         names = ["(none)" if cluster is None else str(cluster) for cluster in columns]
         plots.save_confusion_matrix(matrix, classes, names, folder / "confusion_matrix.png")
+        plots.save_calibration(figures["calibration"], folder / "calibration.png")
     return figures

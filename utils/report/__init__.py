@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from utils.analysis import duplicates
+from utils.analysis.calibration import UNSURE
 from utils.analysis.plots import or_a_warning
 from utils.files import atomic, write_csv
 
 from . import content
 from .layout import METHODS, lay_out
 from .page import render
-from .rows import UNSURE, copies_of, count_neighbors, describe, figures_of, others_of, rounded, table
+from .rows import copies_of, count_neighbors, describe, figures_of, others_of, rounded, table
 from .thumbnails import draw_sheets
 from .verdicts import verdicts
 

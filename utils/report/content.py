@@ -4,10 +4,11 @@ import math
 
 import torch
 
-from utils.analysis import metrics
+from utils.analysis import calibration, metrics
+from utils.analysis.calibration import UNSURE
 from utils.analysis.plots import curves_of
 
-from .rows import UNSURE, copies_of
+from .rows import copies_of
 from .words import percent
 
 SHOWN = 10_000  # images on the page at most
@@ -151,6 +152,9 @@ def compare(found, figures, labels, classes, what):
     expected = torch.tensor([class_of.get(cluster, -1) for cluster in range(c)])[found["cluster"]]
     order = found["confidence"].argsort(descending=True, stable=True)
     wrong = order[(labeled & (expected != labels))[order]][:WRONG].tolist()
+    right = calibration.correct(
+        found["cluster"][labeled], labels[labeled], figures["matches"], c, len(classes)
+    )
     names = {"acc": "ACC", "nmi": "NMI", "ari": "ARI"}
     notes = []
     if not labeled.all():
@@ -163,13 +167,26 @@ def compare(found, figures, labels, classes, what):
     page = {
         "what": what,
         "classes": classes,
-        "figures": [[name, f"{100 * figures[key]:.1f} %"] for key, name in names.items()],
+        "figures": [
+            *([name, f"{100 * figures[key]:.1f} %"] for key, name in names.items()),
+            *trust(found["confidence"][labeled], right),
+        ],
         "columns": ["none" if cluster is None else str(cluster) for cluster in columns],
         "matrix": [[round(share, 4) for share in row] for row in matrix.tolist()],
         "wrong": [[i, f"{classes[labels[i]]}, not {classes[expected[i]]}"] for i in wrong],
         "note": " ".join(notes),
     }
     return page, class_of
+
+
+def trust(confidence, right):
+    """Whether confidence can be believed, for the page: list of [name, value], see calibration.correct."""
+    error = calibration.expected_calibration_error(confidence, right)
+    yield ["expected calibration error", f"{100 * error:.1f} %"]
+    whose = f"sure images (≥ {UNSURE}) that are right", "other images that are right"
+    for name, (_, accuracy) in zip(whose, calibration.sure_and_unsure(confidence, right), strict=True):
+        if accuracy is not None:
+            yield [name, f"{100 * accuracy:.1f} %"]
 
 
 def with_rows(content, row):

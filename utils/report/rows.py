@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from utils.analysis import duplicates, neighbors
+from utils.analysis.calibration import UNSURE
 
 NEIGHBORS = 8  # of each image
-UNSURE = 0.8  # an image of lower confidence counts as unsure
 
 
 def describe(dataset, features, probabilities, prototypes, device="cpu", library="auto"):

@@ -3,8 +3,8 @@
 import torch
 
 from utils.analysis import health
+from utils.analysis.calibration import UNSURE
 
-from .rows import UNSURE
 from .words import percent
 
 MANY_UNSURE = 0.3

@@ -36,6 +36,7 @@ RESULTS = (
     "metrics.jsonl",
     "curves.png",
     "confusion_matrix.png",
+    "calibration.png",
     "assignment.csv",
     FINGERPRINT,
 )

@@ -41,6 +41,22 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
     assert "old" not in (tmp_path / "assignment.csv").read_text()
 
 
+def test_calibration_needs_labels(tmp_path):
+    """Three clusters for two classes: by majority vote two of ten images are wrong, at a confidence of 1."""
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 0])  # clusters 0 1 2 0 1 2 0 1 2 0
+    probabilities = clusters(10, 3, 3)
+    named = Dataset(labels, ["a", "b"], list("abcdefghij"))
+    figures = results.report_clusters(tmp_path, probabilities, named, {"split": "test"})
+    assert (figures["acc"], figures["majority_vote_acc"]) == (0.6, 0.8)
+    assert figures["calibration"]["ece"] == pytest.approx(0.2)
+    assert figures["calibration"]["sure"] == {"count": 10, "accuracy": 0.8}
+    assert json.loads((tmp_path / "metrics.json").read_text())["calibration"] == figures["calibration"]
+    assert (tmp_path / "calibration.png").exists()
+    unnamed = Dataset(names=list("abcdefghij"))
+    assert "calibration" not in results.report_clusters(tmp_path, probabilities, unnamed, {"split": "test"})
+    assert not (tmp_path / "calibration.png").exists()
+
+
 def test_what_new_images_need_to_be_read_alike(tmp_path):
     dataset = Dataset(names=["x"] * 3)
     dataset.white_level = 4095
