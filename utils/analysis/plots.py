@@ -205,6 +205,34 @@ def save_numbers(rows, best, path):
             axes.grid(alpha=0.3)
 
 
+def save_variants(methods, label, metric, path):
+    """Plot a figure in % over the variants of an ablation: each seed's, their mean and standard deviation.
+
+    Args:
+        methods: dict method -> dict variant -> `tables.spread` of the seeds' shares in [0, 1].
+        label: of the axis of variants.
+        metric: of the other axis.
+    """
+    with _figure(path, figsize=(4.2, 2.8), layout="constrained") as figure:
+        axes = figure.add_subplot()
+        for number, (method, variants) in enumerate(methods.items()):
+            offset = 0.16 * (number - (len(methods) - 1) / 2)  # so that error bars stand beside each other
+            for place, found in enumerate(variants.values()):
+                values = [100 * value for value in found["values"]]
+                axes.plot([place + offset] * len(values), values, ".", color=f"C{number}", alpha=0.35, mew=0)
+            places = [place + offset for place in range(len(variants))]
+            means = [100 * found["mean"] for found in variants.values()]
+            deviations = [100 * (found["std"] or 0) for found in variants.values()]
+            axes.errorbar(places, means, deviations, marker="_", ls=":", lw=1, capsize=3, label=method)
+        names = [name.replace(", ", ",\n") for name in variants]
+        axes.set_xticks(range(len(names)), names, fontsize=8)
+        axes.set_xlabel(label, fontsize=8)
+        axes.set_ylabel(f"{metric}, %", fontsize=8)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+
+
 def curves_of(epochs):
     """Each logged number, except lists, over the epochs: dict name -> list of (epoch, value).
 
