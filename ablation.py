@@ -134,11 +134,11 @@ ABLATIONS = {
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def run(name, dataset, files, settings, step_settings, configs, root, command):
+def run(args, files, settings, step_settings, configs, root, command):
     """Run the variants of each seed, and write what they found.
 
     Args:
-        name: of ABLATIONS.
+        args: what reproduce.read_arguments returned.
         files, step_settings: as pipeline.run_steps takes them.
         settings: dict seed -> settings as pipeline.run_steps takes them; root_dir is ROOT/seed-N.
         configs: dict step -> configuration, of any seed, with the experiment files' own settings.
@@ -148,10 +148,9 @@ def run(name, dataset, files, settings, step_settings, configs, root, command):
     Raises:
         UserError: as pipeline.run_steps.
     """
-    ablation = ABLATIONS[name]
-    variants = ablation.variants(configs)
+    variants = ABLATIONS[args.ablation].variants(configs)
     plans = {
-        seed: plan(name, variants, files, own, step_settings, root / f"seed-{seed}")
+        seed: plan(args.ablation, variants, files, own, step_settings, root / f"seed-{seed}")
         for seed, own in settings.items()
     }
     for calls in plans.values():  # report mistakes now, not after the first variant
@@ -163,10 +162,11 @@ def run(name, dataset, files, settings, step_settings, configs, root, command):
         for label, (base, arguments) in calls.items():
             folders[label] = {**folders.get(base, {}), **pipeline.run_steps(**arguments)}
         found[seed] = folders
-    summary = summarize(name, dataset, variants, found, command)
-    write(summary, root / f"{dataset}-ablation-{name}")
+    summary = summarize(args, variants, found, command)
+    path = root / f"{args.dataset}-ablation-{args.ablation}"
+    write(summary, path)
     print("", *tables.console(summary), "", sep="\n")
-    print(f"This table: {root}/{dataset}-ablation-{name}.md, .csv, .json; as a figure: .png")
+    print(f"This table: {path}.md, .csv, .json; as a figure: {path}.png")
 
 
 def plan(name, variants, files, settings, step_settings, folder):
@@ -203,12 +203,12 @@ def plan(name, variants, files, settings, step_settings, folder):
     return calls
 
 
-def summarize(name, dataset, variants, found, command):
+def summarize(args, variants, found, command):
     """The content of the table as plain values; figures are shares in [0, 1].
 
     `found`: dict seed -> dict label -> dict step -> pathlib.Path of its results.
     """
-    ablation, seeds = ABLATIONS[name], list(found)
+    ablation, seeds = ABLATIONS[args.ablation], list(found)
     rows = {}
     for label, changes in variants.items():
         figures = {}
@@ -226,14 +226,15 @@ def summarize(name, dataset, variants, found, command):
     finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
     several = "; mean ± standard deviation (n - 1); worst: the lowest" if len(seeds) > 1 else ""
     protocol = [
+        "A rehearsal: the figures mean nothing." if args.rehearse else "",
         "Data: trained on the train split, evaluated on the test split; labels serve these figures only.",
         f"Figures: {METRICS[ablation.metric]}, and NMI.",
         ablation.note,
         f"Seeds: {', '.join(map(str, seeds))}{several}. All variants of a seed share the pretext step.",
     ]
     return {
-        "dataset": dataset,
-        "ablation": name,
+        "dataset": args.dataset,
+        "ablation": args.ablation,
         "about": ablation.about,
         "command": command,
         "finished": datetime.date.fromtimestamp(finished).isoformat(),

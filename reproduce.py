@@ -108,9 +108,7 @@ def main(argv=None):
         configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
     require_labels(configs[seed]["pretext"])
     if args.ablation:
-        ablation.run(
-            args.ablation, args.dataset, files, settings, step_settings, configs[seed], root, command_of(args)
-        )
+        ablation.run(args, files, settings, step_settings, configs[seed], root, command_of(args))
         return
 
     runs = []

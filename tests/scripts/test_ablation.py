@@ -160,14 +160,17 @@ def test_over_clustering_counts_by_majority_vote(finished, tmp_path, called, mon
     assert "ACC by majority vote" in printed and "labels decide" in printed
 
 
-def test_steps_after_the_last_one_shown_do_not_run(finished, tmp_path, called, monkeypatch):
-    root = tmp_path / "results"
-    shutil.copytree(finished[0], root)
+def test_steps_after_the_last_one_shown_do_not_run(tmp_path, called, monkeypatch, capsys):
+    """And a rehearsal is called one."""
     few = ablation.values_of("scan", "num_neighbors", (2,))
     monkeypatch.setitem(ablation.ABLATIONS, "neighbors", ablation.Ablation("number", ("scan",), few))
-    reproduce.main(command(root, "neighbors", seeds=[1]))
-    assert called == ["scan"]
-    assert not (root / "seed-1/neighbors-2/digits/selflabel").exists()
+    reproduce.main(command(tmp_path, "neighbors", "--rehearse", seeds=[1]))
+    assert called == ["simclr", "scan", "scan"]
+    folder = tmp_path / "rehearsal"
+    assert not list(folder.rglob("selflabel"))
+    text = (folder / "digits-ablation-neighbors.md").read_text()
+    assert text.index("| 2 |") < text.index("| 5 (as in the files) |")
+    assert "the figures mean nothing" in text and "the figures mean nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dataset", reproduce.EXPERIMENTS)
