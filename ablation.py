@@ -267,4 +267,5 @@ def write(summary, path):
         }
         for method in summary["methods"]
     }
-    plots.save_variants(shown, summary["about"], METRICS[summary["metric"]], f"{path}.png")
+    own = next(label for label, variant in summary["variants"].items() if not variant["settings"])
+    plots.save_variants(shown, own, summary["about"], METRICS[summary["metric"]], f"{path}.png")

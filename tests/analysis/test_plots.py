@@ -98,7 +98,7 @@ def test_variants(tmp_path, caplog, several):
     values = [0.5, 0.9] if several else [0.7]
     found = {"mean": 0.7, "std": 0.28 if several else None, "values": values}
     methods = {name: {"1": found, "strong, strong": found} for name in ("SCAN loss", "self-labeling")}
-    plots.save_variants(methods, "what differs", "ACC", tmp_path / "variants.png")
+    plots.save_variants(methods, "1", "what differs", "ACC", tmp_path / "variants.png")
     assert messages(caplog, "WARNING") == []
     assert 1000 < (tmp_path / "variants.png").stat().st_size < 30_000
 
