@@ -100,7 +100,7 @@ def notes(summary):
         f"Python {maker['python']}, torch {maker['torch']}; commit {maker['commit'][:12]}."
         for maker in summary["made_with"]
     ]
-    return [*summary["protocol"], *makers]
+    return [*summary["protocol"], *dict.fromkeys(makers)]
 
 
 def console(summary):
