@@ -217,19 +217,22 @@ def save_variants(methods, own, label, metric, path):
     """
     names = list(next(iter(methods.values())))
     with _figure(path, figsize=(max(4.2, 0.7 * len(names)), 2.6), layout="constrained") as figure:
-        axes = figure.add_subplot()
+        axes, ends = figure.add_subplot(), []
         for number, (method, variants) in enumerate(methods.items()):
             offset = 0.24 * (number - (len(methods) - 1) / 2)  # so that error bars stand beside each other
             places = [place + offset for place in range(len(names))]
             for place, found in zip(places, variants.values(), strict=True):
                 values = [100 * value for value in found["values"]]
+                ends += values
                 axes.plot([place + 0.08] * len(values), values, ".", color=f"C{number}", alpha=0.5, mew=0)
             means = [100 * found["mean"] for found in variants.values()]
             deviations = [100 * (found["std"] or 0) for found in variants.values()]
             axes.errorbar(places, means, deviations, marker="_", ls=":", lw=1, capsize=3, label=method)
-        low, high = axes.get_ylim()
-        missing = max(0, LEAST_SPAN - (high - low))
-        axes.set_ylim(low - missing / 2, min(high + missing / 2, 101))
+            for mean, deviation in zip(means, deviations, strict=True):
+                ends += [mean - deviation, mean + deviation]
+        low, high = min(ends), max(ends)
+        margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+        axes.set_ylim(low - margin, min(high + margin, 101))
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
         axes.get_xticklabels()[names.index(own)].set_fontweight("bold")
         axes.tick_params(labelsize=8)
