@@ -232,7 +232,7 @@ def save_variants(methods, own, label, metric, path):
                 ends += [mean - deviation, mean + deviation]
         low, high = min(ends), max(ends)
         margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
-        axes.set_ylim(low - margin, min(high + margin, 101))
+        axes.set_ylim(low - margin, min(high + margin, 100.5))
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
         axes.get_xticklabels()[names.index(own)].set_fontweight("bold")
         axes.tick_params(labelsize=8)
