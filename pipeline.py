@@ -20,7 +20,7 @@ from errors import UserError
 from utils.files import digest, write_json
 from utils.run import machine
 from utils.run.config import differences, experiment_of, listed, load_config, read_yaml, with_defaults
-from utils.run.folder import results_folder
+from utils.run.folder import find_earlier_folder, results_folder
 from utils.run.identity import read_fingerprint
 from utils.run.script import parse_arguments
 
@@ -33,16 +33,18 @@ SCRIPTS = {
 MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
 
 
-def run_steps(files, settings, step_settings=None, flags=None):
+def run_steps(files, settings, step_settings=None, flags=None, run=None):
     """Run the given steps, each as from the command line.
 
     A finished step is skipped, see `is_finished`; an interrupted one resumes.
 
     Args:
-        files: dict step -> experiment file; the steps are pretext, scan and, if wanted, selflabel.
+        files: dict step -> experiment file; the steps are pretext, scan and selflabel, or some of them, if
+            the results of the earlier ones are there.
         settings: KEY=VALUE strings for all steps, root_dir among them.
         step_settings: dict step -> KEY=VALUE strings for this step only, which override `settings`.
         flags: dict step -> further arguments of its script, such as --pretrained FILE.
+        run: keep the results apart, as --run does; None: do not.
 
     Returns:
         dict step -> pathlib.Path of its results.
@@ -50,14 +52,14 @@ def run_steps(files, settings, step_settings=None, flags=None):
     Raises:
         UserError: see `check_steps`; and whatever a script raises.
     """
-    configs = check_steps(files, settings, step_settings)
+    configs = check_steps(files, settings, step_settings, run)
     folders = {step: results_folder(config, step) for step, config in configs.items()}
     fingerprints = {}  # of the images, which all steps share
     for step, config in configs.items():
         script = SCRIPTS[step][config.setup]
-        arguments = [*(flags or {}).get(step, ()), *command_line(step, files, settings, step_settings)]
+        arguments = [*(flags or {}).get(step, ()), *command_line(step, files, settings, step_settings, run)]
         print(f"\n$ python {script.__name__}.py {shlex.join(arguments)}", flush=True)
-        if is_finished(folders[step], config, fingerprints):
+        if is_finished(folders[step], config, fingerprints, run):
             print(f"done before: {folders[step]}", flush=True)
         else:
             note_maker(folders[step], config)
@@ -85,7 +87,7 @@ def make_report(folders, files, settings, step_settings=None):
     return report
 
 
-def check_steps(files, settings, step_settings=None):
+def check_steps(files, settings, step_settings=None, run=None):
     """Read and check the steps' configurations; arguments as in `run_steps`.
 
     Returns:
@@ -96,7 +98,7 @@ def check_steps(files, settings, step_settings=None):
     """
     configs = {}
     for step in files:
-        arguments = parse_arguments(command_line(step, files, settings, step_settings), "")
+        arguments = parse_arguments(command_line(step, files, settings, step_settings, run), "")
         config = configs[step] = load_config(arguments, list(SCRIPTS[step]))
         earlier = results_folder(config, step) / "config.yml"
         if earlier.exists():
@@ -109,12 +111,13 @@ def check_steps(files, settings, step_settings=None):
     return configs
 
 
-def command_line(step, files, settings, step_settings):
+def command_line(step, files, settings, step_settings, run=None):
     own = (step_settings or {}).get(step, [])
-    return ["--config_exp", str(files[step]), "--set", *settings, *own]
+    apart = ["--run", run] if run else []
+    return ["--config_exp", str(files[step]), *apart, "--set", *settings, *own]
 
 
-def is_finished(folder, config, fingerprints):
+def is_finished(folder, config, fingerprints, run=None):
     """Whether a step's folder holds complete, up-to-date results of this configuration.
 
     Results are out of date if the images, an earlier step's model or a result file have changed since.
@@ -123,6 +126,7 @@ def is_finished(folder, config, fingerprints):
         folder: pathlib.Path of the step's results.
         config: the step's configuration.
         fingerprints: dict split -> fingerprint of its images; a cache, which this function fills.
+        run: the name of --run, if the step had one.
     """
     written = read_fingerprint(folder)
     if not written:
@@ -130,7 +134,7 @@ def is_finished(folder, config, fingerprints):
     written = with_defaults(written)
     here = {
         **experiment_of(config),
-        "inputs": {role: digest(folder.parent / role) for role in written.get("inputs", ())},
+        "inputs": {role: digest(_input(role, config, run)) for role in written.get("inputs", ())},
         "files": {name: digest(folder / name) for name in written.get("files", ())},
         "data": {},
     }
@@ -142,6 +146,14 @@ def is_finished(folder, config, fingerprints):
             fingerprints[name] = data.build_dataset(config, name).fingerprint()
         here["data"][split] = fingerprints[name]
     return written["data"] == here["data"]
+
+
+def _input(role, config, run):
+    """Path of a file that a step started from, by its role in the fingerprint.
+
+    The role is such as pretext/model.pth.tar, or an absolute path, which stays what it is.
+    """
+    return find_earlier_folder(config, Path(role).parts[0], run).parent / role
 
 
 def note_maker(folder, config):

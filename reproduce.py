@@ -6,7 +6,8 @@ If it is interrupted, give the same command again: finished steps are skipped, a
 within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
 .csv (a row for each seed and method) and .json. assignment.csv of the clustering and self-labeling steps
 lists the cluster of each test image, so that the figures can be computed again. --record keeps table and
-clusters in docs/records/, of which docs/RESULTS.md is made.
+clusters in docs/records/, of which docs/RESULTS.md is made. --ablation NAME compares variants instead, see
+ablation.py.
 """
 
 import argparse
@@ -23,11 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import ablation
 import data
 import pipeline
 from errors import UserError, did_you_mean
 from models import build_model
 from utils.analysis import kmeans, tables
+from utils.analysis.tables import METHODS, spread
 from utils.files import atomic, digest, write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.config import load_config
@@ -50,7 +53,6 @@ EXPERIMENTS = {
 THREADS = {"digits": 1}
 
 PIXELS, FEATURES = "k-means on pixels", "k-means on features"
-METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
 # ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones, and
 # on CIFAR-10 also the paper's means over ten runs
 BEST, MEAN = "best model", "mean of 10 runs"
@@ -105,6 +107,9 @@ def main(argv=None):
     for seed in args.seeds:  # report mistakes now, not after the first seed
         configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
     require_labels(configs[seed]["pretext"])
+    if args.ablation:
+        ablation.run(args, files, settings, step_settings, configs[seed], root, command_of(args))
+        return
 
     runs = []
     for seed in args.seeds:
@@ -169,6 +174,9 @@ def read_arguments(argv):
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
     parser.add_argument(
+        "--ablation", metavar="NAME", help=f"compare variants: {', '.join(ablation.ABLATIONS)}"
+    )
+    parser.add_argument(
         "--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md"
     )
     add_overrides(parser, "override a key of all three experiment files")
@@ -190,6 +198,14 @@ def read_arguments(argv):
             if args.rehearse
             else f"--record {args.record}: use letters, digits, '_', '-' and '.'"
         )
+    if args.ablation and args.ablation not in ablation.ABLATIONS:
+        question = did_you_mean(args.ablation, ablation.ABLATIONS, str)
+        raise UserError(
+            f"--ablation {args.ablation}: unknown; {question + ' ' if question else ''}there are "
+            f"{', '.join(ablation.ABLATIONS)}"
+        )
+    if args.ablation and args.record:
+        raise UserError(f"--record {args.record}: not with --ablation")
     if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
         raise UserError(f"--rehearse: only for images in arrays, not for the image files of {args.dataset}")
     for override in args.overrides:
@@ -331,14 +347,9 @@ def summarize(args, configs, runs):
         for maker in run["made_with"]:
             if maker not in made_with:
                 made_with.append(maker)
-    command = ["python", "reproduce.py", args.dataset, "--seeds", *map(str, args.seeds)]
-    if args.rehearse:
-        command.append("--rehearse")
-    if args.overrides:
-        command += ["--set", *args.overrides]
     return {
         "dataset": args.dataset,
-        "command": shlex.join(command),
+        "command": command_of(args),
         "finished": datetime.date.fromtimestamp(max(run["finished"] for run in runs)).isoformat(),
         "rehearsal": args.rehearse,
         "settings": args.overrides,
@@ -351,10 +362,14 @@ def summarize(args, configs, runs):
     }
 
 
-def spread(values):
-    """Mean and standard deviation (n - 1) of values; the deviation of a single value is None."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+def command_of(args):
+    """The command line that gives these figures, without the folders."""
+    command = ["python", "reproduce.py", args.dataset]
+    command += ["--ablation", args.ablation] if args.ablation else []
+    command += ["--seeds", *map(str, args.seeds)]
+    command += ["--rehearse"] if args.rehearse else []
+    command += ["--set", *args.overrides] if args.overrides else []
+    return shlex.join(command)
 
 
 def protocol(args, configs, runs):

@@ -165,6 +165,15 @@ def test_the_command_line_wins(write):
     assert config.optimizer_kwargs.momentum == 0.9
 
 
+def test_null_takes_a_key_of_the_file_away(write):
+    config = load(write(white_level=255, seed=3), "white_level=null", "seed=null")
+    assert "white_level" not in config and config.seed == 0
+    with pytest.raises(UserError, match="missing epochs"):
+        load(write(), "epochs=null")
+    with pytest.raises(UserError, match="unknown key 'epoch'"):
+        load(write(), "epoch=null")
+
+
 def test_env_file_of_others(tmp_path, write):
     (tmp_path / "env.yml").write_text("root_dir: /somewhere/results\n")
     assert load(write(), env=tmp_path / "env.yml").root_dir == "/somewhere/results"

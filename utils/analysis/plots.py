@@ -25,6 +25,7 @@ TICKS = 50  # with more rows or columns than this, names would not be legible
 COLUMNS = 10  # of a sheet of images
 CONTACT_COLUMNS, CONTACT_SIDE = 20, 80  # of a contact sheet; the side of an image in pixels
 LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; longer text is cut
+LEAST_SPAN = 8  # percentage points of an axis, so that chance does not look like an effect
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 
@@ -243,6 +244,44 @@ def save_numbers(rows, best, path):
             axes.set_xlabel("number of clusters", fontsize=8)
             axes.set_title(name, fontsize=9)
             axes.grid(alpha=0.3)
+
+
+def save_variants(methods, own, label, metric, path):
+    """Plot a figure in % over the variants of an ablation: each seed's, their mean and standard deviation.
+
+    Args:
+        methods: dict method -> dict variant -> `tables.spread` of the seeds' shares in [0, 1].
+        own: the variant that is as in the experiment files, which is marked.
+        label: of the axis of variants.
+        metric: of the other axis.
+    """
+    names = list(next(iter(methods.values())))
+    with _figure(path, figsize=(max(4.2, 0.7 * len(names)), 2.6), layout="constrained") as figure:
+        axes, ends = figure.add_subplot(), []
+        for number, (method, variants) in enumerate(methods.items()):
+            offset = 0.24 * (number - (len(methods) - 1) / 2)  # so that error bars stand beside each other
+            places = [place + offset for place in range(len(names))]
+            for place, found in zip(places, variants.values(), strict=True):
+                values = [100 * value for value in found["values"]]
+                ends += values
+                axes.plot([place + 0.08] * len(values), values, ".", color=f"C{number}", alpha=0.5, mew=0)
+            means = [100 * found["mean"] for found in variants.values()]
+            deviations = [100 * (found["std"] or 0) for found in variants.values()]
+            axes.errorbar(places, means, deviations, marker="_", ls=":", lw=1, capsize=3, label=method)
+            for mean, deviation in zip(means, deviations, strict=True):
+                ends += [mean - deviation, mean + deviation]
+        low, high = min(ends), max(ends)
+        margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+        axes.set_ylim(low - margin, min(high + margin, 100.5))
+        axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+        axes.get_xticklabels()[names.index(own)].set_fontweight("bold")
+        axes.tick_params(labelsize=8)
+        seeds = len(found["values"])
+        about = f"{label} (bold: as in the files; {seeds} seed{'s' * (seeds > 1)})"
+        axes.set_xlabel(about, fontsize=8)
+        axes.set_ylabel(f"{metric}, %", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
 
 
 def curves_of(epochs):

@@ -1,10 +1,11 @@
-"""The tables of reproduce.py, from its summary (see reproduce.summarize): rows, text, Markdown."""
+"""The tables of reproduce.py and ablation.py, from their summaries: rows, text, Markdown."""
 
 import textwrap
 
 import numpy as np
 
 METRICS = ("acc", "nmi", "ari")
+METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
 # key of the pretext step's metrics.json: its name in the table
 NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
 ABOUT_RESULTS = """# Results
@@ -46,9 +47,16 @@ def compared(entry):
     ]
 
 
-def shown(spread):
-    mean = f"{100 * spread['mean']:.1f}"
-    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
+def spread(values):
+    """Mean and standard deviation (n - 1) of values; the deviation of a single value is None."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+
+
+def shown(found):
+    """What `spread` returned as text, in %."""
+    mean = f"{100 * found['mean']:.1f}"
+    return mean if found["std"] is None else f"{mean} ± {100 * found['std']:.1f}"
 
 
 def step_rows(summary):
@@ -69,6 +77,22 @@ def step_rows(summary):
     return rows
 
 
+def ablation_rows(summary):
+    """The table of an ablation (see ablation.summarize), a row for each variant; rows as in `figure_rows`."""
+    several = len(summary["seeds"]) > 1
+    rows = [[f"{summary['dataset']}, test split, %: {summary['about']}"]]
+    for method in summary["methods"]:
+        rows[0] += [method, *(["worst"] if several else []), "NMI"]
+    for label, variant in summary["variants"].items():
+        row = [label if variant["settings"] else f"{label} (as in the files)"]
+        for figures in variant["figures"].values():
+            found = figures[summary["metric"]]
+            worst = [f"{100 * min(found['values']):.1f}"] if several else []
+            row += [shown(found), *worst, shown(figures["nmi"])]
+        rows.append(row)
+    return rows
+
+
 def notes(summary):
     """The lines under the tables."""
     makers = [
@@ -76,13 +100,18 @@ def notes(summary):
         f"Python {maker['python']}, torch {maker['torch']}; commit {maker['commit'][:12]}."
         for maker in summary["made_with"]
     ]
-    return [*summary["protocol"], *makers]
+    return [*summary["protocol"], *dict.fromkeys(makers)]
 
 
 def console(summary):
     """The lines to print."""
     wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in notes(summary))
-    return [*aligned(figure_rows(summary)), "", *aligned(step_rows(summary)), "", *wrapped]
+    return [*(line for rows in row_groups(summary) for line in (*aligned(rows), "")), *wrapped]
+
+
+def row_groups(summary):
+    """The tables of a summary: of an ablation, or of all steps."""
+    return [ablation_rows(summary)] if "variants" in summary else [figure_rows(summary), step_rows(summary)]
 
 
 def aligned(rows):
@@ -98,7 +127,7 @@ def aligned(rows):
 def markdown(summary):
     """The table as a section of a Markdown file."""
     lines = [f"## {summary['dataset']}", "", f"`{summary['command']}`, finished on {summary['finished']}", ""]
-    for rows in (figure_rows(summary), step_rows(summary)):
+    for rows in row_groups(summary):
         lines += [*markdown_table(rows), ""]
     lines += [f"* {line}" for line in notes(summary)]
     return "\n".join(lines) + "\n"

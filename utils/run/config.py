@@ -16,6 +16,8 @@ from .checks import DATASET
 def load_config(args, setups, training=True):
     """Merge defaults, environment file, experiment file and `--set`, in this order, and check them.
 
+    `--set KEY=null` takes a key of the experiment file away.
+
     Args:
         args: what `parse_arguments` returned.
         setups: the values of `setup` that the calling script can work with.
@@ -39,6 +41,9 @@ def load_config(args, setups, training=True):
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+        if text == "null" and key in schema.within(keys):
+            experiment.pop(key, None)
+            continue
         if key in names and not isinstance(value, str | dict | list | None):
             value = text  # 2024, on or 1e3 are names, too
         nested = value

@@ -185,12 +185,18 @@ def results_folder(config, step):
 
 def earlier_folder(config, step, run_name):
     """Folder of an earlier step's results; if the run named by --run has none, of those without --run."""
+    folder = find_earlier_folder(config, step, run_name)
+    if folder != results_folder(config, step):
+        log.info("--run %s has no %s step of its own: %s is used", run_name, step, folder)
+    return folder
+
+
+def find_earlier_folder(config, step, run_name):
+    """`earlier_folder` without a word in the log."""
     own = results_folder(config, step)
     shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
-    if run_name and not (own / "model.pth.tar").exists() and (shared / "model.pth.tar").exists():
-        log.info("--run %s has no %s step of its own: %s is used", run_name, step, shared)
-        return shared
-    return own
+    lacks = run_name and not (own / "model.pth.tar").exists()
+    return shared if lacks and (shared / "model.pth.tar").exists() else own
 
 
 def _lock(file, folder):
