@@ -158,7 +158,7 @@ def test_no_picture_of_earlier_figures_stays(results, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     evaluation.main(argv)
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "assignment.csv", "confusion_matrix.png", "log.txt", "notes.txt")
+        *("metrics.json", "assignment.csv", "confusion_matrix.png", "calibration.png", "log.txt", "notes.txt")
     }
 
 
