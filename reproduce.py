@@ -42,6 +42,8 @@ from utils.training import inference
 # dataset: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
 EXPERIMENTS = {
     "digits": ("simclr_digits", "scan_digits", "selflabel_digits"),
+    "mnist": ("simclr_mnist", "scan_mnist", "selflabel_mnist"),
+    "fashion-mnist": ("simclr_fashion_mnist", "scan_fashion_mnist", "selflabel_fashion_mnist"),
     "cifar-10": ("simclr_cifar10", "scan_cifar10", "selflabel_cifar10"),
     "cifar-20": ("simclr_cifar20", "scan_cifar20", "selflabel_cifar20"),
     "stl-10": ("simclr_stl10", "scan_stl10", "selflabel_stl10"),

@@ -13,7 +13,7 @@ from errors import UserError, did_you_mean
 
 from .heads import ClusteringModel, ContrastiveModel
 from .pretrained_backbones import IMAGENET, PretrainedModel, library_network, vector_inputs
-from .resnet import resnet10_narrow, resnet18, resnet50
+from .resnet import resnet10_narrow, resnet10_narrow_pool, resnet18, resnet50
 
 __all__ = [
     "BACKBONES",
@@ -30,6 +30,7 @@ BACKBONES = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "resnet10_narrow": resnet10_narrow,
+    "resnet10_narrow_pool": resnet10_narrow_pool,
 }
 
 # Image sizes that decide the stem. The published networks have a stem by dataset, not by crop size, and their

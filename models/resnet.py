@@ -69,6 +69,11 @@ def resnet10_narrow(image_size):
     return ResNet(blocks=(1, 1, 1, 1), width=16, max_pool=image_size > 64)
 
 
+def resnet10_narrow_pool(image_size):
+    """`resnet10_narrow` with max-pooling after the stem at any size: 2.5 times as fast at 28 pixels."""
+    return ResNet(blocks=(1, 1, 1, 1), width=16, max_pool=True)
+
+
 def resnet50(image_size):
     """torchvision's ResNet-50 without its classifier, d = 2048 (ImageNet, 224 pixels)."""
     import torchvision  # takes seconds, so only where it is needed

@@ -15,7 +15,10 @@ DIGITS = {
 }
 
 
-@pytest.mark.parametrize(("name", "dim"), [("resnet18", 512), ("resnet50", 2048), ("resnet10_narrow", 128)])
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [("resnet18", 512), ("resnet50", 2048), ("resnet10_narrow", 128), ("resnet10_narrow_pool", 128)],
+)
 def test_backbone_gives_the_dimension_that_the_heads_take(name, dim):
     model = build_model({**DIGITS, "backbone": name})
     assert model.backbone.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, dim)

