@@ -74,20 +74,20 @@ def test_a_missing_file_is_named(tmp_path, original):
         convert(tmp_path, original[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    {
-        "empty": ("images", b""),
-        "half a header": ("images", idx(np.zeros((2, 3), np.uint8))[:9]),
-        "cut": ("images", idx(np.zeros((2, 3), np.uint8))[:-1]),
-        "too long": ("images", idx(np.zeros(3, np.uint8)) + b"\0"),
-        "of floats": ("images", b"\0\0\x0d\x01" + struct.pack(">I", 1) + b"\0"),
-        "a page of a proxy": ("images", b"<html>not found</html>"),
-        "half an archive": ("images.gz", gzip.compress(idx(np.zeros(99, np.uint8)))[:-9]),
-        "a damaged archive": ("images.gz", gzip.compress(b"12345678")[:12] + b"\xff" * 20),
-        "no archive": ("images.gz", b"<html>not found</html>"),
-    }.values(),
-)
+DAMAGED = {
+    "empty": ("images", b""),
+    "half a header": ("images", idx(np.zeros((2, 3), np.uint8))[:9]),
+    "cut": ("images", idx(np.zeros((2, 3), np.uint8))[:-1]),
+    "too long": ("images", idx(np.zeros(3, np.uint8)) + b"\0"),
+    "of floats": ("images", b"\0\0\x0d\x01" + struct.pack(">I", 1) + b"\0"),
+    "a page of a proxy": ("images", b"<html>not found</html>"),
+    "half an archive": ("images.gz", gzip.compress(idx(np.zeros(99, np.uint8)))[:-9]),
+    "a damaged archive": ("images.gz", gzip.compress(b"12345678")[:12] + b"\xff" * 20),
+    "no archive": ("images.gz", b"<html>not found</html>"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_refused(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
