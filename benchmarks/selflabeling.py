@@ -165,6 +165,14 @@ class Either(Vote):
         return torch.where(reliable, voted, labels), confident | reliable
 
 
+class Once(Either):
+    """once:K,S. As `either`, but the neighbors vote only once, before the first epoch."""
+
+    def start_epoch(self, progress, predict):
+        if progress == 0:
+            super().start_epoch(progress, predict)
+
+
 class Prototypes(Either):
     """prototypes:K,S,M. As `either`, but an image's label is that of the nearest prototype, found once.
 
@@ -174,10 +182,10 @@ class Prototypes(Either):
 
     def __init__(self, config, k, share, members):
         super().__init__(config, k, share)
-        self.members, self.labels = int(members), None
+        self.members = int(members)
 
     def start_epoch(self, progress, predict):
-        if self.labels is not None:
+        if progress > 0:
             return
         features, probabilities = predict()
         features = F.normalize(features, dim=1)
@@ -197,6 +205,7 @@ WAYS = {
     "refine": Refine,
     "vote": Vote,
     "either": Either,
+    "once": Once,
     "prototypes": Prototypes,
 }
 

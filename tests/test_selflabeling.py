@@ -87,7 +87,7 @@ def groups():
     return features, probabilities
 
 
-@pytest.mark.parametrize("way", ["vote:10,0.5", "either:10,0.5", "prototypes:10,0.5,15"])
+@pytest.mark.parametrize("way", ["vote:10,0.5", "either:10,0.5", "once:10,0.5", "prototypes:10,0.5,15"])
 def test_neighbors_correct_a_label(way):
     found, used = built(way, predict=groups).pseudo_labels(groups()[1].log())
     assert found.tolist() == [0] * 20 + [1] * 20
@@ -121,3 +121,14 @@ def test_refine_mixes_first_label_and_prediction():
     torch.testing.assert_close(way(weak, strong), losses.mean())
     way.apply_class_balancing = False
     torch.testing.assert_close(way(weak, strong), (losses[0] + 0.5 * losses[1]) / 1.5)
+
+
+def test_once_keeps_the_first_vote():
+    def others():
+        features, probabilities = groups()
+        return features, probabilities.flip(1)
+
+    for name, first in (("once", 0), ("either", 1)):
+        way = built(f"{name}:10,0.5", predict=groups)
+        way.start_epoch(0.5, others)
+        assert way.labels.tolist() == [first] * 20 + [1 - first] * 20
