@@ -7,6 +7,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
+# of the tests: one more than there are cores, since many wait for other processes
+WORKERS = $(shell $(RUN) -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .PHONY: demo test lint bench cifar10 clean
 
@@ -14,7 +16,7 @@ demo: $(VENV)/ready
 	$(RUN) reproduce.py digits
 
 test: $(VENV)/ready-for-tests
-	$(RUN) -m pytest -q --durations=5 --dist worksteal $(if $(filter -n%,$(ARGS)),,-n auto --maxprocesses 4) $(ARGS)
+	$(RUN) -m pytest -q --durations=5 --dist worksteal $(if $(filter -n%,$(ARGS)),,-n $(WORKERS)) $(ARGS)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

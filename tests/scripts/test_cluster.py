@@ -26,9 +26,10 @@ N, COPIES = 200, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_umap():
-    """It is slow to start, and whether it is installed must not matter here."""
+def quick():
+    """A short clustering, and no UMAP: it is slow to start, and must not matter here."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "ITERATIONS", 60)
         patch.setattr(second_opinions, "_umap", lambda *_: None)
         yield
 

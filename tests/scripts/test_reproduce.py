@@ -306,7 +306,7 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["cifar10"], r"cifar10: .*did you mean cifar-10\? there are digits, cifar-10"),
+        (["cifar10"], r"cifar10: .*did you mean cifar-10\? there are digits, mnist"),
         (["imagenet"], "imagenet: configs/ holds no experiment files of all three steps"),
         (["digits", "--seeds", "1", "0", "1"], "--seeds 1 0 1: give each seed once"),
         (["digits", "--seeds", "0", "-1"], "seed must be a whole number of at least 0"),
