@@ -116,7 +116,7 @@ def losses(folder):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_moment(step, results, uninterrupted, tmp_path):
-    """Twenty-four SIGKILLs: eighteen at random moments, six while a file is being written."""
+    """Twelve SIGKILLs: six at random moments, six while a file is being written."""
     root, random_ = prepare(step, results, tmp_path), random.Random(step)
     writing = [(kill_at, function, call) for function in ("save", "fsync", "replace") for call in (2, 4)]
     faults = writing + [(kill_after, random_.uniform(0.05, 0.9)) for _ in range(6)]
