@@ -7,11 +7,11 @@ without --ablation, in ROOT_DIR/seed-N/DATASET/; those of a variant are in ROOT_
 same command resumes. It writes ROOT_DIR/DATASET-ablation-NAME.md, .csv, .json and .png.
 """
 
-import datetime
 import json
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pipeline
@@ -19,7 +19,6 @@ from utils.analysis import plots, tables
 from utils.analysis.tables import METHODS
 from utils.files import atomic, write_csv, write_json
 from utils.run.config import to_dict
-from utils.run.identity import FINGERPRINT
 
 METRICS = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # of which an ablation shows one
 NOT_IN_NAMES = r"[^\w.]+"  # of folders
@@ -220,10 +219,7 @@ def summarize(args, variants, found, command):
             }
         rows[label] = {"settings": changes, "figures": figures}
     folders = [folder for labels in found.values() for steps in labels.values() for folder in steps.values()]
-    made_with = []
-    for folder in folders:
-        made_with += [maker for maker in pipeline.read_makers(folder) if maker not in made_with]
-    finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
+    finished, made_with = pipeline.provenance(folders)
     several = "; mean ± standard deviation (n - 1); worst: the lowest" if len(seeds) > 1 else ""
     protocol = [
         "A rehearsal: the figures mean nothing." if args.rehearse else "",
@@ -237,7 +233,7 @@ def summarize(args, variants, found, command):
         "ablation": args.ablation,
         "about": ablation.about,
         "command": command,
-        "finished": datetime.date.fromtimestamp(finished).isoformat(),
+        "finished": finished,
         "seeds": seeds,
         "metric": ablation.metric,
         "methods": [METHODS[step] for step in ablation.steps],
@@ -268,4 +264,4 @@ def write(summary, path):
         for method in summary["methods"]
     }
     own = next(label for label, variant in summary["variants"].items() if not variant["settings"])
-    plots.save_variants(shown, own, summary["about"], METRICS[summary["metric"]], f"{path}.png")
+    plots.save_variants(shown, own, summary["about"], METRICS[summary["metric"]], Path(f"{path}.png"))

@@ -1,5 +1,6 @@
 """Run the steps of the method, one after another."""
 
+import datetime
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ from utils.files import digest, write_json
 from utils.run import machine
 from utils.run.config import differences, experiment_of, listed, load_config, read_yaml, with_defaults
 from utils.run.folder import find_earlier_folder, results_folder
-from utils.run.identity import read_fingerprint
+from utils.run.identity import FINGERPRINT, read_fingerprint
 from utils.run.script import parse_arguments
 
 # step: {setup of its experiment file: the script}
@@ -177,6 +178,18 @@ def read_makers(folder):
     """The records of `note_maker`, a list of dicts; empty if the step's script was run by hand."""
     path = folder / MADE_WITH
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def provenance(folders):
+    """When the last of these steps finished, an ISO date; and all records of `note_maker`, each once.
+
+    `folders`: list of pathlib.Path of the steps' results.
+    """
+    makers = []
+    for folder in folders:
+        makers += [maker for maker in read_makers(folder) if maker not in makers]
+    finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
+    return datetime.date.fromtimestamp(finished).isoformat(), makers
 
 
 def _commit():

@@ -12,7 +12,6 @@ ablation.py.
 
 import argparse
 import csv
-import datetime
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from utils.analysis.tables import METHODS, spread
 from utils.files import atomic, digest, write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.config import load_config
+from utils.run.folder import read_epochs
 from utils.run.identity import FINGERPRINT
 from utils.run.script import add_overrides, parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
@@ -304,10 +304,10 @@ def features(config, folder, train, test):
 
 
 def read_results(seed, folders, figures):
-    """Collect the results of one seed: figures by method and by step, times, machines and versions."""
+    """Collect the results of one seed: figures by method and by step, times, the steps' folders."""
     steps = {}
     for step, folder in folders.items():
-        epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        epochs = read_epochs(folder)
         content = json.loads((folder / "metrics.json").read_text())
         if step in METHODS:
             figures = {**figures, METHODS[step]: content}
@@ -322,8 +322,7 @@ def read_results(seed, folders, figures):
         "seed": seed,
         "figures": figures,
         "steps": steps,
-        "made_with": [maker for folder in folders.values() for maker in pipeline.read_makers(folder)],
-        "finished": max((folder / FINGERPRINT).stat().st_mtime for folder in folders.values()),
+        "folders": list(folders.values()),
     }
 
 
@@ -344,15 +343,11 @@ def summarize(args, configs, runs):
         here = methods[method]
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
-    made_with = []
-    for run in runs:
-        for maker in run["made_with"]:
-            if maker not in made_with:
-                made_with.append(maker)
+    finished, made_with = pipeline.provenance([folder for run in runs for folder in run["folders"]])
     return {
         "dataset": args.dataset,
         "command": command_of(args),
-        "finished": datetime.date.fromtimestamp(max(run["finished"] for run in runs)).isoformat(),
+        "finished": finished,
         "rehearsal": args.rehearse,
         "settings": args.overrides,
         "seeds": args.seeds,

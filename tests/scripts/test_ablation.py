@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from steps import ROOT, fails
 import ablation
 import pipeline
 import reproduce
-from utils.analysis import tables
+from utils.analysis import plots, tables
 from utils.files import digest
 from utils.run.config import read_yaml
 
@@ -222,3 +223,12 @@ def test_refused(argv, message, tmp_path, capsys):
     argv = ["digits", *argv, "--root_dir", str(tmp_path / "results")]
     assert re.search(message, fails(capsys, reproduce.main, argv))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_figure_that_fails_is_a_warning(finished, tmp_path, monkeypatch, caplog):
+    root, _ = finished
+    summary = json.loads((root / "digits-ablation-augmentation.json").read_text())
+    monkeypatch.setattr(plots.Figure, "savefig", mock.Mock(side_effect=OSError("no space left")))
+    ablation.write(summary, tmp_path / "again")
+    assert "again.png: no picture (OSError: no space left)" in caplog.text
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".csv"}

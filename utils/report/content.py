@@ -74,7 +74,8 @@ def mergeable(found, clusters):
     for share, (a, b) in shares:
         if a != b and share >= MERGEABLE and (b, a) not in best:
             best[a, b] = share
-    return [_pair(found, clusters, theirs, *pair, share) for pair, share in best.items()][:MERGEABLE_PAIRS]
+    shown = list(best.items())[:MERGEABLE_PAIRS]
+    return [_pair(found, clusters, theirs, *pair, share) for pair, share in shown]
 
 
 def _pair(found, clusters, theirs, a, b, share):
