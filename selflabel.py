@@ -7,11 +7,12 @@ import logging
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 import data
-from losses import CRITERIA
+from losses import CRITERIA, NO_VOTE, NeighborVoteCE
 from models import build_model
-from utils.analysis import health, metrics, plots, results
+from utils.analysis import health, metrics, neighbors, plots, results
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import Run, earlier_folder, results_folder
@@ -33,13 +34,14 @@ def selflabel_step(model, criterion, batch):
     Args:
         model: images -> list of one tensor of logits (B, C), in train mode. Its `buffers()` are the BatchNorm
             statistics, which both views update.
-        criterion: losses.ConfidenceBasedCE.
-        batch: weakly and strongly augmented images, both (B, 3, S, S).
+        criterion: losses.ConfidenceBasedCE, or NeighborVoteCE.
+        batch: weakly and strongly augmented images, both (B, 3, S, S); for NeighborVoteCE also their votes.
     """
-    weak_images, strong_images = batch
+    weak_images, strong_images, *votes = batch
+    votes = [distributed.gather(part) for part in votes]  # as the network's outputs are
     with torch.no_grad():
         weak_logits = model(weak_images)[0]
-    _, confident = criterion.pseudo_labels(weak_logits)
+    _, confident = criterion.pseudo_labels(weak_logits, *votes)
     statistics = list(model.buffers())
     before = [values.clone() for values in statistics]
     strong_logits = model(strong_images)[0]
@@ -49,7 +51,7 @@ def selflabel_step(model, criterion, batch):
     trains = confident.any()
     for now, earlier in zip(statistics, before, strict=True):
         now.data.copy_(torch.where(trains, now, earlier))
-    loss = criterion(weak_logits, strong_logits)
+    loss = criterion(weak_logits, strong_logits, *votes)
     return {"loss": loss, "confident": confident.float().mean(), "trains": trains}
 
 
@@ -69,9 +71,12 @@ def main(argv=None):
     log.info("%d train and %d test images", len(train_set), len(test_set))
     identity = Identity(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
     test = data.eval_loader(test_set, config, **run.loading)
-    views = data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
-    train = data.Loader(train_set, views, train=True, **run.loading)
     model = run.place(model)
+    criterion = CRITERIA[config.criterion](config.confidence_threshold, **config.criterion_kwargs)
+    votes = Votes(run, model, criterion, train_set) if isinstance(criterion, NeighborVoteCE) else None
+    transforms = data.build_eval_transform(config), data.build_train_transform(config)
+    views = data.WeakStrongView(*transforms, of_image=votes and votes.of)
+    train = data.Loader(train_set, views, train=True, **run.loading)
     rehearse(model, test, train)
 
     def predict(images):
@@ -79,17 +84,52 @@ def main(argv=None):
 
     model.eval()
     watch = watch_from_the_start(run, predict, train_set, test)
-    criterion = CRITERIA[config.criterion](config.confidence_threshold, **config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
+    kept = {"ema": ema and ema.shadow, "votes": votes and votes.state}
     engine.train(
         run, identity, model, optimizer, train,
         partial(selflabel_step, for_training(run, model, train), criterion),
-        extra={"ema": ema.shadow} if ema else None,
+        extra={name: state for name, state in kept.items() if state},
+        before_epoch=votes.update if votes else None,
         after_batch=ema.update if ema else None,
         after_epoch=partial(monitor, run, predict, test, watch),
     )  # fmt: skip
     evaluate(run, identity, model, predict, test)
+
+
+class Votes:
+    """The cluster that the neighbors of each training image agree on, for losses.NeighborVoteCE.
+
+    Attributes:
+        state: {"votes": int64 (N,), on the run's device}, for the checkpoint.
+    """
+
+    def __init__(self, run, model, criterion, train_set):
+        self.run = run
+        self.model = model
+        self.criterion = criterion
+        self.images = data.eval_loader(train_set, run.config, **run.loading)
+        self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.device)}
+
+    def of(self, index):
+        """The votes on these images, int64 (B,) on the CPU -> (B,)."""
+        return self.state["votes"][data.to_device(index, self.run.device)]
+
+    def update(self):
+        """Vote anew, by what the model, in eval mode, makes of the images now."""
+
+        def both(images):
+            features = self.model.backbone(images)
+            return F.normalize(features.float(), dim=1), self.model.cluster_head(features)[0].softmax(1)
+
+        with self.run.autocast():
+            features, probabilities = infer(both, self.images, "votes")
+        votes, agreement = neighbors.vote(
+            features, probabilities, self.criterion.num_neighbors, self.run.device, self.run.config.search
+        )
+        votes[agreement < self.criterion.agreement] = NO_VOTE
+        self.state["votes"] = votes.to(self.run.device)
 
 
 def clustering_model(config, args):

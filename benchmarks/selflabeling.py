@@ -116,7 +116,7 @@ class Refine(Smooth):
         if self.clean is None:
             features, probabilities = predict()
             confidence, self.first = probabilities.max(1)
-            voted, agreement = vote(features, self.first, probabilities, self.k)
+            voted, agreement = vote(features, probabilities, self.k)
             agrees = (voted == self.first) & (agreement >= self.share)
             self.clean = (confidence > self.threshold) & agrees
 
@@ -149,7 +149,7 @@ class Vote(Published):
 
     def start_epoch(self, progress, predict):
         features, probabilities = predict()
-        self.labels, agreement = vote(features, probabilities.argmax(1), probabilities, self.k)
+        self.labels, agreement = vote(features, probabilities, self.k)
         self.reliable = agreement >= self.share
 
     def pseudo_labels(self, weak_logits):
@@ -157,7 +157,10 @@ class Vote(Published):
 
 
 class Either(Vote):
-    """either:K,S. The voted label where the vote is reliable; elsewhere predictions above the threshold."""
+    """either:K,S. The voted label where the vote is reliable; elsewhere predictions above the threshold.
+
+    This is the product's losses.NeighborVoteCE.
+    """
 
     def pseudo_labels(self, weak_logits):
         labels, confident = Published.pseudo_labels(self, weak_logits)
@@ -210,26 +213,9 @@ WAYS = {
 }
 
 
-def vote(features, clusters, probabilities, k):
-    """Labels (N,) by the mean probability of k neighbors and the image; the share of them in that cluster."""
-    mined = neighbors.mine(F.normalize(features, dim=1), k, library="torch")
-    labels = probabilities[mined].mean(1).argmax(1)
-    return labels, (clusters[mined] == labels.unsqueeze(1)).float().mean(1)
-
-
-class Anchored(data.WeakStrongView):
-    """WeakStrongView that also yields which images they are."""
-
-    def __init__(self, weak, strong):
-        super().__init__(weak, strong)
-        self.batches = collections.deque()
-
-    def index(self, anchors):
-        self.batches.append(anchors)
-        return anchors
-
-    def __call__(self, images):
-        return *super().__call__(images), self.batches.popleft()
+def vote(features, probabilities, k):
+    """See neighbors.vote; of features that are not normalized."""
+    return neighbors.vote(F.normalize(features, dim=1), probabilities, k, library="torch")
 
 
 class Start:
@@ -270,7 +256,8 @@ class Start:
         """Self-labeling by a way; returns the model, and the share of images with a label in each epoch."""
         config = self.config
         model = copy.deepcopy(self.model)
-        view = Anchored(data.build_eval_transform(config), data.build_train_transform(config))
+        transforms = data.build_eval_transform(config), data.build_train_transform(config)
+        view = data.WeakStrongView(*transforms, of_image=lambda index: index)
         loader = data.Loader(self.splits["train"], view, config.batch_size, train=True)
         optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
         history = []

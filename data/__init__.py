@@ -15,6 +15,7 @@ from errors import UserError, did_you_mean
 
 from .arrays import ArrayImages
 from .decoding import FolderImages, How
+from .device import to_device
 from .digits import build_digits
 from .features import FeatureViews, unchanged
 from .folders import build_folder, list_images, white_of_training
@@ -47,6 +48,7 @@ __all__ = [
     "feature_loader",
     "list_images",
     "stream",
+    "to_device",
     "unchanged",
     "vector_backbone",
 ]

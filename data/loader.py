@@ -15,7 +15,7 @@ class Loader:
     Args:
         dataset: a `data.Dataset`, or a FeatureViews; it is moved to `device` if it fits there.
         view: what a step of the method sees (`data/views.py`): `view.index(anchors)` says which images to
-            fetch for the anchors (B,), `view(images)` makes network inputs of them.
+            fetch for the anchors (B,), `view(images, index)` makes network inputs of them.
         batch_size: anchors per batch.
         anchors: int64 (M,), indices of the images to go through; by default all.
         train: shuffle and drop the last incomplete batch; otherwise neither.
@@ -88,18 +88,19 @@ class Loader:
             torch.manual_seed(torch.initial_seed() + 500_009 * (self.rank + 1))
         elif random_state is not None:
             torch.set_rng_state(random_state)
-        fetched = self.dataset.fetch(indices[skipped:], self.device, self.num_workers)
-        for batches in self._together(fetched):
+        indices = indices[skipped:]
+        fetched = self.dataset.fetch(indices, self.device, self.num_workers)
+        for batches in self._together(zip(fetched, indices, strict=True)):
             seen = self._see(batches)
             for number, batch in enumerate(seen, start=1):
                 self.ahead = len(seen) - number
                 yield batch
 
     def _together(self, fetched):
-        """Group the fetched batches: yields lists of batches to augment in one call."""
+        """Group the fetched batches and their indices: yields lists of them to augment in one call."""
         batches = []
-        for images in fetched:
-            batches.append(images)
+        for images, index in fetched:
+            batches.append((images, index))
             if (len(batches) + 1) * images.nbytes > self.at_once:
                 yield batches
                 batches = []
@@ -109,8 +110,8 @@ class Loader:
     def _see(self, batches):
         """Apply the view to several batches of one size in one call; returns a result for each."""
         if len(batches) == 1:
-            return [self.view(batches[0])]
-        seen = self.view(torch.cat(batches))
+            return [self.view(*batches[0])]
+        seen = self.view(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
         if torch.is_tensor(seen):
             return seen.chunk(len(batches))
         return list(zip(*(part.chunk(len(batches)) for part in seen), strict=True))
@@ -124,7 +125,7 @@ class Loader:
         with torch.random.fork_rng(devices=[]):
             index = self.view.index(self.anchors[:n])
             fetched = next(iter(self.dataset.fetch([index], self.device)))
-            return fetched, self.view(fetched)
+            return fetched, self.view(fetched, index)
 
     def skip(self, batches, random_state):
         """Start the next pass after so many batches, with the random state that torch had there.

@@ -1,7 +1,7 @@
 """What a training step sees of the images.
 
 Each view says which images it needs for a batch of anchors, `index((B,)) -> (B, ...)`, and turns
-those, uint8 (B, ..., 3, H, W), into float network inputs (.., 3, S, S).
+those, uint8 (B, ..., 3, H, W), into float network inputs (.., 3, S, S). It is also given that index again.
 """
 
 import torch
@@ -18,14 +18,14 @@ class PlainView:
     def index(self, anchors):
         return anchors
 
-    def __call__(self, images):
+    def __call__(self, images, index=None):
         return self.transform(images)
 
 
 class TwoViews(PlainView):
     """Step 1: two augmentations of each image, interleaved: (2B, 3, S, S), views of image i at 2i, 2i+1."""
 
-    def __call__(self, images):
+    def __call__(self, images, index=None):
         return self.transform(images.repeat_interleave(2, dim=0))
 
 
@@ -55,20 +55,27 @@ class AnchorNeighborView:
         drawn = torch.randint(self.neighbors.size(1), anchors.shape)
         return torch.stack([anchors, self.neighbors[anchors, drawn]], dim=1)  # (B, 2)
 
-    def __call__(self, images):
+    def __call__(self, images, index=None):
         pairs = self.transform(images.flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
         return pairs[:, 0], pairs[:, 1]
 
 
 class WeakStrongView:
-    """Step 3: each image with the evaluation transform and strongly augmented: two (B, 3, S, S)."""
+    """Step 3: each image with the evaluation transform and strongly augmented: two (B, 3, S, S).
 
-    def __init__(self, weak, strong):
+    Args:
+        weak, strong: the transforms.
+        of_image: what else to yield of the images: a function int64 (B,), the images -> tensor (B,).
+    """
+
+    def __init__(self, weak, strong, of_image=None):
         self.weak = weak
         self.strong = strong
+        self.of_image = of_image
 
     def index(self, anchors):
         return anchors
 
-    def __call__(self, images):
-        return self.weak(images), self.strong(images)
+    def __call__(self, images, index=None):
+        views = self.weak(images), self.strong(images)
+        return (*views, self.of_image(index)) if self.of_image else views

@@ -6,8 +6,11 @@ p_i, s_i: probabilities of the weakly and of the strongly augmented image i; t: 
 threshold. With class balancing w_i = n / count of i's pseudo-label among the n confident samples.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import nn
+
+NO_VOTE = -1
 
 
 class ConfidenceBasedCE(nn.Module):
@@ -30,14 +33,18 @@ class ConfidenceBasedCE(nn.Module):
         confidence, labels = weak_logits.detach().float().softmax(1).max(1)
         return labels, confidence > self.threshold
 
-    def forward(self, weak_logits, strong_logits):
-        """Both (B, C). Returns a float32 scalar; zero, with zero gradients, if no sample is confident."""
+    def forward(self, weak_logits, strong_logits, *votes):
+        """Both logits (B, C), and what else `pseudo_labels` takes.
+
+        Returns:
+            a float32 scalar; zero, with zero gradients, if no sample is confident.
+        """
         if weak_logits.shape != strong_logits.shape or weak_logits.dim() != 2:
             raise ValueError(
                 "weak and strong logits must both be (B, C), got "
                 f"{tuple(weak_logits.shape)} and {tuple(strong_logits.shape)}"
             )
-        labels, confident = self.pseudo_labels(weak_logits)
+        labels, confident = self.pseudo_labels(weak_logits, *votes)
         losses = F.cross_entropy(strong_logits.float(), labels, reduction="none")  # (B,)
         # Weights, not a selection: the shapes do not depend on the data, so there is no GPU synchronization.
         weights = confident.float()
@@ -46,3 +53,28 @@ class ConfidenceBasedCE(nn.Module):
             # Only ratios matter in a weighted mean, so n / count becomes 1 / count.
             weights = weights / counts[labels].clamp(min=1)
         return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
+
+
+class NeighborVoteCE(ConfidenceBasedCE):
+    """As ConfidenceBasedCE, but images whose neighbors agree take their cluster as pseudo-label.
+
+    Not of the paper, which uses neighbors in the clustering step only.
+
+    Args:
+        threshold, apply_class_balancing: see ConfidenceBasedCE; for the images without a vote.
+        num_neighbors: of each image, nearest by the backbone's features as they are before each epoch.
+        agreement: share in (0, 1] of the image and its neighbors that must be in the cluster they vote for.
+    """
+
+    def __init__(self, threshold, apply_class_balancing, num_neighbors=20, agreement=0.8):
+        super().__init__(threshold, apply_class_balancing)
+        if not 0 < agreement <= 1:
+            raise ValueError(f"agreement must be in (0, 1], got {agreement}")
+        self.num_neighbors = num_neighbors
+        self.agreement = agreement
+
+    def pseudo_labels(self, weak_logits, votes):
+        """(B, C) and the votes, int64 (B,), NO_VOTE where neighbors disagree -> as ConfidenceBasedCE."""
+        labels, confident = super().pseudo_labels(weak_logits)
+        voted = votes != NO_VOTE
+        return torch.where(voted, votes, labels), confident | voted

@@ -9,6 +9,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
+from filelock import FileLock
 from image_folders import gradient
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -35,13 +36,17 @@ def pictures(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory):
-    """Folder of a finished run of all three steps on digits."""
-    root = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
+def results(tmp_path_factory, worker_id):
+    """Folder of a finished run of all three steps on digits, which the worker processes share."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "results"
+    finished = root / "finished"
+    root.mkdir(exist_ok=True)
+    with FileLock(root / "lock"), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        for step in STEPS:
+        for step in () if finished.exists() else STEPS:
             run(step, root)
+        finished.touch()
     return root / "digits"
 
 

@@ -168,6 +168,19 @@ def test_too_few_images():
         neighbors.mine(features(15), 20)
 
 
+def test_votes_loop(monkeypatch):
+    monkeypatch.setattr(neighbors, "QUERIES", 7)  # several blocks
+    torch.manual_seed(0)
+    features = F.normalize(torch.randn(40, 5), dim=1)
+    probabilities = (3 * torch.randn(40, 4)).softmax(1)
+    voted, agreement = neighbors.vote(features, probabilities, 6)
+    for i in range(40):
+        nearest = (features @ features[i]).argsort(descending=True)[:7]  # the image is its own nearest
+        assert voted[i] == probabilities[nearest].mean(0).argmax()
+        same = (probabilities[nearest].argmax(1) == voted[i]).sum()
+        assert agreement[i] == pytest.approx(int(same) / 7)
+
+
 def test_agreement_excludes_the_image_itself():
     mined = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1]])
     labels = torch.tensor([0, 0, 1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import ConfidenceBasedCE, SCANLoss, SimCLRLoss
+from losses import NO_VOTE, ConfidenceBasedCE, NeighborVoteCE, SCANLoss, SimCLRLoss
 
 
 def rows(*shape, seed=0, scale=3.0):
@@ -131,6 +131,28 @@ def test_no_gradient_through_the_weak_branch():
     assert strong.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("balancing", [False, True])
+def test_votes_take_the_place_of_predictions(balancing):
+    weak, strong, log_s = rows(60, 5), rows(60, 5, seed=1), rows(60, 5, seed=1).log_softmax(1)
+    votes = torch.tensor([NO_VOTE, 0, 1, NO_VOTE, 3]).repeat(12)
+    labels = {}
+    for i, vote in enumerate(votes.tolist()):
+        if vote != NO_VOTE:
+            labels[i] = vote
+        elif weak[i].softmax(0).max() > 0.8:
+            labels[i] = int(weak[i].argmax())
+    assert 36 < len(labels) < 60
+    found = list(labels.values())
+    weights = {c: 1 / found.count(c) if balancing else 1.0 for c in found}
+    expected = sum(-weights[c] * float(log_s[i, c]) for i, c in labels.items())
+    expected /= sum(weights[c] for c in found)
+    loss = NeighborVoteCE(0.8, balancing)(weak, strong, votes)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    none = torch.full_like(votes, NO_VOTE)
+    published = ConfidenceBasedCE(0.8, balancing)(weak, strong)
+    assert torch.equal(NeighborVoteCE(0.8, balancing)(weak, strong, none), published)
+
+
 # --- arguments -----------------------------------------------------------------------------------
 
 
@@ -140,6 +162,7 @@ def test_no_gradient_through_the_weak_branch():
         lambda: SimCLRLoss(0),
         lambda: SCANLoss(-1),
         lambda: ConfidenceBasedCE(1.0, True),
+        lambda: NeighborVoteCE(0.9, True, agreement=0),
         lambda: SimCLRLoss(0.1)(torch.zeros(4, 3, 8)),
         lambda: SCANLoss(5)(torch.zeros(4, 3), torch.zeros(4, 2)),
         lambda: ConfidenceBasedCE(0.9, True)(torch.zeros(4, 3), torch.zeros(3, 3)),

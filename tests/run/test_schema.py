@@ -116,6 +116,7 @@ def test_defaults_of_the_packages(package):
         ("model_kwargs", ContrastiveModel),
         ("optimizer_kwargs", torch.optim.SGD),
         ("scheduler_kwargs", learning_rate),
+        ("criterion_kwargs", losses.NeighborVoteCE),
         ("augmentation_kwargs.color_jitter", draw_color_jitter),
         ("augmentation_kwargs.cutout_kwargs", draw_holes),
     ],
@@ -145,7 +146,7 @@ def test_default_of_the_flip():
 
 
 def test_every_default_within_a_group_was_compared():
-    compared = ("model_kwargs", "optimizer_kwargs", "scheduler_kwargs")
+    compared = ("model_kwargs", "optimizer_kwargs", "scheduler_kwargs", "criterion_kwargs")
     compared += ("augmentation_kwargs.color_jitter", "augmentation_kwargs.cutout_kwargs")
     others = {
         key.name
@@ -270,7 +271,8 @@ def test_one_entry_and_one_row_make_a_criterion(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(schema, "EXPERIMENT", (*rows, option))
     load(DIGITS["selflabel"])
-    known = "confidence-cross-entropy with criterion_kwargs.apply_class_balancing"
+    balancing = "with criterion_kwargs.apply_class_balancing"
+    known = f"{schema.CONFIDENCE} {balancing} or {schema.VOTE} {balancing}.*"
     ways = f"{known} or soft with criterion_kwargs.power"
     with pytest.raises(UserError, match=f"needs criterion {ways}, found soft with apply_class_balancing"):
         load(DIGITS["selflabel"], "criterion=soft")

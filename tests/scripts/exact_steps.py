@@ -13,7 +13,7 @@ SETTINGS = ["batch_size=718", "epochs=1", "optimizer=sgd", "optimizer_kwargs.lr=
 def main(out):
     """Each step works in OUT/STEP; the gradients of its first batch go to OUT/STEP/gradients.pt.
 
-    OUT/cached takes the clustering step on cached features.
+    OUT/cached takes the clustering step on cached features, OUT/voted self-labeling by neighbors' votes.
     """
     data.build_train_transform = data.build_eval_transform
     # Rounding makes a few of ten million ReLUs jump, each visible in the gradients; this one cannot.
@@ -32,11 +32,12 @@ def main(out):
         run(name, folder, *SETTINGS)
     torch.optim.SGD.step = train
     run("scan", out / "cached", *SETTINGS, "precision=bf16", "cache_features=2")
+    run("selflabel", out / "voted", *SETTINGS, "criterion=neighbor-vote-cross-entropy")
 
 
 def prepare(results, out):
     """Let each step start from the results of the ones before."""
-    for name, place in [*zip(STEPS, range(3), strict=True), ("cached", 1)]:
+    for name, place in [*zip(STEPS, range(3), strict=True), ("cached", 1), ("voted", 2)]:
         (out / name / "digits").mkdir(parents=True)
         for earlier in list(STEPS)[:place]:
             (out / name / "digits" / earlier).symlink_to(results / earlier)

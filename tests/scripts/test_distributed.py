@@ -72,6 +72,15 @@ def test_cached_features_in_bfloat16(one_and_two):
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
+def test_votes_are_those_of_one_process(one_and_two):
+    one, two = (folder / "voted/digits/selflabel" for folder in one_and_two)
+    losses = [json.loads((f / "metrics.jsonl").read_text())["loss"] for f in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    votes = [checkpoint.load(folder / "checkpoint.pth.tar")["votes"]["votes"] for folder in (one, two)]
+    assert (votes[0] == votes[1]).float().mean() > 0.99
+    assert len(votes[0].unique()) > 5
+
+
 def test_features_are_gathered_and_mined_once(one_and_two):
     one, two = (folder / "pretext/digits/pretext" for folder in one_and_two)
     for name in ("train", "val"):

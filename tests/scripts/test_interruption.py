@@ -26,7 +26,7 @@ EPOCHS = "epochs=5"
 SETTINGS = {
     "pretext": [EPOCHS],
     "scan": [EPOCHS, "update_cluster_head_only=False"],
-    "selflabel": [EPOCHS, "use_ema=True", "ema_alpha=0.9"],
+    "selflabel": [EPOCHS, "use_ema=True", "ema_alpha=0.9", "criterion=neighbor-vote-cross-entropy"],
 }
 
 

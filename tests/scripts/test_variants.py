@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from steps import arguments, fails, run, same, weights
+from steps import arguments, config_of, fails, run, same, weights
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import data
 import scan
+import selflabel
 from errors import UserError
+from losses import NO_VOTE
 from models import build_model
 from models.resnet import ResNet
 from utils.run import checkpoint
@@ -167,6 +169,41 @@ def test_ema(results, after):
     assert all(torch.equal(final[key], start["model"][key]) for key in statistics)
     assert same(saved["ema"], final)
     assert not torch.equal(final["backbone.conv1.weight"], start["model"]["backbone.conv1.weight"])
+
+
+def test_neighbors_vote_by_the_features_before_each_epoch(after, monkeypatch):
+    root = after("pretext", "scan")
+    seen = []
+    step = selflabel.selflabel_step
+
+    def watched(network, criterion, batch):
+        seen.append((batch[0], batch[2]))
+        return step(network, criterion, batch)
+
+    monkeypatch.setattr(selflabel, "selflabel_step", watched)
+    settings = ["criterion=neighbor-vote-cross-entropy", "criterion_kwargs.num_neighbors=7", "precision=fp32"]
+    run("selflabel", root, *settings, "criterion_kwargs.agreement=0.7", "epochs=1")
+
+    config = config_of("selflabel")
+    model = build_model(config).eval()
+    found, head = read_weights(root / "digits/scan/model.pth.tar", ["clustering"])
+    model.load_state_dict(selflabel.only_head(found, head))
+    images = data.build_eval_transform(config)(data.build_dataset(config, "train").images)
+    with torch.no_grad():
+        features = model.backbone(images)
+        probabilities = model.cluster_head(features)[0].softmax(1)
+    features = torch.nn.functional.normalize(features, dim=1)
+    nearest = (features @ features.T).topk(8).indices
+    voted = probabilities[nearest].mean(1).argmax(1)
+    agreement = (probabilities.argmax(1)[nearest] == voted.unsqueeze(1)).float().mean(1)
+    expected = torch.where(agreement >= 0.7, voted, NO_VOTE)
+    assert 0.1 < (expected != NO_VOTE).float().mean() < 0.99
+
+    kept = checkpoint.load(root / "digits/selflabel/checkpoint.pth.tar")["votes"]["votes"]
+    assert (kept == expected).float().mean() > 0.99
+    places = {image.numpy().tobytes(): i for i, image in enumerate(images)}
+    for weak, votes in seen:
+        assert votes.tolist() == [kept[places[image.numpy().tobytes()]] for image in weak]
 
 
 def test_batches_without_a_confident_sample_are_counted(after):

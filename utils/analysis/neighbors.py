@@ -98,6 +98,26 @@ def mine(features, k, device="cpu", library="auto"):
         return search(features, features, k + 1, device)[1].cpu()
 
 
+def vote(features, probabilities, k, device="cpu", library="auto"):
+    """For each image, what it and its k nearest neighbors vote for.
+
+    Args:
+        features: float32 (N, D), normalized.
+        probabilities: float (N, C), of the clusters.
+        k, device, library: see `mine`.
+
+    Returns:
+        the cluster of the highest mean probability, int64 (N,); the share of the k + 1 images that are in it,
+        float32 (N,). Both on the CPU.
+    """
+    probabilities = probabilities.float().cpu()
+    clusters, found = probabilities.argmax(1), []
+    for mined in mine(features, k, device, library).split(QUERIES):
+        voted = probabilities[mined].mean(1).argmax(1)
+        found.append((voted, (clusters[mined] == voted.unsqueeze(1)).float().mean(1)))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
 def similarities(features, mined):
     """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
     parts = zip(features.split(QUERIES), mined.split(QUERIES), strict=True)

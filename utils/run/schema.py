@@ -80,12 +80,13 @@ class Key(NamedTuple):
 TRAINED = to_train("simclr", "scan", "selflabel")
 
 # The criteria of losses.CRITERIA, and the step that each trains. Their options are the rows that are
-# `only=criterion(NAME)`.
-CRITERIA = {"simclr": "simclr", "scan": "scan", "confidence-cross-entropy": "selflabel"}
+# `only=criterion(NAME, ...)`.
+CONFIDENCE, VOTE = "confidence-cross-entropy", "neighbor-vote-cross-entropy"
+CRITERIA = {"simclr": "simclr", "scan": "scan", CONFIDENCE: "selflabel", VOTE: "selflabel"}
 
 
-def criterion(name):
-    return When("criterion", (name,))
+def criterion(*names):
+    return When("criterion", names)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -235,7 +236,16 @@ EXPERIMENT = (
     Key(
         "criterion_kwargs.apply_class_balancing", BOOLEAN,
         "Weigh each pseudo-label by the inverse of its frequency.",
-        required=ALWAYS, only=criterion("confidence-cross-entropy"),
+        required=ALWAYS, only=criterion(CONFIDENCE, VOTE),
+    ),
+    Key(
+        "criterion_kwargs.num_neighbors", POSITIVE, "Neighbors of an image that vote on its pseudo-label.",
+        default=20, only=criterion(VOTE),
+    ),
+    Key(
+        "criterion_kwargs.agreement", number(above=0, high=1),
+        "Share of the image and its neighbors that must be in the cluster they vote for.",
+        default=0.8, only=criterion(VOTE),
     ),
     # the optimizer
     Key("epochs", POSITIVE, "Passes over the training images.", required=TRAINED),
@@ -319,7 +329,7 @@ def within(keys, group=""):
 def options_of(name):
     """The rows of a criterion's options: {name within criterion_kwargs: row}."""
     rows = within(EXPERIMENT, "criterion_kwargs")
-    return {option: key for option, key in rows.items() if key.only == criterion(name)}
+    return {option: key for option, key in rows.items() if name in key.only.values}
 
 
 def defaults(setup):

@@ -28,7 +28,19 @@ log = logging.getLogger(__name__)
 SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
 
 
-def train(run, identity, model, optimizer, loader, step, *, extra=None, after_batch=None, after_epoch=None):
+def train(
+    run,
+    identity,
+    model,
+    optimizer,
+    loader,
+    step,
+    *,
+    extra=None,
+    before_epoch=None,
+    after_batch=None,
+    after_epoch=None,
+):
     """Train to the configured epoch, from the last checkpoint if there is one.
 
     Args:
@@ -40,6 +52,7 @@ def train(run, identity, model, optimizer, loader, step, *, extra=None, after_ba
         step: batch -> dict of scalar tensors, `loss` among them. If a batch may have nothing to train on,
             also `trains`, a bool: if it is False, the other values are 0, and the optimizer skips the batch.
         extra: dict of further content of the checkpoint, see resume.Training.
+        before_epoch: called in eval mode, but not before the rest of an epoch that is resumed.
         after_batch: called after each batch, also after a skipped one.
         after_epoch: called with the number of epochs done, in eval mode; returns a dict of numbers, and lists
             of numbers, to log.
@@ -55,6 +68,9 @@ def train(run, identity, model, optimizer, loader, step, *, extra=None, after_ba
     for epoch in range(first, config.epochs):
         lr = scheduled_learning_rate(config, epoch)
         set_learning_rate(optimizer, lr)
+        if before_epoch and not progress:
+            model.eval()
+            before_epoch()
         run.seed(epoch)
         if progress:
             loader.skip(progress.batches, progress.random_state)

@@ -32,7 +32,8 @@ def rehearse(model, *loaders):
         images, batch = loader.sample()
         views = parts_of(batch)
         for view in views:
-            _require_fits(model, view)
+            if view.is_floating_point():  # the others are labels
+                _require_fits(model, view)
         side, kept = min(images.shape[-2:]), views[0].size(-1)
         if not loader.train and side > kept * 256 / 224 + 1:  # the usual margin on ImageNet
             cropped.add((kept, side))
