@@ -36,18 +36,37 @@ def pictures(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory, worker_id):
-    """Folder of a finished run of all three steps on digits, which the worker processes share."""
+def made_once(tmp_path_factory, worker_id):
+    """Function (name, make) -> a folder, filled by `make(folder)` in the first worker that asks for the name.
+
+    The workers share it, so no test may change what is in it.
+    """
     base = tmp_path_factory.getbasetemp()
-    root = (base if worker_id == "master" else base.parent) / "results"
-    finished = root / "finished"
-    root.mkdir(exist_ok=True)
-    with FileLock(root / "lock"), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        for step in () if finished.exists() else STEPS:
+    base = base if worker_id == "master" else base.parent
+
+    def folder_of(name, make):
+        folder, finished = base / name, base / f"{name}.finished"
+        with FileLock(base / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                patch.chdir(ROOT)
+                make(folder)
+                finished.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def results(made_once):
+    """Folder of a finished run of all three steps on digits."""
+
+    def make(root):
+        for step in STEPS:
             run(step, root)
-        finished.touch()
-    return root / "digits"
+
+    return made_once("results", make) / "digits"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 from PIL import Image
-from steps import ROOT, fails
+from steps import fails
 
 import ablation
 import pipeline
@@ -40,15 +40,19 @@ def command(root, name="augmentation", *more, seeds=SEEDS):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(made_once):
     """Folder of the results of an ablation, and the names of the scripts that trained, in order."""
-    root, called = tmp_path_factory.mktemp("ablation"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(ablation, "AUGMENTATIONS", TWO)
-        count(patch, called)
-        reproduce.main(command(root))
-    return root, called
+
+    def make(root):
+        called = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ablation, "AUGMENTATIONS", TWO)
+            count(patch, called)
+            reproduce.main(command(root))
+        (root / "called.json").write_text(json.dumps(called))
+
+    root = made_once("ablation", make)
+    return root, json.loads((root / "called.json").read_text())
 
 
 @pytest.fixture

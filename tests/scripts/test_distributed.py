@@ -25,16 +25,20 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 @pytest.fixture(scope="module")
-def one_and_two(results, tmp_path_factory):
+def one_and_two(results, made_once):
     """The results of exact_steps.py in one process and in two."""
-    folders = one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for folder in folders:
-        exact_steps.prepare(results, folder)
-    process = start(exact_steps.main, one, output=one / "output")
-    assert finish(process) == 0, (one / "output").read_text()
-    codes, printed = run_all(exact_steps.main, two, count=2, output=two / "output")
-    assert codes == [0, 0], printed
-    return folders
+
+    def make(folder):
+        one, two = folder / "one", folder / "two"
+        for place in (one, two):
+            exact_steps.prepare(results, place)
+        process = start(exact_steps.main, one, output=one / "output")
+        assert finish(process) == 0, (one / "output").read_text()
+        codes, printed = run_all(exact_steps.main, two, count=2, output=two / "output")
+        assert codes == [0, 0], printed
+
+    folder = made_once("one_and_two", make)
+    return folder / "one", folder / "two"
 
 
 @pytest.mark.parametrize("step", STEPS)

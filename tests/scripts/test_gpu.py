@@ -16,11 +16,15 @@ from steps import ROOT
 
 
 @pytest.fixture(scope="module")
-def found(results, tmp_path_factory):
+def found(results, made_once):
     """What fake_gpu.py found in each scenario, in a process of its own: autograd counts the GPUs once."""
-    folder = tmp_path_factory.mktemp("gpu")
-    process = start(fake_gpu.main, results, folder, output=folder / "output")
-    status, printed = finish(process), (folder / "output").read_text()
+
+    def make(folder):
+        process = start(fake_gpu.main, results, folder, output=folder / "output")
+        (folder / "status").write_text(str(finish(process)))
+
+    folder = made_once("gpu", make)
+    status, printed = ((folder / name).read_text() for name in ("status", "output"))
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     check = lines[0]["check"] if lines else f"exit status {status}\n{printed}"
     if check != "passed":

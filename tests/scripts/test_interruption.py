@@ -65,17 +65,20 @@ def kill_at(function, call):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(results, tmp_path_factory):
+def uninterrupted(results, made_once):
     """Folder of each step's uninterrupted run."""
-    folders = {}
-    for step in STEPS:
-        folders[step] = prepare(step, results, tmp_path_factory.mktemp(f"whole-{step}"))
-        assert finish(start(step, folders[step])) == 0, (folders[step] / "output").read_text()
-    return folders
+
+    def make(folder):
+        for step in STEPS:
+            root = prepare(step, results, folder / step)
+            assert finish(start(step, root)) == 0, (root / "output").read_text()
+
+    folder = made_once("uninterrupted", make)
+    return {step: folder / step for step in STEPS}
 
 
 def prepare(step, results, root):
-    (root / "digits").mkdir()
+    (root / "digits").mkdir(parents=True)
     for earlier in list(STEPS)[: list(STEPS).index(step)]:
         (root / "digits" / earlier).symlink_to(results / earlier)
     return root

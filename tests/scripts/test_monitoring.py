@@ -78,13 +78,15 @@ def test_held_out_images_are_the_ones_that_are_told(after):
 
 
 @pytest.fixture(scope="module")
-def unlabelled(results, tmp_path_factory):
+def unlabelled(made_once):
     """Folder of the three steps on the digits' images without their labels."""
-    root = tmp_path_factory.mktemp("unlabelled")
-    moved = write_digits(root, labels=None)
-    for step in STEPS:
-        run(step, root, moved)
-    return root / "digits"
+
+    def make(root):
+        moved = write_digits(root, labels=None)
+        for step in STEPS:
+            run(step, root, moved)
+
+    return made_once("unlabelled", make) / "digits"
 
 
 @pytest.mark.parametrize("step", ["scan", "selflabel"])

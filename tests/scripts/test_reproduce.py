@@ -28,13 +28,9 @@ def command(root, *more, seeds=SEEDS):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(made_once):
     """Folder of the results of two seeds."""
-    root = tmp_path_factory.mktemp("reproduced")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        reproduce.main(command(root))
-    return root
+    return made_once("reproduced", lambda root: reproduce.main(command(root)))
 
 
 @pytest.fixture
@@ -81,18 +77,18 @@ def read_json(path):
 # --- the table -----------------------------------------------------------------------------------
 
 
-def test_all_tables_say_what_the_steps_found(finished, capsys):
+def test_all_tables_say_what_the_steps_found(copied, capsys):
     found = {}
     for seed in SEEDS:
-        folder = finished / f"seed-{seed}/digits"
+        folder = copied / f"seed-{seed}/digits"
         kept = read_json(folder / "kmeans.json")["figures"]
         kept["SCAN loss"] = read_json(folder / "scan/metrics.json")
         kept["self-labeling"] = read_json(folder / "selflabel/metrics.json")
         found |= {(seed, method): {name: kept[method][name] for name in tables.METRICS} for method in kept}
-    assert read_csv(finished) == found and len(found) == 8
+    assert read_csv(copied) == found and len(found) == 8
 
-    summary, text = read_json(finished / "digits.json"), (finished / "digits.md").read_text()
-    reproduce.main(command(finished))
+    summary, text = read_json(copied / "digits.json"), (copied / "digits.md").read_text()
+    reproduce.main(command(copied))
     printed = capsys.readouterr().out
     for method, figures in summary["methods"].items():
         cells = [method]
@@ -107,7 +103,7 @@ def test_all_tables_say_what_the_steps_found(finished, capsys):
         assert re.search(r"\s+".join(map(re.escape, cells)) + "$", printed, re.M)
     for step, runs in summary["steps"].items():
         for run in runs:
-            folder = finished / f"seed-{run['seed']}/digits" / step
+            folder = copied / f"seed-{run['seed']}/digits" / step
             epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             assert run["epochs"] == len(epochs) == 2
             assert run["training_minutes"] == pytest.approx(sum(e["seconds"] for e in epochs) / 60)
