@@ -1,6 +1,7 @@
 """Mining and voting against slow loops; files of neighbors that do not belong."""
 
 import re
+import resource
 import sys
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mistakes import npy, refused, zipped
+from processes import finish, start
 
 from errors import UserError
 from utils.analysis import neighbors
+from utils.run import machine
 
 
 def features(n, d=8, seed=0):
@@ -124,6 +127,22 @@ def test_search_in_blocks_is_exact(monkeypatch):
     best = (queries @ bank.T).sort(1, descending=True)
     assert torch.equal(index, best.indices[:, :15])
     torch.testing.assert_close(similarity, best.values[:, :15])
+
+
+def peak_of_a_search():
+    """Print by how many blocks of similarities the memory of this process grows at most."""
+    torch.set_num_threads(1)
+    machine.reuse_freed_memory()
+    before, bank = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, features(10_000)
+    neighbors.search(bank, bank, 20)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(1024 * grown / (4 * neighbors.QUERIES * len(bank)))
+
+
+def test_a_search_holds_one_block_of_similarities(tmp_path):
+    """Also where the C library keeps freed memory, which results between the blocks would fragment."""
+    assert finish(start(peak_of_a_search, output=tmp_path / "blocks")) == 0
+    assert float((tmp_path / "blocks").read_text()) < 2.5
 
 
 def clustered(n, d=16, clusters=40):

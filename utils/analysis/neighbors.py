@@ -39,12 +39,16 @@ def search(queries, bank, k, device=None):
     device = bank.device if device is None else device
     chunks = queries.split(QUERIES)
     best = [None] * len(chunks)
+    # one block for all: freed ones, with results between them, fragment memory that the C library keeps
+    block = torch.empty(QUERIES, min(BANK, len(bank)), dtype=bank.dtype, device=device)
     for start in tqdm(
         range(0, len(bank), BANK), desc="search", leave=False, disable=len(bank) <= BANK or None
     ):
         part = bank[start : start + BANK].to(device)
         for i, chunk in enumerate(chunks):
-            similarity, index = (chunk.to(device) @ part.T).topk(min(k, len(part)))
+            product = block[: len(chunk), : len(part)]
+            torch.matmul(chunk.to(device), part.T, out=product)
+            similarity, index = product.topk(min(k, len(part)))
             index += start
             if best[i] is not None:
                 similarity, place = torch.cat([best[i][0], similarity], 1).topk(k)
