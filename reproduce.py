@@ -39,7 +39,7 @@ from utils.run.script import add_overrides, parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
 
-# dataset: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
+# dataset, or DATASET-cpu for a small network: files in configs/pretext/, configs/scan/, configs/selflabel/
 EXPERIMENTS = {
     "digits": ("simclr_digits", "scan_digits", "selflabel_digits"),
     "mnist": ("simclr_mnist", "scan_mnist", "selflabel_mnist"),
@@ -122,7 +122,7 @@ def main(argv=None):
     summary = summarize(args, configs[seed], runs)
     write(summary, root / args.dataset)
     if args.record:
-        record(summary, root, data.build_dataset(configs[seed]["scan"], "test").labels, args.record)
+        record(summary, runs, data.build_dataset(configs[seed]["scan"], "test").labels, args.record)
     print("", *tables.console(summary), "", f"Pictures of seed {seed}:", sep="\n")
     for path in sorted(folders["pretext"].parent.rglob("*.png")):
         print(f"  {path}")
@@ -139,10 +139,12 @@ def settings_of(args, files):
     """
     environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
     root = Path(args.root_dir or environment.root_dir).expanduser()
+    if args.dataset != environment.train_db_name:  # other files for the same images: results of their own
+        root /= args.dataset
     data_dir = args.data_dir
     if args.rehearse:
         root /= "rehearsal"
-        write_few(args.dataset, Path(data_dir or environment.data_dir).expanduser(), root)
+        write_few(environment.train_db_name, Path(data_dir or environment.data_dir).expanduser(), root)
         data_dir = root
     shared = [f"data_dir={quoted(data_dir)}"] if data_dir else []
     shared += ["backbone=resnet10_narrow"] if args.rehearse else []
@@ -322,7 +324,7 @@ def read_results(seed, folders, figures):
         "seed": seed,
         "figures": figures,
         "steps": steps,
-        "folders": list(folders.values()),
+        "folders": folders,
     }
 
 
@@ -343,7 +345,7 @@ def summarize(args, configs, runs):
         here = methods[method]
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
-    finished, made_with = pipeline.provenance([folder for run in runs for folder in run["folders"]])
+    finished, made_with = pipeline.provenance([folder for run in runs for folder in run["folders"].values()])
     return {
         "dataset": args.dataset,
         "command": command_of(args),
@@ -373,7 +375,7 @@ def protocol(args, configs, runs):
     """How the figures were obtained, a list of lines."""
     scan, figures = configs["scan"], runs[0]["figures"]
     moco = configs["pretext"].setup == "moco"
-    unlabeled = args.dataset in data.WITH_UNLABELED
+    unlabeled = scan.train_db_name in data.WITH_UNLABELED
     held_out = scan.get("validation") == "train_holdout"
     tries = [
         f"{found['initialisations']} ({method.split()[-1]})"
@@ -385,6 +387,7 @@ def protocol(args, configs, runs):
         f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
         "the test split; labels serve these figures only.",
         "Pretext: the official MoCo v2 weights." if moco else "",
+        f"Network: {scan.backbone}. Self-labeling: {configs['selflabel'].criterion}.",
         "Model: after the SCAN loss, the epoch and head of the lowest loss on the images of "
         f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
         "self-labeling, the last epoch.",
@@ -415,23 +418,22 @@ def write(summary, path):
     write_csv(("dataset", "seed", "method", *tables.METRICS), rows, f"{path}.csv")
 
 
-def record(summary, root, labels, name):
+def record(summary, runs, labels, name):
     """Keep the summary and the clusters of the test images in RECORDS; write docs/RESULTS.md of all kept.
 
     Args:
-        root: pathlib.Path of the results of all seeds.
+        runs: list of what `read_results` returned.
         labels: int64 (N,), of the test images.
         name: of the files: NAME.json, and for each seed NAME-seedN.npz with an array `labels` and, for each
             step of METHODS, one of clusters.
     """
-    for seed in summary["seeds"]:
+    for run in runs:
         found = {"labels": labels.numpy()}
         for step in METHODS:
-            table = root / f"seed-{seed}" / summary["dataset"] / step / "assignment.csv"
-            with open(table, encoding="utf-8") as file:
+            with open(run["folders"][step] / "assignment.csv", encoding="utf-8") as file:
                 found[step] = np.array([int(row["cluster"]) for row in csv.DictReader(file)])
         small = {key: values.astype(np.min_scalar_type(values.max())) for key, values in found.items()}
-        with atomic(RECORDS / f"{name}-seed{seed}.npz") as path, open(path, "wb") as file:
+        with atomic(RECORDS / f"{name}-seed{run['seed']}.npz") as path, open(path, "wb") as file:
             np.savez_compressed(file, **small)
     write_json(summary, RECORDS / f"{name}.json")
     kept = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]

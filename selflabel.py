@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import data
 from losses import CRITERIA, NO_VOTE, NeighborVoteCE
 from models import build_model
-from utils.analysis import health, metrics, neighbors, plots, results
+from utils.analysis import duplicates, health, metrics, neighbors, plots, results
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import Run, earlier_folder, results_folder
@@ -52,7 +52,10 @@ def selflabel_step(model, criterion, batch):
     for now, earlier in zip(statistics, before, strict=True):
         now.data.copy_(torch.where(trains, now, earlier))
     loss = criterion(weak_logits, strong_logits, *votes)
-    return {"loss": loss, "confident": confident.float().mean(), "trains": trains}
+    values = {"loss": loss, "confident": confident.float().mean(), "trains": trains}
+    if votes:
+        values["voted"] = (votes[0] != NO_VOTE).float().mean()
+    return values
 
 
 def main(argv=None):
@@ -75,7 +78,7 @@ def main(argv=None):
     criterion = CRITERIA[config.criterion](config.confidence_threshold, **config.criterion_kwargs)
     votes = Votes(run, model, criterion, train_set) if isinstance(criterion, NeighborVoteCE) else None
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
-    views = data.WeakStrongView(*transforms, of_image=votes and votes.of)
+    views = data.WeakStrongView(*transforms, of_image=votes.of if votes else None)
     train = data.Loader(train_set, views, train=True, **run.loading)
     rehearse(model, test, train)
 
@@ -83,14 +86,17 @@ def main(argv=None):
         return model(images)[0].softmax(1)
 
     model.eval()
-    watch = watch_from_the_start(run, predict, train_set, test)
+    if not votes:
+        require_pseudo_labels(run, predict, train_set)
+    watch = watch_from_the_start(run, predict, test)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
-    kept = {"ema": ema and ema.shadow, "votes": votes and votes.state}
+    extra = {"ema": ema.shadow} if ema else {}
+    extra |= {"votes": votes.state} if votes else {}
     engine.train(
         run, identity, model, optimizer, train,
         partial(selflabel_step, for_training(run, model, train), criterion),
-        extra={name: state for name, state in kept.items() if state},
+        extra=extra,
         before_epoch=votes.update if votes else None,
         after_batch=ema.update if ema else None,
         after_epoch=partial(monitor, run, predict, test, watch),
@@ -103,6 +109,9 @@ class Votes:
 
     Attributes:
         state: {"votes": int64 (N,), on the run's device}, for the checkpoint.
+
+    Raises:
+        UserError: fewer images, without copies of others, than neighbors are to vote.
     """
 
     def __init__(self, run, model, criterion, train_set):
@@ -110,7 +119,11 @@ class Votes:
         self.model = model
         self.criterion = criterion
         self.images = data.eval_loader(train_set, run.config, **run.loading)
+        self.first = duplicates.first_copies(train_set)
+        n = duplicates.count_distinct(self.first)
+        neighbors.require_enough(n, criterion.num_neighbors, len(train_set) - n)
         self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.device)}
+        self.tell = log.info  # once, not in each epoch
 
     def of(self, index):
         """The votes on these images, int64 (B,) on the CPU -> (B,)."""
@@ -118,18 +131,26 @@ class Votes:
 
     def update(self):
         """Vote anew, by what the model, in eval mode, makes of the images now."""
+        votes = torch.empty_like(self.state["votes"])
+        with self.run.scratch() as scratch:  # the features of many images do not fit in memory
+            with self.run.autocast():
+                seen = infer(self.look, self.images, "votes", scratch / "seen.npy")
+            if self.run.main:
+                votes.copy_(self.count(*seen.tensor_split([-self.run.config.num_classes], dim=1)))
+        self.state["votes"] = distributed.from_main(votes)
 
-        def both(images):
-            features = self.model.backbone(images)
-            return F.normalize(features.float(), dim=1), self.model.cluster_head(features)[0].softmax(1)
+    def look(self, images):
+        """What is known of a batch, float32 (B, D + C): normalized features, and probabilities."""
+        features = self.model.backbone(images)
+        probabilities = self.model.cluster_head(features)[0].softmax(1)
+        return torch.cat([F.normalize(features.float(), dim=1), probabilities.float()], dim=1)
 
-        with self.run.autocast():
-            features, probabilities = infer(both, self.images, "votes")
-        votes, agreement = neighbors.vote(
-            features, probabilities, self.criterion.num_neighbors, self.run.device, self.run.config.search
-        )
-        votes[agreement < self.criterion.agreement] = NO_VOTE
-        self.state["votes"] = votes.to(self.run.device)
+    def count(self, features, probabilities):
+        k, device, library = self.criterion.num_neighbors, self.run.device, self.run.config.search
+        mined = duplicates.mine_distinct(features, k, self.first, device, library, self.tell)
+        self.tell = log.debug
+        votes, agreement = neighbors.vote(mined, probabilities)
+        return votes.where(agreement >= self.criterion.agreement, NO_VOTE)
 
 
 def clustering_model(config, args):
@@ -151,28 +172,30 @@ def only_head(weights, head):
     return kept
 
 
-def watch_from_the_start(run, predict, train_set, test):
-    """Check that the start model, in eval mode, gives pseudo-labels to train on.
+def require_pseudo_labels(run, predict, train_set):
+    """Raise UserError if training is about to begin, and no training image is confident.
 
-    Returns:
-        the health.Watch of the training, which compares later clusters with those at the start.
-
-    Raises:
-        UserError: training is about to begin, and no training image is confident. A resumed or finished run
-            is not checked: it has already trained on some.
+    A resumed or finished run is not checked: it has already trained on some.
     """
-    config, begins = run.config, run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
+    config = run.config
+    if not run.fresh and (run.folder / "checkpoint.pth.tar").exists():
+        return
+
+    def surest(images):  # not all probabilities, which would take much memory
+        return tuple(predict(images).max(1))
+
     with run.autocast():
-        start = infer(predict, test, "clusters at the start").cpu()
-        if begins:
-            train = data.eval_loader(train_set, config, **run.loading)
-            # keep only the largest probability and its cluster: all probabilities would take much memory
-            found = infer(lambda images: tuple(predict(images).max(1)), train, "pseudo-labels")
-            confidence, clusters = (part.cpu() for part in found)
-            health.require_confident(confidence, clusters, start.size(1), config.confidence_threshold)
-    return health.Watch(
-        health.SELFLABEL_ADVICE, config.confidence_threshold, start.argmax(1), history=run.read_epochs
-    )
+        found = infer(surest, data.eval_loader(train_set, config, **run.loading), "pseudo-labels")
+    confidence, clusters = (part.cpu() for part in found)
+    health.require_confident(confidence, clusters, config.num_classes, config.confidence_threshold)
+
+
+def watch_from_the_start(run, predict, test):
+    """The health.Watch of the training, which compares later clusters with those at the start."""
+    with run.autocast():
+        start = infer(predict, test, "clusters at the start").argmax(1).cpu()
+    threshold = run.config.confidence_threshold
+    return health.Watch(health.SELFLABEL_ADVICE, threshold, start, history=run.read_epochs)
 
 
 def monitor(run, predict, test, watch, epoch):

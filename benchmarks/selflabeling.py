@@ -43,7 +43,7 @@ class Published(ConfidenceBasedCE):
 
     def __init__(self, config, threshold=None):
         chosen = config.confidence_threshold if threshold is None else threshold
-        super().__init__(chosen, **config.criterion_kwargs)
+        super().__init__(chosen, config.criterion_kwargs.apply_class_balancing)
         self.anchors = None  # int64 (B,): the images of the batch, set before each
 
     def start_epoch(self, progress, predict):
@@ -214,8 +214,8 @@ WAYS = {
 
 
 def vote(features, probabilities, k):
-    """See neighbors.vote; of features that are not normalized."""
-    return neighbors.vote(F.normalize(features, dim=1), probabilities, k, library="torch")
+    """See neighbors.vote; by the k nearest neighbors of each image, in features (N, D) not normalized yet."""
+    return neighbors.vote(neighbors.mine(F.normalize(features, dim=1), k), probabilities)
 
 
 class Start:

@@ -192,7 +192,7 @@ def test_votes_loop(monkeypatch):
     torch.manual_seed(0)
     features = F.normalize(torch.randn(40, 5), dim=1)
     probabilities = (3 * torch.randn(40, 4)).softmax(1)
-    voted, agreement = neighbors.vote(features, probabilities, 6)
+    voted, agreement = neighbors.vote(neighbors.mine(features, 6), probabilities)
     for i in range(40):
         nearest = (features @ features[i]).argsort(descending=True)[:7]  # the image is its own nearest
         assert voted[i] == probabilities[nearest].mean(0).argmax()

@@ -258,6 +258,7 @@ SCENARIOS = {
     "scan, heads": (train, "scan", HEADS),
     "selflabel": (train, "selflabel"),
     "selflabel, average": (train, "selflabel", "use_ema=True", "ema_alpha=0.9", "optimizer=sgd", SGD),
+    "selflabel, votes": (train, "selflabel", "criterion=neighbor-vote-cross-entropy", "search=torch"),
     "eval of clusters": (evaluate, "scan", (), "--visualize_prototypes"),
     "eval of features": (evaluate, "pretext", ("search=torch",), "--kmeans"),
     "moco": (mine_official_weights,),

@@ -167,7 +167,7 @@ def test_every_experiment_file_is_used():
         for (step, scripts), name in zip(pipeline.SCRIPTS.items(), names, strict=True):
             used.add(path := ROOT / f"configs/{step}/{name}.yml")
             content = read_yaml(path)
-            assert content["train_db_name"] == content["val_db_name"] == dataset
+            assert content["train_db_name"] == content["val_db_name"] == dataset.removesuffix("-cpu")
             assert content["setup"] in scripts
     shipped = {path for step in pipeline.SCRIPTS for path in (ROOT / "configs" / step).glob("*.yml")}
     assert shipped - used == {ROOT / "configs/scan/imagenet_eval.yml"}  # a model to evaluate, no training
@@ -186,17 +186,17 @@ def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
 # --- the same command again ----------------------------------------------------------------------
 
 
-def test_what_is_finished_is_not_repeated(finished, scripts_called, monkeypatch, capsys):
+def test_what_is_finished_is_not_repeated(copied, scripts_called, monkeypatch, capsys):
     def refuse(*args):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(pipeline.evaluation, "main", refuse)
     monkeypatch.setattr(reproduce.kmeans, "score", refuse)
-    before = {name: (finished / f"digits.{name}").read_text() for name in ("json", "csv", "md")}
-    reproduce.main(command(finished))
+    before = {name: (copied / f"digits.{name}").read_text() for name in ("json", "csv", "md")}
+    reproduce.main(command(copied))
     assert not scripts_called
     assert capsys.readouterr().out.count("done before: ") == 6
-    assert before == {name: (finished / f"digits.{name}").read_text() for name in before}
+    assert before == {name: (copied / f"digits.{name}").read_text() for name in before}
 
 
 def test_what_changed_since_is_made_again(copied, scripts_called):

@@ -50,8 +50,8 @@ def test_another_seed_gives_another_model(results, tmp_path):
     )
 
 
-def test_resuming_with_another_configuration(results, capsys):
-    last = fails(capsys, simclr.main, arguments("pretext", results.parent, "temperature=0.7"))
+def test_resuming_with_another_configuration(copied, capsys):
+    last = fails(capsys, simclr.main, arguments("pretext", copied, "temperature=0.7"))
     assert "temperature: " in last
     assert "--fresh" in last
 
@@ -72,12 +72,15 @@ def test_fresh_starts_over(tmp_path):
     assert yaml.safe_load((tmp_path / "digits/pretext/config.yml").read_text())["temperature"] == 0.7
 
 
-def test_a_mistake_with_fresh_loses_nothing(results, capsys, tmp_path):
-    before = sorted((path.name, path.stat().st_mtime_ns) for path in (results / "pretext").glob("*.tar"))
-    argv = arguments("pretext", results.parent, f"data_dir={tmp_path}", "batch_size=5000", flags=["--fresh"])
+def test_a_mistake_with_fresh_loses_nothing(copied, capsys):
+    before = sorted(
+        (path.name, path.stat().st_mtime_ns) for path in (copied / "digits/pretext").glob("*.tar")
+    )
+    argv = arguments("pretext", copied, "data_dir=elsewhere", "batch_size=5000", flags=["--fresh"])
     assert "batch_size 5000" in fails(capsys, simclr.main, argv)
     assert (
-        sorted((path.name, path.stat().st_mtime_ns) for path in (results / "pretext").glob("*.tar")) == before
+        sorted((path.name, path.stat().st_mtime_ns) for path in (copied / "digits/pretext").glob("*.tar"))
+        == before
     )
 
 

@@ -26,11 +26,12 @@ def count_distinct(first):
     return int((first == torch.arange(len(first))).sum())
 
 
-def mine_distinct(features, k, first, device="cpu", library="auto"):
+def mine_distinct(features, k, first, device="cpu", library="auto", tell=neighbors.log.info):
     """`neighbors.mine` among distinct images: a copy has the neighbors of the first copy, and is nobody's.
 
     Args:
         first: int64 (N,), see `first_copies`.
+        tell: logging function for what searches, and why.
 
     Returns:
         int64 (N, k + 1) on the CPU, each row normally starting with the image itself.
@@ -41,10 +42,10 @@ def mine_distinct(features, k, first, device="cpu", library="auto"):
     everyone = torch.arange(len(first))
     distinct = (first == everyone).nonzero().squeeze(1)
     if len(distinct) == len(first):
-        return neighbors.mine(features, k, device, library)
+        return neighbors.mine(features, k, device, library, tell)
     place = torch.empty_like(first)
     place[distinct] = torch.arange(len(distinct))
-    mined = distinct[neighbors.mine(features[distinct], k, device, library)][place[first]]
+    mined = distinct[neighbors.mine(features[distinct], k, device, library, tell)][place[first]]
     return torch.where(mined == first[:, None], everyone[:, None], mined)
 
 

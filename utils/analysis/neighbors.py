@@ -40,7 +40,7 @@ def search(queries, bank, k, device=None):
     chunks = queries.split(QUERIES)
     best = [None] * len(chunks)
     # one block for all: freed ones, with results between them, fragment memory that the C library keeps
-    block = torch.empty(QUERIES, min(BANK, len(bank)), dtype=bank.dtype, device=device)
+    block = torch.empty(min(QUERIES, len(queries)), min(BANK, len(bank)), dtype=bank.dtype, device=device)
     for start in tqdm(
         range(0, len(bank), BANK), desc="search", leave=False, disable=len(bank) <= BANK or None
     ):
@@ -57,7 +57,7 @@ def search(queries, bank, k, device=None):
     return tuple(torch.cat(parts) for parts in zip(*best, strict=True))
 
 
-def mine(features, k, device="cpu", library="auto"):
+def mine(features, k, device="cpu", library="auto", tell=log.info):
     """Each row's k + 1 best matches by inner product, the first of them normally the row itself.
 
     Both libraries search exactly (faiss with a flat index), with one exception: above EXACT_ON_CPU rows,
@@ -68,6 +68,7 @@ def mine(features, k, device="cpu", library="auto"):
         k: neighbors to mine, not counting the image itself; see `require_enough`.
         library: "faiss"; "torch"; or "auto": faiss if it works on `device`, else torch. torch also takes over
             if the GPU's memory is too small for faiss.
+        tell: logging function for what searches, and why.
 
     Returns:
         int64 tensor (N, k + 1) on the CPU.
@@ -81,10 +82,10 @@ def mine(features, k, device="cpu", library="auto"):
     if library == "faiss" and faiss is None:
         raise UserError(f"search: faiss was asked for, but {reason}; set search to auto or torch")
     if reason:
-        log.info("%s: torch mines instead, also exactly", reason)
+        tell("%s: torch mines instead, also exactly", reason)
     # logged before the search: a faiss error on a GPU may end the process, which nothing here can catch
     advice = "; if it ends the program, set search: torch" if faiss and device.type == "cuda" else ""
-    log.info("%s searches %d features on %s%s", "faiss" if faiss else "torch", len(features), device, advice)
+    tell("%s searches %d features on %s%s", "faiss" if faiss else "torch", len(features), device, advice)
     if faiss is None:
         return search(features, features, k + 1, device)[1].cpu()
     features = features.cpu()
@@ -98,27 +99,25 @@ def mine(features, k, device="cpu", library="auto"):
         return _query(_filled(index, features), features, k + 1)
     except RuntimeError as error:  # the GPU's memory is full
         reason = str(error).strip().splitlines()[-1]
-        log.info("faiss cannot search on the GPU, so torch does (%s)", reason)
+        tell("faiss cannot search on the GPU, so torch does (%s)", reason)
         return search(features, features, k + 1, device)[1].cpu()
 
 
-def vote(features, probabilities, k, device="cpu", library="auto"):
-    """For each image, what it and its k nearest neighbors vote for.
+def vote(mined, probabilities):
+    """For each image, what it and its neighbors vote for.
 
     Args:
-        features: float32 (N, D), normalized.
-        probabilities: float (N, C), of the clusters.
-        k, device, library: see `mine`.
+        mined: int64 (N, k + 1), neighbors of each image, the image itself among them.
+        probabilities: float32 (N, C), of the clusters.
 
     Returns:
-        the cluster of the highest mean probability, int64 (N,); the share of the k + 1 images that are in it,
-        float32 (N,). Both on the CPU.
+        the cluster of the highest mean probability, int64 (N,); the share of the k + 1 images whose own most
+        probable cluster it is, float32 (N,).
     """
-    probabilities = probabilities.float().cpu()
     clusters, found = probabilities.argmax(1), []
-    for mined in mine(features, k, device, library).split(QUERIES):
-        voted = probabilities[mined].mean(1).argmax(1)
-        found.append((voted, (clusters[mined] == voted.unsqueeze(1)).float().mean(1)))
+    for index in mined.split(QUERIES):
+        voted = probabilities[index].mean(1).argmax(1)
+        found.append((voted, (clusters[index] == voted.unsqueeze(1)).float().mean(1)))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 

@@ -104,6 +104,13 @@ def gather(share):
     return _Gather.apply(share) if world_size() > 1 else share
 
 
+def from_main(values):
+    """The main process's tensor, in every process. All give one of the same shape and dtype."""
+    if world_size() > 1:
+        dist.broadcast(values, 0)
+    return values
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, share):

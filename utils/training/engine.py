@@ -68,9 +68,11 @@ def train(
     for epoch in range(first, config.epochs):
         lr = scheduled_learning_rate(config, epoch)
         set_learning_rate(optimizer, lr)
+        start = time.perf_counter()
         if before_epoch and not progress:
             model.eval()
             before_epoch()
+        before = time.perf_counter() - start
         run.seed(epoch)
         if progress:
             loader.skip(progress.batches, progress.random_state)
@@ -95,7 +97,7 @@ def train(
                 training.save(epoch, progress)
                 log.info("%s: stopped after batch %d, saved", title, progress.batches)
             raise
-        metrics["seconds"] = round(time.perf_counter() - start, 2)
+        metrics["seconds"] = round(before + time.perf_counter() - start, 2)
         progress = None
         with interrupt.deferred():
             run.log_epoch(metrics)
