@@ -39,7 +39,7 @@ from utils.run.script import add_overrides, parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
 
-# dataset, or DATASET-cpu for a small network: files in configs/pretext/, configs/scan/, configs/selflabel/
+# dataset: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
 EXPERIMENTS = {
     "digits": ("simclr_digits", "scan_digits", "selflabel_digits"),
     "mnist": ("simclr_mnist", "scan_mnist", "selflabel_mnist"),
@@ -139,12 +139,10 @@ def settings_of(args, files):
     """
     environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
     root = Path(args.root_dir or environment.root_dir).expanduser()
-    if args.dataset != environment.train_db_name:  # other files for the same images: results of their own
-        root /= args.dataset
     data_dir = args.data_dir
     if args.rehearse:
         root /= "rehearsal"
-        write_few(environment.train_db_name, Path(data_dir or environment.data_dir).expanduser(), root)
+        write_few(args.dataset, Path(data_dir or environment.data_dir).expanduser(), root)
         data_dir = root
     shared = [f"data_dir={quoted(data_dir)}"] if data_dir else []
     shared += ["backbone=resnet10_narrow"] if args.rehearse else []
@@ -375,7 +373,7 @@ def protocol(args, configs, runs):
     """How the figures were obtained, a list of lines."""
     scan, figures = configs["scan"], runs[0]["figures"]
     moco = configs["pretext"].setup == "moco"
-    unlabeled = scan.train_db_name in data.WITH_UNLABELED
+    unlabeled = args.dataset in data.WITH_UNLABELED
     held_out = scan.get("validation") == "train_holdout"
     tries = [
         f"{found['initialisations']} ({method.split()[-1]})"

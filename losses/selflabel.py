@@ -4,6 +4,8 @@
 
 p_i, s_i: probabilities of the weakly and of the strongly augmented image i; t: the confidence
 threshold. With class balancing w_i = n / count of i's pseudo-label among the n confident samples.
+
+NeighborVoteCE, which is not of the paper, takes the vote of i's neighbors for argmax p_i where they agree.
 """
 
 import torch

@@ -221,7 +221,7 @@ def _require_criterion(given, where):
         return
     ways = []
     for name, keys in criteria.items():
-        takes = ", ".join(key.name for key in keys.values())
+        takes = ", ".join(f"{key.name}{'' if key.required else ' (optional)'}" for key in keys.values())
         ways.append(f"{name} with {takes}" if takes else name)
     raise UserError(
         f"{where}: setup {setup} needs criterion {' or '.join(ways)}, "
