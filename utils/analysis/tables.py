@@ -12,7 +12,8 @@ ABOUT_RESULTS = """# Results
 
 Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ±
 standard deviation (n - 1) over the seeds. The clusters that each seed found are in `docs/records/`, too, and
-a test computes the figures again from them.
+a test computes the figures again from them. [LOG.md](LOG.md) says how the settings of the experiment files
+were chosen: by labels of the train split, or without any.
 """
 
 
