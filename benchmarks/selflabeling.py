@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
 import selflabel
-from losses import ConfidenceBasedCE
+from losses import NO_VOTE, ConfidenceBasedCE, NeighborVoteCE
 from models import build_model
 from utils.analysis import metrics, neighbors
 from utils.run import machine
@@ -156,16 +156,12 @@ class Vote(Published):
         return self.labels[self.anchors], self.reliable[self.anchors]
 
 
-class Either(Vote):
-    """either:K,S. The voted label where the vote is reliable; elsewhere predictions above the threshold.
-
-    This is the product's losses.NeighborVoteCE.
-    """
+class Either(Vote, NeighborVoteCE):
+    """either:K,S. The product's way: the voted label where the vote is reliable, elsewhere as published."""
 
     def pseudo_labels(self, weak_logits):
-        labels, confident = Published.pseudo_labels(self, weak_logits)
-        voted, reliable = super().pseudo_labels(weak_logits)
-        return torch.where(reliable, voted, labels), confident | reliable
+        votes = self.labels.where(self.reliable, NO_VOTE)[self.anchors]
+        return NeighborVoteCE.pseudo_labels(self, weak_logits, votes)
 
 
 class Once(Either):

@@ -68,16 +68,15 @@ def train(
     for epoch in range(first, config.epochs):
         lr = scheduled_learning_rate(config, epoch)
         set_learning_rate(optimizer, lr)
-        start = time.perf_counter()
-        if before_epoch and not progress:
-            model.eval()
-            before_epoch()
-        before = time.perf_counter() - start
-        run.seed(epoch)
-        if progress:
-            loader.skip(progress.batches, progress.random_state)
-        else:
+        begun = time.perf_counter()
+        if not progress:
             progress = Progress()
+            if before_epoch:
+                model.eval()
+                before_epoch()
+        begun -= progress.seconds
+        run.seed(epoch)
+        loader.skip(progress.batches, progress.random_state)
         start = time.perf_counter() - progress.seconds
         title = f"epoch {epoch + 1}/{config.epochs}"
         _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
@@ -97,7 +96,7 @@ def train(
                 training.save(epoch, progress)
                 log.info("%s: stopped after batch %d, saved", title, progress.batches)
             raise
-        metrics["seconds"] = round(before + time.perf_counter() - start, 2)
+        metrics["seconds"] = round(time.perf_counter() - begun, 2)
         progress = None
         with interrupt.deferred():
             run.log_epoch(metrics)
