@@ -88,8 +88,8 @@ def eval_loaders(run, model, k_train, k_val):
 def learn(run, model, train, val):
     """Train by instance discrimination; returns the Identity of the training.
 
-    After each epoch, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the features, if
-    `can_vote`.
+    Every `knn_every` epochs, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the features,
+    if `can_vote`.
     """
     config, images = run.config, train.dataset
     datasets = {"train": train.dataset, "test": val.dataset}
@@ -104,6 +104,8 @@ def learn(run, model, train, val):
     network = for_training(run, model, loader, images_per_anchor=2)
 
     def monitor(epoch):
+        if epoch % config.knn_every and epoch < config.epochs:
+            return {}
         with run.autocast():
             features = [infer(model, split, "features") for split in (train, val)]
         return {"knn_accuracy": knn_accuracy(features, train, val, config.temperature)}

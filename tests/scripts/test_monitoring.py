@@ -138,3 +138,9 @@ def test_the_check_changes_nothing(results, after, monkeypatch):
     assert same(
         weights(root / "digits/selflabel/model.pth.tar"), weights(results / "selflabel/model.pth.tar")
     )
+
+
+def test_features_are_measured_every_few_epochs(tmp_path):
+    run("pretext", tmp_path, "epochs=5", "knn_every=2")
+    measured = [line["epoch"] for line in epochs(tmp_path / "digits/pretext") if "knn_accuracy" in line]
+    assert measured == [2, 4, 5]

@@ -182,6 +182,10 @@ EXPERIMENT = (
         default=PerSetup(simclr=0.1, moco=0.1, pretrained=0.1), required=to_train("simclr"),
     ),
     Key(
+        "knn_every", POSITIVE, "Epochs between two measurements of the k-NN accuracy; the last is measured.",
+        default=PerSetup(simclr=1), affects_results=False,
+    ),
+    Key(
         "features", one_of("head", "backbone"), "Part of the network whose features neighbors are mined by.",
         default=PerSetup(simclr="head", moco="backbone", pretrained="backbone"),
     ),
