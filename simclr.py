@@ -88,8 +88,8 @@ def eval_loaders(run, model, k_train, k_val):
 def learn(run, model, train, val):
     """Train by instance discrimination; returns the Identity of the training.
 
-    Every `knn_every` epochs, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the features,
-    if `can_vote`.
+    Every `knn_every` epochs, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the
+    features, if `can_vote`.
     """
     config, images = run.config, train.dataset
     datasets = {"train": train.dataset, "test": val.dataset}

@@ -11,6 +11,7 @@ from reproduce import METHODS
 from utils.analysis import calibration, metrics, tables
 
 RECORDS = sorted((ROOT / "docs/records").glob("*.json"))
+ABLATIONS = sorted((ROOT / "docs/records/ablations").glob("*.json"))
 # of a run before there was --record: ACC, NMI, ARI in %, as in docs/LOG.md
 FIGURES = {
     "cifar-10_h200_seed0": {"scan": (72.1, 59.8, 52.1), "selflabel": (81.5, 68.6, 65.1)},
@@ -42,6 +43,18 @@ def test_the_page_of_results_is_that_of_the_records():
             [json.loads(path.read_text()) for path in RECORDS]
         )
     assert page.exists() == bool(RECORDS)
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_tables_of_ablations_are_those_of_the_records(path):
+    summary = json.loads(path.read_text())
+    for variant in summary["variants"].values():
+        for figures in variant["figures"].values():
+            for found in figures.values():
+                assert found == tables.spread(found["values"])
+                assert len(found["values"]) == len(summary["seeds"])
+    table = "\n".join(tables.markdown_table(tables.ablation_rows(summary)))
+    assert table in (ROOT / "docs/ABLATIONS.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("run", FIGURES)
