@@ -28,6 +28,7 @@ import pipeline
 from errors import UserError
 from eval import learned_by_others, prototype_cells, save_sheet
 from scan import NEIGHBORS
+from simclr import has_collapsed
 from utils import report
 from utils.analysis import health, metrics, numbers, plots, second_opinions
 from utils.analysis.prototypes import find_prototypes
@@ -69,6 +70,11 @@ def main(argv=None):
         pretext = run_steps({"pretext": files["pretext"]})["pretext"]
         own.set_number(files, choose_number(args.clusters, folder, pretext, args.seed), distinct)
     folders = run_steps({step: files[step] for step in ("pretext", "scan")})
+    if has_collapsed(folders["pretext"]):
+        raise UserError(
+            f"{folders['pretext']}: the network did not learn to tell these images apart (loss: curves.png), "
+            "so clusters would mean nothing; try --name NEW and another --seed, or more --hours"
+        )
     if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
         folders = run_steps(files)
     configs = pipeline.check_steps({step: files[step] for step in folders}, settings)

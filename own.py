@@ -293,6 +293,8 @@ def fit_from_scratch(args, contents, n, config):
         f"batches of {batch} images, {memory * batch / 1e9:.1f} GB of the {room / 1e9:.0f} GB that are free"
     )
     pretext.update(epochs=epochs, batch_size=batch)
+    # without it, the first iterations can make all features the same, and few images have few iterations
+    pretext["scheduler_kwargs"]["warmup_epochs"] = epochs // 10
 
 
 def cost_of_image(content, device, precision):

@@ -4,7 +4,8 @@ python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KE
 
 If it is interrupted, give the same command again: finished steps are skipped, and an interrupted one resumes
 within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
-.csv (a row for each seed and method) and .json. assignment.csv of the clustering and self-labeling steps
+.csv (a row for each seed and method) and .json; those of cifar-10-cpu, which is CIFAR-10 with other files, in
+ROOT_DIR/cifar-10-cpu/. assignment.csv of the clustering and self-labeling steps
 lists the cluster of each test image, so that the figures can be computed again. --record keeps table and
 clusters in docs/records/, of which docs/RESULTS.md is made. --ablation NAME compares variants instead, see
 ablation.py.
@@ -39,19 +40,20 @@ from utils.run.script import add_overrides, parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
 
-# dataset: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
+# DATASET: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
 EXPERIMENTS = {
     "digits": ("simclr_digits", "scan_digits", "selflabel_digits"),
     "mnist": ("simclr_mnist", "scan_mnist", "selflabel_mnist"),
     "fashion-mnist": ("simclr_fashion_mnist", "scan_fashion_mnist", "selflabel_fashion_mnist"),
     "cifar-10": ("simclr_cifar10", "scan_cifar10", "selflabel_cifar10"),
+    "cifar-10-cpu": ("simclr_cifar10_cpu", "scan_cifar10_cpu", "selflabel_cifar10_cpu"),
     "cifar-20": ("simclr_cifar20", "scan_cifar20", "selflabel_cifar20"),
     "stl-10": ("simclr_stl10", "scan_stl10", "selflabel_stl10"),
     "imagenet_50": ("moco_imagenet50", "scan_imagenet_50", "selflabel_imagenet_50"),
     "imagenet_100": ("moco_imagenet100", "scan_imagenet_100", "selflabel_imagenet_100"),
     "imagenet_200": ("moco_imagenet200", "scan_imagenet_200", "selflabel_imagenet_200"),
 }
-# dataset: CPU threads, where the network is so small that more threads would only wait for each other
+# DATASET: CPU threads, where the network is so small that more threads would only wait for each other
 THREADS = {"digits": 1}
 
 PIXELS, FEATURES = "k-means on pixels", "k-means on features"
@@ -138,11 +140,13 @@ def settings_of(args, files):
         pathlib.Path; dict seed -> KEY=VALUE strings for all steps; dict step -> those for this step only.
     """
     environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
-    root = Path(args.root_dir or environment.root_dir).expanduser()
+    root, dataset = Path(args.root_dir or environment.root_dir).expanduser(), environment.train_db_name
     data_dir = args.data_dir
+    if args.dataset != dataset:  # other files of the same dataset
+        root /= args.dataset
     if args.rehearse:
         root /= "rehearsal"
-        write_few(args.dataset, Path(data_dir or environment.data_dir).expanduser(), root)
+        write_few(dataset, Path(data_dir or environment.data_dir).expanduser(), root)
         data_dir = root
     shared = [f"data_dir={quoted(data_dir)}"] if data_dir else []
     shared += ["backbone=resnet10_narrow"] if args.rehearse else []
@@ -373,7 +377,7 @@ def protocol(args, configs, runs):
     """How the figures were obtained, a list of lines."""
     scan, figures = configs["scan"], runs[0]["figures"]
     moco = configs["pretext"].setup == "moco"
-    unlabeled = args.dataset in data.WITH_UNLABELED
+    unlabeled = scan.train_db_name in data.WITH_UNLABELED
     held_out = scan.get("validation") == "train_holdout"
     tries = [
         f"{found['initialisations']} ({method.split()[-1]})"

@@ -4,6 +4,7 @@ python simclr.py --config_exp configs/pretext/simclr_cifar10.yml [--pretrained s
 """
 
 import logging
+import math
 from functools import partial
 
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from models import build_model
 from utils.analysis import duplicates, neighbors, plots
 from utils.files import write_json
 from utils.run import distributed
-from utils.run.config import load_config
-from utils.run.folder import Run, results_folder
+from utils.run.config import load_config, read_yaml
+from utils.run.folder import Run, read_epochs, results_folder
 from utils.run.identity import FINGERPRINT, Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
@@ -113,7 +114,29 @@ def learn(run, model, train, val):
     step = partial(simclr_step, network, criterion)
     after_epoch = monitor if can_vote(train.dataset, val.dataset) else None
     engine.train(run, identity, model, optimizer, loader, step, after_epoch=after_epoch)
+    if run.main and has_collapsed(run.folder):
+        log.warning(
+            "the loss of the last epoch is that of features which are the same for all images: nothing was "
+            "learned; lower optimizer_kwargs.lr, set scheduler_kwargs.warmup_epochs, or train longer"
+        )
     return identity
+
+
+def has_collapsed(folder):
+    """Whether by the last epoch's loss all features are the same, or nearly so.
+
+    The loss of equal features is ln(2 * batch_size - 1). It is lower by the temperature's inverse times how
+    much more similar the views of an image are than those of two images, roughly.
+
+    Args:
+        folder: pathlib.Path of the results of a pretext step. If it trained nothing, False is returned.
+    """
+    epochs = read_epochs(folder)
+    if not epochs:
+        return False
+    config = read_yaml(folder / "config.yml")
+    of_equal_features = math.log(2 * config["batch_size"] - 1)
+    return (of_equal_features - epochs[-1]["loss"]) * config["criterion_kwargs"]["temperature"] < 0.005
 
 
 def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, about=None):

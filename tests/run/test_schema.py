@@ -177,7 +177,7 @@ def test_an_older_experiment_is_one_with_the_defaults():
     for path in SHIPPED:
         here = experiment_of(load(path, training=False))
         written = yaml.safe_load(Path(path).read_text())
-        read = {key: written[key] for key in ("num_workers", "image_folder") if key in written}
+        read = {key: written[key] for key in ("num_workers", "image_folder", "knn_every") if key in written}
         assert with_defaults({**written, "seed": 0}) == {**here, **read}
     assert "max_unreadable" not in here
 

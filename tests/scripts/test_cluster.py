@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -254,14 +255,20 @@ def test_from_scratch(photos, tmp_path, capsys):
     root = tmp_path / "out"
     argv = [str(photos), "--clusters", "4", "--from-scratch", "--backbone", "resnet10_narrow", "--size", "8"]
     argv += ["--hours", "0.00001", "--root_dir", str(root), "--set", "num_workers=0", "device=cpu"]
-    argv += ["epochs=2", "precision=fp32"]
+    argv += ["epochs=4", "batch_size=32", "precision=fp32"]
     cluster.main(argv)
     out = capsys.readouterr().out
     assert "resnet10_narrow at 8 pixels: about 1 s an epoch" in out and "more --hours would do better" in out
     folder = root / "my_digits"
     assert len(rows_of(folder)) == N + COPIES
     assert "acc" not in json.loads((folder / "metrics.json").read_text())
-    assert read_yaml(folder / "configs/pretext.yml")["epochs"] == own.FEWEST_EPOCHS
+    pretext = read_yaml(folder / "configs/pretext.yml")
+    assert pretext["epochs"] == own.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 2
+
+    epochs = [json.loads(line) for line in (folder / "pretext/metrics.jsonl").read_text().splitlines()]
+    epochs[-1]["loss"] = math.log(2 * 32 - 1)  # that of equal features
+    (folder / "pretext/metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)))
+    assert "did not learn to tell these images apart" in fails(capsys, cluster.main, argv)
 
 
 def test_threshold_of_self_labeling(tmp_path, capsys):

@@ -9,6 +9,7 @@ from digits_files import write_digits
 from steps import STEPS, arguments, fails, run, same, weights
 
 import selflabel
+import simclr
 from utils.analysis import neighbor_quality
 from utils.run.folder import Run
 
@@ -144,3 +145,10 @@ def test_features_are_measured_every_few_epochs(tmp_path):
     run("pretext", tmp_path, "epochs=5", "knn_every=2")
     measured = [line["epoch"] for line in epochs(tmp_path / "digits/pretext") if "knn_accuracy" in line]
     assert measured == [2, 4, 5]
+
+
+@pytest.mark.parametrize(("lr", "collapsed"), [(0.4, False), (10, True)])
+def test_features_that_are_all_the_same(tmp_path, lr, collapsed):
+    run("pretext", tmp_path, f"optimizer_kwargs.lr={lr}", "precision=fp32")
+    assert simclr.has_collapsed(tmp_path / "digits/pretext") == collapsed
+    assert (tmp_path / "digits/pretext/log.txt").read_text().count("nothing was learned") == collapsed

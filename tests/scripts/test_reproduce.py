@@ -167,7 +167,7 @@ def test_every_experiment_file_is_used():
         for (step, scripts), name in zip(pipeline.SCRIPTS.items(), names, strict=True):
             used.add(path := ROOT / f"configs/{step}/{name}.yml")
             content = read_yaml(path)
-            assert content["train_db_name"] == content["val_db_name"] == dataset
+            assert content["train_db_name"] == content["val_db_name"] == dataset.removesuffix("-cpu")
             assert content["setup"] in scripts
     shipped = {path for step in pipeline.SCRIPTS for path in (ROOT / "configs" / step).glob("*.yml")}
     assert shipped - used == {ROOT / "configs/scan/imagenet_eval.yml"}  # a model to evaluate, no training

@@ -13,6 +13,14 @@ def test_constant_schedule():
     assert learning_rate(7, 10, 0.3, "constant") == 0.3
 
 
+def test_warm_up():
+    rates = [learning_rate(epoch, 10, 0.4, "constant", warmup_epochs=3) for epoch in range(5)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    cosine = [learning_rate(epoch, 10, 0.4, "cosine") for epoch in range(10)]
+    warm = [learning_rate(epoch, 10, 0.4, "cosine", warmup_epochs=1) for epoch in range(10)]
+    assert warm == [cosine[0] / 2, *cosine[1:]]
+
+
 def test_optimizer_takes_what_trains():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)

@@ -135,7 +135,9 @@ def mismatches(config):
     else:
         name, size = "random_resized_crop.size", train.get("random_resized_crop", {}).get("size")
     lines = []
-    if size not in (None, test.crop_size):
+    # objects look larger in random resized crops, so that somewhat larger images suit the network in
+    # evaluation (arXiv:1906.06423)
+    if size is not None and not size <= test.crop_size <= size * 4 / 3:
         lines.append(
             f"the network trains on images of {size} pixels (augmentation_kwargs.{name}) and is evaluated on "
             f"{test.crop_size} (transformation_kwargs.crop_size); set both to the same"

@@ -272,6 +272,10 @@ EXPERIMENT = (
         "Epochs after which step multiplies the learning rate by lr_decay_rate.",
         required=When("scheduler", ("step",)),
     ),
+    Key(
+        "scheduler_kwargs.warmup_epochs", number(0, whole=True),
+        "Epochs in which the learning rate rises, linearly, to what the scheduler says.", default=0,
+    ),
     # the training images; data.transforms.AUGMENTATIONS says which of these keys a strategy needs
     Key(
         "augmentation_strategy", one_of("standard", "simclr", "ours"),

@@ -25,17 +25,18 @@ def build_optimizer(parameters, name, kwargs):
     return optimizer
 
 
-def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=()):
+def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=(), warmup_epochs=0):
     """Learning rate of the 0-based `epoch` of `epochs`.
 
-    cosine: from lr down to lr * rate^3; step: times rate after each milestone; constant: lr.
+    cosine: from lr down to lr * rate^3; step: times rate after each milestone; constant: lr. The first
+    `warmup_epochs` have 1, 2, ... of warmup_epochs + 1 parts of that.
     """
     if scheduler == "cosine":
         floor = lr * lr_decay_rate**3
-        return floor + (lr - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    if scheduler == "step":
-        return lr * lr_decay_rate ** sum(epoch > milestone for milestone in lr_decay_epochs)
-    return lr
+        lr = floor + (lr - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    elif scheduler == "step":
+        lr *= lr_decay_rate ** sum(epoch > milestone for milestone in lr_decay_epochs)
+    return lr * min(1, (epoch + 1) / (warmup_epochs + 1))
 
 
 def scheduled_learning_rate(config, epoch):
