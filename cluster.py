@@ -28,7 +28,6 @@ import pipeline
 from errors import UserError
 from eval import learned_by_others, prototype_cells, save_sheet
 from scan import NEIGHBORS
-from simclr import has_collapsed
 from utils import report
 from utils.analysis import health, metrics, numbers, plots, second_opinions
 from utils.analysis.prototypes import find_prototypes
@@ -66,17 +65,13 @@ def main(argv=None):
     files, distinct = own.experiment_files(args, folder, settings)
     flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
     run_steps = partial(pipeline.run_steps, settings=settings, flags=flags)
+    folders = run_steps({"pretext": files["pretext"]})
+    require_learned(folders["pretext"])
     if len(args.clusters) != 1:
-        pretext = run_steps({"pretext": files["pretext"]})["pretext"]
-        own.set_number(files, choose_number(args.clusters, folder, pretext, args.seed), distinct)
-    folders = run_steps({step: files[step] for step in ("pretext", "scan")})
-    if has_collapsed(folders["pretext"]):
-        raise UserError(
-            f"{folders['pretext']}: the network did not learn to tell these images apart (loss: curves.png), "
-            "so clusters would mean nothing; try --name NEW and another --seed, or more --hours"
-        )
+        own.set_number(files, choose_number(args.clusters, folder, folders["pretext"], args.seed), distinct)
+    folders |= run_steps({"scan": files["scan"]})
     if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
-        folders = run_steps(files)
+        folders |= run_steps({"selflabel": files["selflabel"]})
     configs = pipeline.check_steps({step: files[step] for step in folders}, settings)
     write_results(configs, folder, folders, args.labels)
 
@@ -161,6 +156,15 @@ def numbers_argument(text):
 
 
 # --- between the steps ---------------------------------------------------------------------------
+
+
+def require_learned(pretext):
+    """Raise UserError if the pretext step, of which this is the folder, has learned nothing."""
+    if json.loads((pretext / "metrics.json").read_text()).get("collapsed"):
+        raise UserError(
+            f"{pretext}: the network did not learn to tell these images apart (loss: curves.png), so that "
+            "clusters would mean nothing; try again with --name NEW and another --seed or --backbone"
+        )
 
 
 def choose_number(candidates, folder, pretext, seed):

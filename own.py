@@ -217,7 +217,10 @@ def fit(args, n, files, settings):
     scan["num_neighbors"] = neighbors_to_use(most, n)
     if args.from_scratch:
         scan["cache_features"] = 8
-        contents["pretext"]["optimizer_kwargs"]["lr"] *= contents["pretext"]["batch_size"] / 256
+        pretext = contents["pretext"]
+        pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
+        # at the full rate, the first iterations can make all features the same
+        pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
     written()
     return digest_of(dataset), n
 
@@ -293,8 +296,6 @@ def fit_from_scratch(args, contents, n, config):
         f"batches of {batch} images, {memory * batch / 1e9:.1f} GB of the {room / 1e9:.0f} GB that are free"
     )
     pretext.update(epochs=epochs, batch_size=batch)
-    # without it, the first iterations can make all features the same, and few images have few iterations
-    pretext["scheduler_kwargs"]["warmup_epochs"] = epochs // 10
 
 
 def cost_of_image(content, device, precision):

@@ -16,8 +16,8 @@ from models import build_model
 from utils.analysis import duplicates, neighbors, plots
 from utils.files import write_json
 from utils.run import distributed
-from utils.run.config import load_config, read_yaml
-from utils.run.folder import Run, read_epochs, results_folder
+from utils.run.config import load_config
+from utils.run.folder import Run, results_folder
 from utils.run.identity import FINGERPRINT, Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
@@ -31,6 +31,7 @@ log = logging.getLogger("simclr")
 
 TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # to mine for each image, not counting the image itself
 TOP = max(neighbors.TOP)
+SMALL = 0.005  # difference of cosine similarities, see has_collapsed
 
 
 def simclr_step(model, criterion, images):
@@ -59,9 +60,11 @@ def main(argv=None):
     if args.pretrained:
         identity = Identity(config, {"train": train.dataset, "test": val.dataset})
         resume.take_instead_of_training(run, identity, args.pretrained, model)
+        about = {}
     else:
         identity = learn(run, model, train, val)
-    mine(run, identity, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, args.pretrained)
+        about = {"collapsed": True} if has_collapsed(run) else {}
+    mine(run, identity, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, args.pretrained, about)
     if run.main:
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
@@ -114,29 +117,27 @@ def learn(run, model, train, val):
     step = partial(simclr_step, network, criterion)
     after_epoch = monitor if can_vote(train.dataset, val.dataset) else None
     engine.train(run, identity, model, optimizer, loader, step, after_epoch=after_epoch)
-    if run.main and has_collapsed(run.folder):
-        log.warning(
-            "the loss of the last epoch is that of features which are the same for all images: nothing was "
-            "learned; lower optimizer_kwargs.lr, set scheduler_kwargs.warmup_epochs, or train longer"
-        )
     return identity
 
 
-def has_collapsed(folder):
-    """Whether by the last epoch's loss all features are the same, or nearly so.
+def has_collapsed(run):
+    """Whether the training ended with features that are the same for all images; logs a warning then.
 
-    The loss of equal features is ln(2 * batch_size - 1). It is lower by the temperature's inverse times how
-    much more similar the views of an image are than those of two images, roughly.
-
-    Args:
-        folder: pathlib.Path of the results of a pretext step. If it trained nothing, False is returned.
+    Their loss is ln(2 * batch_size - 1). What a loss is below it, times the temperature, is about how much
+    more similar two views of an image are than two images.
     """
-    epochs = read_epochs(folder)
-    if not epochs:
+    epochs, config = run.read_epochs(), run.config
+    if not epochs:  # removed
         return False
-    config = read_yaml(folder / "config.yml")
-    of_equal_features = math.log(2 * config["batch_size"] - 1)
-    return (of_equal_features - epochs[-1]["loss"]) * config["criterion_kwargs"]["temperature"] < 0.005
+    below = math.log(2 * config.batch_size - 1) - epochs[-1]["loss"]
+    collapsed = below * config.criterion_kwargs.temperature < SMALL
+    if collapsed:
+        log.warning(
+            "the loss is no lower than that of features which are the same for all images: nothing was "
+            "learned; start over (--fresh) with a lower optimizer_kwargs.lr, with "
+            "scheduler_kwargs.warmup_epochs, or with more epochs"
+        )
+    return collapsed
 
 
 def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, about=None):

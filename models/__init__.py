@@ -117,13 +117,13 @@ def preprocessing(backbone):
 def feature_width(backbone, image_size):
     """D of a backbone's features (B, D).
 
-    It comes from a forward pass of one black image in eval mode, which draws no random number and changes no
-    statistic. On the meta device a pass would compute nothing, but make torch import its compiler: 2 s.
+    It comes from a forward pass of one black image through a copy in eval mode, which draws no random number
+    and leaves nothing behind. On the meta device a pass would compute nothing, but make torch import its
+    compiler: 2 s.
     """
-    training = backbone.training
-    with torch.inference_mode():
-        features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
-    backbone.train(training)
+    weight = next(backbone.parameters(), torch.empty(0))
+    with torch.no_grad():
+        features = copy.deepcopy(backbone).eval()(weight.new_zeros(1, 3, image_size, image_size))
     if features.dim() != 2:
         raise ValueError(f"its features are {tuple(features.shape)} instead of one vector per image")
     return features.size(1)

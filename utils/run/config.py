@@ -65,6 +65,12 @@ def load_config(args, setups, training=True):
                 f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config['num_heads']}"
             )
     _require_keys(keys, given, config, training, args.config_exp)
+    warmup = config.get("scheduler_kwargs", {}).get("warmup_epochs", 0)
+    if training and warmup and warmup >= config["epochs"]:
+        raise UserError(
+            f"{args.config_exp}: scheduler_kwargs.warmup_epochs, {warmup}, must be less than epochs, "
+            f"{config['epochs']}"
+        )
     return EasyDict(config)
 
 
@@ -135,8 +141,8 @@ def mismatches(config):
     else:
         name, size = "random_resized_crop.size", train.get("random_resized_crop", {}).get("size")
     lines = []
-    # objects look larger in random resized crops, so that somewhat larger images suit the network in
-    # evaluation (arXiv:1906.06423)
+    # up to a third larger is no mistake: objects look larger in random resized crops (arXiv:1906.06423), and
+    # as large in plain ones
     if size is not None and not size <= test.crop_size <= size * 4 / 3:
         lines.append(
             f"the network trains on images of {size} pixels (augmentation_kwargs.{name}) and is evaluated on "
