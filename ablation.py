@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pipeline
 from utils.analysis import plots, tables
 from utils.analysis.tables import METHODS
-from utils.files import atomic, write_csv, write_json
 from utils.run.config import to_dict
+from utils.run.script import yaml_text
 
 METRICS = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # of which an ablation shows one
 NOT_IN_NAMES = r"[^\w.]+"  # of folders
@@ -133,7 +133,7 @@ ABLATIONS = {
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def run(args, files, settings, step_settings, configs, root, command):
+def run(args, files, settings, step_settings, configs, root):
     """Run the variants of each seed, and write what they found.
 
     Args:
@@ -142,7 +142,6 @@ def run(args, files, settings, step_settings, configs, root, command):
         settings: dict seed -> settings as pipeline.run_steps takes them; root_dir is ROOT/seed-N.
         configs: dict step -> configuration, of any seed, with the experiment files' own settings.
         root: pathlib.Path.
-        command: the command line, for the table.
 
     Raises:
         UserError: as pipeline.run_steps.
@@ -161,9 +160,10 @@ def run(args, files, settings, step_settings, configs, root, command):
         for label, (base, arguments) in calls.items():
             folders[label] = {**folders.get(base, {}), **pipeline.run_steps(**arguments)}
         found[seed] = folders
-    summary = summarize(args, variants, found, command)
+    summary = summarize(args, configs["scan"], variants, found)
     path = root / f"{args.dataset}-ablation-{args.ablation}"
-    write(summary, path)
+    tables.write(summary, path)
+    save_figure(summary, f"{path}.png")
     print("", *tables.console(summary), "", sep="\n")
     print(f"This table: {path}.md, .csv, .json; as a figure: {path}.png")
 
@@ -194,7 +194,7 @@ def plan(name, variants, files, settings, step_settings, folder):
         elsewhere = base and places[base] != folder
         arguments = {
             "files": {step: files[step] for step in own},
-            "settings": [*settings, *([f"root_dir={json.dumps(str(places[base]))}"] if elsewhere else [])],
+            "settings": [*settings, *([f"root_dir={yaml_text(places[base])}"] if elsewhere else [])],
             "step_settings": {step: [*step_settings[step], *variants[label].get(step, ())] for step in own},
             "run": run,
         }
@@ -202,10 +202,12 @@ def plan(name, variants, files, settings, step_settings, folder):
     return calls
 
 
-def summarize(args, variants, found, command):
+def summarize(args, scan, variants, found):
     """The content of the table as plain values; figures are shares in [0, 1].
 
-    `found`: dict seed -> dict label -> dict step -> pathlib.Path of its results.
+    Args:
+        scan: the configuration of the clustering step.
+        found: dict seed -> dict label -> dict step -> pathlib.Path of its results.
     """
     ablation, seeds = ABLATIONS[args.ablation], list(found)
     rows = {}
@@ -219,43 +221,22 @@ def summarize(args, variants, found, command):
             }
         rows[label] = {"settings": changes, "figures": figures}
     folders = [folder for labels in found.values() for steps in labels.values() for folder in steps.values()]
-    finished, made_with = pipeline.provenance(folders)
-    several = "; mean ± standard deviation (n - 1); worst: the lowest" if len(seeds) > 1 else ""
-    protocol = [
-        "A rehearsal: the figures mean nothing." if args.rehearse else "",
-        "Data: trained on the train split, evaluated on the test split; labels serve these figures only.",
+    lines = [
         f"Figures: {METRICS[ablation.metric]}, and NMI.",
         ablation.note,
-        f"Seeds: {', '.join(map(str, seeds))}{several}. All variants of a seed share the pretext step.",
+        "All variants of a seed share the pretext step.",
     ]
     return {
-        "dataset": args.dataset,
+        **pipeline.summary_of(args, scan, folders, lines),
         "ablation": args.ablation,
         "about": ablation.about,
-        "command": command,
-        "finished": finished,
-        "seeds": seeds,
         "metric": ablation.metric,
         "methods": [METHODS[step] for step in ablation.steps],
         "variants": rows,
-        "protocol": [line for line in protocol if line],
-        "made_with": made_with,
     }
 
 
-def write(summary, path):
-    """Write `path`.json, .md, .csv (a row for each variant, seed and method) and .png."""
-    write_json(summary, f"{path}.json")
-    with atomic(f"{path}.md") as temporary:
-        temporary.write_text(tables.markdown(summary), encoding="utf-8")
-    names = (*tables.METRICS, "majority_vote_acc")
-    rows = [
-        (summary["dataset"], label, seed, method, *(figures[name]["values"][number] for name in names))
-        for label, variant in summary["variants"].items()
-        for number, seed in enumerate(summary["seeds"])
-        for method, figures in variant["figures"].items()
-    ]
-    write_csv(("dataset", "variant", "seed", "method", *names), rows, f"{path}.csv")
+def save_figure(summary, path):
     shown = {
         method: {
             label: variant["figures"][method][summary["metric"]]
@@ -264,4 +245,4 @@ def write(summary, path):
         for method in summary["methods"]
     }
     own = next(label for label, variant in summary["variants"].items() if not variant["settings"])
-    plots.save_variants(shown, own, summary["about"], METRICS[summary["metric"]], Path(f"{path}.png"))
+    plots.save_variants(shown, own, summary["about"], METRICS[summary["metric"]], Path(path))

@@ -35,7 +35,7 @@ from utils.files import digest, write_csv, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
-from utils.run.script import add_overrides, default_environment, file_argument, run_script
+from utils.run.script import add_overrides, default_environment, file_argument, run_script, yaml_text
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
@@ -59,7 +59,7 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --root_dir") from None
-    settings = [f"root_dir={json.dumps(str(root))}", *args.overrides]
+    settings = [f"root_dir={yaml_text(root)}", *args.overrides]
     if args.labels:
         require_classes(args.images, folder)
     files, distinct = own.experiment_files(args, folder, settings)

@@ -192,6 +192,48 @@ def provenance(folders):
     return datetime.date.fromtimestamp(finished).isoformat(), makers
 
 
+def summary_of(args, scan, folders, lines):
+    """What the tables of reproduce.py and ablation.py both say, as plain values.
+
+    Args:
+        args: the command line of reproduce.py.
+        scan: the configuration of the clustering step.
+        folders: list of pathlib.Path of the steps' results.
+        lines: what else is to be said of how the figures were obtained.
+    """
+    finished, made_with = provenance(folders)
+    unlabeled = scan.train_db_name in data.WITH_UNLABELED
+    several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
+    protocol = [
+        "A rehearsal: the figures mean nothing." if args.rehearse else "",
+        f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
+        "the test split; labels serve these figures only.",
+        *lines,
+        f"Seeds: {', '.join(map(str, args.seeds))}{several}.",
+        f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
+    ]
+    return {
+        "dataset": args.dataset,
+        "command": command_of(args),
+        "finished": finished,
+        "rehearsal": args.rehearse,
+        "settings": args.overrides,
+        "seeds": args.seeds,
+        "protocol": [line for line in protocol if line],
+        "made_with": made_with,
+    }
+
+
+def command_of(args):
+    """The command line of reproduce.py that gives these figures, without the folders."""
+    command = ["python", "reproduce.py", args.dataset]
+    command += ["--ablation", args.ablation] if args.ablation else []
+    command += ["--seeds", *map(str, args.seeds)]
+    command += ["--rehearse"] if args.rehearse else []
+    command += ["--set", *args.overrides] if args.overrides else []
+    return shlex.join(command)
+
+
 def _commit():
     """The git commit of this program, with -dirty appended if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

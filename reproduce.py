@@ -16,7 +16,6 @@ import csv
 import json
 import os
 import re
-import shlex
 import signal
 import threading
 from pathlib import Path
@@ -31,12 +30,12 @@ from errors import UserError, did_you_mean
 from models import build_model
 from utils.analysis import kmeans, tables
 from utils.analysis.tables import METHODS, spread
-from utils.files import atomic, digest, write_csv, write_json
+from utils.files import atomic, digest, write_json
 from utils.run import distributed, machine
 from utils.run.config import load_config
 from utils.run.folder import read_epochs
 from utils.run.identity import FINGERPRINT
-from utils.run.script import add_overrides, parse_arguments, run_script
+from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
 
@@ -112,7 +111,7 @@ def main(argv=None):
         configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
     require_labels(configs[seed]["pretext"])
     if args.ablation:
-        ablation.run(args, files, settings, step_settings, configs[seed], root, command_of(args))
+        ablation.run(args, files, settings, step_settings, configs[seed], root)
         return
 
     runs = []
@@ -122,7 +121,7 @@ def main(argv=None):
         baselines = k_means_figures(configs[seed]["pretext"], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)
-    write(summary, root / args.dataset)
+    tables.write(summary, root / args.dataset)
     if args.record:
         record(summary, runs, data.build_dataset(configs[seed]["scan"], "test").labels, args.record)
     print("", *tables.console(summary), "", f"Pictures of seed {seed}:", sep="\n")
@@ -148,19 +147,13 @@ def settings_of(args, files):
         root /= "rehearsal"
         write_few(dataset, Path(data_dir or environment.data_dir).expanduser(), root)
         data_dir = root
-    shared = [f"data_dir={quoted(data_dir)}"] if data_dir else []
+    shared = [f"data_dir={yaml_text(data_dir)}"] if data_dir else []
     shared += ["backbone=resnet10_narrow"] if args.rehearse else []
     settings = {
-        seed: [f"root_dir={quoted(root / f'seed-{seed}')}", f"seed={seed}", *shared] for seed in args.seeds
+        seed: [f"root_dir={yaml_text(root / f'seed-{seed}')}", f"seed={seed}", *shared] for seed in args.seeds
     }
     rehearsal = REHEARSAL if args.rehearse else {}
     return root, settings, {step: [*rehearsal.get(step, ()), *args.overrides] for step in files}
-
-
-def quoted(path):
-    """A path as YAML text: in quotes where YAML would misread it, such as 2024, or a path with a #."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./-]*/[\w./-]*", text) else json.dumps(text)
 
 
 def read_arguments(argv):
@@ -188,28 +181,18 @@ def read_arguments(argv):
     add_overrides(parser, "override a key of all three experiment files")
     args = parser.parse_args(argv)
     distributed.require_one_process("reproduce.py")
-    if args.dataset not in EXPERIMENTS:
-        question = did_you_mean(args.dataset, EXPERIMENTS, str)
-        raise UserError(
-            f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset; "
-            f"{question + ' ' if question else ''}there are {', '.join(EXPERIMENTS)}"
-        )
+    files = f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset"
+    require_known(args.dataset, EXPERIMENTS, files)
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.minutes is not None and args.minutes <= 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
-    if args.record and (args.rehearse or not re.fullmatch(r"\w[\w.-]*", args.record)):
-        raise UserError(
-            f"--record {args.record}: a rehearsal is no result"
-            if args.rehearse
-            else f"--record {args.record}: use letters, digits, '_', '-' and '.'"
-        )
-    if args.ablation and args.ablation not in ablation.ABLATIONS:
-        question = did_you_mean(args.ablation, ablation.ABLATIONS, str)
-        raise UserError(
-            f"--ablation {args.ablation}: unknown; {question + ' ' if question else ''}there are "
-            f"{', '.join(ablation.ABLATIONS)}"
-        )
+    if args.record and args.rehearse:
+        raise UserError(f"--record {args.record}: a rehearsal is no result")
+    if args.record and not re.fullmatch(r"\w[\w.-]*", args.record):
+        raise UserError(f"--record {args.record}: use letters, digits, '_', '-' and '.'")
+    if args.ablation:
+        require_known(args.ablation, ablation.ABLATIONS, f"--ablation {args.ablation}: unknown")
     if args.ablation and args.record:
         raise UserError(f"--record {args.record}: not with --ablation")
     if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
@@ -219,6 +202,14 @@ def read_arguments(argv):
         if key in RESERVED:
             raise UserError(f"--set {override}: give it by {RESERVED[key]}")
     return args
+
+
+def require_known(name, known, problem):
+    if name not in known:
+        question = did_you_mean(name, known, str)
+        raise UserError(
+            f"{name}: {problem}; {question + ' ' if question else ''}there are {', '.join(known)}"
+        )
 
 
 def stop_after(minutes):
@@ -335,11 +326,11 @@ def summarize(args, configs, runs):
 
     Our figures are shares in [0, 1]; the published figures, and the differences from them, are in %.
     """
-    methods = {}
-    for method in runs[0]["figures"]:
-        values = {name: [run["figures"][method][name] for run in runs] for name in tables.METRICS}
-        methods[method] = {name: spread(values[name]) for name in tables.METRICS}
-        methods[method]["worst_acc"] = min(values["acc"])
+    folders = [folder for run in runs for folder in run["folders"].values()]
+    methods = {
+        method: {name: spread([run["figures"][method][name] for run in runs]) for name in tables.METRICS}
+        for method in runs[0]["figures"]
+    }
     published = []
     entries = [] if args.rehearse else PUBLISHED.get(args.dataset, [])
     for method, of, *figures in entries:
@@ -347,48 +338,25 @@ def summarize(args, configs, runs):
         here = methods[method]
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
-    finished, made_with = pipeline.provenance([folder for run in runs for folder in run["folders"].values()])
     return {
-        "dataset": args.dataset,
-        "command": command_of(args),
-        "finished": finished,
-        "rehearsal": args.rehearse,
-        "settings": args.overrides,
-        "seeds": args.seeds,
+        **pipeline.summary_of(args, configs["scan"], folders, protocol(configs, runs[0]["figures"])),
         "methods": methods,
         "published": published,
-        "protocol": protocol(args, configs, runs),
-        "made_with": made_with,
         "steps": {step: [{"seed": run["seed"], **run["steps"][step]} for run in runs] for step in configs},
     }
 
 
-def command_of(args):
-    """The command line that gives these figures, without the folders."""
-    command = ["python", "reproduce.py", args.dataset]
-    command += ["--ablation", args.ablation] if args.ablation else []
-    command += ["--seeds", *map(str, args.seeds)]
-    command += ["--rehearse"] if args.rehearse else []
-    command += ["--set", *args.overrides] if args.overrides else []
-    return shlex.join(command)
-
-
-def protocol(args, configs, runs):
-    """How the figures were obtained, a list of lines."""
-    scan, figures = configs["scan"], runs[0]["figures"]
-    moco = configs["pretext"].setup == "moco"
-    unlabeled = scan.train_db_name in data.WITH_UNLABELED
+def protocol(configs, figures):
+    """How the figures, by method, of a seed were obtained: a list of lines."""
+    scan = configs["scan"]
     held_out = scan.get("validation") == "train_holdout"
     tries = [
         f"{found['initialisations']} ({method.split()[-1]})"
         for method, found in figures.items()
         if "initialisations" in found
     ]
-    lines = [
-        "A rehearsal: the figures mean nothing." if args.rehearse else "",
-        f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
-        "the test split; labels serve these figures only.",
-        "Pretext: the official MoCo v2 weights." if moco else "",
+    return [
+        "Pretext: the official MoCo v2 weights." if configs["pretext"].setup == "moco" else "",
         f"Network: {scan.backbone}. Self-labeling: {configs['selflabel'].criterion}.",
         "Model: after the SCAN loss, the epoch and head of the lowest loss on the images of "
         f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
@@ -396,28 +364,10 @@ def protocol(args, configs, runs):
         "ACC: after one-to-one matching of clusters to classes.",
         f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initialisations.",
         "" if PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
-        f"Seeds: {', '.join(map(str, args.seeds))}"
-        + ("; mean ± standard deviation (n - 1); worst: the lowest ACC." if len(runs) > 1 else "."),
-        f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
     ]
-    return [line for line in lines if line]
 
 
 # --- what is written -----------------------------------------------------------------------------
-
-
-def write(summary, path):
-    """Write `path`.json, .csv and .md."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(summary, f"{path}.json")
-    with atomic(f"{path}.md") as temporary:
-        temporary.write_text(tables.markdown(summary), encoding="utf-8")
-    rows = [
-        (summary["dataset"], seed, method, *(figures[name]["values"][number] for name in tables.METRICS))
-        for number, seed in enumerate(summary["seeds"])
-        for method, figures in summary["methods"].items()
-    ]
-    write_csv(("dataset", "seed", "method", *tables.METRICS), rows, f"{path}.csv")
 
 
 def record(summary, runs, labels, name):

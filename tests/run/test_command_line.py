@@ -34,7 +34,7 @@ def test_mistake(row, capsys):
     assert_holds(last, words)
 
 
-@pytest.mark.parametrize("name", ["17", "a: b", "{x}", "a #b", "null"])
+@pytest.mark.parametrize("name", ["17", "a: b", "{x}", "a #b", "null", "\U0001f4f7"])
 def test_data_dir_is_no_yaml(name, tmp_path):
     (tmp_path / name).mkdir()
     argv = [*EXPERIMENT, "--data_dir", str(tmp_path / name), "--set", "train_db_name=faces"]

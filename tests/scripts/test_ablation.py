@@ -34,7 +34,7 @@ PLACES = {
 
 
 def command(root, name="augmentation", *more, seeds=SEEDS):
-    budget = ["--set", "epochs=2", "confidence_threshold=0.2"]
+    budget = ["--set", "epochs=1", "confidence_threshold=0.2"]
     seeds = map(str, seeds)
     return ["digits", "--ablation", name, "--seeds", *seeds, "--root_dir", str(root), *more, *budget]
 
@@ -127,7 +127,7 @@ def test_table_and_figure_say_what_the_steps_found(finished, tmp_path, called, p
         assert re.search(r"\s+".join(map(re.escape, cells)) + "$", printed, re.M)
     assert (
         "`python reproduce.py digits --ablation augmentation --seeds 3 1 "
-        "--set epochs=2 confidence_threshold=0.2`" in text
+        "--set epochs=1 confidence_threshold=0.2`" in text
     )
     with Image.open(root / "digits-ablation-augmentation.png") as picture:
         assert picture.width < 600
@@ -233,6 +233,6 @@ def test_a_figure_that_fails_is_a_warning(finished, tmp_path, monkeypatch, caplo
     root, _ = finished
     summary = json.loads((root / "digits-ablation-augmentation.json").read_text())
     monkeypatch.setattr(plots.Figure, "savefig", mock.Mock(side_effect=OSError("no space left")))
-    ablation.write(summary, tmp_path / "again")
+    ablation.save_figure(summary, tmp_path / "again.png")
     assert "again.png: no picture (OSError: no space left)" in caplog.text
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".csv"}
+    assert not list(tmp_path.iterdir())

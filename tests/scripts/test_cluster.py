@@ -165,8 +165,6 @@ def test_another_number_of_clusters(command, tmp_path, capsys):
     assert len(json.loads((folder / "metrics.json").read_text())["cluster_sizes"]) == 5
     assert (folder / "earlier-1/clusters.csv").read_bytes() == before
     assert (folder / "earlier-1/scan/model.pth.tar").exists()
-    cluster.main([*argv[:2], "3,6", *argv[3:]])
-    assert (folder / "earlier-2/scan").is_dir() and (folder / "numbers.csv").exists()
 
 
 def test_another_command(command, tmp_path, capsys):

@@ -4,6 +4,8 @@ import textwrap
 
 import numpy as np
 
+from utils.files import atomic, write_csv, write_json
+
 METRICS = ("acc", "nmi", "ari")
 METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
 # key of the pretext step's metrics.json: its name in the table
@@ -32,7 +34,7 @@ def figure_rows(summary):
     for method, figures in summary["methods"].items():
         row = [method, *(shown(figures[name]) for name in METRICS)]
         if several:
-            row.append(f"{100 * figures['worst_acc']:.1f}")
+            row.append(worst(figures["acc"]))
         if not published:
             rows.append(row)
             continue
@@ -63,6 +65,11 @@ def shown(found):
     return mean if found["std"] is None else f"{mean} ± {100 * found['std']:.1f}"
 
 
+def worst(found):
+    """The lowest of the values of what `spread` returned as text, in %."""
+    return f"{100 * min(found['values']):.1f}"
+
+
 def step_rows(summary):
     """The table of times, means over the seeds: rows as in `figure_rows`."""
     rows = [["step", "epochs", "minutes", "images/s", ""]]
@@ -91,8 +98,7 @@ def ablation_rows(summary):
         row = [label if variant["settings"] else f"{label} (as in the files)"]
         for figures in variant["figures"].values():
             found = figures[summary["metric"]]
-            worst = [f"{100 * min(found['values']):.1f}"] if several else []
-            row += [shown(found), *worst, shown(figures["nmi"])]
+            row += [shown(found), *([worst(found)] if several else []), shown(figures["nmi"])]
         rows.append(row)
     return rows
 
@@ -143,6 +149,31 @@ def markdown_table(rows):
     return [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body]
 
 
+def csv_rows(summary):
+    """All figures, not rounded: the header; a row for each seed and method (in an ablation, each variant)."""
+    if "variants" in summary:
+        header, names = ["dataset", "variant"], (*METRICS, "majority_vote_acc")
+        groups = {(label,): variant["figures"] for label, variant in summary["variants"].items()}
+    else:
+        header, names, groups = ["dataset"], METRICS, {(): summary["methods"]}
+    rows = [
+        (summary["dataset"], *label, seed, method, *(figures[name]["values"][number] for name in names))
+        for label, methods in groups.items()
+        for number, seed in enumerate(summary["seeds"])
+        for method, figures in methods.items()
+    ]
+    return [*header, "seed", "method", *names], rows
+
+
+def write(summary, path):
+    """Write the tables: `path`.json, .md and .csv."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(summary, f"{path}.json")
+    with atomic(f"{path}.md") as temporary:
+        temporary.write_text(markdown(summary), encoding="utf-8")
+    write_csv(*csv_rows(summary), f"{path}.csv")
+
+
 def results_page(summaries):
     """RESULTS.md: all recorded results, in Markdown."""
     rows = [["data", "method", "ACC", "worst", "NMI", "ARI", "seeds", "minutes a seed", "machine"]]
@@ -154,7 +185,7 @@ def results_page(summaries):
                 summary["dataset"],
                 method,
                 shown(figures["acc"]),
-                f"{100 * figures['worst_acc']:.1f}",
+                worst(figures["acc"]),
                 *(shown(figures[name]) for name in METRICS[1:]),
                 str(len(summary["seeds"])),
                 f"{minutes / len(summary['seeds']):.0f}",

@@ -141,8 +141,16 @@ def parse_arguments(argv, description, add_arguments=None):
         add_arguments(parser)
     args = parser.parse_args(argv)
     if args.data_dir:
-        args.overrides.append(f"data_dir={json.dumps(args.data_dir)}")  # quoted for YAML
+        args.overrides.append(f"data_dir={yaml_text(args.data_dir)}")
     return args
+
+
+def yaml_text(path):
+    """A path for --set KEY=PATH, in quotes where YAML would misread it, such as 2024, or a path with a #."""
+    text = str(path)
+    if re.fullmatch(r"[\w./-]*/[\w./-]*", text):
+        return text
+    return json.dumps(text, ensure_ascii=False)
 
 
 def add_overrides(parser, help_):
