@@ -5,10 +5,9 @@ python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KE
 If it is interrupted, give the same command again: finished steps are skipped, and an interrupted one resumes
 within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
 .csv (a row for each seed and method) and .json; those of cifar-10-cpu, which is CIFAR-10 with other files, in
-ROOT_DIR/cifar-10-cpu/. assignment.csv of the clustering and self-labeling steps
-lists the cluster of each test image, so that the figures can be computed again. --record keeps table and
-clusters in docs/records/, of which docs/RESULTS.md is made. --ablation NAME compares variants instead, see
-ablation.py.
+ROOT_DIR/cifar-10-cpu/. assignment.csv of the clustering and self-labeling steps lists the cluster of each
+test image, so that the figures can be computed again. --record keeps table and clusters in docs/records/, of
+which docs/RESULTS.md is made. --ablation NAME compares variants instead, see ablation.py.
 """
 
 import argparse
@@ -207,9 +206,7 @@ def read_arguments(argv):
 def require_known(name, known, problem):
     if name not in known:
         question = did_you_mean(name, known, str)
-        raise UserError(
-            f"{name}: {problem}; {question + ' ' if question else ''}there are {', '.join(known)}"
-        )
+        raise UserError(f"{problem}; {question + ' ' if question else ''}there are {', '.join(known)}")
 
 
 def stop_after(minutes):
