@@ -78,6 +78,12 @@ SETTINGS = [
     ("pretext", "scheduler=linear", "scheduler must be one of cosine, step, constant"),
     ("pretext", "scheduler_kwargs.lr_decay_rate=0", "scheduler_kwargs.lr_decay_rate must be"),
     ("pretext", "scheduler_kwargs.lr_decay_rate=10", "scheduler_kwargs.lr_decay_rate", "at most 1"),
+    (
+        "pretext",
+        "scheduler_kwargs.warmup_epochs=500",
+        "scheduler_kwargs.warmup_epochs, 500",
+        "less than epochs, 500",
+    ),
     ("pretext", "scheduler_kwargs.lr_decay_epochs=5", "scheduler_kwargs.lr_decay_epochs must be a list"),
     ("pretext", "scheduler_kwargs.lr_decay_epochs=[a]", "lr_decay_epochs must be", "whole number"),
     ("pretext", ["scheduler=step", "scheduler_kwargs.lr_decay_epochs=[]"], "lr_decay_epochs must be a list"),

@@ -165,6 +165,8 @@ def test_another_number_of_clusters(command, tmp_path, capsys):
     assert len(json.loads((folder / "metrics.json").read_text())["cluster_sizes"]) == 5
     assert (folder / "earlier-1/clusters.csv").read_bytes() == before
     assert (folder / "earlier-1/scan/model.pth.tar").exists()
+    cluster.main([*argv[:2], "3,6", *argv[3:]])
+    assert (folder / "earlier-2/scan").is_dir() and (folder / "numbers.csv").exists()
 
 
 def test_another_command(command, tmp_path, capsys):
@@ -253,7 +255,7 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     root = tmp_path / "out"
     argv = [str(photos), "--clusters", "4", "--from-scratch", "--backbone", "resnet10_narrow", "--size", "8"]
     argv += ["--hours", "0.00001", "--root_dir", str(root), "--set", "num_workers=0", "device=cpu"]
-    argv += ["epochs=4", "batch_size=32", "precision=fp32"]
+    argv += ["epochs=10", "batch_size=32", "precision=fp32"]
     cluster.main(argv)
     out = capsys.readouterr().out
     assert "resnet10_narrow at 8 pixels: about 1 s an epoch" in out and "more --hours would do better" in out
@@ -261,7 +263,7 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     assert len(rows_of(folder)) == N + COPIES
     assert "acc" not in json.loads((folder / "metrics.json").read_text())
     pretext = read_yaml(folder / "configs/pretext.yml")
-    assert pretext["epochs"] == own.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 0
+    assert pretext["epochs"] == own.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 1
 
     monkeypatch.setattr(simclr, "SMALL", 10)
     monkeypatch.setattr(scan, "main", None)  # not called

@@ -128,7 +128,7 @@ def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
     root, seen = after("pretext"), []
 
     def note(module, images):
-        if isinstance(module, ResNet):
+        if isinstance(module, ResNet) and len(images[0]) > 1:  # a single image asks its width
             seen[-1].append(images[0].clone())
 
     with register_module_forward_pre_hook(note):
