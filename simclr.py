@@ -105,7 +105,7 @@ def learn(run, model, train, val):
     rehearse(model, loader)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-    network = for_training(run, model, loader, images_per_anchor=2)
+    network = for_training(run, model, loader)
 
     def monitor(epoch):
         if epoch % config.knn_every and epoch < config.epochs:

@@ -256,7 +256,7 @@ def training(step):
             machine.reuse_freed_memory()
             model = model.to(memory_format=torch.channels_last)
             passes = config.batch_size * (2 if step == "simclr" else 1)
-            compiled = machine.compiled(model, "auto", device, 10**6, passes)
+            compiled = machine.compiled(model, "auto", device, 10**6, passes * 3 * 32 * 32)
             network = TrainingNetwork(model, compiled, autocast)
             counted = TrainingNetwork(model, model, autocast)  # cannot count in a compiled one
             optimizer = build_optimizer(model.parameters(), "sgd", {"lr": 1e-4, "momentum": 0.9})
@@ -283,14 +283,15 @@ def training(step):
             views = [images.to(device, non_blocking=True) for images in batch]
             return torch.stack(views, 1).flatten(0, 1) if step == "simclr" else views
 
-        for _ in range(warm):
-            train(on_device())
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(count):
-            train(on_device())
-        _wait(device)
-        seconds = (time.perf_counter() - start) / count
+        with nullcontext() if way == "plain" else machine.few_threads(device):
+            for _ in range(warm):
+                train(on_device())
+            _wait(device)
+            start = time.perf_counter()
+            for _ in range(count):
+                train(on_device())
+            _wait(device)
+            seconds = (time.perf_counter() - start) / count
         few = torch.rand(2, 8, 3, 32, 32, device=device)
         with FlopCounterMode(display=False) as counter:
             train(few.flatten(0, 1) if step == "simclr" else few, counted)

@@ -86,16 +86,20 @@ def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
     assert told("hidden") == []
 
 
+PIXELS = 3 * 32 * 32
+
+
 @pytest.mark.parametrize(
-    ("setting", "device", "steps", "images", "mode"),
+    ("setting", "device", "steps", "numbers", "mode"),
     [
-        ("off", GPU, 10**6, 1024, "eager"), ("auto", CPU, 10**6, 1024, "eager"), ("on", CPU, 1, 128, None),
-        ("auto", GPU, 100, 1024, "eager"), ("auto", GPU, 10**5, 1024, None), ("on", GPU, 1, 1024, None),
-        ("auto", GPU, 10**5, 128, "reduce-overhead"),
+        ("off", GPU, 10**6, 4096 * PIXELS, "eager"), ("auto", CPU, 10**6, 4096 * PIXELS, "eager"),
+        ("on", CPU, 1, 128 * PIXELS, None), ("auto", GPU, 100, 4096 * PIXELS, "eager"),
+        ("auto", GPU, 10**5, 4096 * PIXELS, None), ("on", GPU, 1, 4096 * PIXELS, None),
+        ("auto", GPU, 10**5, 1024 * PIXELS, "reduce-overhead"),
     ],
 )  # fmt: skip
-def test_what_is_compiled(monkeypatch, setting, device, steps, images, mode):
+def test_what_is_compiled(monkeypatch, setting, device, steps, numbers, mode):
     monkeypatch.setattr(torch, "compile", lambda network, mode, dynamic: ("compiled", mode))
     network = torch.nn.Linear(2, 2)
-    chosen = machine.compiled(network, setting, device, steps, images)
+    chosen = machine.compiled(network, setting, device, steps, numbers)
     assert chosen is network if mode == "eager" else chosen.network == ("compiled", mode)

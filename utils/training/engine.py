@@ -17,7 +17,7 @@ import torch
 
 from errors import UserError
 from utils.run import distributed, interrupt
-from utils.run.machine import dtype_name
+from utils.run.machine import dtype_name, few_threads
 
 from .inference import progress_bar
 from .optim import scheduled_learning_rate, set_learning_rate
@@ -79,7 +79,8 @@ def train(
         loader.skip(progress.batches, progress.random_state)
         start = time.perf_counter() - progress.seconds
         title = f"epoch {epoch + 1}/{config.epochs}"
-        _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
+        with few_threads(loader.device):
+            _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
         progress.seconds = time.perf_counter() - start
 
         try:

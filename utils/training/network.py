@@ -4,6 +4,8 @@ import logging
 
 from utils.run import distributed, machine
 
+from .inference import parts_of
+
 log = logging.getLogger(__name__)
 
 
@@ -36,14 +38,13 @@ class TrainingNetwork:
         return self._buffers
 
 
-def for_training(run, module, loader, images_per_anchor=1):
+def for_training(run, module, loader):
     """The TrainingNetwork of a module: compiled where that pays, or distributed over several processes.
 
     Args:
         run: the Run.
         module: the module to train, on the run's device.
-        loader: the training batches; their number decides whether compiling pays.
-        images_per_anchor: how many images a forward pass has for each anchor of the batch.
+        loader: the training batches; their number and size decide what pays.
     """
     setting = run.config.compile
     if run.device.type == "cpu":
@@ -54,6 +55,7 @@ def for_training(run, module, loader, images_per_anchor=1):
         call = distributed.parallel(module, run.device)
     else:
         iterations = run.config.epochs * len(loader)
-        images = loader.batch_size * images_per_anchor
-        call = machine.compiled(module, setting, run.device, iterations, images)
+        _, batch = loader.sample(1)
+        numbers = loader.batch_size * parts_of(batch)[0].numel()
+        call = machine.compiled(module, setting, run.device, iterations, numbers)
     return TrainingNetwork(module, call, run.autocast)
