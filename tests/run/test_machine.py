@@ -103,3 +103,15 @@ def test_what_is_compiled(monkeypatch, setting, device, steps, numbers, mode):
     network = torch.nn.Linear(2, 2)
     chosen = machine.compiled(network, setting, device, steps, numbers)
     assert chosen is network if mode == "eager" else chosen.network == ("compiled", mode)
+
+
+def test_beside_a_gpu_one_thread_trains():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for device, threads in ((GPU, 1), (CPU, 2), ("cpu", 2)):
+            with machine.few_threads(device):
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
