@@ -47,6 +47,7 @@ def kill_after(seconds):
 
 def kill_at(function, call):
     """SIGKILL in the given call of os.fsync or os.replace, or when torch.save has written half a file."""
+    engine.SECONDS_PER_CHECKPOINT = 0  # to have more of them
     calls = 0
     owner = torch if function == "save" else os
     original = getattr(owner, function)

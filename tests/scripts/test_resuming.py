@@ -13,6 +13,8 @@ import selflabel
 import simclr
 from utils.run import checkpoint
 from utils.run.folder import Run
+from utils.training import engine
+from utils.training.resume import Training
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -41,6 +43,21 @@ def test_resumed_run_equals_the_uninterrupted_one(results, tmp_path, monkeypatch
     assert "resuming after epoch 1" in (root / step / "log.txt").read_text()
     lines = (root / step / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0, [1, 2, 3, 4]), (1000, [1, 4])])
+def test_short_epochs_share_a_checkpoint(tmp_path, monkeypatch, seconds, saved):
+    """Of which there is one at first, and one at the end."""
+    epochs, save = [], Training.save
+
+    def note(self, epochs_done, progress=None):
+        epochs.append(epochs_done)
+        save(self, epochs_done, progress)
+
+    monkeypatch.setattr(Training, "save", note)
+    monkeypatch.setattr(engine, "SECONDS_PER_CHECKPOINT", seconds)
+    run("pretext", tmp_path, "epochs=4")
+    assert epochs == saved
 
 
 def test_another_seed_gives_another_model(results, tmp_path):

@@ -26,6 +26,7 @@ from .resume import Progress, Training
 log = logging.getLogger(__name__)
 
 SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
+SECONDS_PER_CHECKPOINT = 10  # nor, shorter than this, a checkpoint each
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
     training = Training(run, identity, model, optimizer, extra)
     first, progress = training.resume()
     run.save_config()
-    last_line = -math.inf
+    saved, last_save, last_line = first, -math.inf, -math.inf
     for epoch in range(first, config.epochs):
         lr = scheduled_learning_rate(config, epoch)
         set_learning_rate(optimizer, lr)
@@ -86,12 +87,12 @@ def train(
         try:
             interrupt.check()
             metrics = {"epoch": epoch + 1, "lr": lr, **_means(progress, title)}
-            _require_finite(run, metrics, ("loss",), epoch, lr)
+            _require_finite(run, metrics, ("loss",), saved, lr)
             metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress.seconds, 1)
             model.eval()
             if after_epoch:
                 metrics.update(after_epoch(epoch + 1))
-                _require_finite(run, metrics, ("val_loss", "mean_confidence"), epoch, lr)
+                _require_finite(run, metrics, ("val_loss", "mean_confidence"), saved, lr)
         except interrupt.Interrupted:  # in the epoch, or in its validation, which alone is then repeated
             if all(total.isfinite() for total in progress.totals.values()):
                 training.save(epoch, progress)
@@ -101,7 +102,10 @@ def train(
         progress = None
         with interrupt.deferred():
             run.log_epoch(metrics)
-            training.save(epoch + 1)
+            recent = time.perf_counter() - last_save < SECONDS_PER_CHECKPOINT
+            if epoch + 1 == config.epochs or interrupt.noted() or not recent:
+                training.save(epoch + 1)
+                saved, last_save = epoch + 1, time.perf_counter()
         interrupt.check()
         if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
             log.info(_summary(metrics, config.epochs))
@@ -110,19 +114,19 @@ def train(
     model.eval()
 
 
-def _require_finite(run, metrics, names, epoch, lr):
+def _require_finite(run, metrics, names, saved, lr):
     for name in names:
         if math.isfinite(metrics.get(name, 0)):
             continue
         path = run.folder / "checkpoint.pth.tar"
         precision = "" if run.precision == torch.float32 else f", or {dtype_name(run.precision)} too coarse"
-        last = f"the last good checkpoint is {path}, of epoch {epoch}"
-        kept = last if epoch else "and there is no earlier checkpoint"
-        kept += "; to go on from it with other settings add --accept_changes" if epoch else ""
+        last = f"the last good checkpoint is {path}, of epoch {saved}"
+        kept = last if saved else "and there is no earlier checkpoint"
+        kept += "; to go on from it with other settings add --accept_changes" if saved else ""
         raise UserError(
-            f"epoch {epoch + 1}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} is too "
-            f"high{precision}: lower optimizer_kwargs.lr{' or set precision fp32' if precision else ''}; "
-            f"nothing of this epoch was saved, {kept}"
+            f"epoch {metrics['epoch']}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} "
+            f"is too high{precision}: lower optimizer_kwargs.lr"
+            f"{' or set precision fp32' if precision else ''}; nothing of this epoch was saved, {kept}"
         )
 
 
