@@ -35,7 +35,8 @@ def main():
     args = parser.parse_args()
     device = machine.choose_device(args.device)
     precision = machine.choose_precision("auto", device)
-    rows = parts(device, precision, args.batch_size, args.compile)
+    with machine.few_threads(device):  # as in training
+        rows = parts(device, precision, args.batch_size, args.compile)
     rates = limits(None, device)
     dtype = machine.dtype_name(precision)
     limit = rates[f"{dtype} FLOP"]
@@ -63,7 +64,7 @@ def parts(device, precision, batch_size, compile_):
     config = config_of("simclr")
     model = build_model(config).to(device, memory_format=torch.channels_last).train()
     # without the CUDA graphs of the training, whose parts cannot be timed one by one
-    network = machine.compiled(model, compile_, device, 10**6, math.inf)
+    network = machine.compiled(model, compile_, device, 10**6, (math.inf,))
     criterion = SimCLRLoss(**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), "sgd", {"lr": 1e-4, "momentum": 0.9})
     view = data.TwoViews(data.build_train_transform(config))

@@ -86,32 +86,31 @@ def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
     assert told("hidden") == []
 
 
-PIXELS = 3 * 32 * 32
-
-
 @pytest.mark.parametrize(
-    ("setting", "device", "steps", "numbers", "mode"),
+    ("setting", "device", "steps", "shape", "mode"),
     [
-        ("off", GPU, 10**6, 4096 * PIXELS, "eager"), ("auto", CPU, 10**6, 4096 * PIXELS, "eager"),
-        ("on", CPU, 1, 128 * PIXELS, None), ("auto", GPU, 100, 4096 * PIXELS, "eager"),
-        ("auto", GPU, 10**5, 4096 * PIXELS, None), ("on", GPU, 1, 4096 * PIXELS, None),
-        ("auto", GPU, 10**5, 1024 * PIXELS, "reduce-overhead"),
+        ("off", GPU, 10**6, (1025, 3, 32, 32), "eager"), ("auto", CPU, 10**6, (1025, 3, 32, 32), "eager"),
+        ("on", CPU, 1, (128, 3, 32, 32), None), ("auto", GPU, 100, (1025, 3, 32, 32), "eager"),
+        ("auto", GPU, 10**5, (1025, 3, 32, 32), None), ("on", GPU, 1, (257, 3, 96, 96), None),
+        ("auto", GPU, 10**5, (1024, 3, 32, 32), "reduce-overhead"),
+        ("auto", GPU, 10**5, (256, 3, 224, 224), "reduce-overhead"),
     ],
 )  # fmt: skip
-def test_what_is_compiled(monkeypatch, setting, device, steps, numbers, mode):
+def test_what_is_compiled(monkeypatch, setting, device, steps, shape, mode):
     monkeypatch.setattr(torch, "compile", lambda network, mode, dynamic: ("compiled", mode))
     network = torch.nn.Linear(2, 2)
-    chosen = machine.compiled(network, setting, device, steps, numbers)
+    chosen = machine.compiled(network, setting, device, steps, shape)
     assert chosen is network if mode == "eager" else chosen.network == ("compiled", mode)
 
 
-def test_beside_a_gpu_one_thread_trains():
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        for device, threads in ((GPU, 1), (CPU, 2), ("cpu", 2)):
-            with machine.few_threads(device):
-                assert torch.get_num_threads() == threads
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_beside_a_gpu_one_thread_trains(monkeypatch):
+    threads, calls = 16, []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    with machine.few_threads(CPU):
+        pass
+    assert not calls  # it has side effects: MKL's own choice is gone
+    with pytest.raises(MemoryError), machine.few_threads(GPU):
+        assert calls == [1]
+        raise MemoryError
+    assert calls == [1, 16]

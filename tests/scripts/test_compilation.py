@@ -9,6 +9,8 @@ from functorch.compile import make_boxed_func
 from steps import STEPS, run, same, weights
 from torch._dynamo.backends.common import aot_autograd
 
+from utils.run import machine
+
 
 def failing_compiler(passes):
     """A compiler behind torch.compile that fails at the graphs of these passes."""
@@ -63,3 +65,18 @@ def test_compiled_training_is_the_same_training(results, after, monkeypatch, ste
     assert calls == [(None, False)]
     name = "checkpoint.pth.tar"
     assert same(weights(root / "digits" / step / name), weights(results / step / name))
+
+
+@pytest.mark.parametrize(("step", "images"), [("pretext", 2 * 64), ("scan", 64), ("selflabel", 64)])
+def test_the_size_of_a_pass_decides_how_to_compile(results, after, monkeypatch, step, images):
+    """SimCLR has both views of an image in one pass."""
+    shapes = []
+
+    def note(network, setting, device, iterations, shape):
+        shapes.append((iterations, tuple(shape)))
+        return network
+
+    monkeypatch.setattr(machine, "compiled", note)
+    root = after(*list(STEPS)[: list(STEPS).index(step)])
+    run(step, root, "epochs=1", "batch_size=64")
+    assert shapes == [(1437 // 64, (images, 3, 8, 8))]

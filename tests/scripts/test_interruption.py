@@ -20,6 +20,7 @@ from steps import STEPS, arguments, fails
 
 from data import unreadable
 from utils.run import checkpoint, interrupt
+from utils.run.folder import Run
 from utils.training import engine, inference
 
 EPOCHS = "epochs=5"
@@ -171,6 +172,28 @@ def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path)
     assert_same_results(step, root, uninterrupted[step])
 
 
+def signal_between(epoch, number):
+    """Send this process a signal when the given epoch, which is too short for a checkpoint, is complete."""
+    log_epoch = Run.log_epoch
+
+    def log_and_signal(run, values):
+        log_epoch(run, values)
+        if values["epoch"] == epoch:
+            os.kill(os.getpid(), number)
+
+    Run.log_epoch = log_and_signal
+    engine.SECONDS_PER_CHECKPOINT = 1000
+
+
+def test_stopped_between_two_short_epochs(results, uninterrupted, tmp_path):
+    root = prepare("pretext", results, tmp_path)
+    assert finish(start("pretext", root, fault=(signal_between, 3, signal.SIGTERM))) == 128 + signal.SIGTERM
+    saved = checkpoint.load(root / "digits/pretext/checkpoint.pth.tar")
+    assert saved["epoch"] == 3 and saved["progress"] is None
+    assert finish(start("pretext", root)) == 0
+    assert_same_results("pretext", root, uninterrupted["pretext"])
+
+
 def interrupt_in_inference(epoch):
     """SIGTERM in the first inference after the given epoch's training."""
     train_epoch, outputs = engine._train_epoch, inference._outputs
@@ -231,7 +254,7 @@ def test_workers_leave_signals_to_their_owner(number, tmp_path):
     code, output = finish(process), (tmp_path / "output").read_text()
     assert code == 128 + number, output
     assert "Traceback" not in output and f"stopped by {number.name}" in output
-    # between two epochs there is nothing more to save
+    # between two epochs no batch is done
     assert (checkpoint.load(saved)["progress"] is not None) == ("stopped after batch" in output)
 
 

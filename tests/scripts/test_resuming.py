@@ -11,6 +11,7 @@ import losses
 import scan
 import selflabel
 import simclr
+from utils.analysis import metrics
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.training import engine
@@ -45,9 +46,9 @@ def test_resumed_run_equals_the_uninterrupted_one(results, tmp_path, monkeypatch
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
-@pytest.mark.parametrize(("seconds", "saved"), [(0, [1, 2, 3, 4]), (1000, [1, 4])])
-def test_short_epochs_share_a_checkpoint(tmp_path, monkeypatch, seconds, saved):
-    """Of which there is one at first, and one at the end."""
+@pytest.fixture
+def saved(monkeypatch):
+    """The epochs that get a checkpoint, if the time does not matter."""
     epochs, save = [], Training.save
 
     def note(self, epochs_done, progress=None):
@@ -55,9 +56,34 @@ def test_short_epochs_share_a_checkpoint(tmp_path, monkeypatch, seconds, saved):
         save(self, epochs_done, progress)
 
     monkeypatch.setattr(Training, "save", note)
-    monkeypatch.setattr(engine, "SECONDS_PER_CHECKPOINT", seconds)
+    monkeypatch.setattr(engine, "SECONDS_PER_CHECKPOINT", 1000)
+    return epochs
+
+
+def test_short_epochs_share_a_checkpoint(tmp_path, monkeypatch, saved):
     run("pretext", tmp_path, "epochs=4")
-    assert epochs == saved
+    assert saved == [1, 4]
+    saved.clear()
+    monkeypatch.setattr(engine, "SECONDS_PER_CHECKPOINT", 0)
+    run("pretext", tmp_path, "epochs=6")
+    assert saved == [5, 6]
+
+
+def test_the_best_model_so_far_has_a_checkpoint(after, monkeypatch, saved):
+    """Another epoch's might not find it again: one that is resumed with another learning rate, say."""
+    losses = iter([0.5, 0.6, 0.4, 0.7, 0.8])
+    objective = {"entropy": 2.0, "consistency": 1.0}
+    monkeypatch.setattr(metrics, "validation_objective", lambda *_: {**objective, "loss": next(losses)})
+    root = after("pretext")
+    run("scan", root, "epochs=5", "num_heads=1")
+    assert saved == [1, 3, 5]
+
+
+def test_votes_have_a_checkpoint_in_each_epoch(after, saved):
+    """The pass over all images before an epoch can be interrupted, or find no room, and saves nothing."""
+    root = after("pretext", "scan")
+    run("selflabel", root, "epochs=3", "criterion=neighbor-vote-cross-entropy")
+    assert saved == [1, 2, 3]
 
 
 def test_another_seed_gives_another_model(results, tmp_path):
@@ -147,3 +173,17 @@ def test_loss_that_explodes_later(tmp_path, capsys, monkeypatch):
     assert "epoch 3: the loss is nan" in last
     assert f"the last good checkpoint is {path}, of epoch 2" in last
     assert checkpoint.load(path)["epoch"] == 2
+
+
+def test_loss_that_explodes_after_short_epochs(tmp_path, capsys, monkeypatch, saved):
+    log_epoch, forward = Run.log_epoch, losses.SimCLRLoss.forward
+
+    def log_and_break(self, values):
+        log_epoch(self, values)
+        if values["epoch"] == 2:
+            monkeypatch.setattr(losses.SimCLRLoss, "forward", lambda *args: torch.nan * forward(*args))
+
+    monkeypatch.setattr(Run, "log_epoch", log_and_break)
+    last = fails(capsys, simclr.main, arguments("pretext", tmp_path, "epochs=4"))
+    assert "epoch 3: the loss is nan" in last and "of epoch 1; " in last
+    assert saved == [1]

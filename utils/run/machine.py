@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import os
 import sys
 import warnings
@@ -19,9 +20,9 @@ log = logging.getLogger(__name__)
 DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
 # Compiling costs a minute or two, and saves some milliseconds per iteration on a GPU.
 ITERATIONS_THAT_REPAY = 3000
-# With at most so many numbers in a pass's input (1024 images of 32 x 32 pixels), a GPU waits for kernel
-# launches; CUDA graphs launch them all at once.
-LAUNCH_BOUND = 1024 * 3 * 32 * 32
+# With at most so many images in a pass, or numbers in its input (1024 images of 32 x 32 pixels), a GPU waits
+# for kernel launches; CUDA graphs launch them all at once.
+FEW_IMAGES, FEW_NUMBERS = 256, 1024 * 3 * 32 * 32
 
 
 def choose_device(name, local_rank=None):
@@ -110,21 +111,23 @@ def reuse_freed_memory():
 
 @contextmanager
 def few_threads(device):
-    """Context of training on `device`: beside a GPU, one thread.
+    """Context of training on `device`: beside a GPU, one thread; on a CPU, nothing is changed.
 
-    What is left for the CPU, random numbers and kernel launches, is not worth more: on 16 cores, threads that
-    wait for each other slowed the launches to half.
+    What is left for the CPU, mostly random numbers and kernel launches, is not worth more: on 16 cores,
+    threads that wait for each other slowed the launches to half.
     """
+    if torch.device(device).type != "cuda":
+        yield
+        return
     threads = torch.get_num_threads()
-    if torch.device(device).type == "cuda":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-def compiled(network, setting, device, iterations, numbers):
+def compiled(network, setting, device, iterations, shape):
     """`network`, compiled for training where that pays.
 
     Args:
@@ -133,7 +136,7 @@ def compiled(network, setting, device, iterations, numbers):
             On a CPU nearly all of the time goes to convolutions, which use the same library either way.
         device: torch.device that it trains on.
         iterations: their number in the whole run.
-        numbers: how many a forward pass has in its input, all images together.
+        shape: of a forward pass's input, the number of images first.
 
     Returns:
         a function of the network's arguments.
@@ -141,7 +144,7 @@ def compiled(network, setting, device, iterations, numbers):
     repays = device.type == "cuda" and iterations >= ITERATIONS_THAT_REPAY
     if setting == "off" or (setting == "auto" and not repays):
         return network
-    small = device.type == "cuda" and numbers <= LAUNCH_BOUND
+    small = device.type == "cuda" and (shape[0] <= FEW_IMAGES or math.prod(shape) <= FEW_NUMBERS)
     log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
     # not dynamic: a graph for each input size is faster than one for all sizes
     mode = "reduce-overhead" if small else None

@@ -65,7 +65,7 @@ def train(
     training = Training(run, identity, model, optimizer, extra)
     first, progress = training.resume()
     run.save_config()
-    saved, last_save, last_line = first, -math.inf, -math.inf
+    saved, last_line = first, -math.inf
     for epoch in range(first, config.epochs):
         lr = scheduled_learning_rate(config, epoch)
         set_learning_rate(optimizer, lr)
@@ -102,12 +102,13 @@ def train(
         progress = None
         with interrupt.deferred():
             run.log_epoch(metrics)
-            recent = time.perf_counter() - last_save < SECONDS_PER_CHECKPOINT
-            if epoch + 1 == config.epochs or interrupt.noted() or not recent:
+            last = epoch + 1 == config.epochs
+            # `before_epoch` can be interrupted, too, and then does not save
+            if last or before_epoch or interrupt.noted() or training.is_due(SECONDS_PER_CHECKPOINT):
                 training.save(epoch + 1)
-                saved, last_save = epoch + 1, time.perf_counter()
+                saved = epoch + 1
         interrupt.check()
-        if epoch + 1 == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
+        if last or time.perf_counter() - last_line > SECONDS_PER_LINE:
             log.info(_summary(metrics, config.epochs))
             last_line = time.perf_counter()
     distributed.barrier()  # what the main process saved can be read

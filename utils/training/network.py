@@ -56,6 +56,7 @@ def for_training(run, module, loader):
     else:
         iterations = run.config.epochs * len(loader)
         _, batch = loader.sample(1)
-        numbers = loader.batch_size * parts_of(batch)[0].numel()
-        call = machine.compiled(module, setting, run.device, iterations, numbers)
+        of_an_anchor = parts_of(batch)[0].shape
+        shape = (loader.batch_size * of_an_anchor[0], *of_an_anchor[1:])
+        call = machine.compiled(module, setting, run.device, iterations, shape)
     return TrainingNetwork(module, call, run.autocast)

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -57,6 +59,19 @@ class Training:
         self.optimizer = optimizer
         self.extra = {} if extra is None else extra
         self.path = run.folder / "checkpoint.pth.tar"
+        self._saved = -math.inf, None
+
+    def is_due(self, seconds):
+        """Whether the last save was so long ago, or plain values of `extra` have changed since.
+
+        They say which model is the best, which has then been written, too: a run that resumes from an earlier
+        epoch might not find it again.
+        """
+        when, values = self._saved
+        return time.perf_counter() - when >= seconds or self._plain() != values
+
+    def _plain(self):
+        return {key: value for key, value in self.extra.items() if not isinstance(value, dict)}
 
     def save(self, epochs_done, progress=None):
         """Save the checkpoint; `progress` is the Progress of an epoch that is not complete."""
@@ -69,6 +84,7 @@ class Training:
             **self.extra,
         }
         self.run.save(content, self.path.name)
+        self._saved = time.perf_counter(), self._plain()
 
     def resume(self):
         """Load the checkpoint, if there is one.
