@@ -17,8 +17,9 @@ standard deviation (n - 1) over the seeds. The clusters that each seed found are
 a test computes the figures again from them. [LOG.md](LOG.md) says how the settings of the experiment files
 were chosen: by labels of the train split, or without any. The files of MNIST, Fashion-MNIST and
 cifar-10-cpu use two options that are not of the paper, `head_init: graph` and
-`neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)). The CPUs were shared with other work. MNIST and Fashion-MNIST are not downloaded by
-themselves: `python benchmarks/data/known.py mnist` makes the file, see [IMAGES.md](IMAGES.md#array-files).
+`neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)). The CPUs were shared with other work. MNIST and
+Fashion-MNIST are not downloaded by themselves: `python benchmarks/data/known.py mnist` makes the file, see
+[IMAGES.md](IMAGES.md#array-files).
 """
 
 
