@@ -31,6 +31,11 @@ STEPS = {
 }
 
 
+def before(step):
+    """The steps whose results a step needs."""
+    return list(STEPS)[: list(STEPS).index(step)]
+
+
 class BlankFigure(mock.MagicMock):
     """Takes whatever is drawn, and is an empty file."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from digits_files import write_digits
-from steps import STEPS, arguments, fails, run, same, weights
+from steps import STEPS, arguments, before, fails, run, same, weights
 
 import losses
 import scan
@@ -246,7 +246,7 @@ def test_the_pretext_of_any_folder(results, tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_crops_are_tried_before_the_first_epoch(after, capsys, step, change, message):
-    root = after(*list(STEPS)[: list(STEPS).index(step)])
+    root = after(*before(step))
     assert message in fails(capsys, STEPS[step][0].main, arguments(step, root, change))
     assert not (root / "digits" / step / "metrics.jsonl").exists()
 

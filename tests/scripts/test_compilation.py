@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from steps import STEPS, run, same, weights
+from steps import before, run, same, weights
 from torch._dynamo.backends.common import aot_autograd
 
 from utils.run import machine
@@ -37,7 +37,7 @@ def test_without_a_compiler_one_line_and_the_same_result(results, after, monkeyp
     monkeypatch.setattr(torch, "compile", lambda network, **_: compile_(network))
     with caplog.at_level(logging.INFO, "utils.run.machine"):
         monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # caplog's handler stays
-        root = after(*list(STEPS)[: list(STEPS).index(step)])
+        root = after(*before(step))
         run(step, root, "compile=on")
     told = [
         r.getMessage() for r in caplog.records if r.name == "utils.run.machine" and r.levelno >= logging.INFO
@@ -77,6 +77,6 @@ def test_the_size_of_a_pass_decides_how_to_compile(results, after, monkeypatch, 
         return network
 
     monkeypatch.setattr(machine, "compiled", note)
-    root = after(*list(STEPS)[: list(STEPS).index(step)])
+    root = after(*before(step))
     run(step, root, "epochs=1", "batch_size=64")
     assert shapes == [(1437 // 64, (images, 3, 8, 8))]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import finish
-from steps import STEPS, arguments, fails
+from steps import STEPS, arguments, before, fails
 
 from data import unreadable
 from utils.run import checkpoint, interrupt
@@ -81,7 +81,7 @@ def uninterrupted(results, made_once):
 
 def prepare(step, results, root):
     (root / "digits").mkdir(parents=True)
-    for earlier in list(STEPS)[: list(STEPS).index(step)]:
+    for earlier in before(step):
         (root / "digits" / earlier).symlink_to(results / earlier)
     return root
 

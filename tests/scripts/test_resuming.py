@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from steps import ROOT, STEPS, arguments, fails, run, same, weights
+from steps import ROOT, STEPS, arguments, before, fails, run, same, weights
 
 import losses
 import scan
@@ -23,9 +23,7 @@ def test_resumed_run_equals_the_uninterrupted_one(results, tmp_path, monkeypatch
     """Bit for bit, after a crash between the two epochs; which also shows that a seed repeats."""
     root = tmp_path / "digits"
     root.mkdir()
-    for done in STEPS:
-        if done == step:
-            break
+    for done in before(step):
         (root / done).symlink_to(results / done)
     log_epoch = Run.log_epoch
 
