@@ -152,7 +152,16 @@ def settings_of(args, files):
         seed: [f"root_dir={yaml_text(root / f'seed-{seed}')}", f"seed={seed}", *shared] for seed in args.seeds
     }
     rehearsal = REHEARSAL if args.rehearse else {}
-    return root, settings, {step: [*rehearsal.get(step, ()), *args.overrides] for step in files}
+    given = {
+        step: [text for of, text in map(split_step, args.overrides) if of in (step, None)] for step in files
+    }
+    return root, settings, {step: [*rehearsal.get(step, ()), *given[step]] for step in files}
+
+
+def split_step(override):
+    """scan.epochs=9 -> ("scan", "epochs=9"), epochs=9 -> (None, "epochs=9")."""
+    step, _, setting = override.partition(".")
+    return (step, setting) if step in pipeline.SCRIPTS else (None, override)
 
 
 def read_arguments(argv):
@@ -177,7 +186,7 @@ def read_arguments(argv):
     parser.add_argument(
         "--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md"
     )
-    add_overrides(parser, "override a key of all three experiment files")
+    add_overrides(parser, "override a key of all three experiment files, or of one: scan.epochs=9")
     args = parser.parse_args(argv)
     distributed.require_one_process("reproduce.py")
     files = f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset"
@@ -197,7 +206,7 @@ def read_arguments(argv):
     if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
         raise UserError(f"--rehearse: only for images in arrays, not for the image files of {args.dataset}")
     for override in args.overrides:
-        key = override.partition("=")[0]
+        key = split_step(override)[1].partition("=")[0]
         if key in RESERVED:
             raise UserError(f"--set {override}: give it by {RESERVED[key]}")
     return args

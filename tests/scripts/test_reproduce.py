@@ -296,6 +296,19 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
     assert len(scripts_called) == 3
 
 
+def test_settings_of_all_steps_and_of_one(tmp_path):
+    overrides = ["--set", "epochs=2", "scan.epochs=3", "selflabel.optimizer_kwargs.lr=0.5"]
+    args = reproduce.read_arguments(["digits", "--root_dir", str(tmp_path), *overrides])
+    files = {
+        step: str(ROOT / f"configs/{step}/{name}.yml")
+        for step, name in zip(pipeline.SCRIPTS, reproduce.EXPERIMENTS["digits"], strict=True)
+    }
+    _, settings, step_settings = reproduce.settings_of(args, files)
+    configs = pipeline.check_steps(files, settings[0], step_settings)
+    assert [config.epochs for config in configs.values()] == [2, 3, 2]
+    assert [config.optimizer_kwargs.lr == 0.5 for config in configs.values()] == [False, False, True]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -310,6 +323,8 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
         (["imagenet_50", "--rehearse"], "--rehearse: only for images in arrays"),
         (["digits", "--set", "seed=3"], "--set seed=3: give it by --seeds"),
         (["digits", "--set", "val_db_name=mine"], "give it by DATASET"),
+        (["digits", "--set", "scan.seed=3"], "--set scan.seed=3: give it by --seeds"),
+        (["digits", "--set", "scan.epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
         (["digits", "--set", "epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
     ],
 )
