@@ -28,7 +28,7 @@ def built(text, config=CONFIG, progress=0, predict=None):
 
 def test_published_gives_the_weights_of_the_script(after, monkeypatch, capsys, tmp_path):
     root = after("pretext", "scan")
-    run("selflabel", root)
+    run("selflabel", root, "precision=fp32")
     start = selflabeling.Start(config_of("selflabel"), root / "digits/scan/model.pth.tar")
     model, shares = start.train(selflabeling.build_way("published", start.config))
     assert same(model.state_dict(), weights(root / "digits/selflabel/model.pth.tar"))
