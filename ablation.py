@@ -227,7 +227,7 @@ def summarize(args, scan, variants, found):
         "All variants of a seed share the pretext step.",
     ]
     return {
-        **pipeline.summary_of(args, scan, folders, lines),
+        **pipeline.summary_of(args, folders, lines),
         "ablation": args.ablation,
         "about": ablation.about,
         "metric": ablation.metric,

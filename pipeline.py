@@ -192,17 +192,17 @@ def provenance(folders):
     return datetime.date.fromtimestamp(finished).isoformat(), makers
 
 
-def summary_of(args, scan, folders, lines):
+def summary_of(args, folders, lines):
     """What the tables of reproduce.py and ablation.py both say, as plain values.
 
     Args:
         args: the command line of reproduce.py.
-        scan: the configuration of the clustering step.
         folders: list of pathlib.Path of the steps' results.
         lines: what else is to be said of how the figures were obtained.
     """
     finished, made_with = provenance(folders)
-    unlabeled = scan.train_db_name in data.WITH_UNLABELED
+    splits = [read_fingerprint(folder).get("data", {}) for folder in folders]
+    unlabeled = any("unlabeled" in of and of["unlabeled"] != of["train"] for of in splits)
     several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
     protocol = [
         "A rehearsal: the figures mean nothing." if args.rehearse else "",

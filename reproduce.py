@@ -273,15 +273,16 @@ def k_means_figures(config, folder):
     for method, representation in missing.items():
         print(f"{method}, seed {config.seed} ...", flush=True)
         found = representation(config, folder, train, test)
-        figures[method] = None if found is None else k_means(*found, test.labels, config)
+        figures[method] = None if found is None else k_means(*found, test, config)
         write_json({"pretext": pretext, "figures": figures}, path)
     return {method: found for method, found in figures.items() if found}
 
 
-def k_means(train, test, labels, config):
-    classes = config.num_classes
-    initialisations = INITIALISATIONS if train.numel() * classes <= LARGE else 1
-    figures = kmeans.score(train, test, labels, classes, classes, config.seed, initialisations)
+def k_means(train, test, dataset, config):
+    """Figures of as many clusters as the clustering step has; `dataset`: the test split, for its labels."""
+    clusters, classes = config.num_classes, len(dataset.classes)
+    initialisations = INITIALISATIONS if train.numel() * clusters <= LARGE else 1
+    figures = kmeans.score(train, test, dataset.labels, clusters, classes, config.seed, initialisations)
     return {**figures, "initialisations": initialisations}
 
 
@@ -345,7 +346,7 @@ def summarize(args, configs, runs):
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
     return {
-        **pipeline.summary_of(args, configs["scan"], folders, protocol(configs, runs[0]["figures"])),
+        **pipeline.summary_of(args, folders, protocol(configs, runs[0]["figures"])),
         "methods": methods,
         "published": published,
         "steps": {step: [{"seed": run["seed"], **run["steps"][step]} for run in runs] for step in configs},

@@ -111,7 +111,8 @@ def learn(run, model, train, val):
         if epoch % config.knn_every and epoch < config.epochs:
             return {}
         with run.autocast():
-            features = [infer(model, split, "features") for split in (train, val)]
+            function = model.features_from(config.features)
+            features = [infer(function, split, "features") for split in (train, val)]
         return {"knn_accuracy": knn_accuracy(features, train, val, config.temperature)}
 
     step = partial(simclr_step, network, criterion)

@@ -255,8 +255,7 @@ def training(step):
         else:
             machine.reuse_freed_memory()
             model = model.to(memory_format=torch.channels_last)
-            passes = config.batch_size * (2 if step == "simclr" else 1)
-            compiled = machine.compiled(model, "auto", device, 10**6, (passes, 3, 32, 32))
+            compiled = machine.compiled(model, "auto", device, 10**6)
             network = TrainingNetwork(model, compiled, autocast)
             counted = TrainingNetwork(model, model, autocast)  # cannot count in a compiled one
             optimizer = build_optimizer(model.parameters(), "sgd", {"lr": 1e-4, "momentum": 0.9})

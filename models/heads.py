@@ -33,7 +33,7 @@ class ContrastiveModel(nn.Module):
     def features_from(self, part):
         """Function images -> L2-normalized features (B, D) of the given part, "head" or "backbone"."""
         if part == "backbone":
-            return lambda images: F.normalize(self.backbone(images), dim=1)
+            return lambda images: F.normalize(self.backbone(images).float(), dim=1)
         return self
 
 

@@ -25,6 +25,27 @@ def test_npz(tmp_path, grey):
     assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (4, None, None)
 
 
+def test_unlabeled_images_of_an_npz(tmp_path, caplog):
+    caplog.set_level("INFO")
+    arrays = {"train_images": pictures(6, 20, 24), "train_labels": np.arange(6)}
+    more = {"unlabeled_images": pictures(9, 20, 24, seed=1)}
+    for name, found in (("with", {**arrays, **more}), ("without", arrays)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "stl-10.npz", **found)
+    everything = data.build_dataset(config("stl-10", tmp_path / "with"), "train+unlabeled")
+    assert everything.labels is None
+    both = np.concatenate([arrays["train_images"], more["unlabeled_images"]])
+    np.testing.assert_array_equal(everything.images.permute(0, 2, 3, 1), both)
+    assert "no array" not in caplog.text
+    assert len(data.build_dataset(config("stl-10", tmp_path / "without"), "train+unlabeled")) == 6
+    assert "stl-10.npz: has no array 'unlabeled_images', so only the train split" in caplog.text
+    np.savez(tmp_path / "stl-10.npz", **arrays, unlabeled_images=pictures(9, 24, 24))
+    with pytest.raises(
+        UserError, match=r"unlabeled_images are of size \(24, 24\), train_images of \(20, 24\)"
+    ):
+        data.build_dataset(config("stl-10", tmp_path), "train+unlabeled")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

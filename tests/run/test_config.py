@@ -165,9 +165,12 @@ def test_the_command_line_wins(write):
     assert config.optimizer_kwargs.momentum == 0.9
 
 
-def test_null_takes_a_key_of_the_file_away(write):
+def test_null_takes_a_key_of_the_files_away(tmp_path, write):
     config = load(write(white_level=255, seed=3), "white_level=null", "seed=null")
     assert "white_level" not in config and config.seed == 0
+    (tmp_path / "env.yml").write_text("precision: bf16\nsearch: torch\n")
+    config = load(write(), "precision=null", env=tmp_path / "env.yml")
+    assert (config.precision, config.search) == ("auto", "torch")
     with pytest.raises(UserError, match="missing epochs"):
         load(write(), "epochs=null")
     with pytest.raises(UserError, match="unknown key 'epoch'"):

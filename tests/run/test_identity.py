@@ -1,9 +1,15 @@
 """What a step's results say that they were made from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from steps import config_of, weights
 
+import data
+from models import build_model
 from utils.run import identity
+from utils.training import features
 
 
 def test_the_hash_is_of_the_backbone_only():
@@ -17,3 +23,19 @@ def test_the_hash_is_of_the_backbone_only():
 def test_damaged_fingerprint_is_as_none(content, tmp_path):
     (tmp_path / "fingerprint.json").write_text(content)
     assert identity.read_fingerprint(tmp_path) == {}
+
+
+def test_networks_with_weights_of_the_same_shapes_are_told_apart(results, caplog):
+    """resnet10_narrow_pool differs from resnet10_narrow by a layer without weights."""
+    folder, state = results / "pretext", weights(results / "pretext/model.pth.tar")
+    paths = set()
+    for backbone in ("resnet10_narrow", "resnet10_narrow_pool"):
+        config = config_of("scan", f"backbone={backbone}")
+        model = build_model(config)
+        model.load_state_dict(state, strict=False)
+        images = data.build_dataset(config, "test")
+        paths.add(features.kept_file(SimpleNamespace(config=config), folder, model, images))
+        caplog.clear()
+        identity.check_neighbors(folder, identity.Identity(config, {}), state, "")
+        assert ("made with backbone resnet10_narrow, here it is" in caplog.text) == ("pool" in backbone)
+    assert len(paths) == 2

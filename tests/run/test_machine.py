@@ -1,7 +1,9 @@
 """The automatic choices: device, precision, compilation."""
 
+import math
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -97,10 +99,14 @@ def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_what_is_compiled(monkeypatch, setting, device, steps, shape, mode):
-    monkeypatch.setattr(torch, "compile", lambda network, mode, dynamic: ("compiled", mode))
-    network = torch.nn.Linear(2, 2)
-    chosen = machine.compiled(network, setting, device, steps, shape)
-    assert chosen is network if mode == "eager" else chosen.network == ("compiled", mode)
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode, dynamic: modes.append(mode) or network)
+    images = mock.MagicMock(is_cuda=device == GPU)
+    images.__len__.return_value, images.numel.return_value = shape[0], math.prod(shape)
+    network = mock.MagicMock()
+    chosen = machine.compiled(network, setting, device, steps)
+    assert chosen(images) is chosen(images) is network.return_value
+    assert modes == ([] if mode == "eager" else [mode])
 
 
 def test_beside_a_gpu_one_thread_trains(monkeypatch):

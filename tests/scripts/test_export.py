@@ -58,7 +58,7 @@ def test_the_onnx_file_gives_the_models_probabilities(digits, exported, n):
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     (found,) = session.run(["probabilities"], {"images": images.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    assert expected.max() > 0.2 and expected.argmax(1).unique().numel() > (n > 9)
+    assert expected.max() > 0.15 and expected.argmax(1).unique().numel() > (n > 9)
 
 
 def test_the_onnx_file_is_whole(exported):

@@ -144,9 +144,11 @@ def test_the_check_changes_nothing(results, after, monkeypatch):
 
 
 def test_features_are_measured_every_few_epochs(tmp_path):
-    run("pretext", tmp_path, "epochs=5", "knn_every=2")
-    measured = [line["epoch"] for line in epochs(tmp_path / "digits/pretext") if "knn_accuracy" in line]
-    assert measured == [2, 4, 5]
+    run("pretext", tmp_path, "epochs=5", "knn_every=2", "features=backbone", "precision=fp32")
+    folder = tmp_path / "digits/pretext"
+    measured = {line["epoch"]: line["knn_accuracy"] for line in epochs(folder) if "knn_accuracy" in line}
+    assert [*measured] == [2, 4, 5]
+    assert measured[5] == json.loads((folder / "metrics.json").read_text())["knn_accuracy"]
 
 
 def test_features_that_are_all_the_same(tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from steps import ROOT, fails
 
 import pipeline
@@ -184,6 +186,13 @@ def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
 
 
 # --- the same command again ----------------------------------------------------------------------
+
+
+def test_k_means_with_fewer_clusters_than_classes():
+    points = torch.tensor([0.0] * 4 + [9.0] * 3 + [9.1] * 2).unsqueeze(1)
+    dataset = SimpleNamespace(labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 2), classes=["a", "b", "c"])
+    config = SimpleNamespace(num_classes=2, seed=0)
+    assert reproduce.k_means(points, points, dataset, config)["acc"] == pytest.approx(7 / 9)
 
 
 def test_what_is_finished_is_not_repeated(copied, scripts_called, monkeypatch, capsys):

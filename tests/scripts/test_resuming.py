@@ -1,6 +1,7 @@
 """A seed repeats; a run goes on from its last checkpoint, and from no other."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import scan
 import selflabel
 import simclr
 from utils.analysis import metrics
-from utils.run import checkpoint
+from utils.run import checkpoint, interrupt
 from utils.run.folder import Run
 from utils.training import engine
 from utils.training.resume import Training
@@ -77,11 +78,20 @@ def test_the_best_model_so_far_has_a_checkpoint(after, monkeypatch, saved):
     assert saved == [1, 3, 5]
 
 
-def test_votes_have_a_checkpoint_in_each_epoch(after, saved):
-    """The pass over all images before an epoch can be interrupted, or find no room, and saves nothing."""
+def test_stopped_before_an_epoch(after, monkeypatch, saved):
+    """In the votes that precede it: earlier epochs, which were too short for a checkpoint, are saved."""
+    update, votes = selflabel.Votes.update, iter(range(1, 5))
+
+    def stop_before_the_fourth(self):
+        if next(votes) == 4:
+            raise interrupt.Interrupted(signal.SIGTERM)
+        update(self)
+
+    monkeypatch.setattr(selflabel.Votes, "update", stop_before_the_fourth)
     root = after("pretext", "scan")
-    run("selflabel", root, "epochs=3", "criterion=neighbor-vote-cross-entropy")
-    assert saved == [1, 2, 3]
+    with pytest.raises(interrupt.Interrupted):
+        run("selflabel", root, "epochs=5", "criterion=neighbor-vote-cross-entropy")
+    assert saved == [1, 3]
 
 
 def test_another_seed_gives_another_model(results, tmp_path):

@@ -31,6 +31,17 @@ def test_goes_on(training):
     assert training("epochs=3").resume() == (2, None)
 
 
+def test_settings_that_are_no_longer_given_are_those_of_torch(training):
+    again = training("epochs=3")
+    content = checkpoint.load(again.path)
+    content["optimizer"]["param_groups"][0].update(dampening=0.5, fused=False)
+    torch.save(content, again.path)
+    again.resume()
+    (group,) = again.optimizer.param_groups
+    assert "dampening" not in again.run.config.optimizer_kwargs
+    assert group["dampening"] == 0 and group["fused"]
+
+
 CHANGES = [  # ... removes a key
     ({"optimizer": ...}, "cannot be resumed, it has no optimizer", "--fresh"),
     ({"epoch": ...}, "cannot be resumed, it has no epoch"),

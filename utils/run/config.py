@@ -42,6 +42,7 @@ def load_config(args, setups, training=True):
         except yaml.YAMLError:
             raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
         if text == "null" and key in schema.within(keys):
+            environment.pop(key, None)
             experiment.pop(key, None)
             continue
         if key in names and not isinstance(value, str | dict | list | None):

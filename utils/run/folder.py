@@ -110,7 +110,7 @@ class Run:
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it lists the instruction sets that it tried
 
     def seed(self, epoch=None):
-        """Seed all random numbers by (seed, epoch), so that a resumed epoch repeats exactly."""
+        """Seed all random numbers by (seed, epoch), so that a resumed epoch repeats, on a CPU exactly."""
         torch.manual_seed(self.config.seed * 1_000_003 + (0 if epoch is None else epoch + 1))
 
     def autocast(self):

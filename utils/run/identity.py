@@ -105,6 +105,9 @@ def check_neighbors(folder, identity, weights, remedy):
     for name, content in there["files"].items():
         if name.endswith(".npy") and digest(folder / name) != content:
             log.warning("%s: not the file that the pretext step wrote", folder / name)
+    networks = [content.get("backbone") for content in (there, identity.content)]
+    if networks[0] != networks[1]:  # some have weights of the same shapes
+        log.warning("%s: made with backbone %s, here it is %s", folder, *networks)
     if there["backbone_weights"] != of_backbone(weights):
         log.warning("%s: its neighbors were mined with another model than this step starts from", folder)
 

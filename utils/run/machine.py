@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import math
 import os
 import sys
 import warnings
@@ -127,7 +126,7 @@ def few_threads(device):
         torch.set_num_threads(threads)
 
 
-def compiled(network, setting, device, iterations, shape):
+def compiled(network, setting, device, iterations):
     """`network`, compiled for training where that pays.
 
     Args:
@@ -136,45 +135,46 @@ def compiled(network, setting, device, iterations, shape):
             On a CPU nearly all of the time goes to convolutions, which use the same library either way.
         device: torch.device that it trains on.
         iterations: their number in the whole run.
-        shape: of a forward pass's input, the number of images first.
 
     Returns:
-        a function of the network's arguments.
+        a function of the network's input.
     """
     repays = device.type == "cuda" and iterations >= ITERATIONS_THAT_REPAY
     if setting == "off" or (setting == "auto" and not repays):
         return network
-    small = device.type == "cuda" and (shape[0] <= FEW_IMAGES or math.prod(shape) <= FEW_NUMBERS)
     log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
-    # not dynamic: a graph for each input size is faster than one for all sizes
-    mode = "reduce-overhead" if small else None
-    return _OrEager(torch.compile(network, mode=mode, dynamic=False), network)
+    return _OrEager(network)
 
 
 class _OrEager:
     """A compiled network, or the network itself if compiling fails.
 
-    The first calls compile. Calls without gradients and calls with them have separate graphs. The backward
-    pass is compiled together with the forward pass, not when it is first needed, so that a failure shows
-    here. After a call with gradients nothing is left to compile.
+    The first calls compile, for passes of the first one's size. Calls without gradients and calls with them
+    have separate graphs. The backward pass is compiled together with the forward pass, not when it is first
+    needed, so that a failure shows here. After a call with gradients nothing is left to compile.
     """
 
-    def __init__(self, network, eager):
-        self.network, self.eager = network, eager
+    def __init__(self, network):
+        self.network, self.eager = None, network
 
-    def __call__(self, *args):
+    def __call__(self, images):
         if self.eager is None:
-            return self.network(*args)
+            return self.network(images)
         try:
+            if self.network is None:
+                few = images.is_cuda and (len(images) <= FEW_IMAGES or images.numel() <= FEW_NUMBERS)
+                # not dynamic: a graph for each input size is faster than one for all sizes
+                mode = "reduce-overhead" if few else None
+                self.network = torch.compile(self.eager, mode=mode, dynamic=False)
             with compiler_config.patch(force_non_lazy_backward_lowering=True):
-                outputs = self.network(*args)
+                outputs = self.network(images)
         except Exception as error:  # no C++ compiler, no Triton, ...: each raises another exception
             cause = getattr(error, "inner_exception", error)  # without what torch.compile adds
             lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
             log.info("not compiled, which is slower but gives the same results (%s)", lines[0].strip())
             log.debug("%s", error)
             self.network, self.eager = self.eager, None
-            return self.network(*args)
+            return self.network(images)
         if torch.is_grad_enabled():
             self.eager = None
         return outputs

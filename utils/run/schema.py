@@ -221,7 +221,10 @@ EXPERIMENT = (
         "confidence_threshold", number(0, below=1), "Probability above which a prediction is a pseudo-label.",
         required=to_train("selflabel"),
     ),
-    Key("use_ema", BOOLEAN, "Keep a running average of the weights in the checkpoint.", default=False),
+    Key(
+        "use_ema", BOOLEAN, "After each iteration replace the weights by their running average.",
+        default=False,
+    ),
     Key(
         "ema_alpha", PROBABILITY, "Weight of the old average at each iteration.",
         required=When("use_ema", (True,)),

@@ -1,8 +1,8 @@
 """The loop that all steps share: epochs of training.
 
-An epoch depends on the seed and its number alone, so a run that resumes repeats it to the bit. A signal is
-only noted while batches train, and takes effect after one of them, or in the validation that follows: the
-Progress of the epoch is then saved, with the random state from which the next batch begins, and
+An epoch depends on the seed and its number alone, so a run that resumes repeats it, on a CPU to the bit. A
+signal is only noted while batches train, and takes effect after one of them, or in the validation that
+follows: the Progress of the epoch is then saved, with the random state from which the next batch begins, and
 `loader.skip` continues from there. It waits until no batch is `loader.ahead`, whose random numbers are
 already drawn. A batch may train nothing (`trains`, in self-labeling): the optimizer then changes nothing, on
 the device, through `found_inf`.
@@ -63,71 +63,80 @@ def train(
     """
     config = run.config
     training = Training(run, identity, model, optimizer, extra)
-    first, progress = training.resume()
+    done, progress = training.resume()
     run.save_config()
-    saved, last_line = first, -math.inf
-    for epoch in range(first, config.epochs):
-        lr = scheduled_learning_rate(config, epoch)
-        set_learning_rate(optimizer, lr)
-        begun = time.perf_counter()
-        if not progress:
-            progress = Progress()
-            if before_epoch:
-                model.eval()
-                before_epoch()
-        begun -= progress.seconds
-        run.seed(epoch)
-        loader.skip(progress.batches, progress.random_state)
-        start = time.perf_counter() - progress.seconds
-        title = f"epoch {epoch + 1}/{config.epochs}"
-        with few_threads(loader.device):
-            _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
-        progress.seconds = time.perf_counter() - start
-
-        try:
+    last_line = -math.inf
+    try:
+        while done < config.epochs:
+            lr = scheduled_learning_rate(config, done)
+            set_learning_rate(optimizer, lr)
+            begun = time.perf_counter()
+            if not progress:
+                if before_epoch:
+                    model.eval()
+                    before_epoch()
+                progress = Progress()
+            begun -= progress.seconds
+            run.seed(done)
+            loader.skip(progress.batches, progress.random_state)
+            start = time.perf_counter() - progress.seconds
+            title = f"epoch {done + 1}/{config.epochs}"
+            with few_threads(loader.device):
+                _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
+            progress.seconds = time.perf_counter() - start
             interrupt.check()
-            metrics = {"epoch": epoch + 1, "lr": lr, **_means(progress, title)}
-            _require_finite(run, metrics, ("loss",), saved, lr)
+
+            metrics = {"epoch": done + 1, "lr": lr, **_means(progress, title)}
+            _require_finite(training, metrics, ("loss",), lr)
             metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress.seconds, 1)
             model.eval()
             if after_epoch:
-                metrics.update(after_epoch(epoch + 1))
-                _require_finite(run, metrics, ("val_loss", "mean_confidence"), saved, lr)
-        except interrupt.Interrupted:  # in the epoch, or in its validation, which alone is then repeated
-            if all(total.isfinite() for total in progress.totals.values()):
-                training.save(epoch, progress)
-                log.info("%s: stopped after batch %d, saved", title, progress.batches)
-            raise
-        metrics["seconds"] = round(time.perf_counter() - begun, 2)
-        progress = None
-        with interrupt.deferred():
-            run.log_epoch(metrics)
-            last = epoch + 1 == config.epochs
-            # `before_epoch` can be interrupted, too, and then does not save
-            if last or before_epoch or interrupt.noted() or training.is_due(SECONDS_PER_CHECKPOINT):
-                training.save(epoch + 1)
-                saved = epoch + 1
-        interrupt.check()
-        if last or time.perf_counter() - last_line > SECONDS_PER_LINE:
-            log.info(_summary(metrics, config.epochs))
-            last_line = time.perf_counter()
+                metrics.update(after_epoch(done + 1))
+                _require_finite(training, metrics, ("val_loss", "mean_confidence"), lr)
+            metrics["seconds"] = round(time.perf_counter() - begun, 2)
+            with interrupt.deferred():
+                run.log_epoch(metrics)
+                done, progress = done + 1, None
+                if done == config.epochs or training.is_due(SECONDS_PER_CHECKPOINT):
+                    training.save(done)
+            interrupt.check()
+            if done == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
+                log.info(_summary(metrics, config.epochs))
+                last_line = time.perf_counter()
+    except (
+        interrupt.Interrupted
+    ):  # within an epoch, in its validation, which is then repeated, or between two
+        if distributed.world_size() == 1:  # several processes need not be at the same batch
+            _save_unfinished(training, done, progress)
+        raise
     distributed.barrier()  # what the main process saved can be read
     model.eval()
 
 
-def _require_finite(run, metrics, names, saved, lr):
+def _save_unfinished(training, done, progress):
+    """Save what has been trained since the last checkpoint, if it is of use."""
+    epochs = training.run.config.epochs
+    if progress and all(total.isfinite() for total in progress.totals.values()):
+        training.save(done, progress)
+        log.info("epoch %d/%d: stopped after batch %d, saved", done + 1, epochs, progress.batches)
+    elif not progress and done > training.epochs_saved:
+        training.save(done)
+        log.info("stopped after epoch %d/%d, saved", done, epochs)
+
+
+def _require_finite(training, metrics, names, lr):
+    saved, precision = training.epochs_saved, training.run.precision
     for name in names:
         if math.isfinite(metrics.get(name, 0)):
             continue
-        path = run.folder / "checkpoint.pth.tar"
-        precision = "" if run.precision == torch.float32 else f", or {dtype_name(run.precision)} too coarse"
-        last = f"the last good checkpoint is {path}, of epoch {saved}"
+        coarse = "" if precision == torch.float32 else f", or {dtype_name(precision)} too coarse"
+        last = f"the last good checkpoint is {training.path}, of epoch {saved}"
         kept = last if saved else "and there is no earlier checkpoint"
         kept += "; to go on from it with other settings add --accept_changes" if saved else ""
         raise UserError(
             f"epoch {metrics['epoch']}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} "
-            f"is too high{precision}: lower optimizer_kwargs.lr"
-            f"{' or set precision fp32' if precision else ''}; nothing of this epoch was saved, {kept}"
+            f"is too high{coarse}: lower optimizer_kwargs.lr"
+            f"{' or set precision fp32' if coarse else ''}; nothing of this epoch was saved, {kept}"
         )
 
 
@@ -161,10 +170,10 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
                 bar.set_postfix(loss=f"{values['loss'].item():.4f}")
             if interrupt.noted() and not loader.ahead:
                 break
-    progress.random_state = torch.get_rng_state()
-    # the only GPU synchronization, apart from the progress bar's, so that the time includes the GPU's work
-    progress.totals = {name: total.cpu() for name, total in totals.items()}
-    progress.trained = int(trained)
+        progress.random_state = torch.get_rng_state()
+        # the only GPU synchronization, apart from the progress bar's; so the time includes the GPU's work
+        progress.totals = {name: total.cpu() for name, total in totals.items()}
+        progress.trained = int(trained)
 
 
 def _until_workers_stop(batches):

@@ -53,9 +53,10 @@ def backbone_features(run, folder, model, loader, title):
 
 def kept_file(run, folder, model, dataset):
     """The path in `folder` that is named after all that the features depend on."""
-    how = to_dict(run.config.transformation_kwargs), run.config.get("resize"), run.config.get("white_level")
-    made_of = json.dumps([of_backbone(model.state_dict()), digest_of(dataset), *how])
-    return folder / f"features-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npy"
+    config = run.config
+    how = to_dict(config.transformation_kwargs), config.get("resize"), config.get("white_level")
+    made_of = [config.backbone, of_backbone(model.state_dict()), digest_of(dataset), *how]
+    return folder / f"features-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.npy"
 
 
 def digest_of(dataset):

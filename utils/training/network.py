@@ -4,8 +4,6 @@ import logging
 
 from utils.run import distributed, machine
 
-from .inference import parts_of
-
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +42,7 @@ def for_training(run, module, loader):
     Args:
         run: the Run.
         module: the module to train, on the run's device.
-        loader: the training batches; their number and size decide what pays.
+        loader: the training batches; their number decides what pays.
     """
     setting = run.config.compile
     if run.device.type == "cpu":
@@ -54,9 +52,5 @@ def for_training(run, module, loader):
             log.info("not compiled: several processes train eagerly")
         call = distributed.parallel(module, run.device)
     else:
-        iterations = run.config.epochs * len(loader)
-        _, batch = loader.sample(1)
-        of_an_anchor = parts_of(batch)[0].shape
-        shape = (loader.batch_size * of_an_anchor[0], *of_an_anchor[1:])
-        call = machine.compiled(module, setting, run.device, iterations, shape)
+        call = machine.compiled(module, setting, run.device, run.config.epochs * len(loader))
     return TrainingNetwork(module, call, run.autocast)

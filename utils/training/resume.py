@@ -59,7 +59,8 @@ class Training:
         self.optimizer = optimizer
         self.extra = {} if extra is None else extra
         self.path = run.folder / "checkpoint.pth.tar"
-        self._saved = -math.inf, None
+        self.epochs_saved = 0  # that the checkpoint holds
+        self._when, self._plain_values = -math.inf, None  # of the last save
 
     def is_due(self, seconds):
         """Whether the last save was so long ago, or plain values of `extra` have changed since.
@@ -67,8 +68,7 @@ class Training:
         They say which model is the best, which has then been written, too: a run that resumes from an earlier
         epoch might not find it again.
         """
-        when, values = self._saved
-        return time.perf_counter() - when >= seconds or self._plain() != values
+        return time.perf_counter() - self._when >= seconds or self._plain() != self._plain_values
 
     def _plain(self):
         return {key: value for key, value in self.extra.items() if not isinstance(value, dict)}
@@ -84,7 +84,8 @@ class Training:
             **self.extra,
         }
         self.run.save(content, self.path.name)
-        self._saved = time.perf_counter(), self._plain()
+        self.epochs_saved = epochs_done
+        self._when, self._plain_values = time.perf_counter(), self._plain()
 
     def resume(self):
         """Load the checkpoint, if there is one.
@@ -123,6 +124,7 @@ class Training:
         within = f" and {progress.batches} batches of the next" if progress else ""
         log.info("resuming after epoch %d%s", saved["epoch"], within)
         forget_epochs_after(self.run, saved["epoch"])
+        self.epochs_saved = saved["epoch"]
         return saved["epoch"], progress
 
     def _load(self, saved, weights):
@@ -134,10 +136,11 @@ class Training:
             raise UserError(f"{self.path}: cannot be resumed, it has no {', '.join(missing)}; {OLD}")
         load_weights(self.model, weights, self.path)
         try:
-            for group in saved["optimizer"]["param_groups"]:
+            groups = saved["optimizer"]["param_groups"], self.optimizer.param_groups
+            for group, own in zip(*groups, strict=True):
                 # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and the
                 # original program's were not fused.
-                group.update(self.run.config.optimizer_kwargs, fused=True)
+                group.update({key: value for key, value in own.items() if key != "params"})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
