@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from errors import UserError
+from mining import eval_loaders, mine
 from models import build_model
-from simclr import eval_loaders, mine
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import Run, results_folder

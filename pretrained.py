@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 
 from errors import UserError
+from mining import eval_loaders, mine
 from models import build_model, library_network, preprocessing
-from simclr import eval_loaders, mine
 from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, load_config

@@ -17,7 +17,9 @@ standard deviation (n - 1) over the seeds. The clusters that each seed found are
 a test computes the figures again from them. [LOG.md](LOG.md) says how the settings of the experiment files
 were chosen: by labels of the train split, or without any. The files of MNIST, Fashion-MNIST and
 cifar-10-cpu use two options that are not of the paper, `head_init: graph` and
-`neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)). The CPUs were shared with other work. MNIST and
+`neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)). Self-labeling of cifar-10-cpu is the exception: it was set
+after a look at the test split. k-means clusters the features that mining uses: the head's outputs or, where a
+file says `features: backbone`, the backbone's. The CPUs were shared with other work. MNIST and
 Fashion-MNIST are not downloaded by themselves: `python benchmarks/data/known.py mnist` makes the file, see
 [IMAGES.md](IMAGES.md#array-files).
 """
@@ -183,7 +185,7 @@ def results_page(summaries):
         machines = dict.fromkeys(maker["machine"] for maker in summary["made_with"])
         for method, figures in summary["methods"].items():
             rows.append([
-                summary["dataset"],
+                summary["dataset"] + (" (other settings, see below)" if summary["settings"] else ""),
                 method,
                 shown(figures["acc"]),
                 worst(figures["acc"]),

@@ -1,0 +1,63 @@
+"""The neighbors' votes on pseudo-labels, an option of self-labeling that is not of the paper."""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+
+import data
+from losses import NO_VOTE
+from utils.analysis import duplicates, neighbors
+from utils.run import distributed
+from utils.training.inference import infer
+
+log = logging.getLogger(__name__)
+
+
+class Votes:
+    """The cluster that the neighbors of each training image agree on, for losses.NeighborVoteCE.
+
+    Attributes:
+        state: {"votes": int64 (N,), on the run's device}, for the checkpoint.
+
+    Raises:
+        UserError: fewer images, without copies of others, than neighbors are to vote.
+    """
+
+    def __init__(self, run, model, criterion, train_set):
+        self.run = run
+        self.model = model
+        self.criterion = criterion
+        self.images = data.eval_loader(train_set, run.config, **run.loading)
+        self.first = duplicates.first_copies(train_set)
+        n = duplicates.count_distinct(self.first)
+        neighbors.require_enough(n, criterion.num_neighbors, len(train_set) - n)
+        self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.device)}
+        self.tell = log.info  # once, not in each epoch
+
+    def of(self, index):
+        """The votes on these images, int64 (B,) on the CPU -> (B,)."""
+        return self.state["votes"][data.to_device(index, self.run.device)]
+
+    def update(self):
+        """Vote anew, by what the model, in eval mode, makes of the images now."""
+        votes = torch.empty_like(self.state["votes"])
+        with self.run.scratch() as scratch:  # the features of many images do not fit in memory
+            with self.run.autocast():
+                seen = infer(self.look, self.images, "votes", scratch / "seen.npy")
+            if self.run.main:
+                votes.copy_(self.count(*seen.tensor_split([-self.run.config.num_classes], dim=1)))
+        self.state["votes"] = distributed.from_main(votes)
+
+    def look(self, images):
+        """What is known of a batch, float32 (B, D + C): normalized features, and probabilities."""
+        features = self.model.backbone(images)
+        probabilities = self.model.cluster_head(features)[0].softmax(1)
+        return torch.cat([F.normalize(features.float(), dim=1), probabilities.float()], dim=1)
+
+    def count(self, features, probabilities):
+        k, device, library = self.criterion.num_neighbors, self.run.device, self.run.config.search
+        mined = duplicates.mine_distinct(features, k, self.first, device, library, self.tell)
+        self.tell = log.debug
+        votes, agreement = neighbors.vote(mined, probabilities)
+        return votes.where(agreement >= self.criterion.agreement, NO_VOTE)
