@@ -81,8 +81,7 @@ def main(argv=None):
     features = cache(partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent))
     prepare = partial(cached_features, features) if "cache_features" in config else whole_images
     network, train, validation = prepare(run, model, train_set, split)
-    starts = run.fresh or not (run.folder / "checkpoint.pth.tar").exists()
-    if config.head_init == "graph" and starts:
+    if config.head_init == "graph" and run.begins():
         start_heads(run, model, network, train, split)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)

@@ -129,7 +129,7 @@ def require_pseudo_labels(run, predict, train_set):
     A resumed or finished run is not checked: it has already trained on some.
     """
     config = run.config
-    if not run.fresh and (run.folder / "checkpoint.pth.tar").exists():
+    if not run.begins():
         return
 
     def surest(images):  # not all probabilities, which would take much memory

@@ -8,7 +8,7 @@ import torch
 from steps import ROOT
 
 import ablation
-from reproduce import METHODS
+from reproduce import FEATURES, METHODS
 from utils.analysis import calibration, metrics, tables
 
 RECORDS = sorted((ROOT / "docs/records").glob("*.json"))
@@ -45,6 +45,14 @@ def test_the_page_of_results_is_that_of_the_records():
             [json.loads(path.read_text()) for path in RECORDS]
         )
     assert page.exists() == bool(RECORDS)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_readme_shows_the_records(path):
+    summary = json.loads(path.read_text())
+    accuracies = [summary["methods"][name]["acc"] for name in (FEATURES, *METHODS.values())]
+    row = " | ".join([str(len(summary["seeds"])), *map(tables.shown, accuracies)])
+    assert f"| {row} |" in (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
 
 
 def test_every_ablation_has_a_record():

@@ -88,6 +88,10 @@ class Run:
         for mismatch in mismatches(config):
             log.warning("%s", mismatch)
 
+    def begins(self):
+        """Whether a training begins here; else it goes on, or is finished."""
+        return self.fresh or not (self.folder / "checkpoint.pth.tar").exists()
+
     def _require_replaceable(self):
         """Raise UserError now if a file could not be replaced when the results are written."""
         for path in (self.folder / name for name in RESULTS):

@@ -102,7 +102,7 @@ class Training:
         if self.run.fresh:
             set_aside(self.run, RESULTS, self.identity.files)
         distributed.barrier()  # the processes must agree on whether there is one
-        if self.run.fresh or not self.path.exists():
+        if self.run.begins():
             if not self.run.fresh:
                 self._require_untrained()
             forget_epochs_after(self.run, 0)
