@@ -160,7 +160,7 @@ def run(args, files, settings, step_settings, configs, root):
         for label, (base, arguments) in calls.items():
             folders[label] = {**folders.get(base, {}), **pipeline.run_steps(**arguments)}
         found[seed] = folders
-    summary = summarize(args, configs["scan"], variants, found)
+    summary = summarize(args, variants, found)
     path = root / f"{args.dataset}-ablation-{args.ablation}"
     tables.write(summary, path)
     save_figure(summary, f"{path}.png")
@@ -202,11 +202,10 @@ def plan(name, variants, files, settings, step_settings, folder):
     return calls
 
 
-def summarize(args, scan, variants, found):
+def summarize(args, variants, found):
     """The content of the table as plain values; figures are shares in [0, 1].
 
     Args:
-        scan: the configuration of the clustering step.
         found: dict seed -> dict label -> dict step -> pathlib.Path of its results.
     """
     ablation, seeds = ABLATIONS[args.ablation], list(found)

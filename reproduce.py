@@ -117,7 +117,7 @@ def main(argv=None):
     for seed in args.seeds:
         folders = pipeline.run_steps(files, settings[seed], step_settings)
         report = pipeline.make_report(folders, files, settings[seed], step_settings)
-        baselines = k_means_figures(configs[seed]["pretext"], folders["pretext"])
+        baselines = k_means_figures(configs[seed], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)
     tables.write(summary, root / args.dataset)
@@ -251,21 +251,21 @@ def require_labels(config):
 # --- figures -------------------------------------------------------------------------------------
 
 
-def k_means_figures(config, folder):
+def k_means_figures(configs, folder):
     """The baselines: k-means on pixels and on pretext features, fitted on the train split.
 
     Args:
-        config: the configuration of the pretext step.
-        folder: pathlib.Path of its results. kmeans.json beside this folder caches the figures, for as long as
-            the pretext model is the same.
+        configs: dict step -> configuration.
+        folder: pathlib.Path of the pretext step's results. kmeans.json beside this folder caches the figures,
+            for as long as the pretext model and the number of clusters are the same.
 
     Returns:
         dict method -> figures on the test split.
     """
-    path = folder.parent / "kmeans.json"
-    pretext = digest(folder / FINGERPRINT)
+    path, config, clusters = folder.parent / "kmeans.json", configs["pretext"], configs["scan"].num_classes
+    made_of = {"pretext": digest(folder / FINGERPRINT), "clusters": clusters}
     kept = json.loads(path.read_text()) if path.exists() else {}
-    figures = kept["figures"] if kept.get("pretext") == pretext else {}
+    figures = kept["figures"] if kept.items() >= made_of.items() else {}
     missing = {PIXELS: pixels, FEATURES: features}
     missing = {method: function for method, function in missing.items() if method not in figures}
     if missing:
@@ -273,16 +273,16 @@ def k_means_figures(config, folder):
     for method, representation in missing.items():
         print(f"{method}, seed {config.seed} ...", flush=True)
         found = representation(config, folder, train, test)
-        figures[method] = None if found is None else k_means(*found, test, config)
-        write_json({"pretext": pretext, "figures": figures}, path)
+        figures[method] = None if found is None else k_means(*found, test, clusters, config.seed)
+        write_json({**made_of, "figures": figures}, path)
     return {method: found for method, found in figures.items() if found}
 
 
-def k_means(train, test, dataset, config):
-    """Figures of as many clusters as the clustering step has; `dataset`: the test split, for its labels."""
-    clusters, classes = config.num_classes, len(dataset.classes)
+def k_means(train, test, dataset, clusters, seed):
+    """Figures of so many clusters; `dataset`: the test split, for its labels."""
     initialisations = INITIALISATIONS if train.numel() * clusters <= LARGE else 1
-    figures = kmeans.score(train, test, dataset.labels, clusters, classes, config.seed, initialisations)
+    classes = len(dataset.classes)
+    figures = kmeans.score(train, test, dataset.labels, clusters, classes, seed, initialisations)
     return {**figures, "initialisations": initialisations}
 
 

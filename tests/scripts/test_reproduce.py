@@ -131,7 +131,9 @@ def test_results_are_recorded(copied, tmp_path, monkeypatch, capsys):
         share = metrics.matched_share(again, metrics.hungarian_match(again))
         assert share == pytest.approx(summary["methods"]["self-labeling"]["acc"]["values"][number])
     page = (tmp_path / "docs/RESULTS.md").read_text()
-    assert (copied / "digits.md").read_text() in page and "| digits | self-labeling | " in page
+    assert (
+        copied / "digits.md"
+    ).read_text() in page and "| digits (other settings, see below) | self-labeling | " in page
     for argv in (["--record", "a/b"], ["--record", "mine", "--rehearse"]):
         assert "--record" in fails(capsys, reproduce.main, command(copied, *argv))
 
@@ -191,8 +193,7 @@ def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
 def test_k_means_with_fewer_clusters_than_classes():
     points = torch.tensor([0.0] * 4 + [9.0] * 3 + [9.1] * 2).unsqueeze(1)
     dataset = SimpleNamespace(labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 2), classes=["a", "b", "c"])
-    config = SimpleNamespace(num_classes=2, seed=0)
-    assert reproduce.k_means(points, points, dataset, config)["acc"] == pytest.approx(7 / 9)
+    assert reproduce.k_means(points, points, dataset, clusters=2, seed=0)["acc"] == pytest.approx(7 / 9)
 
 
 def test_what_is_finished_is_not_repeated(copied, scripts_called, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from unittest import mock
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_the_best_model_so_far_has_a_checkpoint(after, monkeypatch, saved):
 
 
 def test_stopped_before_an_epoch(after, monkeypatch, saved):
-    """In the votes that precede it: earlier epochs, which were too short for a checkpoint, are saved."""
+    """The votes that precede it may be stopped, or find no room: each earlier epoch has its checkpoint."""
     update, votes = selflabel.Votes.update, iter(range(1, 5))
 
     def stop_before_the_fourth(self):
@@ -91,7 +92,24 @@ def test_stopped_before_an_epoch(after, monkeypatch, saved):
     root = after("pretext", "scan")
     with pytest.raises(interrupt.Interrupted):
         run("selflabel", root, "epochs=5", "criterion=neighbor-vote-cross-entropy")
-    assert saved == [1, 3]
+    assert saved == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("function", "call", "expected"), [("simclr_step", 3, []), ("knn_accuracy", 1, [0])])
+def test_several_processes_stopped(tmp_path, monkeypatch, saved, function, call, expected):
+    """Among the batches they may have come unequally far; in the validation all have trained the epoch."""
+    original, calls = getattr(simclr, function), iter(range(1, 100))
+
+    def stop(*args):
+        if next(calls) == call:
+            raise interrupt.Interrupted(signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(simclr, function, stop)
+    monkeypatch.setattr(engine, "distributed", mock.Mock(world_size=lambda: 2))
+    with pytest.raises(interrupt.Interrupted):
+        run("pretext", tmp_path)
+    assert saved == expected
 
 
 def test_another_seed_gives_another_model(results, tmp_path):

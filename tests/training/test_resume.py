@@ -49,6 +49,7 @@ CHANGES = [  # ... removes a key
     ({"epoch": -3}, "cannot be resumed, it has no number of epochs"),
     ({"optimizer": {}}, "its optimizer is another one", "--fresh"),
     ({"optimizer": 3}, "its optimizer is another one", "--fresh"),
+    ({"optimizer": {"state": {}, "param_groups": [{"betas": (0.9, 0.999)}]}}, "its optimizer is another one"),
     ({"optimizer": {"state": {}, "param_groups": []}}, "its optimizer is another one"),
     ({"identity": 3}, "written by another experiment", "--fresh"),
     ({"identity": {}}, "written by another experiment|cannot be resumed", "--fresh"),

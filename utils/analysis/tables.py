@@ -95,8 +95,9 @@ def ablation_rows(summary):
     """The table of an ablation (see ablation.summarize), a row for each variant; rows as in `figure_rows`."""
     several = len(summary["seeds"]) > 1
     rows = [[f"{summary['dataset']}, test split, %: {summary['about']}"]]
+    how = " (majority vote)" if summary["metric"] == "majority_vote_acc" else ""
     for method in summary["methods"]:
-        rows[0] += [method, *(["worst"] if several else []), "NMI"]
+        rows[0] += [method + how, *(["worst"] if several else []), "NMI"]
     for label, variant in summary["variants"].items():
         row = [label if variant["settings"] else f"{label} (as in the files)"]
         for figures in variant["figures"].values():

@@ -16,7 +16,7 @@ from .checks import DATASET
 def load_config(args, setups, training=True):
     """Merge defaults, environment file, experiment file and `--set`, in this order, and check them.
 
-    `--set KEY=null` takes a key of the experiment file away.
+    `--set KEY=null` takes a key of the files away.
 
     Args:
         args: what `parse_arguments` returned.

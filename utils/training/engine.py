@@ -65,7 +65,7 @@ def train(
     training = Training(run, identity, model, optimizer, extra)
     done, progress = training.resume()
     run.save_config()
-    last_line = -math.inf
+    last_line, in_batches = -math.inf, False
     try:
         while done < config.epochs:
             lr = scheduled_learning_rate(config, done)
@@ -81,8 +81,10 @@ def train(
             loader.skip(progress.batches, progress.random_state)
             start = time.perf_counter() - progress.seconds
             title = f"epoch {done + 1}/{config.epochs}"
+            in_batches = True
             with few_threads(loader.device):
                 _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
+            in_batches = False
             progress.seconds = time.perf_counter() - start
             interrupt.check()
 
@@ -97,16 +99,16 @@ def train(
             with interrupt.deferred():
                 run.log_epoch(metrics)
                 done, progress = done + 1, None
-                if done == config.epochs or training.is_due(SECONDS_PER_CHECKPOINT):
+                # `before_epoch` may fail, for want of space, say
+                if done == config.epochs or before_epoch or training.is_due(SECONDS_PER_CHECKPOINT):
                     training.save(done)
             interrupt.check()
             if done == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
                 log.info(_summary(metrics, config.epochs))
                 last_line = time.perf_counter()
-    except (
-        interrupt.Interrupted
-    ):  # within an epoch, in its validation, which is then repeated, or between two
-        if distributed.world_size() == 1:  # several processes need not be at the same batch
+    except interrupt.Interrupted:
+        # several processes need not stop after the same batch
+        if distributed.world_size() == 1 or not in_batches:
             _save_unfinished(training, done, progress)
         raise
     distributed.barrier()  # what the main process saved can be read
@@ -114,7 +116,10 @@ def train(
 
 
 def _save_unfinished(training, done, progress):
-    """Save what has been trained since the last checkpoint, if it is of use."""
+    """Save what has been trained since the last checkpoint, if it is of use.
+
+    A validation is repeated when the training goes on.
+    """
     epochs = training.run.config.epochs
     if progress and all(total.isfinite() for total in progress.totals.values()):
         training.save(done, progress)

@@ -136,11 +136,12 @@ class Training:
             raise UserError(f"{self.path}: cannot be resumed, it has no {', '.join(missing)}; {OLD}")
         load_weights(self.model, weights, self.path)
         try:
-            groups = saved["optimizer"]["param_groups"], self.optimizer.param_groups
-            for group, own in zip(*groups, strict=True):
-                # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and the
-                # original program's were not fused.
-                group.update({key: value for key, value in own.items() if key != "params"})
+            (group,), (own,) = saved["optimizer"]["param_groups"], self.optimizer.param_groups
+            if ("betas" in group) != ("betas" in own):
+                raise ValueError(f"{', '.join(sorted(group))} instead of {', '.join(sorted(own))}")
+            # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and the
+            # original program's were not fused.
+            group.update({key: value for key, value in own.items() if key != "params"})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
