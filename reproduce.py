@@ -100,10 +100,7 @@ def main(argv=None):
         torch.set_num_threads(THREADS[args.dataset])
     if args.minutes:
         stop_after(args.minutes)
-    files = {
-        step: f"configs/{step}/{name}.yml"
-        for step, name in zip(pipeline.SCRIPTS, EXPERIMENTS[args.dataset], strict=True)
-    }
+    files = experiment_files(args.dataset)
     root, settings, step_settings = settings_of(args, files)
     configs = {}
     for seed in args.seeds:  # report mistakes now, not after the first seed
@@ -129,6 +126,12 @@ def main(argv=None):
     if report.exists():
         print(f"\nTo look through the clusters of seed {seed}, open {report} in a browser.")
     print(f"\nThis table: {root / args.dataset}.md, .csv, .json")
+
+
+def experiment_files(dataset):
+    """Dict step -> path of the experiment file of a dataset of EXPERIMENTS, as text."""
+    names = zip(pipeline.SCRIPTS, EXPERIMENTS[dataset], strict=True)
+    return {step: f"configs/{step}/{name}.yml" for step, name in names}
 
 
 def settings_of(args, files):

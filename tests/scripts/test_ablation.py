@@ -182,10 +182,7 @@ def test_steps_after_the_last_one_shown_do_not_run(tmp_path, called, monkeypatch
 @pytest.mark.parametrize("name", ablation.ABLATIONS)
 def test_variants_of_every_dataset(name, dataset, tmp_path):
     """They are valid, differ from each other, and the files' own settings are among them."""
-    files = {
-        step: f"configs/{step}/{file}.yml"
-        for step, file in zip(pipeline.SCRIPTS, reproduce.EXPERIMENTS[dataset], strict=True)
-    }
+    files = reproduce.experiment_files(dataset)
     settings = [f"root_dir={tmp_path}/seed-0"]
     variants = ablation.ABLATIONS[name].variants(pipeline.check_steps(files, settings))
     assert len(variants) >= 3

@@ -131,9 +131,8 @@ def test_results_are_recorded(copied, tmp_path, monkeypatch, capsys):
         share = metrics.matched_share(again, metrics.hungarian_match(again))
         assert share == pytest.approx(summary["methods"]["self-labeling"]["acc"]["values"][number])
     page = (tmp_path / "docs/RESULTS.md").read_text()
-    assert (
-        copied / "digits.md"
-    ).read_text() in page and "| digits (other settings, see below) | self-labeling | " in page
+    assert (copied / "digits.md").read_text() in page
+    assert "| digits (other settings, see below) | self-labeling | " in page
     for argv in (["--record", "a/b"], ["--record", "mine", "--rehearse"]):
         assert "--record" in fails(capsys, reproduce.main, command(copied, *argv))
 
@@ -157,9 +156,9 @@ def test_published_figures_and_differences(copied, monkeypatch, capsys):
 def test_published_figures_are_those_of_the_files():
     for dataset, rows in reproduce.PUBLISHED.items():
         best = {method: figures for method, of, *figures in rows if of == "best model"}
-        for step, name in zip(pipeline.SCRIPTS, reproduce.EXPERIMENTS[dataset], strict=True):
+        for step, file in reproduce.experiment_files(dataset).items():
             if step != "pretext":
-                text = (ROOT / f"configs/{step}/{name}.yml").read_text()
+                text = (ROOT / file).read_text()
                 shown = " / ".join(map(str, best.pop(reproduce.METHODS[step])))
                 assert f"Published (best model), ACC / NMI / ARI: {shown}\n" in text
         assert not best
@@ -167,12 +166,12 @@ def test_published_figures_are_those_of_the_files():
 
 def test_every_experiment_file_is_used():
     used = set()
-    for dataset, names in reproduce.EXPERIMENTS.items():
-        for (step, scripts), name in zip(pipeline.SCRIPTS.items(), names, strict=True):
-            used.add(path := ROOT / f"configs/{step}/{name}.yml")
+    for dataset in reproduce.EXPERIMENTS:
+        for step, file in reproduce.experiment_files(dataset).items():
+            used.add(path := ROOT / file)
             content = read_yaml(path)
             assert content["train_db_name"] == content["val_db_name"] == dataset.removesuffix("-cpu")
-            assert content["setup"] in scripts
+            assert content["setup"] in pipeline.SCRIPTS[step]
     shipped = {path for step in pipeline.SCRIPTS for path in (ROOT / "configs" / step).glob("*.yml")}
     assert shipped - used == {ROOT / "configs/scan/imagenet_eval.yml"}  # a model to evaluate, no training
 
@@ -187,13 +186,13 @@ def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
     assert "the best by inertia of 1 (features) initialisations" in printed and "Not on pixels" in printed
 
 
-# --- the same command again ----------------------------------------------------------------------
-
-
 def test_k_means_with_fewer_clusters_than_classes():
     points = torch.tensor([0.0] * 4 + [9.0] * 3 + [9.1] * 2).unsqueeze(1)
     dataset = SimpleNamespace(labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 2), classes=["a", "b", "c"])
     assert reproduce.k_means(points, points, dataset, clusters=2, seed=0)["acc"] == pytest.approx(7 / 9)
+
+
+# --- the same command again ----------------------------------------------------------------------
 
 
 def test_what_is_finished_is_not_repeated(copied, scripts_called, monkeypatch, capsys):
@@ -309,10 +308,7 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
 def test_settings_of_all_steps_and_of_one(tmp_path):
     overrides = ["--set", "epochs=2", "scan.epochs=3", "selflabel.optimizer_kwargs.lr=0.5"]
     args = reproduce.read_arguments(["digits", "--root_dir", str(tmp_path), *overrides])
-    files = {
-        step: str(ROOT / f"configs/{step}/{name}.yml")
-        for step, name in zip(pipeline.SCRIPTS, reproduce.EXPERIMENTS["digits"], strict=True)
-    }
+    files = reproduce.experiment_files("digits")
     _, settings, step_settings = reproduce.settings_of(args, files)
     configs = pipeline.check_steps(files, settings[0], step_settings)
     assert [config.epochs for config in configs.values()] == [2, 3, 2]

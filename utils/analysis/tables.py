@@ -15,12 +15,12 @@ ABOUT_RESULTS = """# Results
 Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ±
 standard deviation (n - 1) over the seeds. The clusters that each seed found are in `docs/records/`, too, and
 a test computes the figures again from them. [LOG.md](LOG.md) says how the settings of the experiment files
-were chosen: by labels of the train split, or without any. The files of MNIST, Fashion-MNIST and
-cifar-10-cpu use two options that are not of the paper, `head_init: graph` and
-`neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)). Self-labeling of cifar-10-cpu is the exception: it was set
-after a look at the test split. k-means clusters the features that mining uses: the head's outputs or, where a
-file says `features: backbone`, the backbone's. The CPUs were shared with other work. MNIST and
-Fashion-MNIST are not downloaded by themselves: `python benchmarks/data/known.py mnist` makes the file, see
+were chosen: by labels of the train split, or without any; self-labeling of cifar-10-cpu is the exception,
+set after a look at the test split. The files of MNIST, Fashion-MNIST and cifar-10-cpu use two options
+that are not of the paper, `head_init: graph` and `neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)).
+k-means clusters the features that mining uses: the head's outputs or, where a file says `features:
+backbone`, the backbone's. The CPUs were shared with other work. MNIST and Fashion-MNIST are not
+downloaded by themselves: `python benchmarks/data/known.py mnist` makes the file, see
 [IMAGES.md](IMAGES.md#array-files).
 """
 
