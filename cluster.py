@@ -23,13 +23,11 @@ import torch
 
 import data
 import models
-import own
-import pipeline
 from errors import UserError
 from eval import learned_by_others, prototype_cells, save_sheet
 from scan import NEIGHBORS
 from utils import report
-from utils.analysis import health, metrics, numbers, plots, second_opinions
+from utils.analysis import baselines, choose_k, health, metrics, plots
 from utils.analysis.prototypes import find_prototypes
 from utils.files import digest, write_csv, write_json
 from utils.run import distributed
@@ -39,6 +37,7 @@ from utils.run.script import add_overrides, default_environment, file_argument, 
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
+from workflows import own_images, run_steps
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
@@ -62,17 +61,19 @@ def main(argv=None):
     settings = [f"root_dir={yaml_text(root)}", *args.overrides]
     if args.labels:
         require_classes(args.images, folder)
-    files, distinct = own.experiment_files(args, folder, settings)
+    files, distinct = own_images.experiment_files(args, folder, settings)
     flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
-    run_steps = partial(pipeline.run_steps, settings=settings, flags=flags)
-    folders = run_steps({"pretext": files["pretext"]})
+    run = partial(run_steps.run_steps, settings=settings, flags=flags)
+    folders = run({"pretext": files["pretext"]})
     require_learned(folders["pretext"])
     if len(args.clusters) != 1:
-        own.set_number(files, choose_number(args.clusters, folder, folders["pretext"], args.seed), distinct)
-    folders |= run_steps({"scan": files["scan"]})
+        own_images.set_number(
+            files, choose_number(args.clusters, folder, folders["pretext"], args.seed), distinct
+        )
+    folders |= run({"scan": files["scan"]})
     if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
-        folders |= run_steps({"selflabel": files["selflabel"]})
-    configs = pipeline.check_steps({step: files[step] for step in folders}, settings)
+        folders |= run({"selflabel": files["selflabel"]})
+    configs = run_steps.check_steps({step: files[step] for step in folders}, settings)
     write_results(configs, folder, folders, args.labels)
 
 
@@ -95,7 +96,7 @@ def read_arguments(argv):
     parser.add_argument("--root_dir", help="folder of all results (default: that of configs/env.yml)")
     parser.add_argument(
         "--backbone", metavar="NAME",
-        help=f"network: timm/..., torchvision/... (default: {own.BACKBONE}); with --from-scratch also "
+        help=f"network: timm/..., torchvision/... (default: {own_images.BACKBONE}); with --from-scratch also "
         "resnet18, ... (default: the best for which --hours are enough)",
     )  # fmt: skip
     parser.add_argument(
@@ -170,22 +171,22 @@ def require_learned(pretext):
 def choose_number(candidates, folder, pretext, seed):
     """The number of clusters that the neighbors suggest, among `candidates`, or many if that is empty.
 
-    Writes numbers.csv and numbers.png. `pretext` is the folder of the first step's results.
+    Writes choose_k.csv and choose_k.png. `pretext` is the folder of the first step's results.
     """
     mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
     made_of = [digest(pretext / NEIGHBORS[0]), candidates]
-    kept = folder / "numbers.json"
+    kept = folder / "choose_k.json"
     content = json.loads(kept.read_text()) if kept.exists() else {}
     if content.get("made_of") != made_of:
         print("\ncomparing numbers of clusters ...", flush=True)
-        few = [number for number in numbers.NUMBERS if number * numbers.FEWEST <= len(mined)]
-        rows = numbers.compare(mined, candidates or few or [2], seed)
-        best, alike = numbers.suggest(rows)
+        few = [number for number in choose_k.NUMBERS if number * choose_k.FEWEST <= len(mined)]
+        rows = choose_k.compare(mined, candidates or few or [2], seed)
+        best, alike = choose_k.suggest(rows)
         content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
         write_json(content, kept)
     rows, best = content["numbers"], content["suggestion"]
-    write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
-    plots.save_numbers(rows, best, folder / "numbers.png")
+    write_csv(rows[0], [row.values() for row in rows], folder / "choose_k.csv")
+    plots.save_numbers(rows, best, folder / "choose_k.png")
     for row in rows:
         print(
             f"{row['clusters']:4} clusters of {row['mean_smallest']:.0f} to {row['mean_largest']:.0f} "
@@ -209,7 +210,7 @@ def set_threshold(path, scan):
     if not good:
         print(f"no self-labeling: too few images have a confidence above {THRESHOLDS[-1]:g}")
         return False
-    own.change(path, confidence_threshold=good[0])
+    own_images.change(path, confidence_threshold=good[0])
     return True
 
 
@@ -237,8 +238,8 @@ def write_results(configs, folder, folders, labels=None):
         epochs = {name: read_epochs(path) for name, path in folders.items()}
         prototypes = find_prototypes(features, probabilities)
         found = report.describe(dataset, features, probabilities, prototypes, run.device, config.search)
-        opinions = second_opinions.cluster(features, config.num_classes, config.seed)
-        agreement, opinions = second_opinions.compare(found["cluster"], opinions, config.num_classes)
+        opinions = baselines.cluster(features, config.num_classes, config.seed)
+        agreement, opinions = baselines.compare(found["cluster"], opinions, config.num_classes)
         figures = {
             "made_of": made_of,
             "folder": str(config.image_folder),
@@ -301,8 +302,8 @@ def truth_of(names):
     """Labels int64 (N,) by `class_of` the names, -1 for none; their names; and what they are."""
     found = [class_of(name) for name in names]
     classes = sorted({name for name in found if name})
-    numbers = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([numbers.get(name, -1) for name in found]), classes, "subfolders"
+    indices = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([indices.get(name, -1) for name in found]), classes, "subfolders"
 
 
 def compared(probabilities, labels, classes):

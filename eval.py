@@ -24,8 +24,8 @@ from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
 from utils.run import distributed
 from utils.run.config import load_config, read_yaml
+from utils.run.fingerprint import FINGERPRINT
 from utils.run.folder import Run, read_epochs
-from utils.run.identity import FINGERPRINT
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.inference import infer, rehearse

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import data
-from data.transforms import center_crop
+from data.augment.transforms import center_crop
 from errors import UserError
 from predict import load_trained, read_names
 from utils.files import write_json

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from errors import UserError
-from mining import eval_loaders, mine
 from models import build_model
+from steps.mining import eval_loaders, mine
 from utils.run import distributed
 from utils.run.config import load_config
+from utils.run.fingerprint import Identity
 from utils.run.folder import Run, results_folder
-from utils.run.identity import Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import resume

@@ -32,7 +32,7 @@ from utils.files import write_csv, write_json
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.config import read_resolved
-from utils.run.identity import read_fingerprint
+from utils.run.fingerprint import read_fingerprint
 from utils.run.script import file_argument, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
 

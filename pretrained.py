@@ -11,13 +11,13 @@ import logging
 from pathlib import Path
 
 from errors import UserError
-from mining import eval_loaders, mine
 from models import build_model, library_network, preprocessing
+from steps.mining import eval_loaders, mine
 from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, load_config
+from utils.run.fingerprint import Identity
 from utils.run.folder import Run, results_folder
-from utils.run.identity import Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import find_backbone, load_backbone
 from utils.training import resume

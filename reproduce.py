@@ -7,7 +7,7 @@ within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the tab
 .csv (a row for each seed and method) and .json; those of cifar-10-cpu, which is CIFAR-10 with other files, in
 ROOT_DIR/cifar-10-cpu/. assignment.csv of the clustering and self-labeling steps lists the cluster of each
 test image, so that the figures can be computed again. --record keeps table and clusters in docs/records/, of
-which docs/RESULTS.md is made. --ablation NAME compares variants instead, see ablation.py.
+which docs/RESULTS.md is made. --ablation NAME compares variants instead, see workflows/ablations.py.
 """
 
 import argparse
@@ -22,21 +22,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import ablation
 import data
-import pipeline
 from errors import UserError, did_you_mean
 from models import build_model
-from utils.analysis import kmeans, tables
-from utils.analysis.tables import METHODS, spread
+from utils.analysis import kmeans
 from utils.files import atomic, digest, write_json
 from utils.run import distributed, machine
 from utils.run.config import load_config
+from utils.run.fingerprint import FINGERPRINT
 from utils.run.folder import read_epochs
-from utils.run.identity import FINGERPRINT
 from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
+from workflows import ablations, run_steps, tables
+from workflows.tables import METHODS, spread
 
 # DATASET: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
 EXPERIMENTS = {
@@ -104,16 +103,16 @@ def main(argv=None):
     root, settings, step_settings = settings_of(args, files)
     configs = {}
     for seed in args.seeds:  # report mistakes now, not after the first seed
-        configs[seed] = pipeline.check_steps(files, settings[seed], step_settings)
+        configs[seed] = run_steps.check_steps(files, settings[seed], step_settings)
     require_labels(configs[seed]["pretext"])
     if args.ablation:
-        ablation.run(args, files, settings, step_settings, configs[seed], root)
+        ablations.run(args, files, settings, step_settings, configs[seed], root)
         return
 
     runs = []
     for seed in args.seeds:
-        folders = pipeline.run_steps(files, settings[seed], step_settings)
-        report = pipeline.make_report(folders, files, settings[seed], step_settings)
+        folders = run_steps.run_steps(files, settings[seed], step_settings)
+        report = run_steps.make_report(folders, files, settings[seed], step_settings)
         baselines = k_means_figures(configs[seed], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)
@@ -130,7 +129,7 @@ def main(argv=None):
 
 def experiment_files(dataset):
     """Dict step -> path of the experiment file of a dataset of EXPERIMENTS, as text."""
-    names = zip(pipeline.SCRIPTS, EXPERIMENTS[dataset], strict=True)
+    names = zip(run_steps.SCRIPTS, EXPERIMENTS[dataset], strict=True)
     return {step: f"configs/{step}/{name}.yml" for step, name in names}
 
 
@@ -164,7 +163,7 @@ def settings_of(args, files):
 def split_step(override):
     """scan.epochs=9 -> ("scan", "epochs=9"), epochs=9 -> (None, "epochs=9")."""
     step, _, setting = override.partition(".")
-    return (step, setting) if step in pipeline.SCRIPTS else (None, override)
+    return (step, setting) if step in run_steps.SCRIPTS else (None, override)
 
 
 def read_arguments(argv):
@@ -184,7 +183,7 @@ def read_arguments(argv):
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
     parser.add_argument(
-        "--ablation", metavar="NAME", help=f"compare variants: {', '.join(ablation.ABLATIONS)}"
+        "--ablation", metavar="NAME", help=f"compare variants: {', '.join(ablations.ABLATIONS)}"
     )
     parser.add_argument(
         "--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md"
@@ -203,7 +202,7 @@ def read_arguments(argv):
     if args.record and not re.fullmatch(r"\w[\w.-]*", args.record):
         raise UserError(f"--record {args.record}: use letters, digits, '_', '-' and '.'")
     if args.ablation:
-        require_known(args.ablation, ablation.ABLATIONS, f"--ablation {args.ablation}: unknown")
+        require_known(args.ablation, ablations.ABLATIONS, f"--ablation {args.ablation}: unknown")
     if args.ablation and args.record:
         raise UserError(f"--record {args.record}: not with --ablation")
     if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
@@ -349,7 +348,7 @@ def summarize(args, configs, runs):
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
     return {
-        **pipeline.summary_of(args, folders, protocol(configs, runs[0]["figures"])),
+        **run_steps.summary_of(args, folders, protocol(configs, runs[0]["figures"])),
         "methods": methods,
         "published": published,
         "steps": {step: [{"seed": run["seed"], **run["steps"][step]} for run in runs] for step in configs},

@@ -18,8 +18,8 @@ from utils.analysis import duplicates, graph, health, metrics, neighbors, plots,
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
 from utils.run.config import load_config
+from utils.run.fingerprint import Identity, check_neighbors
 from utils.run.folder import Run, earlier_folder, results_folder
-from utils.run.identity import Identity, check_neighbors
 from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume

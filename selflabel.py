@@ -11,11 +11,12 @@ import torch
 import data
 from losses import CRITERIA, NO_VOTE, NeighborVoteCE
 from models import build_model
+from steps.votes import Votes
 from utils.analysis import health, metrics, plots, results
 from utils.run import distributed
 from utils.run.config import load_config
+from utils.run.fingerprint import Identity, warn_if_unfinished
 from utils.run.folder import Run, earlier_folder, results_folder
-from utils.run.identity import Identity, warn_if_unfinished
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
@@ -23,7 +24,6 @@ from utils.training.ema import EMA
 from utils.training.inference import infer, rehearse
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
-from votes import Votes
 
 log = logging.getLogger("selflabel")
 

@@ -9,12 +9,12 @@ from functools import partial
 
 import data
 from losses import CRITERIA
-from mining import can_vote, eval_loaders, knn_accuracy, mine
 from models import build_model
+from steps.mining import can_vote, eval_loaders, knn_accuracy, mine
 from utils.analysis import plots
 from utils.run.config import load_config
+from utils.run.fingerprint import Identity
 from utils.run.folder import Run, results_folder
-from utils.run.identity import Identity
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume

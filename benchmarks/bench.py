@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import plain
 
 import data
-from data.arrays import ArrayImages
+from data.sets.arrays import ArrayImages
 from losses import CRITERIA
 from models import build_model
 from scan import scan_step

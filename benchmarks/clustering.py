@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 from losses import SCANLoss
 from models.heads import ClusterHeads
-from utils.analysis import graph, metrics, neighbors, second_opinions
+from utils.analysis import baselines, graph, metrics, neighbors
 from utils.files import write_json
 
 HEADS, MINED, NEIGHBORS, EPOCHS, BATCH = 10, 20, {"random": 10, "graph": 20}, 40, 128
@@ -64,7 +64,7 @@ def figures(features, labels, num_clusters, seeds, weight):
 
     opinions = {}
     for seed in range(seeds):
-        for name, clusters in second_opinions.cluster(features, num_clusters, seed).items():
+        for name, clusters in baselines.cluster(features, num_clusters, seed).items():
             opinions.setdefault(name, []).append(scored(F.one_hot(clusters, num_clusters).float()))
     for name, scores in opinions.items():
         yield name, scores, None

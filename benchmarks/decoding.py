@@ -22,8 +22,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
-from data import unreadable
-from data.decoding import How, OwnImages
+from data.folder import decode_pass
+from data.folder.decode import How, OwnImages
 from utils.files import write_json
 
 ROUNDS = 3
@@ -64,7 +64,7 @@ def reduced(files, side):
 
 def epochs(config, many):
     """Seconds of the first epoch, with everything that a step does before it, and of a later one."""
-    unreadable._found.clear()
+    decode_pass._found.clear()
     start = time.perf_counter()
     images = data.build_dataset(config, "train")
     once(images)

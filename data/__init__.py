@@ -13,20 +13,20 @@ import torch
 
 from errors import UserError, did_you_mean
 
-from .arrays import ArrayImages
-from .decoding import FolderImages, How
+from .augment.transforms import build_eval_transform, build_train_transform
 from .device import to_device
-from .digits import build_digits
-from .features import FeatureViews, unchanged
-from .folders import build_folder, list_images, white_of_training
-from .imagenet import build_imagenet
-from .labels import leave_out_a_single_class
+from .folder.decode import FolderImages, How
+from .folder.listing import build_folder, list_images, white_of_training
+from .folder.stream import stream_squares
 from .loader import Loader
-from .npz import read_npz
-from .streaming import stream_squares
-from .torchvision_sets import build_cifar10, build_cifar20, build_stl10
-from .transforms import build_eval_transform, build_train_transform
-from .vectors import vector_backbone, with_vectors
+from .sets.arrays import ArrayImages
+from .sets.digits import build_digits
+from .sets.imagenet import build_imagenet
+from .sets.labels import leave_out_a_single_class
+from .sets.npz import read_npz
+from .sets.torchvision_sets import build_cifar10, build_cifar20, build_stl10
+from .vectors.feature_views import FeatureViews, unchanged
+from .vectors.vector_file import vector_backbone, with_vectors
 from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
 
 __all__ = [

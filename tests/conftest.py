@@ -9,13 +9,14 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
+from digits_steps import ROOT, STEPS, draw_nothing, run
 from filelock import FileLock
 from image_folders import gradient
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from steps import ROOT, STEPS, draw_nothing, run
 
-from data import messages, unreadable
+from data import messages
+from data.folder import decode_pass
 from utils.analysis import plots
 
 # The networks of the tests are too small for two threads, which only get into each other's way.
@@ -104,7 +105,7 @@ def another_process(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
 
     def start():
-        monkeypatch.setattr(unreadable, "_found", {})
+        monkeypatch.setattr(decode_pass, "_found", {})
         messages.say_once.cache_clear()
         caplog.clear()
 
@@ -115,4 +116,4 @@ def another_process(monkeypatch, caplog):
 @pytest.fixture
 def no_room(monkeypatch):
     """Decoded images do not fit in memory."""
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)

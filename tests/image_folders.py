@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import data
-from data.arrays import ArrayImages
+from data.sets.arrays import ArrayImages
 
 SIZE = 32  # side of the test images, and, with crop_size 28, of those that fetch gives
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import torch
-from steps import ROOT, draw_nothing
+from digits_steps import ROOT, draw_nothing
 
 from utils.run.script import run_script
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from steps import ROOT
+from digits_steps import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

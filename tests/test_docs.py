@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from steps import ROOT
+from digits_steps import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)

@@ -3,8 +3,9 @@
 import ast
 
 import pytest
-from steps import ROOT
+from digits_steps import ROOT
 
+BELOW = {"errors", "data", "losses", "models", "utils"}
 # for each floor, the modules of the project that its files may import besides those of the floor itself
 FLOORS = {
     "errors": set(),
@@ -16,6 +17,8 @@ FLOORS = {
     "utils.training": {"errors", "utils.files", "utils.run"},
     "utils.analysis": {"errors", "utils.files"},
     "utils.report": {"errors", "utils.files", "utils.analysis"},
+    "steps": BELOW,
+    "workflows": {*BELOW, "steps", "simclr", "scan", "selflabel", "eval", "moco", "pretrained"},
 }
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 OUR_OWN = {path.stem for path in ROOT.glob("*.py")} | PACKAGES
@@ -89,6 +92,8 @@ def test_every_module_is_on_a_floor():
         ("utils.analysis", "from ..run import machine"),
         ("utils.analysis", "if True:\n    import utils.training.engine"),
         ("utils.analysis", "from models.heads import ClusteringModel"),
+        ("steps", "import scan"),
+        ("workflows", "from cluster import main"),
     ],
 )
 def test_forbidden(floor, line):
@@ -105,6 +110,8 @@ def test_forbidden(floor, line):
         ("utils.training", "from utils.run import checkpoint, distributed"),
         ("utils.training", "import torch.utils.data"),
         ("data", "import torchvision.datasets"),
+        ("steps", "from utils.training import engine"),
+        ("workflows", "import scan"),
     ],
 )
 def test_allowed(floor, line):

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from steps import ROOT
+from digits_steps import ROOT
 
-import ablation
 from reproduce import FEATURES, METHODS
-from utils.analysis import calibration, metrics, tables
+from utils.analysis import calibration, metrics
+from workflows import ablations, tables
 
 RECORDS = sorted((ROOT / "docs/records").glob("*.json"))
 ABLATIONS = sorted((ROOT / "docs/records/ablations").glob("*.json"))
@@ -56,7 +56,7 @@ def test_the_readme_shows_the_records(path):
 
 
 def test_every_ablation_has_a_record():
-    assert {f"digits-{name}" for name in ablation.ABLATIONS} <= {path.stem for path in ABLATIONS}
+    assert {f"digits-{name}" for name in ablations.ABLATIONS} <= {path.stem for path in ABLATIONS}
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)

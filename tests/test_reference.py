@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steps import official_moco
+from digits_steps import official_moco
 
 import moco
-from data import strong
+from data.augment import strong
 from losses import ConfidenceBasedCE, SCANLoss, SimCLRLoss
 from losses.scan import entropy
 from models import build_model

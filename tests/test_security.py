@@ -3,7 +3,7 @@
 import ast
 
 import yaml
-from steps import ROOT
+from digits_steps import ROOT
 
 from utils.run import config
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from steps import ROOT, config_of, run, same, weights
+from digits_steps import ROOT, config_of, run, same, weights
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

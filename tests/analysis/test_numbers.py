@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.analysis import neighbors, numbers
+from utils.analysis import choose_k, neighbors
 
 
 def modularity_by_pairs(clusters, table):
@@ -36,21 +36,21 @@ def test_modularity():
     torch.manual_seed(0)
     table = groups(3, 12, 0.8)
     for clusters in (torch.randint(3, (36,)), torch.arange(36) // 12, torch.zeros(36, dtype=torch.int64)):
-        assert numbers.modularity(clusters, table) == pytest.approx(modularity_by_pairs(clusters, table))
+        assert choose_k.modularity(clusters, table) == pytest.approx(modularity_by_pairs(clusters, table))
 
 
 def test_modularity_by_hand():
     # two triangles, all of whose edges are mutual: 1 - 2 * (1/2)^2 apart, and 1 - 1 together
     rows = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1], [3, 4, 5], [4, 3, 5], [5, 3, 4]])
-    assert numbers.modularity(torch.tensor([0, 0, 0, 1, 1, 1]), rows) == pytest.approx(0.5)
-    assert numbers.modularity(torch.tensor([0, 0, 0, 3, 3, 3]), rows) == pytest.approx(0.5)
-    assert numbers.modularity(torch.zeros(6, dtype=torch.int64), rows) == pytest.approx(0)
+    assert choose_k.modularity(torch.tensor([0, 0, 0, 1, 1, 1]), rows) == pytest.approx(0.5)
+    assert choose_k.modularity(torch.tensor([0, 0, 0, 3, 3, 3]), rows) == pytest.approx(0.5)
+    assert choose_k.modularity(torch.zeros(6, dtype=torch.int64), rows) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("count", [3, 6])
 def test_the_number_of_groups_is_suggested(count):
-    rows = numbers.compare(groups(count, 40, 0.3), [2, 3, 4, 6, 8, 10])
-    suggested, alike = numbers.suggest(rows)
+    rows = choose_k.compare(groups(count, 40, 0.3), [2, 3, 4, 6, 8, 10])
+    suggested, alike = choose_k.suggest(rows)
     assert suggested == count and count in alike
     row = next(row for row in rows if row["clusters"] == count)
     assert row["stability"] == pytest.approx(1) and row["mean_smallest"] == row["mean_largest"] == 40
@@ -58,4 +58,4 @@ def test_the_number_of_groups_is_suggested(count):
 
 def test_numbers_that_cannot_be_told_apart():
     rows = [{"clusters": n, "modularity": q} for n, q in ((2, 0.5), (3, 0.7), (4, 0.69), (5, 0.67))]
-    assert numbers.suggest(rows) == (3, [3, 4])
+    assert choose_k.suggest(rows) == (3, [3, 4])

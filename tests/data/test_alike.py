@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import data
-from data import kept as kept_module
-from data import unreadable
+from data.folder import cache as kept_module
+from data.folder import decode_pass
 
 
 @pytest.mark.parametrize("source", ["folder", "npz"])
@@ -73,7 +73,7 @@ def test_10_and_12_bits_in_files_of_16(tmp_path, caplog, monkeypatch, kept, high
     if kept == "nothing":
         monkeypatch.setattr(kept_module.Kept, "write", no_disk)
     if kept in ("file", "nothing"):
-        monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+        monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
     for _ in range(2):
         found = data.build_dataset(config, "train")
         images = next(found.fetch([torch.arange(6)], "cpu"))
@@ -88,7 +88,7 @@ def test_10_and_12_bits_in_files_of_16(tmp_path, caplog, monkeypatch, kept, high
         caplog.clear()
         if kept == "nothing":
             break  # the notes tell the next process, which does not look at the images again
-        monkeypatch.setattr(unreadable, "_found", {})
+        monkeypatch.setattr(decode_pass, "_found", {})
 
 
 def no_disk(*args):
@@ -139,7 +139,7 @@ def test_the_white_level_is_known_only_if_images_tell(tmp_path, monkeypatch):
     alone = {**config, "train_db_name": "other", "val_db_name": "other"}
     assert data.build_dataset(alone, "train").white_level is None
     assert data.build_dataset({**alone, "white_level": 999}, "train").white_level == 999
-    monkeypatch.setattr(unreadable, "_found", {})
+    monkeypatch.setattr(decode_pass, "_found", {})
     assert data.build_dataset(config, "train").white_level == 4095
 
 

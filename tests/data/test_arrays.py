@@ -6,7 +6,8 @@ import torch
 from image_folders import numbered
 
 import data
-from data import FeatureViews, arrays, messages
+from data import FeatureViews, messages
+from data.sets import arrays
 
 
 class OtherDevice:

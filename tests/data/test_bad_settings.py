@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from digits_steps import config_of
 from mistakes import refused
-from steps import config_of
 
 import data
 

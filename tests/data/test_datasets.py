@@ -7,7 +7,7 @@ from image_folders import config, pictures, write_images
 from sklearn.datasets import load_digits
 
 import data
-from data import unreadable
+from data.folder import decode_pass
 from errors import UserError
 
 
@@ -62,7 +62,7 @@ def nothing(root):
     [("mine", array_file), ("mine", class_folders), ("imagenet", imagenet), ("digits", nothing)],
 )
 def test_every_dataset_honours_the_protocol(tmp_path, monkeypatch, name, write, room):
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: room)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: room)
     write(tmp_path)
     settings = config(name, tmp_path, transformation_kwargs={"crop_size": 32})
     found, again = (data.build_dataset(settings, "train") for _ in range(2))

@@ -10,9 +10,10 @@ import torchvision
 from image_folders import SIZE, build, fetch, gradient, only, write_images
 from PIL import Image
 
-from data import decoding, imagenet
-from data.decoding import FolderImages
-from data.transforms import center_crop
+from data.augment.transforms import center_crop
+from data.folder import decode
+from data.folder.decode import FolderImages
+from data.sets import imagenet
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
@@ -84,7 +85,7 @@ def test_rare_modes_with_alpha(mode):
         )
     assert image.mode == mode
     np.testing.assert_allclose(
-        np.asarray(decoding._as_seen(image, 65535)[0]), on_white((100,) * 3, 51)[0], atol=2
+        np.asarray(decode._as_seen(image, 65535)[0]), on_white((100,) * 3, 51)[0], atol=2
     )
 
 
@@ -234,13 +235,13 @@ def test_large_photos_are_decoded_at_a_reduced_scale(folder, monkeypatch, mode, 
     exif[0x0112] = 6
     more = {"format": "MPO", "save_all": True, "append_images": [photo]} if suffix == "mpo" else {}
     photo.save(folder / "a.jpg", exif=exif, quality=95, **more)
-    sizes, as_seen = [], decoding._as_seen
+    sizes, as_seen = [], decode._as_seen
     monkeypatch.setattr(
-        decoding, "_as_seen", lambda image, *more: sizes.append(image.size) or as_seen(image, *more)
+        decode, "_as_seen", lambda image, *more: sizes.append(image.size) or as_seen(image, *more)
     )
     found = only(folder)
     assert sizes == [(40 * SIZE // 8, 30 * SIZE // 8)]
-    monkeypatch.setattr(decoding.Image.Image, "draft", lambda *args: None)
+    monkeypatch.setattr(decode.Image.Image, "draft", lambda *args: None)
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda *args: None)
     at_full_scale = build(folder, transformation_kwargs={"crop_size": 28}).decode(0).permute(1, 2, 0).numpy()
     assert sizes[1:] == [(40 * SIZE, 30 * SIZE)]
@@ -252,9 +253,9 @@ def test_large_photos_are_decoded_at_a_reduced_scale(folder, monkeypatch, mode, 
 )
 def test_the_pixels_that_are_wanted_are_left(folder, monkeypatch, side, decoded):
     Image.new("RGB", (side, 2 * side)).save(folder / "a.jpg")
-    sizes, as_seen = [], decoding._as_seen
+    sizes, as_seen = [], decode._as_seen
     monkeypatch.setattr(
-        decoding, "_as_seen", lambda image, *more: sizes.append(image.size[0]) or as_seen(image, *more)
+        decode, "_as_seen", lambda image, *more: sizes.append(image.size[0]) or as_seen(image, *more)
     )
     only(folder)
     assert sizes == [decoded]
@@ -311,10 +312,8 @@ def test_odd_sizes_of_other_ways(folder, resize, size):
 @pytest.mark.parametrize(("resize", "scale"), [("crop", 4), ("pad", 8), ("squeeze", 4)])
 def test_a_padded_photo_needs_fewer_pixels(folder, monkeypatch, resize, scale):
     Image.new("RGB", (8 * SIZE, 4 * SIZE)).save(folder / "a.jpg")
-    sizes, square = [], decoding._square
-    monkeypatch.setattr(
-        decoding, "_square", lambda image, how: sizes.append(image.size) or square(image, how)
-    )
+    sizes, square = [], decode._square
+    monkeypatch.setattr(decode, "_square", lambda image, how: sizes.append(image.size) or square(image, how))
     build(folder, resize=resize)
     assert sizes == [(8 * SIZE // scale, 4 * SIZE // scale)]
 

@@ -10,7 +10,7 @@ from image_folders import build, config, fetch, file_names, gradient, notes, onl
 from PIL import Image
 
 import data
-from data import decoding
+from data.folder import decode
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
@@ -91,7 +91,7 @@ def other_formats():
 
     def forget():
         Image.EXTENSION.pop(".heic", None)
-        for cached in (decoding.formats, decoding.suffixes):
+        for cached in (decode.formats, decode.suffixes):
             cached.cache_clear()
 
     forget()
@@ -114,7 +114,7 @@ def test_a_plugin(folder, monkeypatch):
 def test_a_pillow_without_a_library(folder, caplog, monkeypatch):
     gradient().save(folder / "a.png")
     gradient().save(folder / "b.avif")
-    monkeypatch.setattr(decoding.features, "check", lambda library: library != "avif")
+    monkeypatch.setattr(decode.features, "check", lambda library: library != "avif")
     assert file_names(build(folder)) == ["a.png"]
     assert "left out: 1 other files (.avif 1); to read .avif: pip install --upgrade pillow" in caplog.text
 

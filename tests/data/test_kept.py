@@ -12,7 +12,7 @@ from image_folders import SIZE, build, fetch, gradient, notes
 from PIL import Image
 
 import data
-from data import kept, unreadable
+from data.folder import cache, decode_pass
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
@@ -61,7 +61,7 @@ def files(results, split="train"):
 
 @pytest.fixture(params=[True, False], ids=["memory", "mapped"])
 def room(request, monkeypatch):
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: request.param)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: request.param)
     return request.param
 
 
@@ -93,7 +93,7 @@ def test_files_may_go_while_it_runs(five, results, room):
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux only")
 def test_squares_larger_than_the_memory_can_be_mapped(five, results, another_process, monkeypatch, recwarn):
     """A private map that may be written to is refused by Linux if it exceeds the memory."""
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     try:
@@ -223,11 +223,11 @@ def test_no_room_on_disk(five, read, results, room, when, monkeypatch, caplog):
         results.write_text("a file")
         why = "Not a directory"
     elif when == "too little":
-        monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 15000))
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 15000))
         why = "0.0184 MB are needed, 0.015 MB are free"
     else:
         name = "Writer.put" if when == "in the middle" else "os.fsync"
-        monkeypatch.setattr(f"data.kept.{name}", full)
+        monkeypatch.setattr(f"data.folder.cache.{name}", full)
         why = "No space left on device"
     instead = "kept in memory only" if room else "decoded again in every epoch"
     for _ in range(2):
@@ -240,7 +240,7 @@ def test_what_an_interrupted_step_decoded_is_kept(folder, read, results, monkeyp
     for red in range(40):
         save(folder / f"{red:02}.png", red)
     (folder / "03.png").write_bytes(b"")
-    put = unreadable._Target.put
+    put = decode_pass._Target.put
 
     def interrupted(target, row, squares):
         if row > 20:
@@ -248,7 +248,7 @@ def test_what_an_interrupted_step_decoded_is_kept(folder, read, results, monkeyp
         put(target, row, squares)
 
     with monkeypatch.context() as patch:
-        patch.setattr(unreadable._Target, "put", interrupted)
+        patch.setattr(decode_pass._Target, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             read()
     assert len(files(results)) == 2
@@ -259,7 +259,7 @@ def test_what_an_interrupted_step_decoded_is_kept(folder, read, results, monkeyp
     # nor is anything lost of what was known before
     save(folder / "00a.png", 100)
     with monkeypatch.context() as patch:
-        patch.setattr(unreadable._Target, "put", interrupted)
+        patch.setattr(decode_pass._Target, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             read()
     found, decoded = read()
@@ -274,7 +274,7 @@ def test_what_was_decoded_before_the_second_pass_was_interrupted_is_kept(folder,
             Image.fromarray(np.full((SIZE, SIZE), 100 * i + 1000, np.uint16)).save(folder / f"{i:02}.png")
     (folder / "03.png").write_bytes(b"")
     expected = [(100 * i + 1000) * 255 // 4095 if i % 2 else i for i in range(30) if i != 3]
-    put, calls = unreadable._Target.put, []
+    put, calls = decode_pass._Target.put, []
 
     def interrupted(stop_at):
         def counted(target, row, squares):
@@ -288,7 +288,7 @@ def test_what_was_decoded_before_the_second_pass_was_interrupted_is_kept(folder,
 
     for stop_at in (4 + 10, 3):  # in the second pass; early in the next run, which has less done by then
         with monkeypatch.context() as patch:
-            patch.setattr(unreadable._Target, "put", interrupted(stop_at))
+            patch.setattr(decode_pass._Target, "put", interrupted(stop_at))
             with pytest.raises(KeyboardInterrupt):
                 read()
     found, decoded = read()
@@ -351,7 +351,7 @@ def test_the_digest_is_of_all_content_and_of_decoding(folder, results, another_p
     assert changed.fingerprint() == first.fingerprint()
     others = [step(resize="pad"), step(white_level=9), step(transformation_kwargs={"crop_size": 56})]
     assert len({dataset.content_digest() for dataset in (first, changed, *others)}) == 5
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
     another_process()
     build(folder)
     another_process()
@@ -360,7 +360,7 @@ def test_the_digest_is_of_all_content_and_of_decoding(folder, results, another_p
 
 def test_fingerprints_do_not_depend_on_what_is_kept(five, results, another_process, monkeypatch):
     """Nor on where: results from before anything was kept are still of the same images."""
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
     without = build(five)
     another_process()
     notes_only = build(five)

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from steps import ROOT
+from digits_steps import ROOT
 
 import data
 from errors import UserError

@@ -5,7 +5,8 @@ import pytest
 from image_folders import gradient
 
 import data
-from data import labels, messages
+from data import messages
+from data.sets import labels
 from errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)

@@ -5,7 +5,7 @@ import torch
 from image_folders import numbered, values
 
 import data
-from data.arrays import ArrayImages
+from data.sets.arrays import ArrayImages
 from errors import UserError
 from utils.run import interrupt
 from utils.training import engine

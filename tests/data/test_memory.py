@@ -2,7 +2,7 @@
 
 import pytest
 
-from data import memory
+from data.folder import memory
 
 
 def test_a_quarter_of_the_memory(monkeypatch):

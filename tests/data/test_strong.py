@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from data import strong
+from data.augment import strong
 
 
 def pillow(name, v, image):

@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from data import strong, transforms
+from data.augment import strong, transforms
 from errors import UserError
 
 NORMALIZE = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}

@@ -9,7 +9,7 @@ from image_folders import SIZE, build, file_names, gradient, notes
 from PIL import Image
 
 import data
-from data import decoding, unreadable
+from data.folder import decode, decode_pass
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
@@ -114,15 +114,15 @@ def test_nothing_but_damaged_files(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """How often all files were decoded."""
-    calls, decode = [], unreadable._decode
-    monkeypatch.setattr(unreadable, "_decode", lambda *args: calls.append(1) or decode(*args))
+    calls, decode = [], decode_pass._decode
+    monkeypatch.setattr(decode_pass, "_decode", lambda *args: calls.append(1) or decode(*args))
     return calls
 
 
 @pytest.mark.parametrize(("room", "passes"), [(True, 3), (False, 1)])
 def test_the_next_step_knows(folder, decoded, another_process, caplog, monkeypatch, room, passes):
     """Where the squares are kept, each process decodes once; where not, the first one does."""
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: room)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: room)
     gradient().save(folder / "a.png")
     (folder / "b.png").write_bytes(b"")
     for _ in range(3):
@@ -230,7 +230,7 @@ def test_images_are_decoded_once_per_process(folder, workers, monkeypatch):
             Image.new("RGB", (SIZE, SIZE), (label, i, 0)).save(folder / name / f"{i:02}.png")
     (folder / "ant/03.png").write_bytes(b"")
     dataset = build(folder, num_workers=workers)
-    monkeypatch.setattr(decoding.FolderImages, "decode", None)  # from here on nothing may be decoded
+    monkeypatch.setattr(decode.FolderImages, "decode", None)  # from here on nothing may be decoded
     again = build(folder)
     assert dataset.squares is again.squares
     for _ in range(2):
@@ -247,7 +247,7 @@ def test_squares_equal_those_decoded_by_every_epoch(folder, monkeypatch, another
         gradient().rotate(10 * i).resize((40 + i, 50)).save(folder / f"{i}.jpg")
     kept = build(folder)
     another_process()
-    monkeypatch.setattr(unreadable, "fits_in_memory", lambda size: False)
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
     decoded = build(folder)
     assert (kept.squares is None, decoded.squares) == (False, None)
     index = [torch.arange(5)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from steps import same
+from digits_steps import same
 from torch import nn
 
 from errors import UserError

@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from digits_steps import ROOT
 from mistakes import refused
-from steps import ROOT
 
 from models import build_model, library_network, preprocessing
 from models.pretrained_backbones import learned_with_labels

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from digits_steps import config_of, official_moco
 from mistakes import npy, refused
-from steps import config_of, official_moco
 
 from moco import convert
 from models import build_model

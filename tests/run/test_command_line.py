@@ -1,8 +1,8 @@
 """Command lines that no script takes, and paths that YAML would take for something else."""
 
 import pytest
+from digits_steps import STEPS
 from mistakes import assert_holds
-from steps import STEPS
 
 import data
 from errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from steps import ROOT
+from digits_steps import ROOT
 
 import data
 from errors import UserError

@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
+from digits_steps import ROOT, STEPS
 from mistakes import refused
-from steps import ROOT, STEPS
 
 from utils.run.config import load_config
 from utils.run.script import parse_arguments

@@ -4,25 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from steps import config_of, weights
+from digits_steps import config_of, weights
 
 import data
 from models import build_model
-from utils.run import identity
+from utils.run import fingerprint
 from utils.training import features
 
 
 def test_the_hash_is_of_the_backbone_only():
     backbone = {"backbone.a": torch.ones(3), "backbone.b": torch.zeros(2)}
     same = {**dict(reversed(backbone.items())), "contrastive_head.weight": torch.ones(1)}
-    assert identity.of_backbone(backbone) == identity.of_backbone(same)
-    assert identity.of_backbone({**backbone, "backbone.b": torch.ones(2)}) != identity.of_backbone(same)
+    assert fingerprint.of_backbone(backbone) == fingerprint.of_backbone(same)
+    assert fingerprint.of_backbone({**backbone, "backbone.b": torch.ones(2)}) != fingerprint.of_backbone(same)
 
 
 @pytest.mark.parametrize("content", ["", "3", "[]", "{}", '{"data": 3, "files": 3, "backbone": 1}'])
 def test_damaged_fingerprint_is_as_none(content, tmp_path):
     (tmp_path / "fingerprint.json").write_text(content)
-    assert identity.read_fingerprint(tmp_path) == {}
+    assert fingerprint.read_fingerprint(tmp_path) == {}
 
 
 def test_networks_with_weights_of_the_same_shapes_are_told_apart(results, caplog):
@@ -36,6 +36,6 @@ def test_networks_with_weights_of_the_same_shapes_are_told_apart(results, caplog
         images = data.build_dataset(config, "test")
         paths.add(features.kept_file(SimpleNamespace(config=config), folder, model, images))
         caplog.clear()
-        identity.check_neighbors(folder, identity.Identity(config, {}), state, "")
+        fingerprint.check_neighbors(folder, fingerprint.Identity(config, {}), state, "")
         assert ("made with backbone resnet10_narrow, here it is" in caplog.text) == ("pool" in backbone)
     assert len(paths) == 2

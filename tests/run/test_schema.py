@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from steps import run
+from digits_steps import run
 
 import data
 import eval as evaluation
@@ -19,9 +19,9 @@ import pretrained
 import scan
 import selflabel
 import simclr
-from data.folders import build_folder
-from data.strong import draw_holes
-from data.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_jitter
+from data.augment.strong import draw_holes
+from data.augment.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_jitter
+from data.folder.listing import build_folder
 from errors import UserError, did_you_mean
 from models import ContrastiveModel
 from utils.analysis import metrics

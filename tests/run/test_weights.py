@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from steps import official_moco, same
+from digits_steps import official_moco, same
 
 from errors import UserError
 from moco import convert

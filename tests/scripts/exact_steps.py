@@ -3,7 +3,7 @@
 import os
 
 import torch
-from steps import STEPS, run
+from digits_steps import STEPS, run
 
 import data
 

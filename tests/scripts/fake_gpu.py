@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from steps import ROOT, STEPS, arguments, official_moco, run, weights
+from digits_steps import ROOT, STEPS, arguments, official_moco, run, weights
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -23,7 +23,7 @@ import data
 import eval as evaluation
 import moco
 from data import loader
-from data.arrays import ArrayImages
+from data.sets.arrays import ArrayImages
 from utils.analysis import plots
 from utils.run import checkpoint
 from utils.run.config import load_config

@@ -7,15 +7,14 @@ import shutil
 from unittest import mock
 
 import pytest
+from digits_steps import fails
 from PIL import Image
-from steps import fails
 
-import ablation
-import pipeline
 import reproduce
-from utils.analysis import plots, tables
+from utils.analysis import plots
 from utils.files import digest
 from utils.run.config import read_yaml
+from workflows import ablations, run_steps, tables
 
 SEEDS = (3, 1)
 TWO = {"strong": "ours", "SimCLR": "simclr"}
@@ -46,7 +45,7 @@ def finished(made_once):
     def make(root):
         called = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ablation, "AUGMENTATIONS", TWO)
+            patch.setattr(ablations, "AUGMENTATIONS", TWO)
             count(patch, called)
             reproduce.main(command(root))
         (root / "called.json").write_text(json.dumps(called))
@@ -58,14 +57,14 @@ def finished(made_once):
 @pytest.fixture
 def called(monkeypatch):
     """Names of the scripts that train from now on, in order."""
-    monkeypatch.setattr(ablation, "AUGMENTATIONS", TWO)
+    monkeypatch.setattr(ablations, "AUGMENTATIONS", TWO)
     names = []
     count(monkeypatch, names)
     return names
 
 
 def count(patch, called):
-    for scripts in pipeline.SCRIPTS.values():
+    for scripts in run_steps.SCRIPTS.values():
         for script in scripts.values():
 
             def noted(argv, script=script, original=script.main):
@@ -149,7 +148,7 @@ def test_over_clustering_counts_by_majority_vote(finished, tmp_path, called, mon
     """And another ablation starts from the same files' own results."""
     root = tmp_path / "results"
     shutil.copytree(finished[0], root)
-    monkeypatch.setattr(ablation, "FACTORS", (2,))
+    monkeypatch.setattr(ablations, "FACTORS", (2,))
     reproduce.main(command(root, "overclustering", seeds=[1]))
     assert called == ["scan", "selflabel"]
     summary = json.loads((root / "digits-ablation-overclustering.json").read_text())
@@ -167,8 +166,8 @@ def test_over_clustering_counts_by_majority_vote(finished, tmp_path, called, mon
 
 def test_steps_after_the_last_one_shown_do_not_run(tmp_path, called, monkeypatch, capsys):
     """And a rehearsal is called one."""
-    few = ablation.values_of("scan", "num_neighbors", (2,))
-    monkeypatch.setitem(ablation.ABLATIONS, "neighbors", ablation.Ablation("number", ("scan",), few))
+    few = ablations.values_of("scan", "num_neighbors", (2,))
+    monkeypatch.setitem(ablations.ABLATIONS, "neighbors", ablations.Ablation("number", ("scan",), few))
     reproduce.main(command(tmp_path, "neighbors", "--rehearse", seeds=[1]))
     assert called == ["simclr", "scan", "scan"]
     folder = tmp_path / "rehearsal"
@@ -179,20 +178,20 @@ def test_steps_after_the_last_one_shown_do_not_run(tmp_path, called, monkeypatch
 
 
 @pytest.mark.parametrize("dataset", reproduce.EXPERIMENTS)
-@pytest.mark.parametrize("name", ablation.ABLATIONS)
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
 def test_variants_of_every_dataset(name, dataset, tmp_path):
     """They are valid, differ from each other, and the files' own settings are among them."""
     files = reproduce.experiment_files(dataset)
     settings = [f"root_dir={tmp_path}/seed-0"]
-    variants = ablation.ABLATIONS[name].variants(pipeline.check_steps(files, settings))
+    variants = ablations.ABLATIONS[name].variants(run_steps.check_steps(files, settings))
     assert len(variants) >= 3
     nothing = {step: [] for step in files}
-    calls = ablation.plan(name, variants, files, settings, nothing, tmp_path / "seed-0")
+    calls = ablations.plan(name, variants, files, settings, nothing, tmp_path / "seed-0")
     assert calls.keys() == variants.keys()
     assert [label for label, (base, _) in calls.items() if base is None] == [next(iter(calls))]
     found = {}
     for label, (base, arguments) in calls.items():
-        found[label] = {**found.get(base, {}), **pipeline.check_steps(**arguments)}
+        found[label] = {**found.get(base, {}), **run_steps.check_steps(**arguments)}
     places = {(str(c.root_dir), step) for configs in found.values() for step, c in configs.items()}
     trained = sum(len(arguments["files"]) for _, arguments in calls.values())
     assert trained == len(places)  # nothing is written over
@@ -203,9 +202,9 @@ def test_variants_of_every_dataset(name, dataset, tmp_path):
 
 def test_frozen_and_cached_features_are_not_cached_when_all_trains():
     files = {"scan": "configs/scan/scan_digits.yml"}
-    configs = pipeline.check_steps(files, ["cache_features=4"])
-    changes = ablation.trained_parts(configs)["all"]
-    found = pipeline.check_steps(files, ["cache_features=4"], changes)["scan"]
+    configs = run_steps.check_steps(files, ["cache_features=4"])
+    changes = ablations.trained_parts(configs)["all"]
+    found = run_steps.check_steps(files, ["cache_features=4"], changes)["scan"]
     assert not found.update_cluster_head_only and "cache_features" not in found
 
 
@@ -231,6 +230,6 @@ def test_a_figure_that_fails_is_a_warning(finished, tmp_path, monkeypatch, caplo
     summary = json.loads((root / "digits-ablation-augmentation.json").read_text())
     monkeypatch.setattr(plots.Figure, "savefig", mock.Mock(side_effect=OSError("no space left")))
     tables.write(summary, tmp_path / "again")
-    ablation.save_figure(summary, tmp_path / "again.png")
+    ablations.save_figure(summary, tmp_path / "again.png")
     assert "again.png: no picture (OSError: no space left)" in caplog.text
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".csv"}

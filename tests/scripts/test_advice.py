@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from digits_files import write_digits
-from steps import STEPS, arguments, before, fails, run, same, weights
+from digits_steps import STEPS, arguments, before, fails, run, same, weights
 
 import losses
 import scan

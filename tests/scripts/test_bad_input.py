@@ -11,9 +11,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from digits_steps import STEPS, arguments
 from mistakes import assert_holds
 from PIL import Image
-from steps import STEPS, arguments
 
 import eval as evaluation
 import moco

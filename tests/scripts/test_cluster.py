@@ -12,16 +12,16 @@ import pytest
 import torch
 import yaml
 from digits_files import DIGITS
+from digits_steps import ROOT, fails
 from PIL import Image
-from steps import ROOT, fails
 
 import cluster
 import data
-import own
 import scan
 import simclr
-from utils.analysis import second_opinions
+from utils.analysis import baselines
 from utils.run.config import read_yaml
+from workflows import own_images
 
 N, COPIES = 200, 3
 
@@ -30,8 +30,8 @@ N, COPIES = 200, 3
 def quick():
     """A short clustering, and no UMAP: it is slow to start, and must not matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "ITERATIONS", 60)
-        patch.setattr(second_opinions, "_umap", lambda *_: None)
+        patch.setattr(own_images, "ITERATIONS", 60)
+        patch.setattr(baselines, "_umap", lambda *_: None)
         yield
 
 
@@ -263,7 +263,7 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     assert len(rows_of(folder)) == N + COPIES
     assert "acc" not in json.loads((folder / "metrics.json").read_text())
     pretext = read_yaml(folder / "configs/pretext.yml")
-    assert pretext["epochs"] == own.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 1
+    assert pretext["epochs"] == own_images.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 1
 
     monkeypatch.setattr(simclr, "SMALL", 10)
     monkeypatch.setattr(scan, "main", None)  # not called

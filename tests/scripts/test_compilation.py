@@ -5,8 +5,8 @@ import logging
 
 import pytest
 import torch
+from digits_steps import before, run, same, weights
 from functorch.compile import make_boxed_func
-from steps import before, run, same, weights
 from torch._dynamo.backends.common import aot_autograd
 
 from utils.run import machine

@@ -11,13 +11,13 @@ import lost_process
 import numpy as np
 import pytest
 import torch
+from digits_steps import ROOT, STEPS, arguments, weights
 from processes import finish, run_all, start
-from steps import ROOT, STEPS, arguments, weights
 from torch import nn
 
 import data
 import simclr
-from data.arrays import ArrayImages
+from data.sets.arrays import ArrayImages
 from errors import UserError
 from utils.run import checkpoint, distributed
 

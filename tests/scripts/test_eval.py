@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from digits_files import write_digits
+from digits_steps import STEPS, arguments, fails, weights
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from steps import STEPS, arguments, fails, weights
 
 import data
 import eval as evaluation

@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 import torch
 from digits_files import DIGITS
+from digits_steps import fails
 from image_folders import gradient
 from mistakes import assert_holds
 from PIL import Image
 from safetensors.torch import load_file
-from steps import fails
 
 import data
 import export

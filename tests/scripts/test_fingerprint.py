@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from digits_files import write_digits
-from steps import STEPS, arguments, fails, run
+from digits_steps import STEPS, arguments, fails, run
 
 import scan
 import selflabel
@@ -62,7 +62,7 @@ def test_neighbors_of_another_model_or_hand_are_warned_of(copied, caplog, monkey
 def test_an_honest_run_is_not_warned_of(results, after, caplog, monkeypatch):
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     run("scan", after("pretext"))
-    assert not [r for r in caplog.records if r.name == "utils.run.identity" and r.levelname == "WARNING"]
+    assert not [r for r in caplog.records if r.name == "utils.run.fingerprint" and r.levelname == "WARNING"]
 
 
 def test_weights_taken_from_elsewhere_are_not_replaced_by_training(results, tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from digits_files import neighbor_table, write_digits
-from steps import STEPS, run, same, weights
+from digits_steps import STEPS, run, same, weights
 
 import scan
 from utils.run import checkpoint

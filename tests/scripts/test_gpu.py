@@ -10,9 +10,9 @@ import json
 import fake_gpu
 import pytest
 import torch
+from digits_steps import ROOT
 from fake_gpu import SCENARIOS, train
 from processes import finish, start
-from steps import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import time
 import processes
 import pytest
 import torch
+from digits_steps import STEPS, arguments, before, fails
 from PIL import Image
 from processes import finish
-from steps import STEPS, arguments, before, fails
 
-from data import unreadable
+from data.folder import decode_pass
 from utils.run import checkpoint, interrupt
 from utils.run.folder import Run
 from utils.training import engine, inference
@@ -234,7 +234,7 @@ def decoded_by_workers():
     """In a process group of its own, as a shell makes one for each command, and with forked workers."""
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)
-    unreadable.fits_in_memory = lambda size: False
+    decode_pass.fits_in_memory = lambda size: False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

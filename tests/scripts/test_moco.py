@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from digits_steps import official_moco, weights
 from PIL import Image
-from steps import official_moco, weights
 
 import data
 import eval as evaluation

@@ -6,8 +6,8 @@ import logging
 import os
 
 from digits_files import DIGITS
+from digits_steps import STEPS, run
 from PIL import Image
-from steps import STEPS, run
 
 import data
 import eval as evaluation

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from digits_files import DIGITS
+from digits_steps import fails
 from image_folders import gradient
 from mistakes import assert_holds, npy, refused
 from PIL import Image
-from steps import fails
 
 import data
 import predict

@@ -11,11 +11,11 @@ import torch
 import torchvision
 import yaml
 from digits_files import DIGITS
+from digits_steps import fails, weights
 from huggingface_hub.errors import LocalEntryNotFoundError
 from image_folders import pictures
 from mistakes import assert_holds
 from PIL import Image
-from steps import fails, weights
 
 import data
 import eval as evaluation

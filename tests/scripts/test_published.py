@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from steps import arguments, fails, run, same, weights
+from digits_steps import arguments, fails, run, same, weights
 
 import eval as evaluation
 import scan

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from steps import ROOT, fails
+from digits_steps import ROOT, fails
 
-import pipeline
 import reproduce
 import scan
-from utils.analysis import metrics, tables
+from utils.analysis import metrics
 from utils.run import checkpoint, interrupt
 from utils.run.config import read_yaml
 from utils.run.script import run_script
+from workflows import run_steps, tables
 
 SETTINGS = ["--set", "epochs=2", "confidence_threshold=0.2"]
 SEEDS = (3, 1)
@@ -45,7 +45,7 @@ def copied(finished, tmp_path):
 def scripts_called(monkeypatch):
     """Names of the scripts whose main was called, in order."""
     called = []
-    for scripts in pipeline.SCRIPTS.values():
+    for scripts in run_steps.SCRIPTS.values():
         for script in scripts.values():
             original = script.main
 
@@ -171,8 +171,8 @@ def test_every_experiment_file_is_used():
             used.add(path := ROOT / file)
             content = read_yaml(path)
             assert content["train_db_name"] == content["val_db_name"] == dataset.removesuffix("-cpu")
-            assert content["setup"] in pipeline.SCRIPTS[step]
-    shipped = {path for step in pipeline.SCRIPTS for path in (ROOT / "configs" / step).glob("*.yml")}
+            assert content["setup"] in run_steps.SCRIPTS[step]
+    shipped = {path for step in run_steps.SCRIPTS for path in (ROOT / "configs" / step).glob("*.yml")}
     assert shipped - used == {ROOT / "configs/scan/imagenet_eval.yml"}  # a model to evaluate, no training
 
 
@@ -199,7 +199,7 @@ def test_what_is_finished_is_not_repeated(copied, scripts_called, monkeypatch, c
     def refuse(*args):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(pipeline.evaluation, "main", refuse)
+    monkeypatch.setattr(run_steps.evaluation, "main", refuse)
     monkeypatch.setattr(reproduce.kmeans, "score", refuse)
     before = {name: (copied / f"digits.{name}").read_text() for name in ("json", "csv", "md")}
     reproduce.main(command(copied))
@@ -270,8 +270,8 @@ def test_each_machine_that_worked_on_a_step_is_told(tmp_path):
     )
     for precision in ("fp32", "bf16", "fp32"):
         config.precision = precision
-        pipeline.note_maker(tmp_path / "scan", config)
-    makers = pipeline.read_makers(tmp_path / "scan")
+        run_steps.note_maker(tmp_path / "scan", config)
+    makers = run_steps.read_makers(tmp_path / "scan")
     assert [maker["precision"] for maker in makers] == ["float32", "bfloat16"]
 
 
@@ -288,7 +288,7 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
     np.savez(tmp_path / "cifar-10.npz", **arrays)
     monkeypatch.setattr(reproduce, "FEW", {"train": 250, "test": 120})
     budget = ["epochs=1", "batch_size=100", "confidence_threshold=0.0"]
-    monkeypatch.setattr(reproduce, "REHEARSAL", dict.fromkeys(pipeline.SCRIPTS, budget))
+    monkeypatch.setattr(reproduce, "REHEARSAL", dict.fromkeys(run_steps.SCRIPTS, budget))
     argv = ["cifar-10", "--rehearse", "--data_dir", str(tmp_path), "--root_dir", str(tmp_path / "out")]
     reproduce.main(argv)
     folder = tmp_path / "out/rehearsal"
@@ -310,7 +310,7 @@ def test_settings_of_all_steps_and_of_one(tmp_path):
     args = reproduce.read_arguments(["digits", "--root_dir", str(tmp_path), *overrides])
     files = reproduce.experiment_files("digits")
     _, settings, step_settings = reproduce.settings_of(args, files)
-    configs = pipeline.check_steps(files, settings[0], step_settings)
+    configs = run_steps.check_steps(files, settings[0], step_settings)
     assert [config.epochs for config in configs.values()] == [2, 3, 2]
     assert [config.optimizer_kwargs.lr == 0.5 for config in configs.values()] == [False, False, True]
 

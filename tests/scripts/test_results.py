@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 from digits_files import DIGITS, write_digits
+from digits_steps import STEPS, run
 from PIL import Image
-from steps import STEPS, run
 
 import data
 import eval as evaluation

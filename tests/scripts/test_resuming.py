@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from steps import ROOT, STEPS, arguments, before, fails, run, same, weights
+from digits_steps import ROOT, STEPS, arguments, before, fails, run, same, weights
 
 import losses
 import scan

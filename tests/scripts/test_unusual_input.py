@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from digits_files import write_digits
-from steps import run
+from digits_steps import run
 
 
 @pytest.mark.parametrize("labels", [[0, 2, 5], [3, 7]])

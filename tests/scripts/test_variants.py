@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from steps import arguments, config_of, fails, run, same, weights
+from digits_steps import arguments, config_of, fails, run, same, weights
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import data

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from digits_steps import config_of
 from mistakes import refused
-from steps import config_of
 
 from models import build_model
 from utils.run import checkpoint
+from utils.run.fingerprint import Identity
 from utils.run.folder import Run
-from utils.run.identity import Identity
 from utils.training.optim import build_optimizer
 from utils.training.resume import Training
 

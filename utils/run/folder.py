@@ -21,7 +21,7 @@ from utils.files import atomic
 
 from . import checkpoint, distributed, machine
 from .config import mismatches, to_dict
-from .identity import FINGERPRINT
+from .fingerprint import FINGERPRINT
 from .machine import dtype_name
 
 log = logging.getLogger(__name__)

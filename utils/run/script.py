@@ -15,7 +15,7 @@ from termcolor import colored
 from errors import UserError
 
 from . import distributed, interrupt, schema
-from .identity import TUNABLE
+from .fingerprint import TUNABLE
 
 log = logging.getLogger(__name__)
 

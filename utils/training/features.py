@@ -10,7 +10,7 @@ import torch
 
 from utils.run import distributed
 from utils.run.config import to_dict
-from utils.run.identity import of_backbone
+from utils.run.fingerprint import of_backbone
 
 from .inference import infer
 

@@ -16,8 +16,8 @@ from errors import UserError
 from utils.files import atomic
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, listed, with_defaults
+from utils.run.fingerprint import FINGERPRINT, TUNABLE, of_backbone, read_fingerprint
 from utils.run.folder import RESULTS
-from utils.run.identity import FINGERPRINT, TUNABLE, of_backbone, read_fingerprint
 from utils.run.weights import load_weights, unwrap
 
 from .optim import scheduled_learning_rate

@@ -11,9 +11,9 @@ import torch
 
 from errors import UserError
 
+from ..device import to_device
+from ..vectors.feature_views import unchanged
 from . import strong
-from .device import to_device
-from .features import unchanged
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
 

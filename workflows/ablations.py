@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import pipeline
-from utils.analysis import plots, tables
-from utils.analysis.tables import METHODS
+from utils.analysis import plots
 from utils.run.config import to_dict
 from utils.run.script import yaml_text
+from workflows import run_steps, tables
+from workflows.tables import METHODS
 
 METRICS = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # of which an ablation shows one
 NOT_IN_NAMES = r"[^\w.]+"  # of folders
@@ -138,13 +138,13 @@ def run(args, files, settings, step_settings, configs, root):
 
     Args:
         args: what reproduce.read_arguments returned.
-        files, step_settings: as pipeline.run_steps takes them.
-        settings: dict seed -> settings as pipeline.run_steps takes them; root_dir is ROOT/seed-N.
+        files, step_settings: as run_steps.run_steps takes them.
+        settings: dict seed -> settings as run_steps.run_steps takes them; root_dir is ROOT/seed-N.
         configs: dict step -> configuration, of any seed, with the experiment files' own settings.
         root: pathlib.Path.
 
     Raises:
-        UserError: as pipeline.run_steps.
+        UserError: as run_steps.run_steps.
     """
     variants = ABLATIONS[args.ablation].variants(configs)
     plans = {
@@ -153,12 +153,12 @@ def run(args, files, settings, step_settings, configs, root):
     }
     for calls in plans.values():  # report mistakes now, not after the first variant
         for _, arguments in calls.values():
-            pipeline.check_steps(**arguments)
+            run_steps.check_steps(**arguments)
     found = {}
     for seed, calls in plans.items():
         folders = {}
         for label, (base, arguments) in calls.items():
-            folders[label] = {**folders.get(base, {}), **pipeline.run_steps(**arguments)}
+            folders[label] = {**folders.get(base, {}), **run_steps.run_steps(**arguments)}
         found[seed] = folders
     summary = summarize(args, variants, found)
     path = root / f"{args.dataset}-ablation-{args.ablation}"
@@ -169,7 +169,7 @@ def run(args, files, settings, step_settings, configs, root):
 
 
 def plan(name, variants, files, settings, step_settings, folder):
-    """What pipeline.run_steps is to be called with for each variant of a seed, in this order.
+    """What run_steps.run_steps is to be called with for each variant of a seed, in this order.
 
     Args:
         variants: what the ablation's `variants` returned.
@@ -226,7 +226,7 @@ def summarize(args, variants, found):
         "All variants of a seed share the pretext step.",
     ]
     return {
-        **pipeline.summary_of(args, folders, lines),
+        **run_steps.summary_of(args, folders, lines),
         "ablation": args.ablation,
         "about": ablation.about,
         "metric": ablation.metric,

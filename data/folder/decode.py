@@ -17,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from errors import UserError
 
-from .labels import labels_and_names
-from .messages import shown
+from ..messages import shown
+from ..sets.labels import labels_and_names
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .decoding import OwnImages
-from .messages import say_once
-from .unreadable import BATCH, Decoding
+from ..messages import say_once
+from .decode import OwnImages
+from .decode_pass import BATCH, Decoding
 
 log = logging.getLogger(__name__)
 

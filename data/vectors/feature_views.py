@@ -2,7 +2,7 @@
 
 import torch
 
-from .device import moved_if_it_fits, to_device
+from ..device import moved_if_it_fits, to_device
 
 
 class FeatureViews:

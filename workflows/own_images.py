@@ -17,8 +17,7 @@ import yaml
 
 import data
 import models
-import pipeline
-from data.memory import available_memory
+from data.folder.memory import available_memory
 from errors import UserError
 from losses import SimCLRLoss
 from simclr import simclr_step
@@ -26,11 +25,12 @@ from utils.analysis import duplicates
 from utils.files import atomic, write_json
 from utils.run import machine
 from utils.run.config import differences, listed, read_yaml
-from utils.run.identity import FINGERPRINT
+from utils.run.fingerprint import FINGERPRINT
 from utils.training import cost
 from utils.training.features import digest_of
+from workflows import run_steps
 
-TEMPLATES = Path(__file__).parent / "configs/own"
+TEMPLATES = Path(__file__).parents[1] / "configs/own"
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 # networks and image sizes to choose from with --from-scratch, the best first
 FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32)
@@ -84,7 +84,7 @@ def experiment_files(args, folder, settings):
             f"this one apart with --name {free_name(folder)}"
         )
     if begun and not changed:
-        config = pipeline.check_steps(files, settings)["pretext"]
+        config = run_steps.check_steps(files, settings)["pretext"]
         if digest_of(data.build_dataset(config, "train")) == kept["images"]:
             return files, kept["distinct"]
         if args.from_scratch:
@@ -92,7 +92,7 @@ def experiment_files(args, folder, settings):
                 f"{args.images}: its images have changed since {folder} was made; keep a training on these "
                 f"apart with --name {free_name(folder)}"
             )
-    with set_aside(folder, pipeline.SCRIPTS) if begun else nullcontext():
+    with set_aside(folder, run_steps.SCRIPTS) if begun else nullcontext():
         images, distinct = fit(args, n, files, settings)
     write_json({"arguments": asked, "images": images, "distinct": distinct}, plan)
     return files, distinct
@@ -130,7 +130,7 @@ def free_name(folder):
 def has_begun(folder):
     """Whether a step has results, or a training that can be resumed."""
     names = FINGERPRINT, "checkpoint.pth.tar"
-    return any((folder / step / name).exists() for step in pipeline.SCRIPTS for name in names)
+    return any((folder / step / name).exists() for step in run_steps.SCRIPTS for name in names)
 
 
 def write_yaml(content, path):
@@ -198,7 +198,7 @@ def fit(args, n, files, settings):
     def written():
         for step, content in contents.items():
             write_yaml(content, files[step])
-        return pipeline.check_steps(files, settings)["pretext"]
+        return run_steps.check_steps(files, settings)["pretext"]
 
     config = written()  # with the user's settings; a mistake in them shows now
     if args.from_scratch:

@@ -8,7 +8,7 @@ works on a slice of it. Operations with the same arithmetic share a function.
 import torch
 import torch.nn.functional as F
 
-from .device import to_device
+from ..device import to_device
 
 # name: (low, high, mirrored): the magnitude is uniform in [low, high], negated with probability 1/2
 OPERATIONS = {

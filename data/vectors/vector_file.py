@@ -11,7 +11,7 @@ import torch
 
 from errors import UserError
 
-from .device import moved_if_it_fits, to_device
+from ..device import moved_if_it_fits, to_device
 
 ORDER = (
     "a row for each image of the train split, then for each of the test split if it has other images, sorted"

@@ -7,7 +7,7 @@ import torch
 
 from errors import UserError
 
-from .device import moved_if_it_fits, to_device
+from ..device import moved_if_it_fits, to_device
 from .labels import labels_and_names
 
 

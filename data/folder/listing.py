@@ -9,11 +9,11 @@ from pathlib import Path
 
 from errors import UserError
 
-from . import unreadable
-from .decoding import OwnImages, is_image, suffixes
-from .kept import Kept
-from .labels import require_few, require_known
-from .messages import say_once, shown
+from ..messages import say_once, shown
+from ..sets.labels import require_few, require_known
+from . import decode_pass
+from .cache import Kept
+from .decode import OwnImages, is_image, suffixes
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def build_folder(
     Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
     train/. Where there is TinyImageNet's list of the labels of val/, that is the test split. Folders are read
     recursively. Every image is decoded once, and those that cannot be read are left
-    out; see `unreadable.look_at`.
+    out; see `decode_pass.look_at`.
 
     Args:
         root: pathlib.Path.
@@ -77,13 +77,13 @@ def build_folder(
     if white_level is None and training_in and not of_training:
         white_level = white_of_training(training_in, how)
     images = OwnImages(files, None, None, how, folder)
-    found = unreadable.look_at(images, notes, num_workers, kept, white_level)
+    found = decode_pass.look_at(images, notes, num_workers, kept, white_level)
     where = shown(str(folder))
     example = "".join(f"such as {path} ({why})" for path, why in list(found.unreadable.items())[:1])
     if len(found.unreadable) == len(files):
         raise UserError(f"{where}: none of the {len(files)} images can be read, {example}")
     if len(found.unreadable) > max_unreadable * len(files):
-        share = unreadable.count(found.unreadable, files)
+        share = decode_pass.count(found.unreadable, files)
         raise UserError(
             f"{where}: {share} cannot be read, {example}, "
             f"which is more than the share max_unreadable ({max_unreadable}); repair or remove those that "
@@ -277,7 +277,7 @@ def _images_in(folder, deep=True, but=()):
         suffix = _suffix(path)
         if suffix in suffixes() or (suffix == NO_SUFFIX and is_image(path)):
             files.append(path)
-        elif os.path.basename(path) not in unreadable.NOTES:
+        elif os.path.basename(path) not in decode_pass.NOTES:
             left_out[suffix] += 1
     return sorted(files), left_out
 

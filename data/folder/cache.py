@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .messages import amount, shown
+from ..messages import amount, shown
 
 try:
     import fcntl

@@ -21,8 +21,8 @@ from errors import UserError
 from utils.files import digest, write_json
 from utils.run import machine
 from utils.run.config import differences, experiment_of, listed, load_config, read_yaml, with_defaults
+from utils.run.fingerprint import FINGERPRINT, read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
-from utils.run.identity import FINGERPRINT, read_fingerprint
 from utils.run.script import parse_arguments
 
 # step: {setup of its experiment file: the script}

@@ -7,7 +7,7 @@ import torch
 
 from errors import UserError
 
-from .messages import say_once, shown
+from ..messages import say_once, shown
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 
 from errors import UserError
 
-from . import alike
+from ..folder import sanity_checks
 from .arrays import ArrayImages, to_channels_first
 from .labels import check
 
@@ -50,7 +50,7 @@ def read_npz(path, which):
         images, labels = torch.cat([images, more]), None
     elif which == "train+unlabeled":
         log.info("%s: has no array 'unlabeled_images', so only the train split is learned from", path)
-    alike.warn([alike.look(image) for image in images[:: max(1, len(images) // 1000)]], where)
+    sanity_checks.warn([sanity_checks.look(image) for image in images[:: max(1, len(images) // 1000)]], where)
     if classes is not None and classes.ndim != 1:
         raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
     if labels is not None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from errors import UserError
 
-from .decoding import FolderImages
-from .folders import class_folders, labelled_files
+from ..folder.decode import FolderImages
+from ..folder.listing import class_folders, labelled_files
 from .labels import require_known
 
 SUBSETS = Path(__file__).parent / "imagenet_subsets"

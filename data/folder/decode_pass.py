@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from . import alike
-from .arrays import ArrayImages
-from .decoding import decoding_loader, reason
-from .kept import Listed, Seen, read_only
+from ..messages import amount, shown
+from ..sets.arrays import ArrayImages
+from . import sanity_checks
+from .cache import Listed, Seen, read_only
+from .decode import decoding_loader, reason
 from .memory import fits_in_memory
-from .messages import amount, shown
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def look_at(images, notes, num_workers, kept=None, white=None):
         notes: pathlib.Path of the text file.
         num_workers: processes that decode.
         kept: the Kept that the squares are found in by later steps; None: they stay in memory, if they fit.
-        white: value of 16-bit files that is shown white; None: see `alike.white_of`.
+        white: value of 16-bit files that is shown white; None: see `sanity_checks.white_of`.
 
     Raises:
         UserError: an image that an earlier process could read, but this one cannot.
@@ -89,9 +89,11 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
     room = fits_in_memory(len(images) * 3 * images.size**2)
     if content and content.files == digest and None not in seen:
         rows = [row for _, row in known if row is not None]
-        if rows == list(range(len(content.squares))) and first == (white or alike.white_of(seen, first)):
+        if rows == list(range(len(content.squares))) and first == (
+            white or sanity_checks.white_of(seen, first)
+        ):
             log.info("%s: %d decoded images are in %s", where, len(rows), shown(str(kept.index.parent)))
-            alike.tell_white(seen, first, white, where)
+            sanity_checks.tell_white(seen, first, white, where)
             if noted is None:
                 _write_notes(notes, digest, _result(digest, seen, listing, first, None), images)
             squares = read_only(content.squares)
@@ -99,7 +101,7 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
     target = _Target(kept, images, room)
     settled = white or (noted and noted.white)
     if not target and noted and settled:
-        return Found(digest, noted.unreadable, settled, gray_16=settled < alike.WHITES[-1])
+        return Found(digest, noted.unreadable, settled, gray_16=settled < sanity_checks.WHITES[-1])
     seen, outdated = [], None
     try:
         _decode(images.with_white(first), known, content, target, num_workers, seen)
@@ -107,18 +109,18 @@ def _look_at(images, listing, digest, notes, num_workers, kept, white):
             for i, (file, facts) in enumerate(zip(listing, seen, strict=True)):
                 if facts.reason and file.name not in noted.unreadable:
                     raise images.unreadable(i, facts.reason)
-        chosen = white or alike.white_of(seen, first)
+        chosen = white or sanity_checks.white_of(seen, first)
         if chosen != first:
             outdated = {i for i, facts in enumerate(seen) if facts.brightest >= 0}
             _decode_again(images.with_white(chosen), target, num_workers, seen, outdated)
     except BaseException:
         target.stop(listing, seen, first if outdated is None else chosen, content, outdated)
         raise
-    alike.warn(
+    sanity_checks.warn(
         [(facts.one_color, facts.checksum, facts.highest) for facts in seen if not facts.reason], where
     )
-    alike.tell_white(seen, chosen, white, where)
-    alike.warn_of_crop(seen, images.how.resize, where)
+    sanity_checks.tell_white(seen, chosen, white, where)
+    sanity_checks.warn_of_crop(seen, images.how.resize, where)
     there = noted is not None and noted.white == chosen
     there = there or _write_notes(notes, digest, _result(digest, seen, listing, chosen, None), images)
     squares = target.finish(digest, chosen, there, listing, seen)
@@ -179,7 +181,7 @@ class Decoding(torch.utils.data.Dataset):
             except Exception as error:  # a damaged file can break a decoder in any way
                 seen.append(Seen(reason=reason(error)))
                 continue
-            seen.append(Seen(*facts, *map(int, alike.look(square))))
+            seen.append(Seen(*facts, *map(int, sanity_checks.look(square))))
             if self.keep:
                 squares.append(square)
         return torch.stack(squares) if squares else None, seen

@@ -1,0 +1,1 @@
+"""What training does to images, a whole batch at a time."""

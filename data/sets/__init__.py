@@ -1,0 +1,1 @@
+"""Builders of the datasets, and of those in memory."""

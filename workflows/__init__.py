@@ -1,0 +1,1 @@
+"""What chains the commands, and works on their results."""
