@@ -171,11 +171,11 @@ def require_learned(pretext):
 def choose_number(candidates, folder, pretext, seed):
     """The number of clusters that the neighbors suggest, among `candidates`, or many if that is empty.
 
-    Writes choose_k.csv and choose_k.png. `pretext` is the folder of the first step's results.
+    Writes numbers.csv and numbers.png. `pretext` is the folder of the first step's results.
     """
     mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
     made_of = [digest(pretext / NEIGHBORS[0]), candidates]
-    kept = folder / "choose_k.json"
+    kept = folder / "numbers.json"
     content = json.loads(kept.read_text()) if kept.exists() else {}
     if content.get("made_of") != made_of:
         print("\ncomparing numbers of clusters ...", flush=True)
@@ -185,8 +185,8 @@ def choose_number(candidates, folder, pretext, seed):
         content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
         write_json(content, kept)
     rows, best = content["numbers"], content["suggestion"]
-    write_csv(rows[0], [row.values() for row in rows], folder / "choose_k.csv")
-    plots.save_numbers(rows, best, folder / "choose_k.png")
+    write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
+    plots.save_numbers(rows, best, folder / "numbers.png")
     for row in rows:
         print(
             f"{row['clusters']:4} clusters of {row['mean_smallest']:.0f} to {row['mean_largest']:.0f} "

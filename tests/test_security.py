@@ -15,7 +15,7 @@ def calls():
     """(file, dotted name, keywords) of every call in the program."""
     files = [
         *ROOT.glob("*.py"),
-        *(f for p in ("data", "losses", "models", "utils") for f in (ROOT / p).rglob("*.py")),
+        *(f for p in ("data", "losses", "models", "steps", "utils", "workflows") for f in (ROOT / p).rglob("*.py")),
     ]
     assert len(files) > 30
     for file in files:
@@ -49,4 +49,4 @@ def test_arrays_are_read_without_objects():
 
 
 def test_the_one_pickle_is_of_a_file_whose_sum_torchvision_has_checked():
-    assert [file for file, name, _ in calls() if name == "pickle.load"] == ["data/torchvision_sets.py"]
+    assert [file for file, name, _ in calls() if name == "pickle.load"] == ["data/sets/torchvision_sets.py"]

@@ -43,7 +43,7 @@ def test_imagenet_validation_images_that_were_not_sorted(tmp_path):
 
 
 def test_imagenet_subset_follows_the_published_list(tmp_path):
-    lines = (data.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()
+    lines = (data.sets.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()
     root = tmp_path / "imagenet" / "ILSVRC2012_img_val"
     (root / "n99999999").mkdir(parents=True)  # a class outside the subset
     for line in lines:
@@ -61,5 +61,5 @@ def test_imagenet_subset_follows_the_published_list(tmp_path):
 
 def test_subset_sizes():
     for n in (50, 100, 200):
-        lines = (data.imagenet.SUBSETS / f"imagenet_{n}.txt").read_text().splitlines()
+        lines = (data.sets.imagenet.SUBSETS / f"imagenet_{n}.txt").read_text().splitlines()
         assert len({line.split()[0] for line in lines}) == n

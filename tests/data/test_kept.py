@@ -26,13 +26,13 @@ def results(folder):
 @pytest.fixture
 def read(folder, results, another_process, monkeypatch):
     """What the next step sees, the red values of the images, and the names of the files it decoded."""
-    decoded, examine = [], data.decoding.OwnImages.examine
+    decoded, examine = [], data.folder.decode.OwnImages.examine
 
     def examined(images, index):
         decoded.append(os.path.basename(os.fsdecode(images.files[index])))
         return examine(images, index)
 
-    monkeypatch.setattr(data.decoding.OwnImages, "examine", examined)
+    monkeypatch.setattr(data.folder.decode.OwnImages, "examine", examined)
 
     def step(split="train", **settings):
         another_process()

@@ -27,7 +27,7 @@ def imagenet(tmp_path_factory):
     """ImageNet's real layout for the published 50 classes: JPEGs of all sizes, grey and CMYK ones, a PNG."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    lines = (data.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()
+    lines = (data.sets.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()
     modes = ["RGB", "RGB", "L", "CMYK"]
     for split, n in (("train", 2), ("val", 1)):
         for label, line in enumerate(lines):

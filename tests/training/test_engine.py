@@ -16,7 +16,7 @@ from utils.training.resume import Progress
 @pytest.fixture
 def loader():
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2).contiguous()
-    return data.Loader(data.arrays.ArrayImages(images), data.PlainView(lambda images: images), 4, train=False)
+    return data.Loader(data.sets.arrays.ArrayImages(images), data.PlainView(lambda images: images), 4, train=False)
 
 
 def mean(images):
@@ -87,7 +87,7 @@ def test_a_batch_that_trains_nothing_leaves_no_trace(name, kwargs):
         # without `told`, the batches that train nothing are not there
         index = torch.tensor(trains).repeat_interleave(2).logical_or(torch.tensor(told)).nonzero().squeeze(1)
         view = data.PlainView(lambda images: images)
-        loader = data.Loader(data.arrays.ArrayImages(images[index]), view, 2, train=False)
+        loader = data.Loader(data.sets.arrays.ArrayImages(images[index]), view, 2, train=False)
         if not told:
             values = iter([True] * len(loader))
         progress = Progress()

@@ -279,7 +279,7 @@ EXPERIMENT = (
         "scheduler_kwargs.warmup_epochs", number(0, whole=True),
         "Epochs in which the learning rate rises, linearly, to what the scheduler says.", default=0,
     ),
-    # the training images; data.transforms.AUGMENTATIONS says which of these keys a strategy needs
+    # the training images; data.augment.transforms.AUGMENTATIONS says which of these keys a strategy needs
     Key(
         "augmentation_strategy", one_of("standard", "simclr", "ours"),
         "standard: random crops. simclr: and random colors. ours: strong augmentations and Cutout.",
