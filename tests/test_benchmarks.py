@@ -11,8 +11,6 @@ from digits_steps import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
-import calibration
-import clustering
 import decoding
 import plain
 import predicting
@@ -103,65 +101,3 @@ def test_predicting(tmp_path):
     predictions = [line.partition(",")[2] for line in lines]
     assert predictions[-10:] == predictions[:10] and len(set(predictions)) > 200
     assert not any(line.rpartition(",")[2] for line in lines)
-
-
-def test_clustering_of_frozen_features(tmp_path, monkeypatch, capsys):
-    random = torch.Generator().manual_seed(0)
-    labels = torch.arange(150) % 3
-    features = torch.eye(8)[labels] + 0.1 * torch.randn(150, 8, generator=random)
-    files = [tmp_path / name for name in ("features.npy", "labels.npy", "table.json")]
-    np.save(files[0], features.numpy())
-    np.save(files[1], labels.numpy())
-    flags = zip(("--features", "--labels", "--output"), map(str, files), strict=True)
-    arguments = ["--seeds", "1", *(word for pair in flags for word in pair)]
-    monkeypatch.setattr(sys, "argv", ["clustering.py", *arguments])
-    monkeypatch.setitem(sys.modules, "umap", None)
-    monkeypatch.setattr(clustering, "EPOCHS", 2)
-    clustering.main()
-    table = json.loads(files[2].read_text())
-    assert list(table) == ["kmeans", "ward", "heads, random", "heads, graph"]
-    assert table["heads, graph"]["acc"] == [1]
-    assert "150 x 8 features, 3 clusters" in capsys.readouterr().out
-
-
-def test_temperatures_that_are_known():
-    """Logits that are three times those of the images' true probabilities."""
-    random = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(4000, 6, generator=random).double()
-    probabilities = logits.softmax(1)
-    drawn = probabilities.multinomial(5, replacement=True, generator=random)
-    assert calibration.most_likely(3 * logits, drawn) == pytest.approx(3, rel=0.1)
-    assert calibration.with_mean(3 * logits, probabilities.amax(1).mean()) == pytest.approx(3, rel=0.03)
-    labels = drawn[:, 0]
-    right, best = calibration.with_labels(3 * logits, labels, 6)
-    assert torch.equal(right, logits.argmax(1) == labels) and best == pytest.approx(3, rel=0.2)
-    confidence = probabilities.amax(1)
-    assert calibration.error_by_chance(confidence) < 0.02 < calibration.error_by_chance(confidence[:100])
-    errors = [calibration.error_at(t, 3 * logits, right) for t in (1, best)]
-    assert errors[0] > 0.15 and errors[1] < 0.03
-
-
-def test_agreement_of_runs_does_not_depend_on_the_clusters_numbers():
-    clusters = torch.arange(60) % 6
-    other = torch.tensor([3, 5, 1, 0, 2, 4])[clusters]
-    assert calibration.matched_agreement(clusters, other, 6) == 1
-    other[:15] = (other[:15] + 1) % 6
-    assert calibration.matched_agreement(clusters, other, 6) == 0.75
-
-
-def test_temperatures_of_finished_runs(results, tmp_path, monkeypatch, capsys):
-    files = tmp_path / "table.json", tmp_path / "images.npz"
-    flags = ["--output", str(files[0]), "--record", str(files[1])]
-    monkeypatch.setattr(sys, "argv", ["calibration.py", str(results), *flags])
-    calibration.main()
-    rows = json.loads(files[0].read_text())
-    kept = np.load(files[1])
-    assert [row["step"] for row in rows] == ["scan", "selflabel"]
-    for row in rows:
-        figures = json.loads((results / row["step"] / "metrics.json").read_text())
-        assert row["ece"]["none"] == pytest.approx(figures["calibration"]["ece"], abs=1e-4)
-        assert row["ece"]["labels"] == min(row["ece"].values())
-        assert kept[f"{results}/{row['step']}/right"].mean() == pytest.approx(figures["acc"])
-        confidence = kept[f"{results}/{row['step']}/confidence"]
-        assert confidence.mean() == pytest.approx(figures["mean_confidence"], abs=1e-4)
-    assert "mean ECE" in capsys.readouterr().out

@@ -15,7 +15,11 @@ def calls():
     """(file, dotted name, keywords) of every call in the program."""
     files = [
         *ROOT.glob("*.py"),
-        *(f for p in ("data", "losses", "models", "steps", "utils", "workflows") for f in (ROOT / p).rglob("*.py")),
+        *(
+            f
+            for p in ("data", "losses", "models", "steps", "utils", "workflows")
+            for f in (ROOT / p).rglob("*.py")
+        ),
     ]
     assert len(files) > 30
     for file in files:

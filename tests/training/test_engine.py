@@ -16,7 +16,9 @@ from utils.training.resume import Progress
 @pytest.fixture
 def loader():
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2).contiguous()
-    return data.Loader(data.sets.arrays.ArrayImages(images), data.PlainView(lambda images: images), 4, train=False)
+    return data.Loader(
+        data.sets.arrays.ArrayImages(images), data.PlainView(lambda images: images), 4, train=False
+    )
 
 
 def mean(images):
