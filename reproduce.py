@@ -34,7 +34,7 @@ from utils.run.folder import read_epochs
 from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
 from utils.run.weights import load_weights, read_weights
 from utils.training import inference
-from workflows import ablations, run_steps, tables
+from workflows import ablations, provenance, run_steps, tables
 from workflows.tables import METHODS, spread
 
 # DATASET: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
@@ -348,7 +348,7 @@ def summarize(args, configs, runs):
         difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
         published.append({"method": method, "of": of, "figures": figures, "difference": difference})
     return {
-        **run_steps.summary_of(args, folders, protocol(configs, runs[0]["figures"])),
+        **provenance.summary_of(args, folders, protocol(configs, runs[0]["figures"])),
         "methods": methods,
         "published": published,
         "steps": {step: [{"seed": run["seed"], **run["steps"][step]} for run in runs] for step in configs},

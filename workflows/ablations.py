@@ -17,7 +17,7 @@ from typing import NamedTuple
 from utils.analysis import plots
 from utils.run.config import to_dict
 from utils.run.script import yaml_text
-from workflows import run_steps, tables
+from workflows import provenance, run_steps, tables
 from workflows.tables import METHODS
 
 METRICS = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # of which an ablation shows one
@@ -226,7 +226,7 @@ def summarize(args, variants, found):
         "All variants of a seed share the pretext step.",
     ]
     return {
-        **run_steps.summary_of(args, folders, lines),
+        **provenance.summary_of(args, folders, lines),
         "ablation": args.ablation,
         "about": ablation.about,
         "metric": ablation.metric,

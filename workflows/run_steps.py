@@ -1,14 +1,7 @@
 """Run the steps of the method, one after another."""
 
-import datetime
-import json
-import os
-import platform
 import shlex
-import subprocess
 from pathlib import Path
-
-import torch
 
 import data
 import eval as evaluation
@@ -18,12 +11,12 @@ import scan
 import selflabel
 import simclr
 from errors import UserError
-from utils.files import digest, write_json
-from utils.run import machine
+from utils.files import digest
 from utils.run.config import differences, experiment_of, listed, load_config, read_yaml, with_defaults
-from utils.run.fingerprint import FINGERPRINT, read_fingerprint
+from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
 from utils.run.script import parse_arguments
+from workflows.provenance import note_maker
 
 # step: {setup of its experiment file: the script}
 SCRIPTS = {
@@ -31,7 +24,6 @@ SCRIPTS = {
     "scan": {"scan": scan},
     "selflabel": {"selflabel": selflabel},
 }
-MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
 
 
 def run_steps(files, settings, step_settings=None, flags=None, run=None):
@@ -155,90 +147,3 @@ def _input(role, config, run):
     The role is such as pretext/model.pth.tar, or an absolute path, which stays what it is.
     """
     return find_earlier_folder(config, Path(role).parts[0], run).parent / role
-
-
-def note_maker(folder, config):
-    """Record this machine and the installed versions in the step's MADE_WITH, once."""
-    device = machine.choose_device(config.device)
-    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    maker = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "precision": machine.dtype_name(machine.choose_precision(config.precision, device)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _commit(),
-    }
-    makers = read_makers(folder)
-    if maker not in makers:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json([*makers, maker], folder / MADE_WITH)
-
-
-def read_makers(folder):
-    """The records of `note_maker`, a list of dicts; empty if the step's script was run by hand."""
-    path = folder / MADE_WITH
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def provenance(folders):
-    """When the last of these steps finished, an ISO date; and all records of `note_maker`, each once.
-
-    `folders`: list of pathlib.Path of the steps' results.
-    """
-    makers = []
-    for folder in folders:
-        makers += [maker for maker in read_makers(folder) if maker not in makers]
-    finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
-    return datetime.date.fromtimestamp(finished).isoformat(), makers
-
-
-def summary_of(args, folders, lines):
-    """What the tables of reproduce.py and ablation.py both say, as plain values.
-
-    Args:
-        args: the command line of reproduce.py.
-        folders: list of pathlib.Path of the steps' results.
-        lines: what else is to be said of how the figures were obtained.
-    """
-    finished, made_with = provenance(folders)
-    splits = [read_fingerprint(folder).get("data", {}) for folder in folders]
-    unlabeled = any("unlabeled" in of and of["unlabeled"] != of["train"] for of in splits)
-    several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
-    protocol = [
-        "A rehearsal: the figures mean nothing." if args.rehearse else "",
-        f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
-        "the test split; labels serve these figures only.",
-        *lines,
-        f"Seeds: {', '.join(map(str, args.seeds))}{several}.",
-        f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
-    ]
-    return {
-        "dataset": args.dataset,
-        "command": command_of(args),
-        "finished": finished,
-        "rehearsal": args.rehearse,
-        "settings": args.overrides,
-        "seeds": args.seeds,
-        "protocol": [line for line in protocol if line],
-        "made_with": made_with,
-    }
-
-
-def command_of(args):
-    """The command line of reproduce.py that gives these figures, without the folders."""
-    command = ["python", "reproduce.py", args.dataset]
-    command += ["--ablation", args.ablation] if args.ablation else []
-    command += ["--seeds", *map(str, args.seeds)]
-    command += ["--rehearse"] if args.rehearse else []
-    command += ["--set", *args.overrides] if args.overrides else []
-    return shlex.join(command)
-
-
-def _commit():
-    """The git commit of this program, with -dirty appended if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:  # no git on this machine
-        return "unknown"
-    return git.stdout.strip() or "unknown"

@@ -19,7 +19,7 @@ from utils.analysis import metrics
 from utils.run import checkpoint, interrupt
 from utils.run.config import read_yaml
 from utils.run.script import run_script
-from workflows import run_steps, tables
+from workflows import provenance, run_steps, tables
 
 SETTINGS = ["--set", "epochs=2", "confidence_threshold=0.2"]
 SEEDS = (3, 1)
@@ -270,8 +270,8 @@ def test_each_machine_that_worked_on_a_step_is_told(tmp_path):
     )
     for precision in ("fp32", "bf16", "fp32"):
         config.precision = precision
-        run_steps.note_maker(tmp_path / "scan", config)
-    makers = run_steps.read_makers(tmp_path / "scan")
+        provenance.note_maker(tmp_path / "scan", config)
+    makers = provenance.read_makers(tmp_path / "scan")
     assert [maker["precision"] for maker in makers] == ["float32", "bfloat16"]
 
 

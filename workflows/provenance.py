@@ -1,0 +1,107 @@
+"""Where figures come from: the machines, versions and commands that produced them."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+
+from utils.files import write_json
+from utils.run import machine
+from utils.run.fingerprint import FINGERPRINT, read_fingerprint
+
+MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
+
+
+def note_maker(folder: Path, config: EasyDict) -> None:
+    """Record this machine and the installed versions in the step's MADE_WITH, once."""
+    device = machine.choose_device(config.device)
+    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    maker = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "precision": machine.dtype_name(machine.choose_precision(config.precision, device)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+    makers = read_makers(folder)
+    if maker not in makers:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json([*makers, maker], folder / MADE_WITH)
+
+
+def read_makers(folder: Path) -> list[dict[str, str]]:
+    """The records of `note_maker`, a list of dicts; empty if the step's script was run by hand."""
+    path = folder / MADE_WITH
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def provenance(folders: list[Path]) -> tuple[str, list[dict[str, str]]]:
+    """When the last of these steps finished, an ISO date; and all records of `note_maker`, each once.
+
+    `folders` hold the steps' results.
+    """
+    makers: list[dict[str, str]] = []
+    for folder in folders:
+        makers += [maker for maker in read_makers(folder) if maker not in makers]
+    finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
+    return datetime.date.fromtimestamp(finished).isoformat(), makers
+
+
+def summary_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -> dict[str, Any]:
+    """What every table of reproduce.py says of its making, as plain values for JSON.
+
+    Args:
+        args: the command line of reproduce.py.
+        folders: of the steps' results.
+        lines: what else is to be said of how the figures were obtained.
+    """
+    finished, made_with = provenance(folders)
+    splits = [read_fingerprint(folder).get("data", {}) for folder in folders]
+    unlabeled = any("unlabeled" in of and of["unlabeled"] != of["train"] for of in splits)
+    several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
+    protocol = [
+        "A rehearsal: the figures mean nothing." if args.rehearse else "",
+        f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
+        "the test split; labels serve these figures only.",
+        *lines,
+        f"Seeds: {', '.join(map(str, args.seeds))}{several}.",
+        f"Settings other than those of the files: {' '.join(args.overrides)}." if args.overrides else "",
+    ]
+    return {
+        "dataset": args.dataset,
+        "command": command_of(args),
+        "finished": finished,
+        "rehearsal": args.rehearse,
+        "settings": args.overrides,
+        "seeds": args.seeds,
+        "protocol": [line for line in protocol if line],
+        "made_with": made_with,
+    }
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command line of reproduce.py that gives these figures, without the folders."""
+    command = ["python", "reproduce.py", args.dataset]
+    command += ["--ablation", args.ablation] if args.ablation else []
+    command += ["--seeds", *map(str, args.seeds)]
+    command += ["--rehearse"] if args.rehearse else []
+    command += ["--set", *args.overrides] if args.overrides else []
+    return shlex.join(command)
+
+
+def _commit() -> str:
+    """The git commit of this program, with -dirty appended if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return git.stdout.strip() or "unknown"
