@@ -1,6 +1,6 @@
 # make demo    the whole method on handwritten digits, on the CPU: reproduce.py digits
 # make test    the tests; a part of them with pytest's ARGS="tests/run -k config"
-# make lint    style
+# make lint    style, types, spelling, and that a name means one thing
 # make bench   the plain way and ours, side by side
 # make cifar10 CIFAR-10 as published, for a GPU; MINUTES=8 for a slice of so many; ARGS=--rehearse for anything else
 # Each sets up .venv first, from requirements.txt (and requirements-test.txt), if need be. Python 3.11 or newer.
@@ -18,9 +18,12 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-for-tests
 	$(RUN) -m pytest -q --durations=5 --dist worksteal $(if $(filter -n%,$(ARGS)),,-n $(WORKERS)) $(ARGS)
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready-for-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m codespell_lib .
+	$(RUN) .ci/names.py
 
 bench: $(VENV)/ready
 	$(RUN) benchmarks/bench.py
