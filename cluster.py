@@ -33,6 +33,7 @@ from utils.files import digest, write_csv, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
+from utils.run.machine import Machine
 from utils.run.script import add_overrides, default_environment, file_argument, run_script, yaml_text
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.features import backbone_features, digest_of
@@ -233,11 +234,13 @@ def write_results(configs, folder, folders, labels=None):
     figures = json.loads(done.read_text()) if done.exists() else {}
     if figures.get("made_of") != made_of or not (folder / "report.html").exists():
         done.unlink(missing_ok=True)
-        run = Run(config, folders[step])
+        run = Run(config, folders[step], Machine.start(config))
         features, probabilities = predictions(run, folders, step, dataset)
         epochs = {name: read_epochs(path) for name, path in folders.items()}
         prototypes = find_prototypes(features, probabilities)
-        found = report.describe(dataset, features, probabilities, prototypes, run.device, config.search)
+        found = report.describe(
+            dataset, features, probabilities, prototypes, run.machine.device, config.search
+        )
         opinions = baselines.cluster(features, config.num_classes, config.seed)
         agreement, opinions = baselines.compare(found["cluster"], opinions, config.num_classes)
         figures = {
@@ -276,12 +279,12 @@ def predictions(run, folders, step, dataset):
     weights, head = read_weights(source, ["clustering"])
     model = models.build_model(run.config)
     load_weights(model, weights, source)
-    model = run.place(model).eval()
-    loader = data.eval_loader(dataset, run.config, **run.loading)
+    model = run.machine.place(model).eval()
+    loader = data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
     kept = folders["pretext" if step == "scan" else step]  # where the features of that backbone are
     features = backbone_features(run, kept, model, loader, "features")
     logits = model.cluster_head[choose_head(weights, head, source)]
-    loader = data.feature_loader(features, **run.loading)
+    loader = data.feature_loader(features, **run.machine.loading(run.config))
     return features, infer(lambda batch: logits(batch).softmax(1), loader, "clusters").cpu()
 
 

@@ -26,6 +26,7 @@ from utils.run import distributed
 from utils.run.config import load_config, read_yaml
 from utils.run.fingerprint import FINGERPRINT
 from utils.run.folder import Run, read_epochs
+from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.inference import infer, rehearse
@@ -51,12 +52,13 @@ def main(argv=None):
     if args.features:
         args.features.parent.mkdir(parents=True, exist_ok=True)
     weights, head = read_weights(args.model, [kind])
-    run = Run(config, Path(args.output or args.model.parent / "eval" / results_name(args, config)))
+    folder = Path(args.output or args.model.parent / "eval" / results_name(args, config))
+    run = Run(config, folder, Machine.start(config))
     model = build_model(config)
     load_weights(model, weights, args.model)
-    model = run.place(model).eval()
+    model = run.machine.place(model).eval()
 
-    test = data.eval_loader(data.build_dataset(config, args.split), config, **run.loading)
+    test = data.eval_loader(data.build_dataset(config, args.split), config, **run.machine.loading(config))
     rehearse(model, test)
     about = {
         "setup": config.setup,
@@ -127,12 +129,14 @@ def evaluate_features(run, model, test, about, with_kmeans):
     """
     dataset = test.dataset
     if with_kmeans:
-        train = data.eval_loader(data.build_dataset(run.config, "train"), run.config, **run.loading)
+        train = data.eval_loader(
+            data.build_dataset(run.config, "train"), run.config, **run.machine.loading(run.config)
+        )
         kmeans.require_enough(len(train.dataset), run.config.num_classes)
     function = model.features_from(run.config.features)
     features = infer(function, test, f"{about['split']} features").cpu()
     k = max(1, min(max(neighbors.TOP), len(dataset) - 1))
-    mined = neighbors.mine(features, k, run.device, run.config.search)
+    mined = neighbors.mine(features, k, run.machine.device, run.config.search)
     figures = {**about, "num_images": len(dataset)}
     if dataset.labels is None:
         log.info("%d %s images without labels: no accuracies", len(dataset), about["split"])
@@ -184,7 +188,7 @@ def evaluate_clusters(run, model, test, about, args):
         about["prototypes"] = find_prototypes(features, probabilities)
     if args.report:
         inputs = test.dataset, features, probabilities, about["prototypes"]
-        found = report.describe(*inputs, run.device, run.config.search)
+        found = report.describe(*inputs, run.machine.device, run.config.search)
         about |= learned_by_others(args.model.parent.parent / "pretext")
         about |= report.figures_of(found, probabilities.size(1))
         about["neighbors"] = neighbor_quality(duplicates.among_distinct(found["neighbors"], found["first"]))

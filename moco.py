@@ -15,8 +15,9 @@ from models import build_model
 from steps.mining import eval_loaders, mine
 from utils.run import distributed
 from utils.run.config import load_config
-from utils.run.fingerprint import Identity
+from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run, results_folder
+from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import resume
@@ -34,17 +35,19 @@ def main(argv=None):
     )
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["moco"], training=False)
-    run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
+    run = Run(
+        config, results_folder(config, "pretext"), Machine.start(config), args.fresh, args.accept_changes
+    )
     model = build_model(config)
     with distributed.main_first():
         source = args.pretrained or download()
     weights, _ = read_weights(source, ["moco", "pretext"])
     load_weights(model, convert(weights), source)
-    model = run.place(model)
+    model = run.machine.place(model)
     train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS)
-    identity = Identity(config, {"train": train.dataset, "test": val.dataset})
-    resume.take_instead_of_training(run, identity, source, model)
-    mine(run, identity, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, source)
+    fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
+    resume.take_instead_of_training(run, fingerprint, source, model)
+    mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, source)
 
 
 def download():

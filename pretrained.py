@@ -16,8 +16,9 @@ from steps.mining import eval_loaders, mine
 from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, load_config
-from utils.run.fingerprint import Identity
+from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run, results_folder
+from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import find_backbone, load_backbone
 from utils.training import resume
@@ -34,21 +35,23 @@ def main(argv=None):
     arguments = start_arguments("a file of weights for the backbone (default: its own, by its name)")
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["pretrained"], training=False)
-    run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
+    run = Run(
+        config, results_folder(config, "pretext"), Machine.start(config), args.fresh, args.accept_changes
+    )
     model = build_model(config)
     with distributed.main_first():
         source, labels = fill(model, config, args.pretrained)
-    model = run.place(model)
+    model = run.machine.place(model)
     train, val = eval_loaders(run, model, 1, 1)
     k_train, k_val = (
         min(k, duplicates.count_distinct(duplicates.first_copies(loader.dataset)) - 1)
         for k, loader in ((TRAIN_NEIGHBORS, train), (VAL_NEIGHBORS, val))
     )
     inputs = {str(args.pretrained.resolve()): args.pretrained} if args.pretrained else {}
-    identity = Identity(config, {"train": train.dataset, "test": val.dataset}, inputs)
-    resume.take_instead_of_training(run, identity, args.pretrained, model)
+    fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset}, inputs)
+    resume.take_instead_of_training(run, fingerprint, args.pretrained, model)
     about = {"weights": source, "labels_in_pretraining": labels}
-    mine(run, identity, model, train, val, k_train, k_val, source, about)
+    mine(run, fingerprint, model, train, val, k_train, k_val, source, about)
     log.info("features of %s, learned by others: %s", source, LEARNED[labels])
 
 

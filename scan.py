@@ -18,8 +18,9 @@ from utils.analysis import duplicates, graph, health, metrics, neighbors, plots,
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
 from utils.run.config import load_config
-from utils.run.fingerprint import Identity, check_neighbors
+from utils.run.fingerprint import Fingerprint, check_neighbors
 from utils.run.folder import Run, earlier_folder, results_folder
+from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
@@ -51,7 +52,7 @@ def scan_step(model, criterion, batch):
 def main(argv=None):
     args = parse_arguments(argv, __doc__, add_arguments)
     config = load_config(args, ["scan"])
-    run = Run(config, results_folder(config, "scan"), args.fresh, args.accept_changes)
+    run = Run(config, results_folder(config, "scan"), Machine.start(config), args.fresh, args.accept_changes)
     model = build_model(config)
     pretext = pretext_files(config, args)
     weights = load_backbone(model, pretext["model.pth.tar"], args)
@@ -60,19 +61,19 @@ def main(argv=None):
         train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
     inputs = {f"pretext/{name}": path for name, path in pretext.items()}
-    identity = Identity(config, {"train": train_set, "test": test_set}, inputs)
-    train_neighbors, val_neighbors = read_neighbors(pretext, identity, weights, train_set, test_set)
+    fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, inputs)
+    train_neighbors, val_neighbors = read_neighbors(pretext, fingerprint, weights, train_set, test_set)
     quality = None
     if run.main:
         used = train_neighbors[:, : config.num_neighbors + 1]
         quality = neighbor_quality(duplicates.among_distinct(used, duplicates.first_copies(train_set)))
 
-    model = run.place(model)
+    model = run.machine.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
-    test = data.eval_loader(test_set, config, **run.loading)
+    test = data.eval_loader(test_set, config, **run.machine.loading(config))
     view = data.PlainView(data.build_train_transform(config))
-    rehearse(model, test, data.Loader(train_set, view, train=True, **run.loading))
+    rehearse(model, test, data.Loader(train_set, view, train=True, **run.machine.loading(config)))
     if config.validation == "train_holdout":
         split = hold_out(train_set, train_neighbors, val_neighbors.size(1))
     else:
@@ -87,9 +88,9 @@ def main(argv=None):
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     step = partial(scan_step, for_training(run, network, train), criterion)
     selection = Selection(run, model, network, validation, split)
-    engine.train(run, identity, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
+    engine.train(run, fingerprint, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
     final = (model.cluster_head, features(test_set)) if config.get("cache_features") == 0 else (model, test)
-    evaluate(run, identity, model, *final, test_set, selection.best["best_loss"], quality)
+    evaluate(run, fingerprint, model, *final, test_set, selection.best["best_loss"], quality)
 
 
 def add_arguments(parser):
@@ -125,13 +126,13 @@ def load_backbone(model, source, args):
     return weights
 
 
-def read_neighbors(pretext, identity, weights, train_set, test_set):
+def read_neighbors(pretext, fingerprint, weights, train_set, test_set):
     """Read the mined neighbors of both splits, int64 (N, 1 + mined).
 
     Raises UserError if they were mined among other images.
     """
     train, test = (pretext[name] for name in NEIGHBORS)
-    check_neighbors(train.parent, identity, weights, neighbors.mine_again(train.parent, "them"))
+    check_neighbors(train.parent, fingerprint, weights, neighbors.mine_again(train.parent, "them"))
     return neighbors.read(train, len(train_set)), neighbors.read(test, len(test_set))
 
 
@@ -176,8 +177,8 @@ def whole_images(run, model, train_set, split):
     pairs = data.AnchorNeighborView(
         data.build_train_transform(config), split.train_neighbors, config.num_neighbors
     )
-    train = data.Loader(train_set, pairs, train=True, anchors=split.anchors, **run.loading)
-    return model, train, data.eval_loader(split.val_set, config, **run.loading)
+    train = data.Loader(train_set, pairs, train=True, anchors=split.anchors, **run.machine.loading(config))
+    return model, train, data.eval_loader(split.val_set, config, **run.machine.loading(config))
 
 
 def cached_features(features, run, model, train_set, split):
@@ -198,7 +199,9 @@ def cached_features(features, run, model, train_set, split):
     else:
         views, validation = augmented_features(run, model, train_set, split.val_set)
     pairs = data.AnchorNeighborView(data.unchanged, split.train_neighbors, config.num_neighbors)
-    train = data.Loader(data.FeatureViews(views), pairs, train=True, anchors=split.anchors, **run.loading)
+    train = data.Loader(
+        data.FeatureViews(views), pairs, train=True, anchors=split.anchors, **run.machine.loading(config)
+    )
     return model.cluster_head, train, validation
 
 
@@ -206,27 +209,29 @@ def augmented_features(run, model, train_set, val_set):
     """float16 features (V, N, D) of V augmented views of the training images; a Loader of `val_set`'s."""
     config = run.config
     view = data.PlainView(data.build_train_transform(config))
-    augmented = data.Loader(train_set, view, train=False, **run.loading)
+    augmented = data.Loader(train_set, view, train=False, **run.machine.loading(config))
     run.seed()
     model.eval()
 
     def half(images):
         return model.backbone(images).half()
 
-    with run.autocast():
-        val_features = infer(half, data.eval_loader(val_set, config, **run.loading), "validation features")
+    with run.machine.autocast():
+        val_features = infer(
+            half, data.eval_loader(val_set, config, **run.machine.loading(config)), "validation features"
+        )
         shape = (config.cache_features, len(train_set), val_features.size(1))
         try:
             views = val_features.new_empty(shape)
         except RuntimeError:
             raise UserError(
                 f"cache_features {shape[0]}: {2 * math.prod(shape) / 1e9:.1f} GB of features find no room "
-                f"in the memory of {run.device}; lower it"
+                f"in the memory of {run.machine.device}; lower it"
             ) from None
         for number, place in enumerate(views, start=1):
             place.copy_(infer(half, augmented, f"features of view {number}/{len(views)}"))
     log.info("features of %d views of %d images, %.2f GB", *shape[:2], views.nbytes / 1e9)
-    return views, data.feature_loader(val_features, **run.loading)
+    return views, data.feature_loader(val_features, **run.machine.loading(config))
 
 
 def kept_features(run, model, folder, dataset):
@@ -234,9 +239,9 @@ def kept_features(run, model, folder, dataset):
 
     With these, the heads predict what the whole model does on the images.
     """
-    loader = data.eval_loader(dataset, run.config, **run.loading)
+    loader = data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
     features = backbone_features(run, folder, model.eval(), loader, "features")
-    return data.feature_loader(features, **run.loading)
+    return data.feature_loader(features, **run.machine.loading(run.config))
 
 
 def start_heads(run, model, network, train, split):
@@ -249,8 +254,8 @@ def start_heads(run, model, network, train, split):
     else:
         part, view = model.backbone, data.PlainView(data.build_eval_transform(run.config))
     model.eval()
-    with run.autocast():
-        loader = data.Loader(train.dataset, view, train=False, **run.loading)
+    with run.machine.autocast():
+        loader = data.Loader(train.dataset, view, train=False, **run.machine.loading(run.config))
         features = infer(part, loader, "features to start from")
     chosen = split.train_neighbors[:, : run.config.num_neighbors + 1]
     graph.start(model.cluster_head, features, chosen, train.anchors, run.config.seed)
@@ -289,7 +294,7 @@ class Selection:
     def __call__(self, epoch):
         """Validate after an epoch; returns the values to log."""
         split = self.split
-        with self.run.autocast():
+        with self.run.machine.autocast():
             probabilities = infer(predict(self.network), self.validation, "validation")
         objectives = [
             metrics.validation_objective(p, split.val_neighbors, split.val_images) for p in probabilities
@@ -317,7 +322,7 @@ def predict(network):
     return lambda images: tuple(logits.softmax(1) for logits in network(images))
 
 
-def evaluate(run, identity, model, network, test, test_set, best_loss, quality):
+def evaluate(run, fingerprint, model, network, test, test_set, best_loss, quality):
     """Evaluate the best epoch's model with its best head on the test split, in float32; write the results.
 
     `network` is the part of `model` that takes the batches of the loader `test`.
@@ -333,7 +338,7 @@ def evaluate(run, identity, model, network, test, test_set, best_loss, quality):
         about["train_neighbors"] = quality
         results.report_clusters(run.folder, probabilities, test_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    resume.sign(run, identity, weights)
+    resume.sign(run, fingerprint, weights)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from steps.votes import Votes
 from utils.analysis import health, metrics, plots, results
 from utils.run import distributed
 from utils.run.config import load_config
-from utils.run.fingerprint import Identity, warn_if_unfinished
+from utils.run.fingerprint import Fingerprint, warn_if_unfinished
 from utils.run.folder import Run, earlier_folder, results_folder
+from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
@@ -62,7 +63,9 @@ def main(argv=None):
     arguments = start_arguments("start from this clustering checkpoint (default: the clustering step's)")
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["selflabel"])
-    run = Run(config, results_folder(config, "selflabel"), args.fresh, args.accept_changes)
+    run = Run(
+        config, results_folder(config, "selflabel"), Machine.start(config), args.fresh, args.accept_changes
+    )
     model = build_model(config)
     start = args.pretrained or clustering_model(config, args)
     weights, found = read_weights(start, ["clustering"], "" if args.pretrained else "run scan.py first")
@@ -72,14 +75,14 @@ def main(argv=None):
     with distributed.main_first():
         train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
-    identity = Identity(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
-    test = data.eval_loader(test_set, config, **run.loading)
-    model = run.place(model)
+    fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
+    test = data.eval_loader(test_set, config, **run.machine.loading(config))
+    model = run.machine.place(model)
     criterion = CRITERIA[config.criterion](config.confidence_threshold, **config.criterion_kwargs)
     votes = Votes(run, model, criterion, train_set) if isinstance(criterion, NeighborVoteCE) else None
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
     views = data.WeakStrongView(*transforms, of_image=votes.of if votes else None)
-    train = data.Loader(train_set, views, train=True, **run.loading)
+    train = data.Loader(train_set, views, train=True, **run.machine.loading(config))
     rehearse(model, test, train)
 
     def predict(images):
@@ -94,14 +97,14 @@ def main(argv=None):
     extra = {"ema": ema.shadow} if ema else {}
     extra |= {"votes": votes.state} if votes else {}
     engine.train(
-        run, identity, model, optimizer, train,
+        run, fingerprint, model, optimizer, train,
         partial(selflabel_step, for_training(run, model, train), criterion),
         extra=extra,
         before_epoch=votes.update if votes else None,
         after_batch=ema.update if ema else None,
         after_epoch=partial(monitor, run, predict, test, watch),
     )  # fmt: skip
-    evaluate(run, identity, model, predict, test)
+    evaluate(run, fingerprint, model, predict, test)
 
 
 def clustering_model(config, args):
@@ -135,15 +138,17 @@ def require_pseudo_labels(run, predict, train_set):
     def surest(images):  # not all probabilities, which would take much memory
         return tuple(predict(images).max(1))
 
-    with run.autocast():
-        found = infer(surest, data.eval_loader(train_set, config, **run.loading), "pseudo-labels")
+    with run.machine.autocast():
+        found = infer(
+            surest, data.eval_loader(train_set, config, **run.machine.loading(run.config)), "pseudo-labels"
+        )
     confidence, clusters = (part.cpu() for part in found)
     health.require_confident(confidence, clusters, config.num_classes, config.confidence_threshold)
 
 
 def watch_from_the_start(run, predict, test):
     """The health.Watch of the training, which compares later clusters with those at the start."""
-    with run.autocast():
+    with run.machine.autocast():
         start = infer(predict, test, "clusters at the start").argmax(1).cpu()
     threshold = run.config.confidence_threshold
     return health.Watch(health.SELFLABEL_ADVICE, threshold, start, history=run.read_epochs)
@@ -151,7 +156,7 @@ def watch_from_the_start(run, predict, test):
 
 def monitor(run, predict, test, watch, epoch):
     """Check the clusters after an epoch; returns the values to log. Labels are used only for the accuracy."""
-    with run.autocast():
+    with run.machine.autocast():
         probabilities = infer(predict, test, "validation").cpu()
     values = watch(epoch, probabilities)
     labels = test.dataset.labels
@@ -161,7 +166,7 @@ def monitor(run, predict, test, watch, epoch):
     return values
 
 
-def evaluate(run, identity, model, predict, test):
+def evaluate(run, fingerprint, model, predict, test):
     """Save the last epoch's model, evaluate it on the test split in float32, and write the results."""
     run.save(model.state_dict(), "model.pth.tar")
     probabilities = infer(predict, test, "evaluation").cpu()
@@ -169,7 +174,7 @@ def evaluate(run, identity, model, predict, test):
     if run.main:
         results.report_clusters(run.folder, probabilities, test.dataset, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    resume.sign(run, identity, model.state_dict())
+    resume.sign(run, fingerprint, model.state_dict())
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from models import build_model
 from steps.mining import can_vote, eval_loaders, knn_accuracy, mine
 from utils.analysis import plots
 from utils.run.config import load_config
-from utils.run.fingerprint import Identity
+from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run, results_folder
+from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
@@ -44,27 +45,29 @@ def main(argv=None):
     arguments = start_arguments("mine the neighbors with this checkpoint's weights instead of training")
     args = parse_arguments(argv, __doc__, arguments)
     config = load_config(args, ["simclr"])
-    run = Run(config, results_folder(config, "pretext"), args.fresh, args.accept_changes)
+    run = Run(
+        config, results_folder(config, "pretext"), Machine.start(config), args.fresh, args.accept_changes
+    )
     model = build_model(config)
     if args.pretrained:
         load_weights(model, read_weights(args.pretrained, ["pretext"])[0], args.pretrained)
-    model = run.place(model)
+    model = run.machine.place(model)
     train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS)
 
     if args.pretrained:
-        identity = Identity(config, {"train": train.dataset, "test": val.dataset})
-        resume.take_instead_of_training(run, identity, args.pretrained, model)
+        fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
+        resume.take_instead_of_training(run, fingerprint, args.pretrained, model)
         about = {}
     else:
-        identity = learn(run, model, train, val)
+        fingerprint = learn(run, model, train, val)
         about = {"collapsed": True} if has_collapsed(run) else {}
-    mine(run, identity, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, args.pretrained, about)
+    mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, args.pretrained, about)
     if run.main:
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
 def learn(run, model, train, val):
-    """Train by instance discrimination; returns the Identity of the training.
+    """Train by instance discrimination; returns the Fingerprint of the training.
 
     Every `knn_every` epochs, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the
     features, if `can_vote`.
@@ -74,8 +77,10 @@ def learn(run, model, train, val):
     if config.train_db_name in data.WITH_UNLABELED:
         images = datasets["unlabeled"] = data.build_dataset(config, "train+unlabeled")
         log.info("%d images to learn from", len(images))
-    identity = Identity(config, datasets)
-    loader = data.Loader(images, data.TwoViews(data.build_train_transform(config)), train=True, **run.loading)
+    fingerprint = Fingerprint(config, datasets)
+    loader = data.Loader(
+        images, data.TwoViews(data.build_train_transform(config)), train=True, **run.machine.loading(config)
+    )
     rehearse(model, loader)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
@@ -84,15 +89,15 @@ def learn(run, model, train, val):
     def monitor(epoch):
         if epoch % config.knn_every and epoch < config.epochs:
             return {}
-        with run.autocast():
+        with run.machine.autocast():
             function = model.features_from(config.features)
             features = [infer(function, split, "features") for split in (train, val)]
         return {"knn_accuracy": knn_accuracy(features, train, val, config.temperature)}
 
     step = partial(simclr_step, network, criterion)
     after_epoch = monitor if can_vote(train.dataset, val.dataset) else None
-    engine.train(run, identity, model, optimizer, loader, step, after_epoch=after_epoch)
-    return identity
+    engine.train(run, fingerprint, model, optimizer, loader, step, after_epoch=after_epoch)
+    return fingerprint
 
 
 def has_collapsed(run):

@@ -35,12 +35,14 @@ def eval_loaders(run, model, k_train, k_val):
             copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"
             say_once(log.info, f"{copies}; neighbors are mined without them")
         neighbors.require_enough(n, k, len(dataset) - n)
-    loaders = [data.eval_loader(dataset, run.config, **run.loading) for dataset in datasets]
+    loaders = [
+        data.eval_loader(dataset, run.config, **run.machine.loading(run.config)) for dataset in datasets
+    ]
     rehearse(model, *loaders)
     return loaders
 
 
-def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, about=None):
+def mine(run, fingerprint, model, train, val, k_train, k_val, pretrained=None, about=None):
     """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
     The features are computed in float32 with the evaluation transform, written to files batch by batch, and
@@ -48,7 +50,7 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, abou
 
     Args:
         run: the Run; model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json go to its folder.
-        identity: the Identity of the step.
+        fingerprint: the Fingerprint of the step.
         model: the pretext model.
         train, val: evaluation loaders of the train and the test split.
         k_train, k_val: neighbors to mine for each image, not counting the image itself.
@@ -82,14 +84,14 @@ def mine(run, identity, model, train, val, k_train, k_val, pretrained=None, abou
     if run.main:
         kept = [kept_file(run, run.folder, model, loader.dataset) for loader, _ in splits.values()]
         remove_others(run.folder, kept)
-    resume.sign(run, identity, model.state_dict(), trained=pretrained is None)
+    resume.sign(run, fingerprint, model.state_dict(), trained=pretrained is None)
 
 
 def _mine_split(run, features, dataset, k, path):
     """Save k neighbors of each image, and the image itself; returns up to TOP of them, for the figures."""
     first = duplicates.first_copies(dataset)
     most = max(k, min(TOP, duplicates.count_distinct(first) - 1))
-    mined = duplicates.mine_distinct(features, most, first, run.device, run.config.search)
+    mined = duplicates.mine_distinct(features, most, first, run.machine.device, run.config.search)
     neighbors.save(mined[:, : k + 1], path)
     log.info("mined %d neighbors of each of %d images: %s", k, len(mined), path)
     return mined
@@ -104,7 +106,9 @@ def _features_to_mine(run, model, loader, name, scratch):
     if run.config.setup != "pretrained":
         return infer(model.features_from(run.config.features), loader, f"{name} features", file)
     kept = backbone_features(run, run.folder, model, loader, f"{name} features")
-    return infer(partial(F.normalize, dim=1), data.feature_loader(kept, **run.loading), name, file)
+    return infer(
+        partial(F.normalize, dim=1), data.feature_loader(kept, **run.machine.loading(run.config)), name, file
+    )
 
 
 def _feature_figures(run, features, mined, train, val):
@@ -113,7 +117,7 @@ def _feature_figures(run, features, mined, train, val):
         return {}
     figures = neighbors.accuracy(mined, val.dataset.labels)
     if can_vote(train.dataset, val.dataset):
-        accuracy = knn_accuracy(features, train, val, run.config.temperature, run.device)
+        accuracy = knn_accuracy(features, train, val, run.config.temperature, run.machine.device)
         figures["knn_accuracy"] = accuracy
         log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
     return figures

@@ -28,22 +28,22 @@ class Votes:
         self.run = run
         self.model = model
         self.criterion = criterion
-        self.images = data.eval_loader(train_set, run.config, **run.loading)
+        self.images = data.eval_loader(train_set, run.config, **run.machine.loading(run.config))
         self.first = duplicates.first_copies(train_set)
         n = duplicates.count_distinct(self.first)
         neighbors.require_enough(n, criterion.num_neighbors, len(train_set) - n)
-        self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.device)}
+        self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.machine.device)}
         self.tell = log.info  # once, not in each epoch
 
     def of(self, index):
         """The votes on these images, int64 (B,) on the CPU -> (B,)."""
-        return self.state["votes"][data.to_device(index, self.run.device)]
+        return self.state["votes"][data.to_device(index, self.run.machine.device)]
 
     def update(self):
         """Vote anew, by what the model, in eval mode, makes of the images now."""
         votes = torch.empty_like(self.state["votes"])
         with self.run.scratch() as scratch:  # the features of many images do not fit in memory
-            with self.run.autocast():
+            with self.run.machine.autocast():
                 seen = infer(self.look, self.images, "votes", scratch / "seen.npy")
             if self.run.main:
                 votes.copy_(self.count(*seen.tensor_split([-self.run.config.num_classes], dim=1)))
@@ -56,7 +56,7 @@ class Votes:
         return torch.cat([F.normalize(features.float(), dim=1), probabilities.float()], dim=1)
 
     def count(self, features, probabilities):
-        k, device, library = self.criterion.num_neighbors, self.run.device, self.run.config.search
+        k, device, library = self.criterion.num_neighbors, self.run.machine.device, self.run.config.search
         mined = duplicates.mine_distinct(features, k, self.first, device, library, self.tell)
         self.tell = log.debug
         votes, agreement = neighbors.vote(mined, probabilities)

@@ -75,7 +75,8 @@ def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
         with warnings.catch_warnings(action="error"):
             path = "configs/scan/scan_digits.yml"
             args = parse_arguments(["--config_exp", path, "--set", f"device={device}"], "")
-            Run(load_config(args, ["scan"]), tmp_path / name)
+            config = load_config(args, ["scan"])
+            Run(config, tmp_path / name, machine.Machine.start(config))
         return [line for line in capsys.readouterr().err.splitlines() if "NVIDIA" in line]
 
     monkeypatch.setattr(machine, "DRIVER", [tmp_path / "no driver"])

@@ -148,9 +148,9 @@ def test_a_batchnorm_that_would_change_silently(monkeypatch, layer, device):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(layer(4)))
     with pytest.raises(UserError, match=f"1.0: a {layer.__name__} cannot take its statistics over several"):
-        distributed.synchronise(model, torch.device(device))
+        distributed.synchronize(model, torch.device(device))
     assert type(model[0]) is nn.BatchNorm2d
-    converted = distributed.synchronise(model[:1], torch.device(device))
+    converted = distributed.synchronize(model[:1], torch.device(device))
     assert type(converted[0]) is (nn.SyncBatchNorm if device == "cuda" else distributed.SyncBatchNorm)
 
 

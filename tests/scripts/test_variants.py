@@ -217,11 +217,11 @@ def test_batches_without_a_confident_sample_are_counted(after, monkeypatch):
 def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace(after, monkeypatch):
     root, found = after("pretext", "scan"), []
 
-    def train(run, identity, model, optimizer, loader, step, **_):
+    def train(run, fingerprint, model, optimizer, loader, step, **_):
         model.train()
         for batch in loader:
             weak_only = copy.deepcopy(model)
-            with torch.no_grad(), run.autocast():
+            with torch.no_grad(), run.machine.autocast():
                 weak_only(batch[0])
             values = step(batch)
             values["loss"].backward()

@@ -7,8 +7,9 @@ from mistakes import refused
 
 from models import build_model
 from utils.run import checkpoint
-from utils.run.fingerprint import Identity
+from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
+from utils.run.machine import Machine
 from utils.training.optim import build_optimizer
 from utils.training.resume import Training
 
@@ -21,7 +22,9 @@ def training(tmp_path):
         config = config_of("pretext", *settings)
         model = build_model(config)
         optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-        return Training(Run(config, tmp_path), Identity(config, {}), model, optimizer)
+        return Training(
+            Run(config, tmp_path, Machine.start(config)), Fingerprint(config, {}), model, optimizer
+        )
 
     build().save(2)
     return build

@@ -162,7 +162,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(images.dtype)
 
 
-def synchronise(model, device):
+def synchronize(model, device):
     """Make each BatchNorm2d of the model synchronize over all processes; parameters keep their names.
 
     Raises UserError for any other BatchNorm class: it would lose what it adds, or not be synchronized.

@@ -29,7 +29,7 @@ TUNABLE = (
 SIGNED = ("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy", "metrics.json")
 
 
-class Identity:
+class Fingerprint:
     """What the results of a step depend on: the experiment, the images, and the files of earlier steps.
 
     Args:
@@ -71,7 +71,7 @@ def of_backbone(weights):
 
 
 def read_fingerprint(folder):
-    """What `Identity.write` wrote; an empty dict if it did not, as for files of the original program."""
+    """What `Fingerprint.write` wrote; an empty dict if it did not, as for files of the original program."""
     try:
         content = json.loads((folder / FINGERPRINT).read_text())
     except (OSError, ValueError):
@@ -80,12 +80,12 @@ def read_fingerprint(folder):
     return content if whole and all(isinstance(content.get(key), dict) for key in ("data", "files")) else {}
 
 
-def check_neighbors(folder, identity, weights, remedy):
+def check_neighbors(folder, fingerprint, weights, remedy):
     """Check that the mined neighbors fit the images and weights that the clustering step starts from.
 
     Args:
         folder: of the pretext step.
-        identity: the Identity of the clustering step.
+        fingerprint: the Fingerprint of the clustering step.
         weights: the pretext model's state dict that the clustering step starts from.
         remedy: what to do about neighbors of other images, for the message.
 
@@ -93,7 +93,7 @@ def check_neighbors(folder, identity, weights, remedy):
         UserError: the neighbors were mined among other images. Replaced files or another model may be
             intended, and only log a warning.
     """
-    there, here = read_fingerprint(folder), identity.content["data"]
+    there, here = read_fingerprint(folder), fingerprint.content["data"]
     if not there:
         log.debug("%s: no %s, so the neighbors are not checked", folder, FINGERPRINT)
         return
@@ -105,7 +105,7 @@ def check_neighbors(folder, identity, weights, remedy):
     for name, content in there["files"].items():
         if name.endswith(".npy") and digest(folder / name) != content:
             log.warning("%s: not the file that the pretext step wrote", folder / name)
-    networks = [content.get("backbone") for content in (there, identity.content)]
+    networks = [content.get("backbone") for content in (there, fingerprint.content)]
     if networks[0] != networks[1]:  # some have weights of the same shapes
         log.warning("%s: made with backbone %s, here it is %s", folder, *networks)
     if there["backbone_weights"] != of_backbone(weights):

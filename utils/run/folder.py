@@ -1,4 +1,4 @@
-"""One run of one step: its folder, its log, its device and its seed."""
+"""One run of one step: its results folder, its log and its seed."""
 
 import json
 import logging
@@ -19,10 +19,10 @@ from termcolor import colored
 from errors import UserError
 from utils.files import atomic
 
-from . import checkpoint, distributed, machine
+from . import checkpoint, distributed
 from .config import mismatches, to_dict
 from .fingerprint import FINGERPRINT
-from .machine import dtype_name
+from .machine import Machine, warn_of_unused_gpu
 
 log = logging.getLogger(__name__)
 
@@ -43,34 +43,28 @@ RESULTS = (
 
 
 class Run:
-    """The folder of a step's results, and the device, precision and processes that it runs on.
+    """One run of one step: its results folder, its log and lock, and its random numbers.
 
     Args:
         config: the checked configuration.
-        folder: pathlib.Path of the results; created.
+        folder: of the results; created.
+        machine: what it computes on.
         fresh: set an earlier run's results in that folder aside instead of resuming that run.
         accept_changes: resume even if TUNABLE settings have changed.
 
     Attributes:
-        device: torch.device that everything computes on.
-        precision: torch dtype of the network during training and monitoring.
-        loading: keyword arguments for every data.Loader of the run.
         main: whether this process writes the results; of torchrun's processes only one does.
     """
 
-    def __init__(self, config, folder, fresh=False, accept_changes=False):
+    def __init__(
+        self, config, folder: Path, machine: Machine, fresh: bool = False, accept_changes: bool = False
+    ) -> None:
         self.config = config
         self.folder = folder
+        self.machine = machine
+        self.main = machine.main
         self.fresh = fresh and not distributed.restarted()
         self.accept_changes = accept_changes
-        self.device = machine.choose_device(config.device, distributed.local_rank())
-        self.precision = machine.choose_precision(config.precision, self.device)
-        distributed.start(self.device)
-        self.main = distributed.is_main()
-        self.loading = {
-            "batch_size": config.batch_size, "device": self.device, "num_workers": config.num_workers,
-            "rank": distributed.rank(), "world_size": distributed.world_size(),
-        }  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.start_logging()
@@ -79,12 +73,10 @@ class Run:
                 f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
             ) from None
         self._require_replaceable()
-        if config.device == "auto" and self.device.type == "cpu" and self.main:
-            machine.warn_of_unused_gpu()
+        if config.device == "auto" and machine.device.type == "cpu" and self.main:
+            warn_of_unused_gpu()
         self.seed()
-        processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
-        where = f"{processes}{self.device} ({dtype_name(self.precision)})"
-        log.info("%s on %s, results in %s", config.setup, where, self.folder)
+        log.info("%s on %s, results in %s", config.setup, machine, self.folder)
         for mismatch in mismatches(config):
             log.warning("%s", mismatch)
 
@@ -116,18 +108,6 @@ class Run:
     def seed(self, epoch=None):
         """Seed all random numbers by (seed, epoch), so that a resumed epoch repeats, on a CPU exactly."""
         torch.manual_seed(self.config.seed * 1_000_003 + (0 if epoch is None else epoch + 1))
-
-    def autocast(self):
-        """Context of the network's forward pass in training and monitoring."""
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-
-    def place(self, model):
-        """Move a model to the device, in the memory layout that is fast for convolutions.
-
-        On several processes, also make its BatchNorm layers synchronize.
-        """
-        model = model.to(self.device, memory_format=torch.channels_last)
-        return distributed.synchronise(model, self.device)
 
     @contextmanager
     def scratch(self):

@@ -1,4 +1,4 @@
-"""Choose the device, the precision and the compiler, and tune the memory, for this machine."""
+"""What a command computes on: device, precision and processes; the compiler, and the memory."""
 
 import ctypes
 import logging
@@ -6,12 +6,17 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch._functorch import config as compiler_config
 
 from errors import UserError
+
+from . import distributed
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +27,64 @@ ITERATIONS_THAT_REPAY = 3000
 # With at most so many images in a pass, or numbers in its input (1024 images of 32 x 32 pixels), a GPU waits
 # for kernel launches; CUDA graphs launch them all at once.
 FEW_IMAGES, FEW_NUMBERS = 256, 1024 * 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a command computes on; made once per command, by `start`.
+
+    Attributes:
+        device: what everything computes on.
+        precision: of the network during training and monitoring.
+        rank: the number of this process among `world_size` processes, which torchrun started.
+    """
+
+    device: torch.device
+    precision: torch.dtype
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def start(cls, config) -> "Machine":
+        """Choose by the configuration, and join the other processes, if there are any.
+
+        Raises UserError if torch does not see the device, or the other processes cannot be reached.
+        """
+        device = choose_device(config.device, distributed.local_rank())
+        distributed.start(device)
+        precision = choose_precision(config.precision, device)
+        return cls(device, precision, distributed.rank(), distributed.world_size())
+
+    def __str__(self) -> str:
+        processes = f"{self.world_size} processes, " if self.world_size > 1 else ""
+        return f"{processes}{self.device} ({dtype_name(self.precision)})"
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the results; of several, only one does."""
+        return self.rank == 0
+
+    def loading(self, config) -> dict[str, Any]:
+        """Keyword arguments for every data.Loader."""
+        return {
+            "batch_size": config.batch_size,
+            "num_workers": config.num_workers,
+            "device": self.device,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
+
+    def autocast(self) -> torch.autocast:
+        """Context manager of the network's forward pass in training and monitoring."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in the memory layout that is fast for convolutions.
+
+        On several processes, also make its BatchNorm layers synchronize.
+        """
+        model = model.to(self.device, memory_format=torch.channels_last)
+        return distributed.synchronize(model, self.device)
 
 
 def choose_device(name, local_rank=None):

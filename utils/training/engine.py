@@ -31,7 +31,7 @@ SECONDS_PER_CHECKPOINT = 10  # nor, shorter than this, a checkpoint each
 
 def train(
     run,
-    identity,
+    fingerprint,
     model,
     optimizer,
     loader,
@@ -46,7 +46,7 @@ def train(
 
     Args:
         run: the Run; its configuration gives epochs and schedule.
-        identity: the Identity of the step, which a checkpoint must share to be resumed.
+        fingerprint: the Fingerprint of the step, which a checkpoint must share to be resumed.
         model: the network, on the run's device.
         optimizer: over the trainable parameters.
         loader: batches of the train split.
@@ -62,7 +62,7 @@ def train(
         UserError: the loss or a validation figure is not finite, or all batches of an epoch were skipped.
     """
     config = run.config
-    training = Training(run, identity, model, optimizer, extra)
+    training = Training(run, fingerprint, model, optimizer, extra)
     done, progress = training.resume()
     run.save_config()
     last_line, in_batches = -math.inf, False
@@ -130,7 +130,7 @@ def _save_unfinished(training, done, progress):
 
 
 def _require_finite(training, metrics, names, lr):
-    saved, precision = training.epochs_saved, training.run.precision
+    saved, precision = training.epochs_saved, training.run.machine.precision
     for name in names:
         if math.isfinite(metrics.get(name, 0)):
             continue

@@ -63,8 +63,8 @@ def _require_fits(model, images):
 def infer(function, loader, title, file=None):
     """Apply `function` to every batch and concatenate its outputs, a tensor or a tuple of tensors.
 
-    The caller puts the model in eval mode, and chooses the precision by calling inside `run.autocast()` or
-    outside it (float32).
+    The caller puts the model in eval mode, and chooses the precision by calling inside
+    `machine.autocast()` or outside it (float32).
 
     Args:
         function: batch -> tensor or tuple of tensors (B, ...).

@@ -45,12 +45,12 @@ def for_training(run, module, loader):
         loader: the training batches; their number decides what pays.
     """
     setting = run.config.compile
-    if run.device.type == "cpu":
+    if run.machine.device.type == "cpu":
         machine.reuse_freed_memory()
     if distributed.world_size() > 1:
         if setting == "on":
             log.info("not compiled: several processes train eagerly")
-        call = distributed.parallel(module, run.device)
+        call = distributed.parallel(module, run.machine.device)
     else:
-        call = machine.compiled(module, setting, run.device, run.config.epochs * len(loader))
-    return TrainingNetwork(module, call, run.autocast)
+        call = machine.compiled(module, setting, run.machine.device, run.config.epochs * len(loader))
+    return TrainingNetwork(module, call, run.machine.autocast)

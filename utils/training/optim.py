@@ -40,7 +40,7 @@ def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epoc
 
 
 def scheduled_learning_rate(config, epoch):
-    """`learning_rate` by the settings of a configuration, or of the identity in a checkpoint."""
+    """`learning_rate` by the settings of a configuration, or of the fingerprint in a checkpoint."""
     return learning_rate(
         epoch,
         config["epochs"],

@@ -45,16 +45,16 @@ class Training:
 
     Args:
         run: the Run, whose folder holds the checkpoint.
-        identity: the Identity of the step.
+        fingerprint: the Fingerprint of the step.
         model: the network, on the run's device.
         optimizer: over the trainable parameters.
         extra: dict of further content of the checkpoint: plain values, or dicts of tensors, which resuming
             updates in place.
     """
 
-    def __init__(self, run, identity, model, optimizer, extra=None):
+    def __init__(self, run, fingerprint, model, optimizer, extra=None):
         self.run = run
-        self.identity = identity
+        self.fingerprint = fingerprint
         self.model = model
         self.optimizer = optimizer
         self.extra = {} if extra is None else extra
@@ -80,7 +80,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "epoch": epochs_done,
             "progress": progress and vars(progress),
-            "identity": self.identity.content,
+            "identity": self.fingerprint.content,
             **self.extra,
         }
         self.run.save(content, self.path.name)
@@ -100,7 +100,7 @@ class Training:
             UserError: the checkpoint is of another experiment, or the folder holds a result without one.
         """
         if self.run.fresh:
-            set_aside(self.run, RESULTS, self.identity.files)
+            set_aside(self.run, RESULTS, self.fingerprint.files)
         distributed.barrier()  # the processes must agree on whether there is one
         if self.run.begins():
             if not self.run.fresh:
@@ -147,7 +147,9 @@ class Training:
             raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
         for key, value in self.extra.items():
             if isinstance(value, dict):  # in place, because another object holds it, too
-                value.update({name: tensor.to(self.run.device) for name, tensor in saved[key].items()})
+                value.update(
+                    {name: tensor.to(self.run.machine.device) for name, tensor in saved[key].items()}
+                )
             else:
                 self.extra[key] = saved[key]
 
@@ -170,7 +172,7 @@ class Training:
         More epochs are always allowed, and so are settings that the training does not depend on; TUNABLE
         settings are with the run's `accept_changes`. Raises UserError for any other change.
         """
-        run, here = self.run, self.identity.content
+        run, here = self.run, self.fingerprint.content
         if "identity" not in saved:
             log.warning("%s: does not contain its configuration (written by another program)", self.path)
         there = saved.get("identity", here)
@@ -221,7 +223,7 @@ def _epochs_done(saved):
     return epochs if isinstance(epochs, int) and epochs >= 0 else None
 
 
-def take_instead_of_training(run, identity, source, model):
+def take_instead_of_training(run, fingerprint, source, model):
     """Prepare the folder for given weights, those of `model`, which were read from the file `source`, if any.
 
     Raises UserError if the folder holds a training of its own that these weights do not come from.
@@ -235,7 +237,7 @@ def take_instead_of_training(run, identity, source, model):
             "NAME, or add --fresh to replace it, which keeps it as *.old"
         )
     there = read_fingerprint(run.folder).get("backbone_weights")
-    sources = [*identity.files, *given]
+    sources = [*fingerprint.files, *given]
     if run.fresh:
         set_aside(run, RESULTS, sources)
     elif there not in (None, of_backbone(model.state_dict())):
@@ -245,14 +247,14 @@ def take_instead_of_training(run, identity, source, model):
     run.save_config()
 
 
-def sign(run, identity, weights, trained=True):
+def sign(run, fingerprint, weights, trained=True):
     """Mark the step as finished: write what its results were made from.
 
     After a training, the results that were set aside for it are removed.
     """
     if not run.main:
         return
-    identity.write(run.folder, weights)
+    fingerprint.write(run.folder, weights)
     if trained:
         for name in RESULTS:
             for path in run.folder.glob(f"{name}.old*"):

@@ -36,6 +36,6 @@ def test_networks_with_weights_of_the_same_shapes_are_told_apart(results, caplog
         images = data.build_dataset(config, "test")
         paths.add(features.kept_file(SimpleNamespace(config=config), folder, model, images))
         caplog.clear()
-        fingerprint.check_neighbors(folder, fingerprint.Identity(config, {}), state, "")
+        fingerprint.check_neighbors(folder, fingerprint.Fingerprint(config, {}), state, "")
         assert ("made with backbone resnet10_narrow, here it is" in caplog.text) == ("pool" in backbone)
     assert len(paths) == 2
