@@ -1,6 +1,9 @@
 """Command line and YAML files -> one checked configuration."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from easydict import EasyDict
@@ -13,12 +16,25 @@ from .checks import DATASET
 # --- reading -------------------------------------------------------------------------------------
 
 
-def load_config(args, setups, training=True):
+def load_config(args: argparse.Namespace, setups: Sequence[str], training: bool = True) -> EasyDict:
+    """Read the environment file and the experiment file that a command line names; see `merge_config`."""
+    environment, experiment = read_yaml(args.config_env), read_yaml(args.config_exp)
+    return merge_config(environment, experiment, args, setups, training)
+
+
+def merge_config(
+    environment: dict[str, Any],
+    experiment: dict[str, Any],
+    args: argparse.Namespace,
+    setups: Sequence[str],
+    training: bool = True,
+) -> EasyDict:
     """Merge defaults, environment file, experiment file and `--set`, in this order, and check them.
 
     `--set KEY=null` takes a key of the files away.
 
     Args:
+        environment, experiment: what the two files hold; not changed.
         args: what `parse_arguments` returned.
         setups: the values of `setup` that the calling script can work with.
         training: require the keys of training, too, not only those of evaluation.
@@ -27,10 +43,10 @@ def load_config(args, setups, training=True):
         EasyDict of everything, so that `config.optimizer_kwargs.lr` works.
 
     Raises:
-        UserError: unreadable file, or unknown, missing or wrong key; the message names file and key.
+        UserError: unknown, missing or wrong key; the message names file and key.
     """
-    environment = _checked(read_yaml(args.config_env), schema.ENVIRONMENT, args.config_env)
-    experiment = _checked(read_yaml(args.config_exp), schema.EXPERIMENT, args.config_exp)
+    environment = _checked(environment, schema.ENVIRONMENT, args.config_env)
+    experiment = _checked(experiment, schema.EXPERIMENT, args.config_exp)
     keys = schema.ENVIRONMENT + schema.EXPERIMENT
     names = {key.name for key in keys if key.check is DATASET}
     for override in args.overrides:
