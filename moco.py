@@ -9,14 +9,16 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from easydict import EasyDict
 
+import data
 from errors import UserError
 from models import build_model
 from steps.mining import eval_loaders, mine
+from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.folder import Run, results_folder
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
@@ -29,22 +31,29 @@ MD5 = "a04e12f8"  # the first eight digits, which the authors publish beside the
 TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, not counting the image itself
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     arguments = start_arguments(
         "the official checkpoint, or one of this step (default: download the official)"
     )
     args = parse_arguments(argv, __doc__, arguments)
-    config = load_config(args, ["moco"], training=False)
-    run = Run(
-        config, results_folder(config, "pretext"), Machine.start(config), args.fresh, args.accept_changes
-    )
+    run_step(load_config(args, ["moco"], training=False), StepOptions.of(args))
+
+
+def run_step(
+    config: EasyDict,
+    options: StepOptions = DEFAULT_OPTIONS,
+    build_dataset: BuildDataset = data.build_dataset,
+    machine: Machine | None = None,
+) -> None:
+    """Take given weights as the pretext model, and mine the neighbors of both splits."""
+    run = open_run(config, "pretext", options, machine)
     model = build_model(config)
     with distributed.main_first():
-        source = args.pretrained or download()
+        source = options.pretrained or download()
     weights, _ = read_weights(source, ["moco", "pretext"])
     load_weights(model, convert(weights), source)
     model = run.machine.place(model)
-    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS)
+    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS, build_dataset)
     fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
     resume.take_instead_of_training(run, fingerprint, source, model)
     mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, source)

@@ -10,14 +10,17 @@ import json
 import logging
 from pathlib import Path
 
+from easydict import EasyDict
+
+import data
 from errors import UserError
 from models import build_model, library_network, preprocessing
 from steps.mining import eval_loaders, mine
+from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.folder import Run, results_folder
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import find_backbone, load_backbone
@@ -31,25 +34,33 @@ LEARNED = {True: "with labels", False: "without labels", None: "it is unknown wh
 TALKATIVE = "timm", "huggingface_hub", "httpx", "httpx2"
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     arguments = start_arguments("a file of weights for the backbone (default: its own, by its name)")
     args = parse_arguments(argv, __doc__, arguments)
-    config = load_config(args, ["pretrained"], training=False)
-    run = Run(
-        config, results_folder(config, "pretext"), Machine.start(config), args.fresh, args.accept_changes
-    )
+    run_step(load_config(args, ["pretrained"], training=False), StepOptions.of(args))
+
+
+def run_step(
+    config: EasyDict,
+    options: StepOptions = DEFAULT_OPTIONS,
+    build_dataset: BuildDataset = data.build_dataset,
+    machine: Machine | None = None,
+) -> None:
+    """Take a backbone that others trained as the pretext model, and mine the neighbors of both splits."""
+    given = options.pretrained
+    run = open_run(config, "pretext", options, machine)
     model = build_model(config)
     with distributed.main_first():
-        source, labels = fill(model, config, args.pretrained)
+        source, labels = fill(model, config, given)
     model = run.machine.place(model)
-    train, val = eval_loaders(run, model, 1, 1)
+    train, val = eval_loaders(run, model, 1, 1, build_dataset)
     k_train, k_val = (
         min(k, duplicates.count_distinct(duplicates.first_copies(loader.dataset)) - 1)
         for k, loader in ((TRAIN_NEIGHBORS, train), (VAL_NEIGHBORS, val))
     )
-    inputs = {str(args.pretrained.resolve()): args.pretrained} if args.pretrained else {}
+    inputs = {str(given.resolve()): given} if given else {}
     fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset}, inputs)
-    resume.take_instead_of_training(run, fingerprint, args.pretrained, model)
+    resume.take_instead_of_training(run, fingerprint, given, model)
     about = {"weights": source, "labels_in_pretraining": labels}
     mine(run, fingerprint, model, train, val, k_train, k_val, source, about)
     log.info("features of %s, learned by others: %s", source, LEARNED[labels])

@@ -9,20 +9,23 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
+from easydict import EasyDict
 
 import data
 from errors import UserError
 from losses import CRITERIA
 from models import build_model
+from steps.load_model import load_model
+from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import duplicates, graph, health, metrics, neighbors, plots, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.fingerprint import Fingerprint, check_neighbors
-from utils.run.folder import Run, earlier_folder, results_folder
+from utils.run.folder import earlier_folder
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
-from utils.run.weights import choose_head, load_weights, read_weights
+from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.features import backbone_features
 from utils.training.inference import infer, rehearse
@@ -49,16 +52,25 @@ def scan_step(model, criterion, batch):
     return {"loss": total, "consistency": consistency / len(losses), "entropy": entropy / len(losses)}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__, add_arguments)
-    config = load_config(args, ["scan"])
-    run = Run(config, results_folder(config, "scan"), Machine.start(config), args.fresh, args.accept_changes)
+    run_step(load_config(args, ["scan"]), StepOptions.of(args))
+
+
+def run_step(
+    config: EasyDict,
+    options: StepOptions = DEFAULT_OPTIONS,
+    build_dataset: BuildDataset = data.build_dataset,
+    machine: Machine | None = None,
+) -> None:
+    """Train cluster heads, select the best epoch and head without labels, and evaluate them."""
+    run = open_run(config, "scan", options, machine)
     model = build_model(config)
-    pretext = pretext_files(config, args)
-    weights = load_backbone(model, pretext["model.pth.tar"], args)
+    pretext = pretext_files(config, options)
+    weights = load_backbone(model, pretext["model.pth.tar"], options)
 
     with distributed.main_first():
-        train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
+        train_set, test_set = (build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
     inputs = {f"pretext/{name}": path for name, path in pretext.items()}
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, inputs)
@@ -106,22 +118,24 @@ def add_arguments(parser):
 # --- results of the pretext step -----------------------------------------------------------------
 
 
-def pretext_files(config, args):
+def pretext_files(config, options):
     """Paths of the pretext step's model and neighbors, by file name.
 
     Raises UserError if --pretext is not a folder.
     """
-    if args.pretext and not args.pretext.is_dir():
-        raise UserError(f"--pretext {args.pretext}: no such folder; give the folder that holds model.pth.tar")
-    folder = args.pretext or earlier_folder(config, "pretext", args.run)
+    if options.pretext and not options.pretext.is_dir():
+        raise UserError(
+            f"--pretext {options.pretext}: no such folder; give the folder that holds model.pth.tar"
+        )
+    folder = options.pretext or earlier_folder(config, "pretext", options.run)
     files = {name: folder / name for name in ("model.pth.tar", *NEIGHBORS)}
-    return {**files, "model.pth.tar": args.pretrained} if args.pretrained else files
+    return {**files, "model.pth.tar": options.pretrained} if options.pretrained else files
 
 
-def load_backbone(model, source, args):
+def load_backbone(model, source, options):
     """Load the backbone from the pretext checkpoint `source`; returns the checkpoint's whole state dict."""
     hint = "run simclr.py, moco.py or pretrained.py first, or name its folder with --pretext"
-    weights, _ = read_weights(source, ["pretext"], "" if args.pretrained else hint)
+    weights, _ = read_weights(source, ["pretext"], "" if options.pretrained else hint)
     load_weights(model, weights, source, "backbone.")
     return weights
 
@@ -327,10 +341,8 @@ def evaluate(run, fingerprint, model, network, test, test_set, best_loss, qualit
 
     `network` is the part of `model` that takes the batches of the loader `test`.
     """
-    source = run.folder / "model.pth.tar"
-    weights, found = read_weights(source, ["clustering"])
-    head = choose_head(weights, found, source)
-    load_weights(model, weights, source)
+    loaded = load_model(run.config, run.folder / "model.pth.tar", into=model)
+    head = loaded.head
     log.info("best model: head %d, validation loss %.4f", head, best_loss)
     probabilities = infer(lambda batch: predict(network)(batch)[head], test, "evaluation").cpu()
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test", "head": head}
@@ -338,7 +350,7 @@ def evaluate(run, fingerprint, model, network, test, test_set, best_loss, qualit
         about["train_neighbors"] = quality
         results.report_clusters(run.folder, probabilities, test_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    resume.sign(run, fingerprint, weights)
+    resume.sign(run, fingerprint, loaded.weights)
 
 
 if __name__ == "__main__":

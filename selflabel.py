@@ -7,19 +7,20 @@ import logging
 from functools import partial
 
 import torch
+from easydict import EasyDict
 
 import data
 from losses import CRITERIA, NO_VOTE, NeighborVoteCE
-from models import build_model
+from steps.load_model import load_model
+from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from steps.votes import Votes
 from utils.analysis import health, metrics, plots, results
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.fingerprint import Fingerprint, warn_if_unfinished
-from utils.run.folder import Run, earlier_folder, results_folder
+from utils.run.folder import earlier_folder
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
-from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.ema import EMA
 from utils.training.inference import infer, rehearse
@@ -59,21 +60,25 @@ def selflabel_step(model, criterion, batch):
     return values
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     arguments = start_arguments("start from this clustering checkpoint (default: the clustering step's)")
     args = parse_arguments(argv, __doc__, arguments)
-    config = load_config(args, ["selflabel"])
-    run = Run(
-        config, results_folder(config, "selflabel"), Machine.start(config), args.fresh, args.accept_changes
-    )
-    model = build_model(config)
-    start = args.pretrained or clustering_model(config, args)
-    weights, found = read_weights(start, ["clustering"], "" if args.pretrained else "run scan.py first")
-    head = choose_head(weights, found, start)
-    load_weights(model, only_head(weights, head), start)
+    run_step(load_config(args, ["selflabel"]), StepOptions.of(args))
 
+
+def run_step(
+    config: EasyDict,
+    options: StepOptions = DEFAULT_OPTIONS,
+    build_dataset: BuildDataset = data.build_dataset,
+    machine: Machine | None = None,
+) -> None:
+    """Fine-tune the clustering model's best head, and evaluate the last epoch's model."""
+    run = open_run(config, "selflabel", options, machine)
+    start = options.pretrained or clustering_model(config, options)
+    hint = "" if options.pretrained else "run scan.py first"
+    model = load_model(config, start, hint=hint, best_head_only=True).model
     with distributed.main_first():
-        train_set, test_set = (data.build_dataset(config, split) for split in ("train", "test"))
+        train_set, test_set = (build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
     test = data.eval_loader(test_set, config, **run.machine.loading(config))
@@ -107,23 +112,11 @@ def main(argv=None):
     evaluate(run, fingerprint, model, predict, test)
 
 
-def clustering_model(config, args):
+def clustering_model(config, options):
     """Path of the clustering step's model. Logs a warning if that step is unfinished."""
-    path = earlier_folder(config, "scan", args.run) / "model.pth.tar"
+    path = earlier_folder(config, "scan", options.run) / "model.pth.tar"
     warn_if_unfinished(path.parent)
     return path
-
-
-def only_head(weights, head):
-    """The state dict with a single cluster head: number `head`, renamed to head 0."""
-    chosen = f"cluster_head.{head}."
-    kept = {}
-    for key, value in weights.items():
-        if key.startswith(chosen):
-            kept[key.replace(chosen, "cluster_head.0.")] = value
-        elif not key.startswith("cluster_head."):
-            kept[key] = value
-    return kept
 
 
 def require_pseudo_labels(run, predict, train_set):

@@ -7,17 +7,19 @@ import logging
 import math
 from functools import partial
 
+from easydict import EasyDict
+
 import data
 from losses import CRITERIA
 from models import build_model
+from steps.load_model import load_model
 from steps.mining import can_vote, eval_loaders, knn_accuracy, mine
+from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import plots
 from utils.run.config import load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.folder import Run, results_folder
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
-from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.inference import infer, rehearse
 from utils.training.network import for_training
@@ -41,33 +43,38 @@ def simclr_step(model, criterion, images):
     return {"loss": criterion(features.unflatten(0, (-1, 2)))}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     arguments = start_arguments("mine the neighbors with this checkpoint's weights instead of training")
     args = parse_arguments(argv, __doc__, arguments)
-    config = load_config(args, ["simclr"])
-    run = Run(
-        config, results_folder(config, "pretext"), Machine.start(config), args.fresh, args.accept_changes
-    )
-    model = build_model(config)
-    if args.pretrained:
-        load_weights(model, read_weights(args.pretrained, ["pretext"])[0], args.pretrained)
-    model = run.machine.place(model)
-    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS)
+    run_step(load_config(args, ["simclr"]), StepOptions.of(args))
 
-    if args.pretrained:
+
+def run_step(
+    config: EasyDict,
+    options: StepOptions = DEFAULT_OPTIONS,
+    build_dataset: BuildDataset = data.build_dataset,
+    machine: Machine | None = None,
+) -> None:
+    """Learn features, or take those of `options.pretrained`, and mine the neighbors of both splits."""
+    given = options.pretrained
+    run = open_run(config, "pretext", options, machine)
+    model = load_model(config, given, "pretext").model if given else build_model(config)
+    model = run.machine.place(model)
+    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS, build_dataset)
+    if given:
         fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
-        resume.take_instead_of_training(run, fingerprint, args.pretrained, model)
+        resume.take_instead_of_training(run, fingerprint, given, model)
         about = {}
     else:
-        fingerprint = learn(run, model, train, val)
+        fingerprint = learn(run, model, train, val, build_dataset)
         about = {"collapsed": True} if has_collapsed(run) else {}
-    mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, args.pretrained, about)
+    mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, given, about)
     if run.main:
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
-def learn(run, model, train, val):
-    """Train by instance discrimination; returns the Fingerprint of the training.
+def learn(run, model, train, val, build_dataset):
+    """Train by instance discrimination; returns the Identity of the training.
 
     Every `knn_every` epochs, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the
     features, if `can_vote`.
@@ -75,7 +82,7 @@ def learn(run, model, train, val):
     config, images = run.config, train.dataset
     datasets = {"train": train.dataset, "test": val.dataset}
     if config.train_db_name in data.WITH_UNLABELED:
-        images = datasets["unlabeled"] = data.build_dataset(config, "train+unlabeled")
+        images = datasets["unlabeled"] = build_dataset(config, "train+unlabeled")
         log.info("%d images to learn from", len(images))
     fingerprint = Fingerprint(config, datasets)
     loader = data.Loader(

@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 TOP = max(neighbors.TOP)
 
 
-def eval_loaders(run, model, k_train, k_val):
+def eval_loaders(run, model, k_train, k_val, build_dataset):
     """Loaders of the train and the test split with the evaluation transform, each tried on the model.
 
     This step's variables and files call the test split `val`. Raises UserError if a split is too small for
     that many neighbors.
     """
     with distributed.main_first():
-        datasets = [data.build_dataset(run.config, split) for split in ("train", "test")]
+        datasets = [build_dataset(run.config, split) for split in ("train", "test")]
     log.info("%d train and %d test images", *map(len, datasets))
     for dataset, k in zip(datasets, (k_train, k_val), strict=True):
         n = duplicates.count_distinct(duplicates.first_copies(dataset))

@@ -11,7 +11,7 @@ from mistakes import npy, refused
 
 from moco import convert
 from models import build_model
-from selflabel import only_head
+from steps.load_model import keep_head
 from utils.run.weights import choose_head, load_weights, read_weights
 
 
@@ -56,7 +56,7 @@ def start(script, path):
     if KINDS[script] == ["clustering"]:
         head = choose_head(weights, head, path)
     if script == "selflabel":
-        weights = only_head(weights, head)
+        weights = keep_head(weights, head)
     load_weights(model, weights, path, "backbone." if script == "scan" else "")
 
 

@@ -17,6 +17,7 @@ from errors import UserError
 from losses import NO_VOTE
 from models import build_model
 from models.resnet import ResNet
+from steps.load_model import keep_head
 from utils.run import checkpoint
 from utils.run.config import load_config
 from utils.run.script import parse_arguments
@@ -187,7 +188,7 @@ def test_neighbors_vote_by_the_features_before_each_epoch(after, monkeypatch):
     config = config_of("selflabel")
     model = build_model(config).eval()
     found, head = read_weights(root / "digits/scan/model.pth.tar", ["clustering"])
-    model.load_state_dict(selflabel.only_head(found, head))
+    model.load_state_dict(keep_head(found, head))
     images = data.build_eval_transform(config)(data.build_dataset(config, "train").images)
     with torch.no_grad():
         features = model.backbone(images)

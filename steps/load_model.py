@@ -1,0 +1,61 @@
+"""From a checkpoint of this program to a model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from easydict import EasyDict
+from torch import nn
+
+from models import build_model
+from utils.run.weights import choose_head, load_weights, read_weights
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with the weights of a checkpoint."""
+
+    model: nn.Module  # as `build_model` builds it, on the CPU and in train mode
+    head: int | None  # index of the best cluster head; None for a pretext model
+    weights: dict[str, torch.Tensor]  # the state dict that was loaded
+
+
+def load_model(
+    config: EasyDict,
+    path: Path,
+    kind: str = "clustering",
+    *,
+    hint: str = "",
+    best_head_only: bool = False,
+    into: nn.Module | None = None,
+) -> LoadedModel:
+    """Build the model of a configuration, and load the weights of a checkpoint.
+
+    Args:
+        config: the checked configuration.
+        path: the checkpoint file.
+        kind: "clustering" or "pretext", which the checkpoint must be.
+        hint: what to do when there is no such file, for the message.
+        best_head_only: load the best head of several as the only one, number 0.
+        into: load the weights into this model instead of a new one.
+
+    Raises:
+        UserError: no checkpoint of that kind, it does not say which head is the best, or it does not fit.
+    """
+    weights, named = read_weights(path, [kind], hint)
+    head = choose_head(weights, named, path) if kind == "clustering" else None
+    if best_head_only and head is not None:
+        weights, head = keep_head(weights, head), 0
+    model = build_model(config) if into is None else into
+    load_weights(model, weights, path)
+    return LoadedModel(model, head, weights)
+
+
+def keep_head(weights: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
+    """The state dict with a single cluster head: number `head`, renamed to head 0."""
+    chosen = f"cluster_head.{head}."
+    return {
+        key.replace(chosen, "cluster_head.0."): value
+        for key, value in weights.items()
+        if key.startswith(chosen) or not key.startswith("cluster_head.")
+    }

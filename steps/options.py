@@ -1,0 +1,40 @@
+"""What a step is asked to do besides its configuration, and the folder that it works in."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from easydict import EasyDict
+
+import data
+from utils.run.folder import Run, results_folder
+from utils.run.machine import Machine
+
+BuildDataset = Callable[[EasyDict, str], data.Dataset]  # as data.build_dataset: configuration, split
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The choices of a step's command line that are no part of the experiment."""
+
+    run: str | None = None  # name of --run, which keeps the results apart; `config.root_dir` has it already
+    pretrained: Path | None = None  # file of the weights to start from; default: the earlier step's
+    pretext: Path | None = None  # folder of the pretext step's results, for the clustering step
+    fresh: bool = False  # start over instead of resuming
+    accept_changes: bool = False  # resume although settings changed that may change
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """The options among the arguments of a command line."""
+        return cls(**{field.name: getattr(args, field.name, field.default) for field in fields(cls)})
+
+
+DEFAULT_OPTIONS = StepOptions()
+
+
+def open_run(config: EasyDict, step: str, options: StepOptions, machine: Machine | None = None) -> Run:
+    """The Run of a step, "pretext", "scan" or "selflabel"; without a Machine, one is started."""
+    machine = machine or Machine.start(config)
+    return Run(config, results_folder(config, step), machine, options.fresh, options.accept_changes)
