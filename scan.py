@@ -212,9 +212,9 @@ def cached_features(features, run, model, train_set, split):
         views, validation = features(train_set).dataset.views, features(split.val_set)
     else:
         views, validation = augmented_features(run, model, train_set, split.val_set)
-    pairs = data.AnchorNeighborView(data.unchanged, split.train_neighbors, config.num_neighbors)
+    pairs = data.AnchorNeighborView(torch.nn.Identity(), split.train_neighbors, config.num_neighbors)
     train = data.Loader(
-        data.FeatureViews(views), pairs, train=True, anchors=split.anchors, **run.machine.loading(config)
+        data.CachedFeatures(views), pairs, train=True, anchors=split.anchors, **run.machine.loading(config)
     )
     return model.cluster_head, train, validation
 
@@ -264,7 +264,7 @@ def start_heads(run, model, network, train, split):
     They are fitted on the features of `train`: the cached ones, or those of the evaluation transform.
     """
     if network is model.cluster_head:
-        part, view = torch.nn.Identity(), data.PlainView(data.unchanged)
+        part, view = torch.nn.Identity(), data.PlainView(torch.nn.Identity())
     else:
         part, view = model.backbone, data.PlainView(data.build_eval_transform(run.config))
     model.eval()

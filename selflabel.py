@@ -10,7 +10,7 @@ import torch
 from easydict import EasyDict
 
 import data
-from losses import CRITERIA, NO_VOTE, NeighborVoteCE
+from losses import CRITERIA, NO_VOTE, SelfLabelingLoss
 from steps.load_model import load_model
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from steps.votes import Votes
@@ -36,14 +36,14 @@ def selflabel_step(model, criterion, batch):
     Args:
         model: images -> list of one tensor of logits (B, C), in train mode. Its `buffers()` are the BatchNorm
             statistics, which both views update.
-        criterion: losses.ConfidenceBasedCE, or NeighborVoteCE.
-        batch: weakly and strongly augmented images, both (B, 3, S, S); for NeighborVoteCE also their votes.
+        criterion: a losses.SelfLabelingLoss, such as ConfidenceBasedCE.
+        batch: weakly and strongly augmented images, both (B, 3, S, S); with `criterion.voting`, their votes.
     """
     weak_images, strong_images, *votes = batch
     votes = [distributed.gather(part) for part in votes]  # as the network's outputs are
     with torch.no_grad():
         weak_logits = model(weak_images)[0]
-    _, confident = criterion.pseudo_labels(weak_logits, *votes)
+    labels, confident = criterion.pseudo_labels(weak_logits, *votes)
     statistics = list(model.buffers())
     before = [values.clone() for values in statistics]
     strong_logits = model(strong_images)[0]
@@ -53,7 +53,7 @@ def selflabel_step(model, criterion, batch):
     trains = confident.any()
     for now, earlier in zip(statistics, before, strict=True):
         now.data.copy_(torch.where(trains, now, earlier))
-    loss = criterion(weak_logits, strong_logits, *votes)
+    loss = criterion.loss(strong_logits, labels, confident)
     values = {"loss": loss, "confident": confident.float().mean(), "trains": trains}
     if votes:
         values["voted"] = (votes[0] != NO_VOTE).float().mean()
@@ -83,8 +83,9 @@ def run_step(
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
     test = data.eval_loader(test_set, config, **run.machine.loading(config))
     model = run.machine.place(model)
-    criterion = CRITERIA[config.criterion](config.confidence_threshold, **config.criterion_kwargs)
-    votes = Votes(run, model, criterion, train_set) if isinstance(criterion, NeighborVoteCE) else None
+    build = CRITERIA[config.criterion]
+    criterion: SelfLabelingLoss = build(threshold=config.confidence_threshold, **config.criterion_kwargs)
+    votes = Votes(run, model, criterion.voting, train_set) if criterion.voting else None
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
     views = data.WeakStrongView(*transforms, of_image=votes.of if votes else None)
     train = data.Loader(train_set, views, train=True, **run.machine.loading(config))

@@ -7,13 +7,13 @@ a folder `{data_dir}/{name}/` needs no code at all.
 
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from errors import UserError, did_you_mean
 
 from .augment.transforms import build_eval_transform, build_train_transform
+from .dataset import Dataset
 from .device import to_device
 from .folder.decode import FolderImages, How
 from .folder.listing import build_folder, list_images, white_of_training
@@ -25,8 +25,8 @@ from .sets.imagenet import build_imagenet
 from .sets.labels import leave_out_a_single_class
 from .sets.npz import read_npz
 from .sets.torchvision_sets import build_cifar10, build_cifar20, build_stl10
-from .vectors.feature_views import FeatureViews, unchanged
-from .vectors.vector_file import vector_backbone, with_vectors
+from .vectors.cached_features import CachedFeatures
+from .vectors.features_file import vector_backbone, with_vectors
 from .views import AnchorNeighborView, PlainView, TwoViews, WeakStrongView
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
     "WITH_UNLABELED",
     "AnchorNeighborView",
     "ArrayImages",
+    "CachedFeatures",
     "Dataset",
-    "FeatureViews",
     "FolderImages",
     "Loader",
     "PlainView",
@@ -49,53 +49,8 @@ __all__ = [
     "list_images",
     "stream",
     "to_device",
-    "unchanged",
     "vector_backbone",
 ]
-
-
-class Dataset(Protocol):
-    """What every dataset offers: the N images of one split, in an order that never changes.
-
-    Attributes:
-        labels: int64 tensor (N,) on the CPU, or None. Only evaluation uses them.
-        classes: list of class names, of which labels are the indices; None without labels.
-    """
-
-    labels: torch.Tensor | None
-    classes: list[str] | None
-
-    def __len__(self):
-        """N."""
-
-    def names(self):
-        """List of N strings: the images' names in tables and pictures."""
-
-    def raw(self, index):
-        """One image, uint8 (3, H, W), on the CPU. Raises UserError if it cannot be read."""
-
-    def fingerprint(self):
-        """A string that identifies these images, wherever they are stored; it does not depend on labels."""
-
-    def to(self, device):
-        """Move images in memory to `device` if they fit there. Image files stay where they are."""
-
-    def fetch(self, index_batches, device, num_workers=0):
-        """For each of a list of int64 index tensors, yield its images, uint8 (*index.shape, 3, H, W).
-
-        They are on `device`, wherever the dataset is. All images of a dataset have the same size.
-        `num_workers` processes read image files. Raises UserError for an image that cannot be read.
-        """
-
-    # Optional:
-    # def content_hashes(self):
-    #     """List of N strings, equal for files of equal content, or None if not known."""
-    # white_level: the value of 16-bit files that is shown white; None if not known, as without such files.
-    # def content_digest(self):
-    #     """A string that identifies all that `fetch` gives, for files made of it, or None if not known.
-    #
-    #     `fingerprint` looks at a part of the images only, and not at how they are decoded.
-    #     """
 
 
 # name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the
@@ -228,4 +183,6 @@ def eval_loader(dataset, config, **loading):
 
 def feature_loader(features, **loading):
     """Loader of features (N, D) in order, in place of images; `loading`: further arguments of Loader."""
-    return Loader(FeatureViews(features.unsqueeze(0)), PlainView(unchanged), train=False, **loading)
+    return Loader(
+        CachedFeatures(features.unsqueeze(0)), PlainView(torch.nn.Identity()), train=False, **loading
+    )

@@ -8,18 +8,20 @@ from .messages import say_once
 
 log = logging.getLogger(__name__)
 
+Device = torch.device | str
 
-def to_device(values, device):
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to `device`; pinned first, because otherwise the copy would synchronize the GPU."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
-def moved_if_it_fits(tensor, device, what):
-    """The tensor on `device`; itself, with a line in the log, if there is not room for twice as much there.
+def moved_if_it_fits(tensor: torch.Tensor, device: Device, what: str) -> torch.Tensor:
+    """The tensor on `device`; or itself, with a line in the log, if twice its size does not fit there.
 
-    The other half is left for the training. `what` it holds, for the message.
+    The other half is left for the training. `what` names the content in the message.
     """
     if tensor.device.type == torch.device(device).type:
         return tensor

@@ -13,7 +13,7 @@ class Loader:
     """Iterate over a dataset in batches.
 
     Args:
-        dataset: a `data.Dataset`, or a FeatureViews; it is moved to `device` if it fits there.
+        dataset: a `data.Dataset`, or CachedFeatures; it is moved to `device` if it fits there.
         view: what a step of the method sees (`data/views.py`): `view.index(anchors)` says which images to
             fetch for the anchors (B,), `view(images, index)` makes network inputs of them.
         batch_size: anchors per batch.

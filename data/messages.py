@@ -3,9 +3,10 @@
 import functools
 import os
 import re
+from collections.abc import Callable
 
 
-def shown(name):
+def shown(name: str) -> str:
     """A file name, whatever its bytes, as one line that UTF-8 can encode; different names stay different."""
     return re.sub(
         r"[^ -\[\]-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]",
@@ -14,12 +15,12 @@ def shown(name):
     )
 
 
-def amount(bytes_):
+def amount(num_bytes: float) -> str:
     """A number of bytes, in words."""
-    return f"{bytes_ / 1e9:.3g} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.3g} MB"
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
 
 
 @functools.cache
-def say_once(write, message):
+def say_once(write: Callable[[str], None], message: str) -> None:
     """Call `write(message)`, such as log.info, once per process: a split may be built several times."""
     write(message)

@@ -4,28 +4,43 @@ Each view says which images it needs for a batch of anchors, `index((B,)) -> (B,
 those, uint8 (B, ..., 3, H, W), into float network inputs (.., 3, S, S). It is also given that index again.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 
 from errors import UserError
+
+Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, 3, H, W) -> float32 (B, 3, S, S)
+
+
+class View(Protocol):
+    """What a Loader asks of a view."""
+
+    def index(self, anchors: torch.Tensor) -> torch.Tensor:
+        """Indices of the images to fetch for the anchors: int64 (B,) -> (B, ...)."""
+
+    def __call__(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """What the step gets of those images."""
 
 
 class PlainView:
     """The image itself: (B, 3, S, S)."""
 
-    def __init__(self, transform):
+    def __init__(self, transform: Transform):
         self.transform = transform
 
-    def index(self, anchors):
+    def index(self, anchors: torch.Tensor) -> torch.Tensor:
         return anchors
 
-    def __call__(self, images, index=None):
+    def __call__(self, images: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         return self.transform(images)
 
 
 class TwoViews(PlainView):
     """Step 1: two augmentations of each image, interleaved: (2B, 3, S, S), views of image i at 2i, 2i+1."""
 
-    def __call__(self, images, index=None):
+    def __call__(self, images: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         return self.transform(images.repeat_interleave(2, dim=0))
 
 
@@ -33,7 +48,7 @@ class AnchorNeighborView:
     """Step 2: each image and one of its mined neighbors, augmented independently: two (B, 3, S, S).
 
     Args:
-        transform: the training augmentation; `unchanged` for cached features in place of images.
+        transform: the training augmentation; torch.nn.Identity() for features in place of images.
         neighbors: int64 (N, 1 + mined), each row normally starting with the image itself.
         num_neighbors: draw uniformly from the first `num_neighbors + 1` entries of a row.
 
@@ -41,7 +56,7 @@ class AnchorNeighborView:
         UserError: `num_neighbors` is larger than the number of mined neighbors.
     """
 
-    def __init__(self, transform, neighbors, num_neighbors):
+    def __init__(self, transform: Transform, neighbors: torch.Tensor, num_neighbors: int):
         mined = neighbors.shape[1] - 1
         if num_neighbors > mined:
             raise UserError(
@@ -51,11 +66,13 @@ class AnchorNeighborView:
         self.transform = transform
         self.neighbors = torch.as_tensor(neighbors)[:, : num_neighbors + 1]
 
-    def index(self, anchors):
+    def index(self, anchors: torch.Tensor) -> torch.Tensor:
         drawn = torch.randint(self.neighbors.size(1), anchors.shape)
         return torch.stack([anchors, self.neighbors[anchors, drawn]], dim=1)  # (B, 2)
 
-    def __call__(self, images, index=None):
+    def __call__(
+        self, images: torch.Tensor, index: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = self.transform(images.flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
         return pairs[:, 0], pairs[:, 1]
 
@@ -68,14 +85,14 @@ class WeakStrongView:
         of_image: what else to yield of the images: a function int64 (B,), the images -> tensor (B,).
     """
 
-    def __init__(self, weak, strong, of_image=None):
+    def __init__(self, weak: Transform, strong: Transform, of_image: Transform | None = None):
         self.weak = weak
         self.strong = strong
         self.of_image = of_image
 
-    def index(self, anchors):
+    def index(self, anchors: torch.Tensor) -> torch.Tensor:
         return anchors
 
-    def __call__(self, images, index=None):
+    def __call__(self, images: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         views = self.weak(images), self.strong(images)
         return (*views, self.of_image(index)) if self.of_image else views

@@ -14,7 +14,7 @@ from torch import nn
 MIN_PROBABILITY, MIN_LOG = 1e-8, -100
 
 
-def entropy(probabilities):
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy in nats along the last axis, probabilities clamped at MIN_PROBABILITY: (..., C) -> (...)."""
     p = probabilities.clamp(min=MIN_PROBABILITY)
     return -(p * p.log()).sum(-1)
@@ -27,13 +27,15 @@ class SCANLoss(nn.Module):
         entropy_weight: lambda >= 0 (the paper uses 5). Raises ValueError otherwise.
     """
 
-    def __init__(self, entropy_weight=5.0):
+    def __init__(self, entropy_weight: float = 5.0):
         super().__init__()
         if not entropy_weight >= 0:
             raise ValueError(f"entropy_weight must not be negative, got {entropy_weight}")
         self.entropy_weight = entropy_weight
 
-    def forward(self, anchor_logits, neighbor_logits):
+    def forward(
+        self, anchor_logits: torch.Tensor, neighbor_logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Both (B, C). Returns three float32 scalars: (total, consistency, entropy)."""
         if anchor_logits.shape != neighbor_logits.shape or anchor_logits.dim() != 2:
             raise ValueError(

@@ -18,13 +18,13 @@ class SimCLRLoss(nn.Module):
         temperature: tau > 0. Raises ValueError otherwise.
     """
 
-    def __init__(self, temperature):
+    def __init__(self, temperature: float):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature = temperature
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """features: (B, 2, D), L2-normalized along D. Returns a float32 scalar."""
         if features.dim() != 3 or features.size(1) != 2:
             raise ValueError(f"features must be (B, 2, D), got {tuple(features.shape)}")

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 class Votes:
     """The cluster that the neighbors of each training image agree on, for losses.NeighborVoteCE.
 
+    `voting`: losses.NeighborVoting.
+
     Attributes:
         state: {"votes": int64 (N,), on the run's device}, for the checkpoint.
 
@@ -24,14 +26,14 @@ class Votes:
         UserError: fewer images, without copies of others, than neighbors are to vote.
     """
 
-    def __init__(self, run, model, criterion, train_set):
+    def __init__(self, run, model, voting, train_set):
         self.run = run
         self.model = model
-        self.criterion = criterion
+        self.voting = voting
         self.images = data.eval_loader(train_set, run.config, **run.machine.loading(run.config))
         self.first = duplicates.first_copies(train_set)
         n = duplicates.count_distinct(self.first)
-        neighbors.require_enough(n, criterion.num_neighbors, len(train_set) - n)
+        neighbors.require_enough(n, voting.num_neighbors, len(train_set) - n)
         self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.machine.device)}
         self.tell = log.info  # once, not in each epoch
 
@@ -56,8 +58,8 @@ class Votes:
         return torch.cat([F.normalize(features.float(), dim=1), probabilities.float()], dim=1)
 
     def count(self, features, probabilities):
-        k, device, library = self.criterion.num_neighbors, self.run.machine.device, self.run.config.search
+        k, device, library = self.voting.num_neighbors, self.run.machine.device, self.run.config.search
         mined = duplicates.mine_distinct(features, k, self.first, device, library, self.tell)
         self.tell = log.debug
         votes, agreement = neighbors.vote(mined, probabilities)
-        return votes.where(agreement >= self.criterion.agreement, NO_VOTE)
+        return votes.where(agreement >= self.voting.agreement, NO_VOTE)

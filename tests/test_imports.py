@@ -1,4 +1,7 @@
-"""Imports go one way: floors know nothing of those above or beside them, only the scripts compose them."""
+"""Imports go one way: floors know nothing of those above or beside them, only the scripts compose them.
+
+Imports for type hints alone, under `if TYPE_CHECKING`, are not counted.
+"""
 
 import ast
 
@@ -35,7 +38,9 @@ def imported(source, package):
     `package` is the dotted name of the package that it is in, from which relative imports start.
     """
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING:")]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -110,6 +115,7 @@ def test_forbidden(floor, line):
         ("utils.training", "from utils.run import checkpoint, distributed"),
         ("utils.training", "import torch.utils.data"),
         ("data", "import torchvision.datasets"),
+        ("utils.analysis", "if TYPE_CHECKING:\n    from data import Dataset"),
         ("steps", "from utils.training import engine"),
         ("workflows", "import scan"),
     ],

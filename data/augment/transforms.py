@@ -12,7 +12,6 @@ import torch
 from errors import UserError
 
 from ..device import to_device
-from ..vectors.feature_views import unchanged
 from . import strong
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
@@ -307,7 +306,7 @@ def build_train_transform(config):
     vectors stay as they are. Raises UserError for an unknown strategy or a missing key.
     """
     if config.get("features_file"):
-        return unchanged
+        return torch.nn.Identity()
     name = config["augmentation_strategy"]
     if name not in AUGMENTATIONS:
         raise UserError(f"augmentation_strategy: unknown name {name!r}, known: {', '.join(AUGMENTATIONS)}")
@@ -323,5 +322,5 @@ def build_train_transform(config):
 def build_eval_transform(config):
     """The evaluation transform that `transformation_kwargs` describes; none with `features_file`."""
     if config.get("features_file"):
-        return unchanged
+        return torch.nn.Identity()
     return EvalTransform(**config["transformation_kwargs"])

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from errors import UserError
 
+from ..dataset import Dataset
 from ..messages import shown
 from ..sets.labels import labels_and_names
 
@@ -95,7 +96,7 @@ def reason(error):
     return lines[0].strip() if lines else type(error).__name__
 
 
-class FolderImages(torch.utils.data.Dataset):
+class FolderImages(Dataset, torch.utils.data.Dataset):
     """One split of a large dataset: files that are decoded each time a batch needs them.
 
     So that images can be batched, the shorter side is resized to `size` pixels and the center is cropped to

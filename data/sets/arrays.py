@@ -7,11 +7,12 @@ import torch
 
 from errors import UserError
 
+from ..dataset import Dataset
 from ..device import moved_if_it_fits, to_device
 from .labels import labels_and_names
 
 
-class ArrayImages:
+class ArrayImages(Dataset):
     """One split of a small dataset, kept on the training device if it fits there.
 
     Args:

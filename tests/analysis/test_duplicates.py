@@ -1,5 +1,6 @@
 import torch
 import torch.nn.functional as F
+from image_folders import numbered
 
 from utils.analysis import duplicates, neighbors
 
@@ -19,7 +20,7 @@ def test_first_copies():
     first = duplicates.first_copies(Files(list("abacba")))
     assert first.tolist() == [0, 1, 0, 3, 1, 0]
     assert duplicates.count_distinct(first) == 3
-    assert duplicates.first_copies(torch.zeros(4, 3)).tolist() == [0, 1, 2, 3]
+    assert duplicates.first_copies(numbered(4)).tolist() == [0, 1, 2, 3]
 
 
 def test_copies_are_nobodys_neighbors_and_have_those_of_the_first():

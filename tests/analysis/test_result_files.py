@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 
+import data
 from utils.analysis import health, plots, results
 
 ODD = [b"$10_to_$20", b"a\nb", b"\xff\xfe", "一二".encode(), b"x" * 255, b'q"u,o\te']
 
 
-class Dataset:
+class Named(data.Dataset):
     def __init__(self, labels=None, classes=None, names=None):
         self.labels, self.classes, self._names = labels, classes, names
 
@@ -35,7 +36,7 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
         seen.extend(sorted(p.name for p in tmp_path.iterdir()))
 
     monkeypatch.setattr(plots, "save_confusion_matrix", look)
-    dataset = Dataset(torch.arange(6) % 2, ["a", "b"], list("uvwxyz"))
+    dataset = Named(torch.arange(6) % 2, ["a", "b"], list("uvwxyz"))
     results.report_clusters(tmp_path, clusters(6, 3, 2), dataset, {"split": "test"})
     assert seen == ["assignment.csv", "curves.png", "metrics.json", "mine.txt"]
     assert "old" not in (tmp_path / "assignment.csv").read_text()
@@ -45,20 +46,20 @@ def test_calibration_needs_labels(tmp_path):
     """Three clusters for two classes: by majority vote two of ten images are wrong, at a confidence of 1."""
     labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 0])  # clusters 0 1 2 0 1 2 0 1 2 0
     probabilities = clusters(10, 3, 3)
-    named = Dataset(labels, ["a", "b"], list("abcdefghij"))
+    named = Named(labels, ["a", "b"], list("abcdefghij"))
     figures = results.report_clusters(tmp_path, probabilities, named, {"split": "test"})
     assert (figures["acc"], figures["majority_vote_acc"]) == (0.6, 0.8)
     assert figures["calibration"]["ece"] == pytest.approx(0.2)
     assert figures["calibration"]["sure"] == {"count": 10, "accuracy": 0.8}
     assert json.loads((tmp_path / "metrics.json").read_text())["calibration"] == figures["calibration"]
     assert (tmp_path / "calibration.png").exists()
-    unnamed = Dataset(names=list("abcdefghij"))
+    unnamed = Named(names=list("abcdefghij"))
     assert "calibration" not in results.report_clusters(tmp_path, probabilities, unnamed, {"split": "test"})
     assert not (tmp_path / "calibration.png").exists()
 
 
 def test_what_new_images_need_to_be_read_alike(tmp_path):
-    dataset = Dataset(names=["x"] * 3)
+    dataset = Named(names=["x"] * 3)
     dataset.white_level = 4095
     figures = results.report_clusters(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
     assert (figures["image_side"], figures["white_level"]) == (9, 4095)
@@ -66,7 +67,7 @@ def test_what_new_images_need_to_be_read_alike(tmp_path):
 
 def test_files_are_utf8_whatever_the_names(tmp_path):
     names = ["\udcff", "a\nb", 'q"u,o\te', "一", "plain"]
-    results.report_clusters(tmp_path, clusters(5, 5, 5), Dataset(names=names), {"split": "test"})
+    results.report_clusters(tmp_path, clusters(5, 5, 5), Named(names=names), {"split": "test"})
     with open(tmp_path / "assignment.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [r"\udcff", *names[1:]]
@@ -76,7 +77,7 @@ def test_files_are_utf8_whatever_the_names(tmp_path):
 @pytest.mark.parametrize("c", [health.LISTED, 400])
 def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
     caplog.set_level("INFO")
-    results.report_clusters(tmp_path, clusters(30, c, 8), Dataset(names=["x"] * 30), {"split": "test"})
+    results.report_clusters(tmp_path, clusters(30, c, 8), Named(names=["x"] * 30), {"split": "test"})
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["image_side"], figures["white_level"]) == (9, None)
     assert (len(figures["cluster_sizes"]), figures["empty_clusters"]) == (c, list(range(8, c)))

@@ -6,7 +6,7 @@ import torch
 from image_folders import numbered
 
 import data
-from data import FeatureViews, messages
+from data import CachedFeatures, messages
 from data.sets import arrays
 
 
@@ -31,7 +31,8 @@ def test_a_loader_moves_images_to_a_device_that_has_room_for_twice_as_many(monke
     dataset = numbered(5)
     OtherDevice(monkeypatch, 2 * dataset.images.nbytes - (not fits))
     loaders = [
-        data.Loader(dataset, data.PlainView(data.unchanged), 2, train=False, device="meta") for _ in range(2)
+        data.Loader(dataset, data.PlainView(torch.nn.Identity()), 2, train=False, device="meta")
+        for _ in range(2)
     ]
     assert dataset.images.device.type == ("meta" if fits else "cpu")
     for loader in loaders:
@@ -47,7 +48,7 @@ def test_fetching_changes_nothing():
     (batch,) = dataset.fetch([torch.tensor([[1, 2]])], "meta")
     assert (batch.device.type, batch.shape) == ("meta", (1, 2, 3, 4, 4))
     assert dataset.images is images and images.device.type == "cpu"
-    views = FeatureViews(torch.zeros(2, 5, 7))
+    views = CachedFeatures(torch.zeros(2, 5, 7))
     (batch,) = views.fetch([torch.tensor([[1, 2]])], "meta")
     assert (batch.device.type, batch.shape, views.views.device.type) == ("meta", (1, 2, 7), "cpu")
 

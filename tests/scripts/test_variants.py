@@ -107,7 +107,7 @@ def test_cached_views_differ_and_are_drawn(results, after):
     run("scan", root, "update_cluster_head_only=True", "cache_features=3")
     assert "features of 3 views of 1437 images, 0.00 GB" in (root / "digits/scan/log.txt").read_text()
     views = torch.rand(3, 50, 4)
-    drawn = next(data.FeatureViews(views).fetch([torch.zeros(200, 2, dtype=torch.int64)], "cpu"))
+    drawn = next(data.CachedFeatures(views).fetch([torch.zeros(200, 2, dtype=torch.int64)], "cpu"))
     assert drawn.shape == (200, 2, 4)
     assert {tuple(row.tolist()) for row in drawn.flatten(0, 1)} == {
         tuple(row.tolist()) for row in views[:, 0]

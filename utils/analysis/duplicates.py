@@ -1,18 +1,23 @@
 """Images that are there more than once: copies of a file, and images whose features nearly agree."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from . import neighbors
 
+if TYPE_CHECKING:
+    from data import Dataset
+
 NEARLY_EQUAL = 0.98  # cosine similarity of the features of near duplicates
 
 
-def first_copies(dataset):
+def first_copies(dataset: "Dataset") -> torch.Tensor:
     """For each image the index of the first one with the same content, int64 (N,).
 
-    Without `content_hashes`, as for arrays, each image is taken for distinct.
+    Where `content_hashes` are not known, as for arrays, each image counts as distinct.
     """
-    hashes = getattr(dataset, "content_hashes", lambda: None)()
+    hashes = dataset.content_hashes()
     return torch.arange(len(dataset)) if hashes is None else first_of(hashes)
 
 

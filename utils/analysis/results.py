@@ -39,8 +39,7 @@ def report_clusters(folder, probabilities, dataset, about):
     Args:
         folder: where to write.
         probabilities: float (N, C), on the CPU.
-        dataset: the images, with `labels` (int64 (N,) or None), `classes`, `names()`, `raw(index)` and,
-            optionally, `white_level`.
+        dataset: the images, a data.Dataset.
         about: dict of what was evaluated, put first in metrics.json.
 
     Returns:
@@ -54,7 +53,7 @@ def report_clusters(folder, probabilities, dataset, about):
         **about,
         "num_images": len(probabilities),
         "image_side": min(dataset.raw(0).shape[1:]),  # the size that new images are to have
-        "white_level": getattr(dataset, "white_level", None),  # and their white, if of 16 bits
+        "white_level": dataset.white_level,  # and their white, if of 16 bits
         "num_clusters": len(sizes),
         "mean_confidence": confidence.mean().item(),
         "cluster_sizes": sizes.tolist(),

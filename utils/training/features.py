@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from utils.run.config import to_dict
 from utils.run.fingerprint import of_backbone
 
 from .inference import infer
+
+if TYPE_CHECKING:
+    from data import Dataset
 
 
 def backbone_features(run, folder, model, loader, title):
@@ -59,9 +63,9 @@ def kept_file(run, folder, model, dataset):
     return folder / f"features-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.npy"
 
 
-def digest_of(dataset):
+def digest_of(dataset: "Dataset") -> str:
     """Text that identifies the content of all images, as far as it is known."""
-    return getattr(dataset, "content_digest", lambda: None)() or dataset.fingerprint()
+    return dataset.content_digest() or dataset.fingerprint()
 
 
 def remove_others(folder, keep):

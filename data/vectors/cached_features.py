@@ -1,37 +1,33 @@
 """Cached features in place of images, to train heads on a frozen backbone."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
-from ..device import moved_if_it_fits, to_device
+from ..dataset import BatchSource
+from ..device import Device, moved_if_it_fits, to_device
 
 
-class FeatureViews:
+class CachedFeatures(BatchSource):
     """Features of several augmented views of each image; each use draws one view at random.
-
-    It has only what a Loader needs of a dataset: no labels, names or pixels.
 
     Args:
         views: float (V, N, D), V views of N images.
     """
 
-    def __init__(self, views):
+    def __init__(self, views: torch.Tensor):
         self.views = views
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.views.size(1)
 
-    def to(self, device):
-        """Move the features to `device` if they fit there; if not, `fetch` copies each batch."""
+    def to(self, device: Device) -> None:
         self.views = moved_if_it_fits(self.views, device, f"the features of {len(self)} images")
 
-    def fetch(self, index_batches, device, num_workers=0):
-        """Yield the features of each int64 index batch, (*index.shape, D), on `device`."""
+    def fetch(
+        self, index_batches: Iterable[torch.Tensor], device: Device, num_workers: int = 0
+    ) -> Iterator[torch.Tensor]:
         for index in index_batches:
             view = torch.randint(len(self.views), index.shape)
             at = self.views.device
             yield self.views[to_device(view, at), to_device(index, at)].to(device, non_blocking=True)
-
-
-def unchanged(features):
-    """The transform of features: none."""
-    return features

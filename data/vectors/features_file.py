@@ -11,6 +11,7 @@ import torch
 
 from errors import UserError
 
+from ..dataset import Dataset
 from ..device import moved_if_it_fits, to_device
 
 ORDER = (
@@ -29,7 +30,7 @@ class Table:
         self.sum = hashlib.sha256(vectors.numpy()).hexdigest()[:16]
 
 
-class VectorImages:
+class VectorDataset(Dataset):
     """A dataset whose names, labels and pictures are those of images, and whose `fetch` gives vectors.
 
     Args:
@@ -55,11 +56,11 @@ class VectorImages:
 
     def content_hashes(self):
         """Those of the images, or None."""
-        return getattr(self.images, "content_hashes", lambda: None)()
+        return self.images.content_hashes()
 
     def content_digest(self):
         """That of the images with a hash of all vectors, or None."""
-        digest = getattr(self.images, "content_digest", lambda: None)()
+        digest = self.images.content_digest()
         return digest and f"{digest}, vectors {self.table.sum}"
 
     def fingerprint(self):
@@ -90,7 +91,7 @@ def with_vectors(config, split, build):
         build: function (config, split) that builds the dataset of the images.
 
     Returns:
-        VectorImages.
+        VectorDataset.
 
     Raises:
         UserError: the file cannot be read, holds something else than finite vectors, not one for each image,
@@ -122,7 +123,7 @@ def with_vectors(config, split, build):
     shared = _tables.get(key)
     if shared is None:
         shared = _tables[key] = Table(_finite(path, table, start, images))
-    return VectorImages(images, shared)
+    return VectorDataset(images, shared)
 
 
 def _finite(path, table, start, images):
