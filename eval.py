@@ -29,7 +29,7 @@ from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import choose_head, load_weights, read_weights
-from utils.training.inference import infer, rehearse
+from utils.training.inference import dry_run, infer
 
 log = logging.getLogger("eval")
 
@@ -59,7 +59,7 @@ def main(argv=None):
     model = run.machine.place(model).eval()
 
     test = data.eval_loader(data.build_dataset(config, args.split), config, **run.machine.loading(config))
-    rehearse(model, test)
+    dry_run(model, test)
     about = {
         "setup": config.setup,
         "dataset": config.train_db_name if args.split == "train" else config.val_db_name,

@@ -55,7 +55,7 @@ def run_step(
     model = run.machine.place(model)
     train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS, build_dataset)
     fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
-    resume.take_instead_of_training(run, fingerprint, source, model)
+    resume.use_given_weights(run, fingerprint, source, model)
     mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, source)
 
 

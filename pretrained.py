@@ -60,7 +60,7 @@ def run_step(
     )
     inputs = {str(given.resolve()): given} if given else {}
     fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset}, inputs)
-    resume.take_instead_of_training(run, fingerprint, given, model)
+    resume.use_given_weights(run, fingerprint, given, model)
     about = {"weights": source, "labels_in_pretraining": labels}
     mine(run, fingerprint, model, train, val, k_train, k_val, source, about)
     log.info("features of %s, learned by others: %s", source, LEARNED[labels])

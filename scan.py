@@ -28,7 +28,7 @@ from utils.run.script import file_argument, parse_arguments, run_script, start_a
 from utils.run.weights import load_weights, read_weights
 from utils.training import engine, resume
 from utils.training.features import backbone_features
-from utils.training.inference import infer, rehearse
+from utils.training.inference import dry_run, infer
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
@@ -85,7 +85,7 @@ def run_step(
         model.freeze_backbone()
     test = data.eval_loader(test_set, config, **run.machine.loading(config))
     view = data.PlainView(data.build_train_transform(config))
-    rehearse(model, test, data.Loader(train_set, view, train=True, **run.machine.loading(config)))
+    dry_run(model, test, data.Loader(train_set, view, train=True, **run.machine.loading(config)))
     if config.validation == "train_holdout":
         split = hold_out(train_set, train_neighbors, val_neighbors.size(1))
     else:
@@ -100,9 +100,11 @@ def run_step(
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     step = partial(scan_step, for_training(run, network, train), criterion)
     selection = Selection(run, model, network, validation, split)
-    engine.train(run, fingerprint, model, optimizer, train, step, extra=selection.best, after_epoch=selection)
+    engine.train(
+        run, fingerprint, model, optimizer, train, step, checkpointed=[selection], after_epoch=selection
+    )
     final = (model.cluster_head, features(test_set)) if config.get("cache_features") == 0 else (model, test)
-    evaluate(run, fingerprint, model, *final, test_set, selection.best["best_loss"], quality)
+    evaluate(run, fingerprint, model, *final, test_set, selection.best_loss, quality)
 
 
 def add_arguments(parser):
@@ -291,7 +293,7 @@ class Selection:
         split: the Split.
 
     Attributes:
-        best: dict of `best_loss` and `best_loss_head`, for the checkpoint.
+        best_loss, best_head: the lowest loss, and which head has it; a part of the checkpoint.
     """
 
     def __init__(self, run, model, network, validation, split):
@@ -300,10 +302,16 @@ class Selection:
         self.network = network
         self.validation = validation
         self.split = split
-        self.best = {"best_loss": float("inf"), "best_loss_head": None}
+        self.best_loss, self.best_head = float("inf"), None
         self.watch = health.Watch(
             health.SCAN_ADVICE, patience=run.config.epochs // 4, history=run.read_epochs
         )
+
+    def state_dict(self):
+        return {"best_loss": self.best_loss, "best_loss_head": self.best_head}
+
+    def load_state_dict(self, state):
+        self.best_loss, self.best_head = state["best_loss"], state["best_loss_head"]
 
     def __call__(self, epoch):
         """Validate after an epoch; returns the values to log."""
@@ -314,16 +322,17 @@ class Selection:
             metrics.validation_objective(p, split.val_neighbors, split.val_images) for p in probabilities
         ]
         head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
-        if objectives[head]["loss"] < self.best["best_loss"]:
+        new_best = objectives[head]["loss"] < self.best_loss
+        if new_best:
             self.run.save({"model": self.model.state_dict(), "head": head}, "model.pth.tar")
-            self.best.update(best_loss=objectives[head]["loss"], best_loss_head=head)
+            self.best_loss, self.best_head = objectives[head]["loss"], head
         values = {f"val_{name}": value for name, value in objectives[head].items()}
         clusters = probabilities[head].argmax(1).cpu()
         values["neighbor_agreement"] = metrics.neighbor_agreement(
             clusters, split.val_neighbors, split.val_images
         )
         chosen = probabilities[head].cpu()[split.val_images]
-        values.update(self.watch(epoch, chosen))
+        values.update(self.watch(epoch, chosen), new_best=new_best)
         labels = split.val_set.labels
         if labels is not None:
             num_classes = len(split.val_set.classes)
@@ -350,7 +359,7 @@ def evaluate(run, fingerprint, model, network, test, test_set, best_loss, qualit
         about["train_neighbors"] = quality
         results.report_clusters(run.folder, probabilities, test_set, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    resume.sign(run, fingerprint, loaded.weights)
+    resume.mark_finished(run, fingerprint, loaded.weights)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.training import engine, resume
 from utils.training.ema import EMA
-from utils.training.inference import infer, rehearse
+from utils.training.inference import dry_run, infer
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
@@ -89,7 +89,7 @@ def run_step(
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
     views = data.WeakStrongView(*transforms, of_image=votes.of if votes else None)
     train = data.Loader(train_set, views, train=True, **run.machine.loading(config))
-    rehearse(model, test, train)
+    dry_run(model, test, train)
 
     def predict(images):
         return model(images)[0].softmax(1)
@@ -100,12 +100,10 @@ def run_step(
     watch = watch_from_the_start(run, predict, test)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
-    extra = {"ema": ema.shadow} if ema else {}
-    extra |= {"votes": votes.state} if votes else {}
     engine.train(
         run, fingerprint, model, optimizer, train,
         partial(selflabel_step, for_training(run, model, train), criterion),
-        extra=extra,
+        checkpointed=[part for part in (ema, votes) if part],
         before_epoch=votes.update if votes else None,
         after_batch=ema.update if ema else None,
         after_epoch=partial(monitor, run, predict, test, watch),
@@ -168,7 +166,7 @@ def evaluate(run, fingerprint, model, predict, test):
     if run.main:
         results.report_clusters(run.folder, probabilities, test.dataset, about)
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    resume.sign(run, fingerprint, model.state_dict())
+    resume.mark_finished(run, fingerprint, model.state_dict())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.training import engine, resume
-from utils.training.inference import infer, rehearse
+from utils.training.inference import dry_run, infer
 from utils.training.network import for_training
 from utils.training.optim import build_optimizer
 
@@ -63,7 +63,7 @@ def run_step(
     train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS, build_dataset)
     if given:
         fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
-        resume.take_instead_of_training(run, fingerprint, given, model)
+        resume.use_given_weights(run, fingerprint, given, model)
         about = {}
     else:
         fingerprint = learn(run, model, train, val, build_dataset)
@@ -88,7 +88,7 @@ def learn(run, model, train, val, build_dataset):
     loader = data.Loader(
         images, data.TwoViews(data.build_train_transform(config)), train=True, **run.machine.loading(config)
     )
-    rehearse(model, loader)
+    dry_run(model, loader)
     criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     network = for_training(run, model, loader)

@@ -12,8 +12,8 @@ from utils.files import write_json
 from utils.run import distributed
 from utils.run.fingerprint import FINGERPRINT
 from utils.training import resume
-from utils.training.features import backbone_features, kept_file, remove_others
-from utils.training.inference import infer, rehearse
+from utils.training.features import backbone_features, features_path, remove_stale_features
+from utils.training.inference import dry_run, infer
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def eval_loaders(run, model, k_train, k_val, build_dataset):
     loaders = [
         data.eval_loader(dataset, run.config, **run.machine.loading(run.config)) for dataset in datasets
     ]
-    rehearse(model, *loaders)
+    dry_run(model, *loaders)
     return loaders
 
 
@@ -82,9 +82,9 @@ def mine(run, fingerprint, model, train, val, k_train, k_val, pretrained=None, a
             figures |= _feature_figures(run, features, mined["val"], train, val)
             write_json(figures, run.folder / "metrics.json")
     if run.main:
-        kept = [kept_file(run, run.folder, model, loader.dataset) for loader, _ in splits.values()]
-        remove_others(run.folder, kept)
-    resume.sign(run, fingerprint, model.state_dict(), trained=pretrained is None)
+        kept = [features_path(run, run.folder, model, loader.dataset) for loader, _ in splits.values()]
+        remove_stale_features(run.folder, kept)
+    resume.mark_finished(run, fingerprint, model.state_dict(), trained=pretrained is None)
 
 
 def _mine_split(run, features, dataset, k, path):

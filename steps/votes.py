@@ -20,7 +20,7 @@ class Votes:
     `voting`: losses.NeighborVoting.
 
     Attributes:
-        state: {"votes": int64 (N,), on the run's device}, for the checkpoint.
+        votes: int64 (N,), on the run's device; a part of the checkpoint.
 
     Raises:
         UserError: fewer images, without copies of others, than neighbors are to vote.
@@ -34,22 +34,28 @@ class Votes:
         self.first = duplicates.first_copies(train_set)
         n = duplicates.count_distinct(self.first)
         neighbors.require_enough(n, voting.num_neighbors, len(train_set) - n)
-        self.state = {"votes": torch.full((len(train_set),), NO_VOTE, device=run.machine.device)}
+        self.votes = torch.full((len(train_set),), NO_VOTE, device=run.machine.device)
         self.tell = log.info  # once, not in each epoch
+
+    def state_dict(self):
+        return {"votes": {"votes": self.votes}}
+
+    def load_state_dict(self, state):
+        self.votes = state["votes"]["votes"].to(self.run.machine.device)
 
     def of(self, index):
         """The votes on these images, int64 (B,) on the CPU -> (B,)."""
-        return self.state["votes"][data.to_device(index, self.run.machine.device)]
+        return self.votes[data.to_device(index, self.run.machine.device)]
 
     def update(self):
         """Vote anew, by what the model, in eval mode, makes of the images now."""
-        votes = torch.empty_like(self.state["votes"])
+        votes = torch.empty(len(self.images.dataset), dtype=torch.int64, device=self.run.machine.device)
         with self.run.scratch() as scratch:  # the features of many images do not fit in memory
             with self.run.machine.autocast():
                 seen = infer(self.look, self.images, "votes", scratch / "seen.npy")
             if self.run.main:
                 votes.copy_(self.count(*seen.tensor_split([-self.run.config.num_classes], dim=1)))
-        self.state["votes"] = distributed.from_main(votes)
+        self.votes = distributed.from_main(votes)
 
     def look(self, images):
         """What is known of a batch, float32 (B, D + C): normalized features, and probabilities."""

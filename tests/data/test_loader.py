@@ -9,7 +9,7 @@ from data.sets.arrays import ArrayImages
 from errors import UserError
 from utils.run import interrupt
 from utils.training import engine
-from utils.training.resume import Progress
+from utils.training.resume import EpochProgress
 
 
 def test_training_batches_are_shuffled_complete_and_full():
@@ -89,7 +89,7 @@ def test_a_pass_goes_on_from_where_nothing_is_ahead(monkeypatch):
         torch.manual_seed(0)
         if progress:
             loader.skip(progress.batches, progress.random_state)
-        progress = progress or Progress()
+        progress = progress or EpochProgress()
         engine._train_epoch(model, optimizer, loader, step, None, "", progress)
         return progress
 

@@ -34,7 +34,7 @@ def test_networks_with_weights_of_the_same_shapes_are_told_apart(results, caplog
         model = build_model(config)
         model.load_state_dict(state, strict=False)
         images = data.build_dataset(config, "test")
-        paths.add(features.kept_file(SimpleNamespace(config=config), folder, model, images))
+        paths.add(features.features_path(SimpleNamespace(config=config), folder, model, images))
         caplog.clear()
         fingerprint.check_neighbors(folder, fingerprint.Fingerprint(config, {}), state, "")
         assert ("made with backbone resnet10_narrow, here it is" in caplog.text) == ("pool" in backbone)

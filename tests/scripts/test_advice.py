@@ -102,7 +102,7 @@ def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatc
         patch.setattr("utils.training.engine._train_epoch", interrupt)
         run(step, copied, "seed=7", flags=["--fresh"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("utils.training.resume.sign", interrupt)
+        patch.setattr("utils.training.resume.mark_finished", interrupt)
         run(step, copied, "seed=7")
     unfinished = digests(folder)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -281,7 +281,7 @@ def test_results_that_cannot_be_written_are_found_before_the_first_epoch(tmp_pat
 
 def test_the_rehearsal_changes_nothing(results, after, monkeypatch):
     root = after("pretext")
-    monkeypatch.setattr("simclr.rehearse", lambda *_: None)
+    monkeypatch.setattr("simclr.dry_run", lambda *_: None)
     run("scan", root)
     assert same(
         weights(root / "digits/scan/checkpoint.pth.tar"), weights(results / "scan/checkpoint.pth.tar")

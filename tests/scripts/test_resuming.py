@@ -17,7 +17,7 @@ from utils.analysis import metrics
 from utils.run import checkpoint, interrupt
 from utils.run.folder import Run
 from utils.training import engine
-from utils.training.resume import Training
+from utils.training.resume import TrainingState
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -49,13 +49,13 @@ def test_resumed_run_equals_the_uninterrupted_one(results, tmp_path, monkeypatch
 @pytest.fixture
 def saved(monkeypatch):
     """The epochs that get a checkpoint, if the time does not matter."""
-    epochs, save = [], Training.save
+    epochs, save = [], TrainingState.save
 
     def note(self, epochs_done, progress=None):
         epochs.append(epochs_done)
         save(self, epochs_done, progress)
 
-    monkeypatch.setattr(Training, "save", note)
+    monkeypatch.setattr(TrainingState, "save", note)
     monkeypatch.setattr(engine, "SECONDS_PER_CHECKPOINT", 1000)
     return epochs
 

@@ -1,5 +1,6 @@
 """Inference puts the batches' outputs together, in memory or in a file."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import data
 from errors import UserError
 from utils.training import engine, inference
 from utils.training.optim import build_optimizer
-from utils.training.resume import Progress
+from utils.training.resume import EpochProgress
 
 
 @pytest.fixture
@@ -63,6 +64,23 @@ def test_outputs_that_are_not_finite(loader, tmp_path, file):
 
 
 @pytest.mark.parametrize(
+    "optimizer", [torch.optim.SGD, torch.optim.RMSprop, partial(torch.optim.Adam, fused=False)]
+)
+def test_an_optimizer_that_cannot_skip_a_batch(loader, optimizer):
+    model = torch.nn.Linear(3, 1)
+    before = model.weight.clone()
+
+    def step(images):
+        return {"loss": 0 * model(mean(images)).sum(), "trains": torch.tensor(False)}
+
+    with pytest.raises(TypeError, match="cannot skip a batch .* with fused=True"):
+        engine._train_epoch(
+            model, optimizer(model.parameters(), lr=0.1), loader, step, None, "", EpochProgress()
+        )
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(
     ("name", "kwargs"),
     [
         ("adam", {"lr": 0.1, "weight_decay": 0.1}),
@@ -92,7 +110,7 @@ def test_a_batch_that_trains_nothing_leaves_no_trace(name, kwargs):
         loader = data.Loader(data.sets.arrays.ArrayImages(images[index]), view, 2, train=False)
         if not told:
             values = iter([True] * len(loader))
-        progress = Progress()
+        progress = EpochProgress()
         engine._train_epoch(model, optimizer, loader, step, None, "", progress)
         return model, optimizer, progress
 

@@ -11,7 +11,7 @@ from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
 from utils.run.machine import Machine
 from utils.training.optim import build_optimizer
-from utils.training.resume import Training
+from utils.training.resume import TrainingState
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def training(tmp_path):
         config = config_of("pretext", *settings)
         model = build_model(config)
         optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-        return Training(
+        return TrainingState(
             Run(config, tmp_path, Machine.start(config)), Fingerprint(config, {}), model, optimizer
         )
 

@@ -19,8 +19,14 @@ class EMA:
     def __init__(self, model, alpha):
         self.model = model
         self.alpha = alpha
-        # one flat dict, which goes into the checkpoint
         self.shadow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def state_dict(self):
+        return {"ema": self.shadow}
+
+    def load_state_dict(self, state):
+        for name, tensor in state["ema"].items():
+            self.shadow[name].copy_(tensor)
 
     @torch.no_grad()
     def update(self):

@@ -1,11 +1,10 @@
 """The loop that all steps share: epochs of training.
 
-An epoch depends on the seed and its number alone, so a run that resumes repeats it, on a CPU to the bit. A
-signal is only noted while batches train, and takes effect after one of them, or in the validation that
-follows: the Progress of the epoch is then saved, with the random state from which the next batch begins, and
-`loader.skip` continues from there. It waits until no batch is `loader.ahead`, whose random numbers are
-already drawn. A batch may train nothing (`trains`, in self-labeling): the optimizer then changes nothing, on
-the device, through `found_inf`.
+An epoch depends only on the seed and on its number, so a resumed run repeats it, on a CPU to the bit. While
+batches train, a signal is only noted. It takes effect after a batch, or in the validation that follows: the
+EpochProgress is then saved, with the random state from which the next batch begins, and `loader.skip`
+continues from there. Batches that are `loader.ahead` are trained first, because their random numbers are
+already drawn.
 """
 
 import contextlib
@@ -20,8 +19,8 @@ from utils.run import distributed, interrupt
 from utils.run.machine import dtype_name, few_threads
 
 from .inference import progress_bar
-from .optim import scheduled_learning_rate, set_learning_rate
-from .resume import Progress, Training
+from .optim import scheduled_learning_rate, set_learning_rate, skip_unless
+from .resume import EpochProgress, TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def train(
     loader,
     step,
     *,
-    extra=None,
+    checkpointed=(),
     before_epoch=None,
     after_batch=None,
     after_epoch=None,
@@ -52,17 +51,19 @@ def train(
         loader: batches of the train split.
         step: batch -> dict of scalar tensors, `loss` among them. If a batch may have nothing to train on,
             also `trains`, a bool: if it is False, the other values are 0, and the optimizer skips the batch.
-        extra: dict of further content of the checkpoint, see resume.Training.
+        checkpointed: further objects whose state the checkpoint holds, each a resume.Checkpointed.
         before_epoch: called in eval mode, but not before the rest of an epoch that is resumed.
         after_batch: called after each batch, also after a skipped one.
         after_epoch: called with the number of epochs done, in eval mode; returns a dict of numbers, and lists
-            of numbers, to log.
+            of numbers, to log. It may also hold `new_best`, a bool, which is not logged: whether it saved a
+            new best model. That epoch gets a checkpoint, because a run that resumes from an earlier epoch
+            might not find the same model again.
 
     Raises:
         UserError: the loss or a validation figure is not finite, or all batches of an epoch were skipped.
     """
     config = run.config
-    training = Training(run, fingerprint, model, optimizer, extra)
+    training = TrainingState(run, fingerprint, model, optimizer, checkpointed)
     done, progress = training.resume()
     run.save_config()
     last_line, in_batches = -math.inf, False
@@ -75,7 +76,7 @@ def train(
                 if before_epoch:
                     model.eval()
                     before_epoch()
-                progress = Progress()
+                progress = EpochProgress()
             begun -= progress.seconds
             run.seed(done)
             loader.skip(progress.batches, progress.random_state)
@@ -92,15 +93,18 @@ def train(
             _require_finite(training, metrics, ("loss",), lr)
             metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress.seconds, 1)
             model.eval()
+            new_best = False
             if after_epoch:
                 metrics.update(after_epoch(done + 1))
+                new_best = metrics.pop("new_best", False)
                 _require_finite(training, metrics, ("val_loss", "mean_confidence"), lr)
             metrics["seconds"] = round(time.perf_counter() - begun, 2)
             with interrupt.deferred():
                 run.log_epoch(metrics)
                 done, progress = done + 1, None
-                # `before_epoch` may fail, for want of space, say
-                if done == config.epochs or before_epoch or training.is_due(SECONDS_PER_CHECKPOINT):
+                is_due = time.perf_counter() - training.saved_at >= SECONDS_PER_CHECKPOINT
+                # before_epoch can fail, e.g. on a full disk
+                if done == config.epochs or before_epoch or new_best or is_due:
                     training.save(done)
             interrupt.check()
             if done == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
@@ -162,8 +166,7 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
             optimizer.zero_grad(set_to_none=True)
             values["loss"].backward()
             if trains is not None:
-                # where this is 1, fused optimizers skip the update, on the device; for torch's GradScaler
-                optimizer.found_inf = trains.logical_not().float()
+                skip_unless(trains, optimizer)
             optimizer.step()
             trained = trained + (1 if trains is None else trains)
             for name, value in values.items():  # on the device, without a GPU synchronization

@@ -39,7 +39,7 @@ def backbone_features(run, folder, model, loader, title):
     Raises:
         UserError: features that are not finite, or a full disk.
     """
-    path = kept_file(run, folder, model, loader.dataset)
+    path = features_path(run, folder, model, loader.dataset)
     if not path.exists() and not os.access(folder, os.W_OK):
         path = run.folder / path.name
     if not path.exists():
@@ -55,7 +55,7 @@ def backbone_features(run, folder, model, loader, title):
         return torch.from_numpy(np.load(path, mmap_mode="r"))
 
 
-def kept_file(run, folder, model, dataset):
+def features_path(run, folder, model, dataset):
     """The path in `folder` that is named after all that the features depend on."""
     config = run.config
     how = to_dict(config.transformation_kwargs), config.get("resize"), config.get("white_level")
@@ -68,7 +68,7 @@ def digest_of(dataset: "Dataset") -> str:
     return dataset.content_digest() or dataset.fingerprint()
 
 
-def remove_others(folder, keep):
+def remove_stale_features(folder, keep):
     """Remove the features in `folder` that an earlier model, or other images, left there."""
     for path in set(folder.glob("features-*.npy")) - set(keep):
         path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def rehearse(model, *loaders):
+def dry_run(model, *loaders):
     """Pass a few images of each loader through its view and the model, before anything is trained.
 
     So mistakes show at once, not after hours. Logs a warning if the evaluation's center crop leaves out much

@@ -6,13 +6,15 @@ import torch
 
 from errors import UserError
 
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
 
 def build_optimizer(parameters, name, kwargs):
     """SGD or Adam over all trainable `parameters`; weight decay applies to BatchNorm and biases, too.
 
     Raises UserError for arguments that the optimizer does not take.
     """
-    optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[name]
+    optimizer = OPTIMIZERS[name]
     parameters = [p for p in parameters if p.requires_grad]
     try:
         optimizer = optimizer(parameters, fused=True, **kwargs)
@@ -23,6 +25,25 @@ def build_optimizer(parameters, name, kwargs):
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def skip_unless(trains, optimizer):
+    """Let the optimizer's next step change nothing if `trains`, a bool on its device, is False.
+
+    Fused optimizers read `found_inf` on the device, without a GPU synchronization; torch's GradScaler
+    sets it, too.
+
+    Raises:
+        TypeError: an optimizer that would train on the batch all the same.
+    """
+    if type(optimizer) not in OPTIMIZERS.values() or not all(
+        group["fused"] for group in optimizer.param_groups
+    ):
+        raise TypeError(
+            f"{type(optimizer).__name__} cannot skip a batch that has nothing to train on: only SGD and Adam "
+            "with fused=True can, see build_optimizer"
+        )
+    optimizer.found_inf = trains.logical_not().float()
 
 
 def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=(), warmup_epochs=0):

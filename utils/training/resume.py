@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -30,7 +31,7 @@ OLD = "start over with --fresh, which keeps it as *.old"
 
 
 @dataclasses.dataclass
-class Progress:
+class EpochProgress:
     """How far an epoch has come."""
 
     batches: int = 0
@@ -40,7 +41,18 @@ class Progress:
     seconds: float = 0
 
 
-class Training:
+class Checkpointed(Protocol):
+    """What a checkpoint holds besides the model and the optimizer.
+
+    The keys of its state are keys of the checkpoint file, beside those of all others.
+    """
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class TrainingState:
     """The state that a resumed run must restore exactly.
 
     Args:
@@ -48,44 +60,35 @@ class Training:
         fingerprint: the Fingerprint of the step.
         model: the network, on the run's device.
         optimizer: over the trainable parameters.
-        extra: dict of further content of the checkpoint: plain values, or dicts of tensors, which resuming
-            updates in place.
+        checkpointed: further objects whose state the checkpoint holds.
     """
 
-    def __init__(self, run, fingerprint, model, optimizer, extra=None):
+    def __init__(self, run, fingerprint, model, optimizer, checkpointed=()):
         self.run = run
         self.fingerprint = fingerprint
         self.model = model
         self.optimizer = optimizer
-        self.extra = {} if extra is None else extra
+        self.checkpointed: tuple[Checkpointed, ...] = tuple(checkpointed)
         self.path = run.folder / "checkpoint.pth.tar"
         self.epochs_saved = 0  # that the checkpoint holds
-        self._when, self._plain_values = -math.inf, None  # of the last save
-
-    def is_due(self, seconds):
-        """Whether the last save was so long ago, or plain values of `extra` have changed since.
-
-        They say which model is the best, which has then been written, too: a run that resumes from an earlier
-        epoch might not find it again.
-        """
-        return time.perf_counter() - self._when >= seconds or self._plain() != self._plain_values
-
-    def _plain(self):
-        return {key: value for key, value in self.extra.items() if not isinstance(value, dict)}
+        self.saved_at = -math.inf  # time.perf_counter() of the last save
 
     def save(self, epochs_done, progress=None):
-        """Save the checkpoint; `progress` is the Progress of an epoch that is not complete."""
+        """Save the checkpoint; `progress` is the EpochProgress of an epoch that is not complete."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": epochs_done,
             "progress": progress and vars(progress),
             "identity": self.fingerprint.content,
-            **self.extra,
+            **self._further_state(),
         }
         self.run.save(content, self.path.name)
         self.epochs_saved = epochs_done
-        self._when, self._plain_values = time.perf_counter(), self._plain()
+        self.saved_at = time.perf_counter()
+
+    def _further_state(self):
+        return {key: value for part in self.checkpointed for key, value in part.state_dict().items()}
 
     def resume(self):
         """Load the checkpoint, if there is one.
@@ -94,22 +97,22 @@ class Training:
         `fresh`, earlier results are set aside instead.
 
         Returns:
-            the number of epochs done, and the Progress of the next one, None if it had not begun.
+            the number of epochs done, and the EpochProgress of the next one, None if it had not begun.
 
         Raises:
             UserError: the checkpoint is of another experiment, or the folder holds a result without one.
         """
         if self.run.fresh:
-            set_aside(self.run, RESULTS, self.fingerprint.files)
+            archive_results(self.run, RESULTS, self.fingerprint.files)
         distributed.barrier()  # the processes must agree on whether there is one
         if self.run.begins():
             if not self.run.fresh:
                 self._require_untrained()
-            forget_epochs_after(self.run, 0)
+            truncate_metrics(self.run, 0)
             return 0, None
         saved = checkpoint.load(self.path)
         weights, _ = unwrap(saved, self.path)
-        if "model" not in saved and not self.extra:
+        if "model" not in saved and not self.checkpointed:
             log.info(
                 "%s: weights without a training state, taken as the result of a finished training", self.path
             )
@@ -120,16 +123,16 @@ class Training:
         other_batches = {"batch_size", "data.train"} & changed.keys()
         progress = None
         if saved.get("progress") and not other_batches:
-            progress = Progress(**saved["progress"])
+            progress = EpochProgress(**saved["progress"])
         within = f" and {progress.batches} batches of the next" if progress else ""
         log.info("resuming after epoch %d%s", saved["epoch"], within)
-        forget_epochs_after(self.run, saved["epoch"])
+        truncate_metrics(self.run, saved["epoch"])
         self.epochs_saved = saved["epoch"]
         return saved["epoch"], progress
 
     def _load(self, saved, weights):
-        """Load what was saved into model, optimizer and extra; raise UserError if it does not fit."""
-        missing = [key for key in ("model", "optimizer", "epoch", *self.extra) if key not in saved]
+        """Load what was saved into the objects that it came from; raise UserError if it does not fit."""
+        missing = [key for key in ("model", "optimizer", "epoch", *self._further_state()) if key not in saved]
         if not missing and _epochs_done(saved) is None:
             missing = ["number of epochs"]
         if missing:
@@ -139,19 +142,14 @@ class Training:
             (group,), (own,) = saved["optimizer"]["param_groups"], self.optimizer.param_groups
             if ("betas" in group) != ("betas" in own):
                 raise ValueError(f"{', '.join(sorted(group))} instead of {', '.join(sorted(own))}")
-            # The settings may have changed. Only fused optimizers heed the engine's `found_inf`, and the
-            # original program's were not fused.
+            # The settings may have changed. `fused` is among them: the original program's optimizers were not
+            # fused, and could not skip a batch.
             group.update({key: value for key, value in own.items() if key != "params"})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
-        for key, value in self.extra.items():
-            if isinstance(value, dict):  # in place, because another object holds it, too
-                value.update(
-                    {name: tensor.to(self.run.machine.device) for name, tensor in saved[key].items()}
-                )
-            else:
-                self.extra[key] = saved[key]
+        for part in self.checkpointed:
+            part.load_state_dict({key: saved[key] for key in part.state_dict()})
 
     def _require_untrained(self):
         """Raise UserError if the folder holds a result, but not the checkpoint of its training."""
@@ -223,7 +221,7 @@ def _epochs_done(saved):
     return epochs if isinstance(epochs, int) and epochs >= 0 else None
 
 
-def take_instead_of_training(run, fingerprint, source, model):
+def use_given_weights(run, fingerprint, source, model):
     """Prepare the folder for given weights, those of `model`, which were read from the file `source`, if any.
 
     Raises UserError if the folder holds a training of its own that these weights do not come from.
@@ -239,15 +237,15 @@ def take_instead_of_training(run, fingerprint, source, model):
     there = read_fingerprint(run.folder).get("backbone_weights")
     sources = [*fingerprint.files, *given]
     if run.fresh:
-        set_aside(run, RESULTS, sources)
+        archive_results(run, RESULTS, sources)
     elif there not in (None, of_backbone(model.state_dict())):
-        set_aside(run, ["model.pth.tar"], sources)
+        archive_results(run, ["model.pth.tar"], sources)
     if not path.exists():
-        forget_epochs_after(run, 0)
+        truncate_metrics(run, 0)
     run.save_config()
 
 
-def sign(run, fingerprint, weights, trained=True):
+def mark_finished(run, fingerprint, weights, trained=True):
     """Mark the step as finished: write what its results were made from.
 
     After a training, the results that were set aside for it are removed.
@@ -261,7 +259,7 @@ def sign(run, fingerprint, weights, trained=True):
                 path.unlink()
 
 
-def set_aside(run, names, sources):
+def archive_results(run, names, sources):
     """Rename an earlier run's results to *.old, *.old2, ...; copy those that this run reads, `sources`."""
     if not run.main:
         return
@@ -281,7 +279,7 @@ def set_aside(run, names, sources):
     log.info("%s: earlier results are kept as *%s until a new model is trained", run.folder, suffix)
 
 
-def forget_epochs_after(run, epochs_done):
+def truncate_metrics(run, epochs_done):
     """Remove the lines of later epochs, which will be repeated, from metrics.jsonl."""
     if run.main:
         kept = [line for line in run.read_epochs() if line["epoch"] <= epochs_done]
