@@ -2,14 +2,13 @@
 
 python export.py results/PHOTOS [--input float] [--output DIR]
 
-model.onnx: squares in, the clusters' probabilities out; normalization is inside, a batch has any size. It is
+model.onnx: images in, the clusters' probabilities out; normalization is inside, a batch has any size. It is
 compared with the model before it is kept. model.safetensors: the weights. model.json: what another program
 needs to know to use either of them. docs/PREDICT.md says more.
 """
 
 import argparse
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -17,52 +16,55 @@ import tempfile
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import data
 from data.augment.transforms import center_crop
 from errors import UserError
-from predict import load_trained, read_names
-from utils.files import write_json
+from steps.load_model import keep_head
+from utils.files import read_json, write_json
 from utils.run import distributed
 from utils.run.machine import dtype_name
 from utils.run.script import file_argument, run_script
+from workflows.cluster_names import read_names
+from workflows.trained_model import TrainedModel, load_trained_model
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript", "safetensors")
-FILES = ("model.onnx", "model.safetensors", "model.json")
+EXPORTED = ("model.onnx", "model.safetensors", "model.json")
 FORMAT = "scan-clusters-1"  # in model.json
 TOLERANCE = 1e-4  # largest difference of a probability
-LARGE = 1.5e9  # bytes of weights, which go to a file of their own: an ONNX file is limited to 2 GB
-REAL = 16  # images that the comparison reads, if the training images are there
+ONE_FILE = 1.5e9  # bytes of weights, more go to a file of their own: an ONNX file is limited to 2 GB
+REAL_IMAGES = 16  # that the comparison reads, if the training images are there
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     require_packages()
     from safetensors.torch import save
 
-    trained = load_trained(args.results)
-    names = args.results / "names.csv"
-    names = read_names(names, trained.config.num_classes) if names.exists() else None
+    trained = load_trained_model(args.results)
+    file = args.results / "names.csv"
+    names = read_names(file, trained.config.num_classes) if file.exists() else None
     output = args.output or args.results / "export"
-    require_replaceable(output)
+    require_own_export(output)
     network = Probabilities(trained, args.input).eval()
     inputs = [*random_inputs(trained), *real_inputs(trained)]
-    if args.input == "float" and trained.width is None:
+    if args.input == "float" and trained.vector_width is None:
         inputs = [images.float() / 255 for images in inputs]
+    weights = keep_head(trained.model.state_dict(), trained.head)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output, prefix=".export-") as scratch:
-            scratch = Path(scratch)
+        with tempfile.TemporaryDirectory(dir=output, prefix=".export-") as name:
+            scratch = Path(name)
             write_onnx(network, inputs[0], scratch / "model.onnx")
-            difference = compare(network, inputs, scratch / "model.onnx")
-            (scratch / "model.safetensors").write_bytes(save(weights_of(trained), {"format": "pt"}))
-            about = describe(trained, network, inputs[0], names, difference)
-            write_json(about, scratch / "model.json")
+            difference = largest_difference(network, inputs, scratch / "model.onnx")
+            contiguous = {key: value.contiguous() for key, value in weights.items()}
+            (scratch / "model.safetensors").write_bytes(save(contiguous, {"format": "pt"}))
+            write_json(description(trained, network, inputs[0], names, difference), scratch / "model.json")
             for path in sorted(scratch.iterdir(), key=lambda path: path.name == "model.json"):
                 os.replace(path, output / path.name)  # model.json last
     except OSError as error:
@@ -70,10 +72,10 @@ def main(argv=None):
             f"{output}: cannot be written ({error.strerror}); free some space, or give another --output"
         ) from None
     print(f"largest difference from torch: {difference:.1e}, on {sum(map(len, inputs))} inputs")
-    print(*(output / name for name in FILES), sep="\n")
+    print(*(output / name for name in EXPORTED), sep="\n")
 
 
-def read_arguments(argv):
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,20 +96,16 @@ def read_arguments(argv):
     return args
 
 
-def require_packages():
+def require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export.py needs packages that are not installed: pip install {' '.join(missing)}")
 
 
-def require_replaceable(output):
+def require_own_export(output: Path) -> None:
     """Raise UserError if a file would be overwritten that is not of an earlier export."""
-    there = [name for name in FILES if os.path.lexists(output / name)]
-    try:
-        own = json.loads((output / "model.json").read_text())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        own = False
-    if there and not own:
+    there = [name for name in EXPORTED if os.path.lexists(output / name)]
+    if there and read_json(output / "model.json").get("format") != FORMAT:
         raise UserError(f"{output / there[0]}: exists and is not from export.py; give another --output")
 
 
@@ -115,38 +113,37 @@ def require_replaceable(output):
 
 
 class Probabilities(nn.Module):
-    """What is exported: squares -> probabilities (N, C) of the best head.
+    """What is exported: images -> probabilities (N, C) of the best head.
 
     Args:
-        trained: predict.Trained.
-        input_: "uint8", images (N, 3, S, S) of 0 to 255, or "float", of 0 to 1. For a model of features,
-            vectors (N, D).
+        trained: the model.
+        values: "uint8", images (N, 3, S, S) of 0 to 255, or "float", of 0 to 1. A model of features takes
+            vectors (N, D) instead.
     """
 
-    def __init__(self, trained, input_):
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, trained: TrainedModel, values: str) -> None:
         super().__init__()
         self.backbone = trained.model.backbone
         self.head = trained.model.cluster_head[trained.head]
-        self.name = "features" if trained.width else "images"
-        if trained.width is None:
+        self.name = "features" if trained.vector_width else "images"
+        if trained.vector_width is None:
             normalize = trained.config.transformation_kwargs.normalize
             mean, std = (torch.tensor(normalize[key]).view(3, 1, 1) for key in ("mean", "std"))
-            self.register_buffer("scale", 1 / ((255 if input_ == "uint8" else 1) * std))
+            self.register_buffer("scale", 1 / ((255 if values == "uint8" else 1) * std))
             self.register_buffer("shift", -mean / std)
 
-    def forward(self, inputs):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.name == "images":
             inputs = inputs.float() * self.scale + self.shift
         return self.head(self.backbone(inputs)).softmax(1)
 
 
-# --- writing -------------------------------------------------------------------------------------
-
-
-def write_onnx(network, example, path):
+def write_onnx(network: Probabilities, example: torch.Tensor, path: Path) -> None:
     """Write the network as an ONNX graph, whose first dimension is free."""
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
-    batch = {0: torch.export.Dim("N")}
     with warnings.catch_warnings(action="ignore"):  # of the exporter's own future
         torch.onnx.export(
             network,
@@ -154,15 +151,18 @@ def write_onnx(network, example, path):
             path,
             input_names=[network.name],
             output_names=["probabilities"],
-            dynamic_shapes=(batch,),
+            dynamic_shapes=({0: torch.export.Dim("N")},),
             dynamo=True,
-            external_data=size > LARGE,
+            external_data=size > ONE_FILE,
             verbose=False,
         )
 
 
-def compare(network, inputs, path):
-    """Largest difference between the file's probabilities and the network's on a list of batches.
+# --- the comparison ------------------------------------------------------------------------------
+
+
+def largest_difference(network: Probabilities, inputs: list[torch.Tensor], path: Path) -> float:
+    """Largest difference between the file's probabilities and the network's on some batches.
 
     Raises UserError if it is above TOLERANCE.
     """
@@ -183,11 +183,11 @@ def compare(network, inputs, path):
     return largest
 
 
-def random_inputs(trained):
+def random_inputs(trained: TrainedModel) -> list[torch.Tensor]:
     """Batches of several sizes: noise, and smooth images, which are nearer to real ones."""
     random = torch.Generator().manual_seed(0)
-    if trained.width:
-        return [torch.randn(n, trained.width, generator=random) for n in (2, 1, 7)]
+    if trained.vector_width:
+        return [torch.randn(n, trained.vector_width, generator=random) for n in (2, 1, 7)]
     side = trained.config.transformation_kwargs.crop_size
     noise = torch.rand(2, 3, side, side, generator=random)
     smooth = [torch.rand(n, 3, 3, 3, generator=random) for n in (1, 7)]
@@ -195,40 +195,40 @@ def random_inputs(trained):
     return [(255 * images).byte() for images in (noise, *smooth)]
 
 
-def real_inputs(trained):
+def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
     """A batch of a few training images, if their folder is there, else none."""
     config = trained.config
-    if trained.width:
+    if trained.vector_width:
         return []
     folder = Path(config.get("image_folder") or Path(config.data_dir, config.train_db_name)).expanduser()
     try:
         files, _ = data.list_images(folder, but=(config.root_dir, trained.folder.parent, trained.folder))
     except UserError:  # no such folder, or it is empty
         return []
-    some = files[:: max(1, len(files) // REAL)][:REAL]
-    squares = torch.cat([part[1] for part in trained.stream(some)])
-    return [center_crop(squares, config.transformation_kwargs.crop_size)] if len(squares) else []
+    some = files[:: max(1, len(files) // REAL_IMAGES)][:REAL_IMAGES]
+    images = torch.cat([part for _, part, _ in trained.decode(some)])
+    return [center_crop(images, config.transformation_kwargs.crop_size)] if len(images) else []
 
 
-def weights_of(trained):
-    """State dict of the model with its best head only, as of a ClusteringModel with one head."""
-    head = f"cluster_head.{trained.head}."
-    weights = {}
-    for key, value in trained.model.state_dict().items():
-        if key.startswith(("backbone.", head)):
-            weights[key.replace(head, "cluster_head.0.")] = value.contiguous()
-    return weights
+# --- model.json ----------------------------------------------------------------------------------
 
 
-def describe(trained, network, example, names, difference):
-    """What model.json says."""
+def description(
+    trained: TrainedModel,
+    network: Probabilities,
+    example: torch.Tensor,
+    names: list[str] | None,
+    difference: float,
+) -> dict[str, Any]:
+    """The content of model.json."""
     config = trained.config
-    about = {
+    shape = ("N", *example.shape[1:])
+    content = {
         "format": FORMAT,
         "onnx": {
             "file": "model.onnx",
-            "input": tensor(network.name, example.dtype, ("N", *example.shape[1:])),
-            "output": tensor("probabilities", torch.float32, ("N", config.num_classes)),
+            "input": {"name": network.name, "dtype": dtype_name(example.dtype), "shape": shape},
+            "output": {"name": "probabilities", "dtype": "float32", "shape": ("N", config.num_classes)},
             "largest_difference_from_torch": difference,
         },
         "safetensors": {
@@ -244,13 +244,12 @@ def describe(trained, network, example, names, difference):
         "head": trained.head,
         "versions": {
             "python": platform.python_version(),
-            "numpy": np.__version__,
-            **{name: metadata.version(name) for name in ("torch", *PACKAGES)},
+            **{name: metadata.version(name) for name in ("numpy", "torch", *PACKAGES)},
         },
     }
-    if trained.width is None:
+    if trained.vector_width is None:
         transformation = config.transformation_kwargs
-        about |= {
+        content |= {
             "crop_size": transformation.crop_size,
             "resize": config.get("resize", "crop"),
             "side": trained.side,
@@ -261,11 +260,7 @@ def describe(trained, network, example, names, difference):
             "`side` pixels, bilinear, with antialiasing); the central square of `crop_size` pixels is "
             "the input of the ONNX file; the weights alone take (x - mean) / std of x from 0 to 1",
         }
-    return about
-
-
-def tensor(name, dtype, shape):
-    return {"name": name, "dtype": dtype_name(dtype), "shape": shape}
+    return content
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from predict import read_names
 from utils.report import page as pages
 from utils.report import words
 from utils.report.page import render
+from workflows.cluster_names import read_names
 
 FLAGS = [
     "--no-sandbox",

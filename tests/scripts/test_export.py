@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import data
 import export
-import predict
 from models import build_model
+from workflows.trained_model import load_trained_model
 
 NAMES = ["zero", "one", "zwei, drei", *"3456789"]
 
@@ -45,7 +45,7 @@ def exported(digits):
 
 
 def images_and_probabilities(results, n):
-    trained = predict.load_trained(results)
+    trained = load_trained_model(results)
     images = data.build_dataset(DIGITS, "test").images[:n]
     with torch.no_grad():
         logits = trained.model(data.build_eval_transform(trained.config)(images))
@@ -63,7 +63,7 @@ def test_the_onnx_file_gives_the_models_probabilities(digits, exported, n):
 
 def test_the_onnx_file_is_whole(exported):
     onnx.checker.check_model(exported / "model.onnx", full_check=True)
-    assert sorted(path.name for path in exported.iterdir()) == sorted(export.FILES)
+    assert sorted(path.name for path in exported.iterdir()) == sorted(export.EXPORTED)
     about = json.loads((exported / "model.json").read_text())["onnx"]
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     for kind, (found,) in (("input", session.get_inputs()), ("output", session.get_outputs())):
@@ -113,9 +113,9 @@ def test_the_best_of_several_heads_and_float_images(copied, tmp_path):
 
 
 def test_real_images_are_those_of_the_training_folder(digits):
-    trained = predict.load_trained(digits)
+    trained = load_trained_model(digits)
     (real,) = export.real_inputs(trained)
-    assert real.shape == (export.REAL, 3, 8, 8)
+    assert real.shape == (export.REAL_IMAGES, 3, 8, 8)
     every = data.build_dataset(DIGITS, "test").images[:20]
     assert all((image == every).flatten(1).all(1).any() for image in real)
     (digits / "clusters").mkdir()

@@ -23,6 +23,9 @@ from models import build_model
 from utils.run import interrupt
 from utils.run.config import read_resolved, to_dict
 from utils.run.script import run_script
+from workflows.cluster_names import read_names
+from workflows.sort_files import sorting_folders
+from workflows.trained_model import load_trained_model
 
 
 def write_pngs(folder, indices):
@@ -70,7 +73,7 @@ def write_names(path, names):
 
 
 def probabilities(results, indices):
-    trained = predict.load_trained(results)
+    trained = load_trained_model(results)
     images = data.build_dataset(DIGITS, "test").images[indices]
     with torch.no_grad():
         logits = trained.model(data.build_eval_transform(trained.config)(images))
@@ -163,9 +166,9 @@ def test_unreadable_images_are_noted(results, new, tmp_path, capsys):
 def test_images_of_arrays_without_the_record_of_their_size(copied, pngs, tmp_path):
     """As in results from before metrics.json said it: then a margin is assumed, as files have it."""
     shutil.rmtree(copied / "digits/selflabel")
-    trained = predict.load_trained(copied / "digits")
+    trained = load_trained_model(copied / "digits")
     (copied / "digits/scan/metrics.json").write_text("{}")
-    assert (trained.side, predict.load_trained(copied / "digits").side) == (8, 9)
+    assert (trained.side, load_trained_model(copied / "digits").side) == (8, 9)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +186,8 @@ def test_images_of_16_bits_have_the_white_of_the_training(copied, tmp_path, capl
             file.write(f"\nwhite_level: {white}\n")
     (copied / "digits/selflabel/metrics.json").write_text(json.dumps(figures))
     messages.say_once.cache_clear()
-    trained = predict.load_trained(copied / "digits")
-    ((_, squares, _),) = predict.find_images(tmp_path / "new", trained).stream(0)
+    trained = load_trained_model(copied / "digits")
+    ((_, squares, _),) = predict.find_images(tmp_path / "new", trained).decode(0)
     expected = torch.from_numpy(values * 255.0 / white)
     torch.testing.assert_close(squares[0, 0].double(), expected, atol=0.51, rtol=0)
     assert caplog.text.count("65535 is assumed to be white") == (where == "nowhere")
@@ -279,7 +282,7 @@ def test_clusters_of_one_name_are_merged(results, pngs, tmp_path):
 def test_names_with_errors(tmp_path, text, words):
     path = tmp_path / "names.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(["names.csv", *words], predict.read_names, path, 3)
+    refused(["names.csv", *words], read_names, path, 3)
 
 
 def test_no_names_or_one_for_all(results, pngs, tmp_path, capsys):
@@ -324,9 +327,9 @@ def test_names_never_lead_out_of_the_folder(results, pngs, tmp_path):
     file = write_names(tmp_path / "names.csv", names)
     run(results, pngs, tmp_path / "x.csv", "--names", file, "--sort-into", into)
     assert len(files_in(into)) == 30 == len(files_in(tmp_path / "deep"))
-    folders = predict.folders_of(into, names, pngs)
+    folders = sorting_folders(into, ["unsure", *names], pngs)
     assert [folder.name for folder in folders] == (
-        ["_x", "_etc", "_", "a_b", "a_b (2)", "A_b (3)", "_con", "unsure (2)", "hidden", "ä" * 100, "unsure"]
+        ["unsure", "_x", "_etc", "_", "a_b", "a_b (2)", "A_b (3)", "_con", "unsure (2)", "hidden", "ä" * 100]
     )
     assert all(folder.parent == into for folder in folders)
 
@@ -444,7 +447,7 @@ def test_folders_without_a_finished_model(copied, pngs, tmp_path, capsys):
     fails_at(digits / "scan", "has not finished; give the same command again")
     config = digits / "selflabel/config.yml"
     config.write_text(config.read_text().replace("num_classes: 10", "num_classes: 12"))
-    fails_at(digits, "config.yml and model.pth.tar do not belong together", "num_classes 10")
+    fails_at(digits, "config.yml and model.pth.tar must be those of one run", "num_classes 10")
     config.write_text("setup: selflabel\n")
     fails_at(digits, "config.yml: missing")
     (digits / "selflabel/model.pth.tar").unlink()
@@ -455,7 +458,7 @@ def test_folders_without_a_finished_model(copied, pngs, tmp_path, capsys):
 
 def test_an_unfinished_self_labeling_is_passed_over(copied, pngs, tmp_path, caplog):
     (copied / "digits/selflabel/fingerprint.json").unlink()
-    assert predict.load_trained(copied / "digits").folder == copied / "digits/scan"
+    assert load_trained_model(copied / "digits").folder == copied / "digits/scan"
     assert_holds(caplog.messages[0], ["selflabel: not finished, so the model in", "scan is used"])
 
 

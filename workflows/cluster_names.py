@@ -1,0 +1,87 @@
+"""names.csv: what the user calls the clusters. Clusters of one name are merged."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.messages import shown
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class ClusterNames:
+    """What the C clusters of a model are called."""
+
+    names: list[str]  # M different ones
+    index: torch.Tensor  # int64 (C,), of each cluster's name
+    from_file: bool  # or the clusters' numbers
+
+    def best_two(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The best two names of each image, by the sum of their clusters' probabilities.
+
+        Args:
+            probabilities: float (B, C).
+
+        Returns:
+            (B, 2) each: index of the name, its probability, and its most probable cluster.
+        """
+        index = self.index.to(probabilities.device)
+        sums = probabilities.new_zeros(len(probabilities), len(self.names))
+        confidence, best = sums.index_add_(1, index, probabilities).topk(2)
+        others = index != best.unsqueeze(2)  # (B, 2, C)
+        clusters = probabilities.unsqueeze(1).masked_fill(others, -1).argmax(2)
+        return best, confidence, clusters
+
+
+def cluster_names(path: Path | None, num_clusters: int) -> ClusterNames:
+    """The names of names.csv or, without a file, the clusters' numbers.
+
+    Raises UserError as `read_names`, and if all clusters have one name.
+    """
+    named = read_names(path, num_clusters) if path else list(map(str, range(num_clusters)))
+    names = list(dict.fromkeys(named))
+    if len(names) < 2:
+        raise UserError(f"{path}: all clusters have one name, so there is nothing to tell apart")
+    return ClusterNames(names, torch.tensor([names.index(name) for name in named]), path is not None)
+
+
+def read_names(path: Path, num_clusters: int) -> list[str]:
+    """The names of clusters 0 to C - 1 from a CSV file with the columns cluster and name.
+
+    Raises UserError for another header, and for a cluster that is unknown, missing or there twice.
+    """
+    names: dict[int, str] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's UTF-8 starts with a mark
+            reader = csv.reader(file, strict=True)
+            header = [column.strip().lower() for column in next(reader, [])]
+            if header != ["cluster", "name"]:
+                found = ",".join(header) or "nothing"
+                raise UserError(f"{path}: its first line must be cluster,name, found {shown(found)}")
+            for row in filter(None, reader):
+                where = f"{path}, line {reader.line_num}"
+                number, name = (cell.strip() for cell in (*row, "")[:2])
+                if len(row) > 2:
+                    raise UserError(f'{where}: more than two columns; put a name with a comma in quotes ""')
+                if not number.isdecimal() or int(number) >= num_clusters:
+                    raise UserError(
+                        f"{where}: {shown(number)!r} is no cluster; the model's are 0 to {num_clusters - 1}"
+                    )
+                if int(number) in names:
+                    raise UserError(f"{where}: cluster {int(number)} has a name already; give each one once")
+                if not name:
+                    raise UserError(f"{where}: cluster {int(number)} has no name; give it one")
+                names[int(number)] = name
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from None
+    missing = [str(cluster) for cluster in range(num_clusters) if cluster not in names]
+    if missing:
+        raise UserError(
+            f"{path}: no name for cluster {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}; give each "
+            f"of the {num_clusters} clusters a row"
+        )
+    return [names[cluster] for cluster in range(num_clusters)]

@@ -1,0 +1,115 @@
+"""Copy or link files into a folder for each cluster; nothing is moved or overwritten."""
+
+import filecmp
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from errors import UserError
+
+
+def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path]:
+    """The folder in `root` for each of these different names, of which no two are one on any system.
+
+    Raises UserError if `root` is a file, or if a folder and that of the images overlap.
+    """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--sort-into {root}: is a file; give a folder")
+    taken: set[str] = set()
+    folders = []
+    for name in map(folder_name, names):
+        candidate, number = name, 1
+        while (key := unicodedata.normalize("NFC", candidate).casefold()) in taken:  # one on some systems
+            number += 1
+            candidate = f"{name} ({number})"
+        taken.add(key)
+        folders.append(root / candidate)
+    source = images.resolve()
+    for folder in (root, *folders) if source.is_dir() else ():
+        target = folder.resolve()
+        if target.is_relative_to(source) or (folder != root and source.is_relative_to(target)):
+            raise UserError(
+                f"--sort-into {root}: {folder} and the images' folder {images} overlap; give another"
+            )
+    return folders
+
+
+def folder_name(name: str) -> str:
+    """A name as that of a folder on any system: never a path, hidden, too long or reserved."""
+    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).strip(" .")
+    name = name.encode()[:200].decode(errors="ignore").strip(" .") or "_"
+    return f"_{name}" if re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name, re.I) else name
+
+
+def require_room(files: Iterable[str], root: Path) -> None:
+    """Raise UserError if the disk has no room for copies of the files, less what is in `root` already."""
+    needed = sum(size_of(file) for file in files)
+    existing = next(path for path in (root, *root.absolute().parents) if path.is_dir())
+    there = sum(size_of(os.path.join(path, name)) for path, _, found in os.walk(root) for name in found)
+    free = shutil.disk_usage(existing).free
+    if needed - there > free:
+        raise UserError(
+            f"--sort-into {root}: copies of the images take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+            "are free there; free some space, or sort links with --link"
+        )
+
+
+def size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a broken link, which will be noted as unreadable
+        return 0
+
+
+def sort_files(files: Iterable[tuple[str, Path]], link: bool) -> tuple[int, int]:
+    """Copy each file to a path, or link it there, unless it is there already.
+
+    Args:
+        files: pairs of a file and its path.
+        link: make symbolic links instead of copies.
+
+    Returns:
+        the number of copies or links made, and of files that were there already.
+    """
+    made = kept = 0
+    for file, path in files:
+        target = free_path(path, file)
+        if target is None:
+            kept += 1
+        else:
+            copy_or_link(file, target, link)
+            made += 1
+    return made, kept
+
+
+def free_path(path: Path, file: str) -> Path | None:
+    """`path`, or "NAME (2)" and so on if another file has that name; None if this very file has it."""
+    candidate, number = path, 1
+    while os.path.lexists(candidate):
+        if candidate.is_file() and filecmp.cmp(file, candidate, shallow=False):
+            return None
+        number += 1
+        candidate = path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return candidate
+
+
+def copy_or_link(file: str, target: Path, link: bool) -> None:
+    """A copy gets its name only when it is complete."""
+    temporary = target.with_name(f".copying-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            target.symlink_to(os.path.abspath(file))
+        else:
+            shutil.copy2(file, temporary)
+            temporary.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror}); the table is whole, what was sorted stays, and "
+            "the same command goes on"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)

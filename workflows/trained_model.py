@@ -1,0 +1,95 @@
+"""From a folder of results to a model that takes new images."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from easydict import EasyDict
+
+import data
+from errors import UserError
+from models import ClusteringModel
+from steps.load_model import load_model
+from utils.files import read_json
+from utils.run.config import read_resolved
+from utils.run.fingerprint import read_fingerprint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a finished clustering or self-labeling step."""
+
+    folder: Path  # of the step
+    config: EasyDict
+    model: ClusteringModel  # on the CPU, in eval mode
+    head: int  # index of its best head
+    side: int  # of its training images in pixels, before the evaluation's crop
+    white_level: int | None  # of its training images, if they have 16 bits and it is known
+
+    @property
+    def vector_width(self) -> int | None:
+        """Width of the vectors that it takes in place of images; None if it takes images."""
+        return self.model.cluster_head[0].in_features if self.config.get("features_file") else None
+
+    def decode(
+        self, files: Sequence[str], num_workers: int = 0
+    ) -> Iterator[tuple[Sequence[str], torch.Tensor, dict[str, str]]]:
+        """`data.stream` of new files, resized and cropped as the training images were."""
+        # older results do not say white_level: then the decoded training images do, if they are still beside
+        # the results, wherever those were moved to
+        dataset = self.folder.resolve().parent
+        config = {**self.config, "root_dir": str(dataset.parent), "train_db_name": dataset.name}
+        if self.white_level:
+            config["white_level"] = self.white_level
+        return data.stream(files, config, num_workers, self.side)
+
+
+def load_trained_model(results: Path) -> TrainedModel:
+    """The final model of a dataset's results, `results/NAME`, or the model of one step's folder.
+
+    Raises UserError if there is no finished clustering or self-labeling, or if its files are of different
+    runs.
+    """
+    folder = final_step(results)
+    config = read_resolved(folder / "config.yml")
+    if config.setup not in ("scan", "selflabel"):
+        raise UserError(
+            f"{folder}: holds the results of setup {config.setup}, which has no clusters; train them with "
+            "scan.py, and give the folder of its results"
+        )
+    try:
+        loaded = load_model(config, folder / "model.pth.tar")
+    except UserError as error:
+        raise UserError(
+            f"{folder}: config.yml and model.pth.tar must be those of one run; copy both ({error})"
+        ) from None
+    assert isinstance(loaded.model, ClusteringModel) and loaded.head is not None  # as these setups have
+    metrics = read_json(folder / "metrics.json")
+    # older results do not say the side: then a margin is assumed, which files have and arrays may lack
+    side = metrics.get("image_side") or data.side(config)
+    return TrainedModel(folder, config, loaded.model.eval(), loaded.head, side, metrics.get("white_level"))
+
+
+def final_step(results: Path) -> Path:
+    """Folder of the last finished step with clusters: `results` itself, or selflabel/ or scan/ in it."""
+    if not results.is_dir():
+        found = "is a file; give the folder that holds it" if results.exists() else "no such folder"
+        raise UserError(f"{results}: {found}; expected results of scan.py or selflabel.py")
+    if (results / "config.yml").is_file():
+        steps = [results]
+    else:
+        steps = [step for step in (results / "selflabel", results / "scan") if step.is_dir()]
+    finished = next((step for step in steps if read_fingerprint(step)), None)
+    if finished:
+        if finished != steps[0]:
+            log.warning("%s: not finished, so the model in %s is used", steps[0], finished)
+        return finished
+    if steps:
+        raise UserError(f"{steps[0]}: its training has not finished; give the same command again")
+    within = sorted(path.parent.parent for path in results.glob("*/*/config.yml"))
+    hint = f"; did you mean {within[0]}?" if within else ""
+    raise UserError(f"{results}: holds no results of scan.py or selflabel.py{hint}")
