@@ -11,77 +11,69 @@ experiment files in configs/, and each step's results. If it is interrupted, giv
 """
 
 import argparse
-import csv
 import json
 import logging
 import re
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from easydict import EasyDict
 
 import data
-import models
 from errors import UserError
 from eval import learned_by_others, prototype_cells, save_sheet
-from scan import NEIGHBORS
+from steps.load_model import load_model
+from steps.options import BuildDataset
 from utils import report
-from utils.analysis import baselines, choose_k, health, metrics, plots
+from utils.analysis import baselines, health, plots
 from utils.analysis.prototypes import find_prototypes
-from utils.files import digest, write_csv, write_json
+from utils.files import digest, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
-from utils.run.script import add_overrides, default_environment, file_argument, run_script, yaml_text
-from utils.run.weights import choose_head, load_weights, read_weights
+from utils.run.script import add_overrides, default_environment, file_argument, run_script
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
-from workflows import own_images, run_steps
+from workflows import own_images, subfolder_classes
+from workflows.fit_to_images import BACKBONE
+from workflows.label_free_choices import choose_number, choose_threshold
+from workflows.own_experiment import ClusterArguments
+from workflows.run_steps import DatasetCache, PlannedStep
+from workflows.subfolder_classes import compare_with_classes, labels_of
 
-NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
-THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
-SPLITS = "train", "test", "val"  # folders that are no classes
 SHEET, SHEET_LEAST = 80, 20  # images on a contact sheet: the most and the least confident of a cluster
 
 
-def main(argv=None):
-    args = read_arguments(argv)
+def main(argv: list[str] | None = None) -> None:
+    arguments = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    root = Path(args.root_dir or read_yaml(default_environment()).get("root_dir", "results")).expanduser()
-    folder = root / args.name
-    if folder.resolve() == args.images:
-        raise UserError(
-            f"{folder}: the results would lie among the images; give another --name or --root_dir"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --root_dir") from None
-    settings = [f"root_dir={yaml_text(root)}", *args.overrides]
-    if args.labels:
-        require_classes(args.images, folder)
-    files, distinct = own_images.experiment_files(args, folder, settings)
-    flags = {"pretext": ["--pretrained", str(args.pretrained)]} if args.pretrained else {}
-    run = partial(run_steps.run_steps, settings=settings, flags=flags)
-    folders = run({"pretext": files["pretext"]})
+    environment = read_yaml(default_environment())
+    folder = make_folder(arguments, environment)
+    if arguments.labels:
+        subfolder_classes.require_classes(arguments.images, folder)
+    build_dataset = DatasetCache()
+    experiment = own_images.prepare(arguments, folder, environment, build_dataset)
+    folders = {"pretext": experiment.run("pretext", build_dataset)}
     require_learned(folders["pretext"])
-    if len(args.clusters) != 1:
-        own_images.set_number(
-            files, choose_number(args.clusters, folder, folders["pretext"], args.seed), distinct
-        )
-    folders |= run({"scan": files["scan"]})
-    if "selflabel" in files and set_threshold(files["selflabel"], folders["scan"]):
-        folders |= run({"selflabel": files["selflabel"]})
-    configs = run_steps.check_steps({step: files[step] for step in folders}, settings)
-    write_results(configs, folder, folders, args.labels)
+    if len(arguments.clusters) != 1:
+        number = choose_number(arguments.clusters, folder, folders["pretext"], arguments.seed)
+        experiment.set_number(number)
+    folders["scan"] = experiment.run("scan", build_dataset)
+    if "selflabel" in experiment.contents:
+        threshold = choose_threshold(folders["scan"])
+        if threshold:
+            experiment.set_threshold(threshold)
+            folders["selflabel"] = experiment.run("selflabel", build_dataset)
+    last = experiment.plan(list(folders)[-1])
+    write_results(last, folder, folders, arguments.labels, build_dataset)
 
 
 # --- the command line ----------------------------------------------------------------------------
 
 
-def read_arguments(argv):
+def read_arguments(argv: list[str] | None) -> ClusterArguments:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -97,7 +89,7 @@ def read_arguments(argv):
     parser.add_argument("--root_dir", help="folder of all results (default: that of configs/env.yml)")
     parser.add_argument(
         "--backbone", metavar="NAME",
-        help=f"network: timm/..., torchvision/... (default: {own_images.BACKBONE}); with --from-scratch also "
+        help=f"network: timm/..., torchvision/... (default: {BACKBONE}); with --from-scratch also "
         "resnet18, ... (default: the best for which --hours are enough)",
     )  # fmt: skip
     parser.add_argument(
@@ -141,10 +133,10 @@ def read_arguments(argv):
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
     if not re.fullmatch(r"\w[\w.-]*", args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
-    return args
+    return ClusterArguments(**vars(args))
 
 
-def numbers_argument(text):
+def numbers_argument(text: str) -> list[int]:
     """argparse type of --clusters: list of numbers; empty for auto."""
     if text == "auto":
         return []
@@ -157,10 +149,22 @@ def numbers_argument(text):
     return found
 
 
-# --- between the steps ---------------------------------------------------------------------------
+def make_folder(arguments: ClusterArguments, environment: dict[str, Any]) -> Path:
+    """Make the folder of the results. Raises UserError if it is that of the images, or cannot be made."""
+    root = Path(arguments.root_dir or environment.get("root_dir", "results")).expanduser()
+    folder = root / arguments.name
+    if folder.resolve() == arguments.images:
+        raise UserError(
+            f"{folder}: the results would lie among the images; give another --name or --root_dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --root_dir") from None
+    return folder
 
 
-def require_learned(pretext):
+def require_learned(pretext: Path) -> None:
     """Raise UserError if the pretext step, of which this is the folder, has learned nothing."""
     if json.loads((pretext / "metrics.json").read_text()).get("collapsed"):
         raise UserError(
@@ -169,66 +173,26 @@ def require_learned(pretext):
         )
 
 
-def choose_number(candidates, folder, pretext, seed):
-    """The number of clusters that the neighbors suggest, among `candidates`, or many if that is empty.
-
-    Writes numbers.csv and numbers.png. `pretext` is the folder of the first step's results.
-    """
-    mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
-    made_of = [digest(pretext / NEIGHBORS[0]), candidates]
-    kept = folder / "numbers.json"
-    content = json.loads(kept.read_text()) if kept.exists() else {}
-    if content.get("made_of") != made_of:
-        print("\ncomparing numbers of clusters ...", flush=True)
-        few = [number for number in choose_k.NUMBERS if number * choose_k.FEWEST <= len(mined)]
-        rows = choose_k.compare(mined, candidates or few or [2], seed)
-        best, alike = choose_k.suggest(rows)
-        content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
-        write_json(content, kept)
-    rows, best = content["numbers"], content["suggestion"]
-    write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
-    plots.save_numbers(rows, best, folder / "numbers.png")
-    for row in rows:
-        print(
-            f"{row['clusters']:4} clusters of {row['mean_smallest']:.0f} to {row['mean_largest']:.0f} "
-            f"images: modularity {row['modularity']:.3f} ± {row['modularity_std']:.3f}, "
-            f"stability {row['stability']:.2f}"
-        )
-    alike = ", ".join(map(str, content["alike"]))
-    print(f"suggested: {best} clusters; as good, as far as one can tell: {alike}")
-    return best
-
-
-def set_threshold(path, scan):
-    """Set the confidence threshold of the self-labeling file at `path`, without using labels.
-
-    It is the highest of THRESHOLDS that a fifth of the images exceed after the clustering step, of which
-    `scan` is the folder. Returns False, after saying so, if there is none.
-    """
-    with open(scan / "assignment.csv", encoding="utf-8") as file:
-        confidence = torch.tensor([float(row["confidence"]) for row in csv.DictReader(file)])
-    good = [threshold for threshold in THRESHOLDS if (confidence > threshold).float().mean() >= 0.2]
-    if not good:
-        print(f"no self-labeling: too few images have a confidence above {THRESHOLDS[-1]:g}")
-        return False
-    own_images.change(path, confidence_threshold=good[0])
-    return True
-
-
 # --- the results ---------------------------------------------------------------------------------
 
 
-def write_results(configs, folder, folders, labels=None):
+def write_results(
+    last: PlannedStep,
+    folder: Path,
+    folders: dict[str, Path],
+    labels: str | None,
+    build_dataset: BuildDataset,
+) -> None:
     """Write clusters.csv, report.html, prototypes.png, clusters/*.png and metrics.json.
 
     Args:
-        configs: dict step -> configuration.
-        folder: pathlib.Path of the results.
-        folders: dict step -> pathlib.Path of its results.
+        last: the step whose model gives the clusters.
+        folder: of the results.
+        folders: of the steps' results, by step.
         labels: "subfolders": compare the clusters with the images' folders.
     """
-    step, config = list(configs.items())[-1]
-    dataset = data.build_dataset(config, "train")
+    step, config = last.name, last.config
+    dataset = build_dataset(config, "train")
     made_of = [digest(folders[step] / "model.pth.tar"), digest_of(dataset), labels]
     done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = json.loads(done.read_text()) if done.exists() else {}
@@ -254,9 +218,9 @@ def write_results(configs, folder, folders, labels=None):
             **health_figures(found, config.num_classes, folders, epochs[step]),
             "agreement": agreement,
         }
-        truth = truth_of(dataset.names()) if labels else None
+        truth = (*labels_of(dataset.names()), "subfolders") if labels else None
         if truth:
-            figures |= compared(probabilities, *truth[:2])
+            figures |= compare_with_classes(probabilities, *truth[:2])
         about = {
             "title": folder.name,
             "results": folder,
@@ -273,50 +237,22 @@ def write_results(configs, folder, folders, labels=None):
     tell(figures, health.ADVICE[step], folder)
 
 
-def predictions(run, folders, step, dataset):
+def predictions(
+    run: Run, folders: dict[str, Path], step: str, dataset: data.Dataset
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features float32 (N, D) and probabilities (N, C) of all images by the model of the last step."""
-    source = folders[step] / "model.pth.tar"
-    weights, head = read_weights(source, ["clustering"])
-    model = models.build_model(run.config)
-    load_weights(model, weights, source)
-    model = run.machine.place(model).eval()
-    loader = data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
+    loaded = load_model(run.config, folders[step] / "model.pth.tar")
+    model = run.machine.place(loaded.model).eval()
+    loading = run.machine.loading(run.config)
+    loader = data.eval_loader(dataset, run.config, **loading)
     kept = folders["pretext" if step == "scan" else step]  # where the features of that backbone are
     features = backbone_features(run, kept, model, loader, "features")
-    logits = model.cluster_head[choose_head(weights, head, source)]
-    loader = data.feature_loader(features, **run.machine.loading(run.config))
+    logits = model.cluster_head[loaded.head]
+    loader = data.feature_loader(features, **loading)
     return features, infer(lambda batch: logits(batch).softmax(1), loader, "clusters").cpu()
 
 
-def require_classes(images, folder):
-    """Raise UserError now unless the subfolders of `images` can be compared with clusters, see `class_of`."""
-    files, _ = data.list_images(images, but=(folder.parent, folder))
-    classes = {class_of(Path(file).relative_to(images)) for file in files} - {None}
-    if len(classes) < 2:
-        raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")
-
-
-def class_of(name):
-    """The first folder of an image's name that is no split; None for an image without such a folder."""
-    return next((part for part in Path(name).parts[:-1] if part not in SPLITS), None)
-
-
-def truth_of(names):
-    """Labels int64 (N,) by `class_of` the names, -1 for none; their names; and what they are."""
-    found = [class_of(name) for name in names]
-    classes = sorted({name for name in found if name})
-    indices = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([indices.get(name, -1) for name in found]), classes, "subfolders"
-
-
-def compared(probabilities, labels, classes):
-    """Metrics of the clusters; images without a class do not count."""
-    labeled = labels >= 0
-    figures = metrics.clustering_metrics(probabilities[labeled], labels[labeled], len(classes))
-    return {"classes": classes, "num_labeled": int(labeled.sum()), **figures}
-
-
-def facts(config, figures):
+def facts(config: EasyDict, figures: dict[str, Any]) -> list[list[str]]:
     """What the report says of its making: list of (term, text)."""
     made_with = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
     if "weights" in figures:
@@ -334,7 +270,7 @@ def health_figures(found, num_clusters, folders, epochs):
     }
 
 
-def save_contact_sheets(dataset, probabilities, folder):
+def save_contact_sheets(dataset: data.Dataset, probabilities: torch.Tensor, folder: Path) -> None:
     """A picture of each cluster's images, the most confident first and the least confident last."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
@@ -352,7 +288,8 @@ def save_contact_sheets(dataset, probabilities, folder):
         )
 
 
-def tell(figures, advice, folder):
+def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:
+    """Print what was found, and where it is."""
     sizes = torch.tensor(figures["cluster_sizes"])
     print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
     for verdict in report.verdicts(figures, advice):

@@ -101,9 +101,10 @@ def main(argv=None):
         stop_after(args.minutes)
     files = experiment_files(args.dataset)
     root, settings, step_settings = settings_of(args, files)
-    configs = {}
+    plans = {}
     for seed in args.seeds:  # report mistakes now, not after the first seed
-        configs[seed] = run_steps.check_steps(files, settings[seed], step_settings)
+        plans[seed] = run_steps.plan_steps(files, settings[seed], step_settings)
+    configs = {seed: run_steps.configs_of(plan) for seed, plan in plans.items()}
     require_labels(configs[seed]["pretext"])
     if args.ablation:
         ablations.run(args, files, settings, step_settings, configs[seed], root)
@@ -111,8 +112,8 @@ def main(argv=None):
 
     runs = []
     for seed in args.seeds:
-        folders = run_steps.run_steps(files, settings[seed], step_settings)
-        report = run_steps.make_report(folders, files, settings[seed], step_settings)
+        folders = run_steps.run_steps(plans[seed], run_steps.DatasetCache())
+        report = run_steps.make_report(plans[seed]["selflabel"])
         baselines = k_means_figures(configs[seed], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)

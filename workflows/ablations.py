@@ -138,27 +138,29 @@ def run(args, files, settings, step_settings, configs, root):
 
     Args:
         args: what reproduce.read_arguments returned.
-        files, step_settings: as run_steps.run_steps takes them.
-        settings: dict seed -> settings as run_steps.run_steps takes them; root_dir is ROOT/seed-N.
+        files, step_settings: as run_steps.plan_steps takes them.
+        settings: dict seed -> settings as run_steps.plan_steps takes them; root_dir is ROOT/seed-N.
         configs: dict step -> configuration, of any seed, with the experiment files' own settings.
         root: pathlib.Path.
 
     Raises:
-        UserError: as run_steps.run_steps.
+        UserError: as run_steps.plan_steps and run_steps.run_steps.
     """
     variants = ABLATIONS[args.ablation].variants(configs)
     plans = {
         seed: plan(args.ablation, variants, files, own, step_settings, root / f"seed-{seed}")
         for seed, own in settings.items()
     }
-    for calls in plans.values():  # report mistakes now, not after the first variant
-        for _, arguments in calls.values():
-            run_steps.check_steps(**arguments)
+    steps = {  # of each seed and variant; this reports mistakes now, not after the first variant
+        seed: {label: run_steps.plan_steps(**arguments) for label, (_, arguments) in calls.items()}
+        for seed, calls in plans.items()
+    }
     found = {}
     for seed, calls in plans.items():
-        folders = {}
-        for label, (base, arguments) in calls.items():
-            folders[label] = {**folders.get(base, {}), **run_steps.run_steps(**arguments)}
+        folders, build_dataset = {}, run_steps.DatasetCache()
+        for label, (base, _) in calls.items():
+            own = run_steps.run_steps(steps[seed][label], build_dataset)
+            folders[label] = {**folders.get(base, {}), **own}
         found[seed] = folders
     summary = summarize(args, variants, found)
     path = root / f"{args.dataset}-ablation-{args.ablation}"
@@ -169,7 +171,7 @@ def run(args, files, settings, step_settings, configs, root):
 
 
 def plan(name, variants, files, settings, step_settings, folder):
-    """What run_steps.run_steps is to be called with for each variant of a seed, in this order.
+    """What run_steps.plan_steps is to be called with for each variant of a seed, in this order.
 
     Args:
         variants: what the ablation's `variants` returned.

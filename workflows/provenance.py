@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
 
 from utils.files import write_json
-from utils.run import machine
 from utils.run.fingerprint import FINGERPRINT, read_fingerprint
+from utils.run.machine import Machine, dtype_name
 
 MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
 
 
-def note_maker(folder: Path, config: EasyDict) -> None:
-    """Record this machine and the installed versions in the step's MADE_WITH, once."""
-    device = machine.choose_device(config.device)
+def note_maker(folder: Path, machine: Machine) -> None:
+    """Record what computes, and the installed versions, in the step's MADE_WITH, once."""
     threads = f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
     maker = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "precision": machine.dtype_name(machine.choose_precision(config.precision, device)),
+        "machine": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else threads,
+        "precision": dtype_name(machine.precision),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": _commit(),

@@ -1,7 +1,13 @@
-"""Run the steps of the method, one after another."""
+"""Run the steps of the method in order. What is finished is skipped; what they share is built once."""
 
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from easydict import EasyDict
 
 import data
 import eval as evaluation
@@ -11,116 +17,199 @@ import scan
 import selflabel
 import simclr
 from errors import UserError
+from steps.options import BuildDataset, StepOptions
 from utils.files import digest
-from utils.run.config import differences, experiment_of, listed, load_config, read_yaml, with_defaults
+from utils.run.config import differences, experiment_of, listed, merge_config, read_yaml, with_defaults
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
-from utils.run.script import parse_arguments
+from utils.run.machine import Machine
+from utils.run.script import default_environment, parse_arguments
 from workflows.provenance import note_maker
 
 # step: {setup of its experiment file: the script}
-SCRIPTS = {
+SCRIPTS: dict[str, dict[str, ModuleType]] = {
     "pretext": {"simclr": simclr, "moco": moco, "pretrained": pretrained},
     "scan": {"scan": scan},
     "selflabel": {"selflabel": selflabel},
 }
+# what data.build_dataset reads of a configuration
+DATASET_KEYS = (
+    "train_db_name", "val_db_name", "data_dir", "root_dir", "image_folder", "folder_labels", "features_file",
+    "transformation_kwargs", "resize", "white_level", "max_unreadable", "num_workers", "backbone",
+    "cache_features",
+)  # fmt: skip
 
 
-def run_steps(files, settings, step_settings=None, flags=None, run=None):
-    """Run the given steps, each as from the command line.
+class DatasetCache:
+    """`data.build_dataset` for a command of several steps: each dataset is built once.
 
-    A finished step is skipped, see `is_finished`; an interrupted one resumes.
+    Only datasets of the latest settings are kept. The split train+unlabeled is not: one step alone uses it.
+    """
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+        self.built: dict[str, data.Dataset] = {}
+
+    def __call__(self, config: EasyDict, split: str) -> data.Dataset:
+        if split == "train+unlabeled":
+            return data.build_dataset(config, split)
+        settings = {key: config.get(key) or None for key in DATASET_KEYS}
+        if settings != self.settings:
+            self.settings, self.built = settings, {}
+        one_folder = config.get("image_folder") and config.get("folder_labels") == "none"
+        if one_folder and config.train_db_name == config.val_db_name:
+            split = "train"  # both splits are all images of the folder
+        if split not in self.built:
+            self.built[split] = data.build_dataset(config, split)
+        return self.built[split]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step to run.
+
+    Attributes:
+        name: pretext, scan or selflabel.
+        config: the checked configuration.
+        arguments: the command line of the step's script that does the same.
+        options: the choices of that command line that are not in `config`.
+    """
+
+    name: str
+    config: EasyDict
+    arguments: list[str]
+    options: StepOptions
+
+    @property
+    def script(self) -> ModuleType:
+        """The module that has the step's `run_step`."""
+        return SCRIPTS[self.name][self.config.setup]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the step's results."""
+        return results_folder(self.config, self.name)
+
+
+def plan_step(
+    name: str,
+    file: Path | str,
+    environment: dict[str, Any],
+    experiment: dict[str, Any],
+    settings: Sequence[str],
+    run: str | None = None,
+    pretrained: Path | None = None,
+) -> PlannedStep:
+    """Check a step's configuration.
 
     Args:
-        files: dict step -> experiment file; the steps are pretext, scan and selflabel, or some of them, if
-            the results of the earlier ones are there.
-        settings: KEY=VALUE strings for all steps, root_dir among them.
-        step_settings: dict step -> KEY=VALUE strings for this step only, which override `settings`.
-        flags: dict step -> further arguments of its script, such as --pretrained FILE.
+        name: of the step.
+        file: the experiment file.
+        environment, experiment: what the environment file and `file` hold.
+        settings: KEY=VALUE strings, which override both.
         run: keep the results apart, as --run does; None: do not.
-
-    Returns:
-        dict step -> pathlib.Path of its results.
+        pretrained: file of the weights to start from, as --pretrained.
 
     Raises:
-        UserError: see `check_steps`; and whatever a script raises.
+        UserError: an invalid file or setting.
     """
-    configs = check_steps(files, settings, step_settings, run)
-    folders = {step: results_folder(config, step) for step, config in configs.items()}
-    fingerprints = {}  # of the images, which all steps share
-    for step, config in configs.items():
-        script = SCRIPTS[step][config.setup]
-        arguments = [*(flags or {}).get(step, ()), *command_line(step, files, settings, step_settings, run)]
-        print(f"\n$ python {script.__name__}.py {shlex.join(arguments)}", flush=True)
-        if is_finished(folders[step], config, fingerprints, run):
-            print(f"done before: {folders[step]}", flush=True)
-        else:
-            note_maker(folders[step], config)
-            script.main(arguments)
-    return folders
+    apart = ["--run", run] if run else []
+    arguments = ["--config_exp", str(file), *apart, "--set", *settings]
+    config = merge_config(environment, experiment, parse_arguments(arguments, ""), list(SCRIPTS[name]))
+    given = ["--pretrained", str(pretrained)] if pretrained else []
+    return PlannedStep(name, config, [*given, *arguments], StepOptions(run=run, pretrained=pretrained))
 
 
-def make_report(folders, files, settings, step_settings=None):
-    """Run eval.py on the last step's model, if its report is not there yet; the arguments of `run_steps`.
+def plan_steps(
+    files: Mapping[str, Path | str],
+    settings: Sequence[str],
+    step_settings: Mapping[str, Sequence[str]] | None = None,
+    run: str | None = None,
+) -> dict[str, PlannedStep]:
+    """Read and check the configurations of several steps; returns the steps by name, in their order.
 
     Args:
-        folders: what `run_steps` returned. The last one will hold eval/model/.
+        files: experiment files by step: pretext, scan and selflabel, or some of them, if the results of the
+            earlier ones are there.
+        settings: KEY=VALUE strings for all steps, root_dir among them.
+        step_settings: KEY=VALUE strings by step, which override `settings`.
+        run: as in `plan_step`.
+
+    Raises:
+        UserError: an invalid file or setting, or a results folder that was made with other settings.
+    """
+    environment = read_yaml(default_environment())
+    plan = {}
+    for name, file in files.items():
+        own = [*settings, *(step_settings or {}).get(name, ())]
+        plan[name] = plan_step(name, file, environment, read_yaml(file), own, run)
+        require_same_settings(plan[name])
+    return plan
+
+
+def configs_of(plan: dict[str, PlannedStep]) -> dict[str, EasyDict]:
+    """The configurations by step."""
+    return {name: step.config for name, step in plan.items()}
+
+
+def require_same_settings(step: PlannedStep) -> None:
+    """Raise UserError if the step's folder holds results of other settings."""
+    earlier = step.folder / "config.yml"
+    if not earlier.exists():
+        return
+    changed = differences(with_defaults(experiment_of(read_yaml(earlier))), experiment_of(step.config))
+    if changed:
+        raise UserError(
+            f"{step.folder}: holds results of other settings ({listed(changed)}); undo the change, or give "
+            "another --root_dir"
+        )
+
+
+def run_steps(plan: dict[str, PlannedStep], build_dataset: BuildDataset) -> dict[str, Path]:
+    """Run the steps that are not finished; an interrupted one resumes.
+
+    Args:
+        plan: what `plan_steps` returned.
+        build_dataset: as `data.build_dataset`; normally a DatasetCache.
 
     Returns:
-        pathlib.Path of report.html; it is missing if it could not be made, after a warning.
+        the folders of results by step.
+
+    Raises:
+        UserError: whatever a step raises.
     """
-    step = list(files)[-1]
-    model = folders[step] / "model.pth.tar"
-    report = folders[step] / "eval/model/report.html"
+    for step in plan.values():
+        print(f"\n$ python {step.script.__name__}.py {shlex.join(step.arguments)}", flush=True)
+        if is_finished(step, build_dataset):
+            print(f"done before: {step.folder}", flush=True)
+        else:
+            machine = Machine.start(step.config)
+            note_maker(step.folder, machine)
+            step.script.run_step(step.config, step.options, build_dataset, machine)
+    return {name: step.folder for name, step in plan.items()}
+
+
+def make_report(step: PlannedStep) -> Path:
+    """Run eval.py on the model of a clustering step, if its report is not there yet.
+
+    Returns:
+        the path of report.html; it is missing if it could not be made, after a warning.
+    """
+    model = step.folder / "model.pth.tar"
+    report = step.folder / "eval/model/report.html"
     if not report.exists() or report.stat().st_mtime < model.stat().st_mtime:
-        arguments = [*command_line(step, files, settings, step_settings), "--model", str(model)]
-        arguments += ["--visualize_prototypes", "--report"]
+        arguments = [*step.arguments, "--model", str(model), "--visualize_prototypes", "--report"]
         print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
         evaluation.main(arguments)
     return report
 
 
-def check_steps(files, settings, step_settings=None, run=None):
-    """Read and check the steps' configurations; arguments as in `run_steps`.
-
-    Returns:
-        dict step -> configuration.
-
-    Raises:
-        UserError: an invalid file or setting, or a results folder that was made with other settings.
-    """
-    configs = {}
-    for step in files:
-        arguments = parse_arguments(command_line(step, files, settings, step_settings, run), "")
-        config = configs[step] = load_config(arguments, list(SCRIPTS[step]))
-        earlier = results_folder(config, step) / "config.yml"
-        if earlier.exists():
-            changed = differences(with_defaults(experiment_of(read_yaml(earlier))), experiment_of(config))
-            if changed:
-                raise UserError(
-                    f"{earlier.parent}: holds results of other settings ({listed(changed)}); undo the "
-                    "change, or give another --root_dir"
-                )
-    return configs
-
-
-def command_line(step, files, settings, step_settings, run=None):
-    own = (step_settings or {}).get(step, [])
-    apart = ["--run", run] if run else []
-    return ["--config_exp", str(files[step]), *apart, "--set", *settings, *own]
-
-
-def is_finished(folder, config, fingerprints, run=None):
-    """Whether a step's folder holds complete, up-to-date results of this configuration.
+def is_finished(step: PlannedStep, build_dataset: BuildDataset) -> bool:
+    """Whether a step's folder holds complete, up-to-date results of its configuration.
 
     Results are out of date if the images, an earlier step's model or a result file have changed since.
-
-    Args:
-        folder: pathlib.Path of the step's results.
-        config: the step's configuration.
-        fingerprints: dict split -> fingerprint of its images; a cache, which this function fills.
-        run: the name of --run, if the step had one.
     """
+    folder, config, run = step.folder, step.config, step.options.run
     written = read_fingerprint(folder)
     if not written:
         return False
@@ -129,20 +218,16 @@ def is_finished(folder, config, fingerprints, run=None):
         **experiment_of(config),
         "inputs": {role: digest(_input(role, config, run)) for role in written.get("inputs", ())},
         "files": {name: digest(folder / name) for name in written.get("files", ())},
-        "data": {},
     }
-    if any(written.get(key) != here[key] for key in here if key != "data"):
+    if any(written.get(key) != value for key, value in here.items()):
         return False
-    for split in written["data"]:
-        name = "train+unlabeled" if split == "unlabeled" else split
-        if name not in fingerprints:
-            fingerprints[name] = data.build_dataset(config, name).fingerprint()
-        here["data"][split] = fingerprints[name]
-    return written["data"] == here["data"]
+    splits = {split: "train+unlabeled" if split == "unlabeled" else split for split in written["data"]}
+    images = {split: build_dataset(config, name).fingerprint() for split, name in splits.items()}
+    return written["data"] == images
 
 
-def _input(role, config, run):
-    """Path of a file that a step started from, by its role in the fingerprint.
+def _input(role: str, config: EasyDict, run: str | None) -> Path:
+    """The file that a step started from, by its role in the fingerprint.
 
     The role is such as pretext/model.pth.tar, or an absolute path, which stays what it is.
     """

@@ -63,15 +63,19 @@ def called(monkeypatch):
     return names
 
 
+def configs_of(*arguments, **named):
+    return run_steps.configs_of(run_steps.plan_steps(*arguments, **named))
+
+
 def count(patch, called):
     for scripts in run_steps.SCRIPTS.values():
         for script in scripts.values():
 
-            def noted(argv, script=script, original=script.main):
+            def noted(*arguments, script=script, original=script.run_step):
                 called.append(script.__name__)
-                original(argv)
+                original(*arguments)
 
-            patch.setattr(script, "main", noted)
+            patch.setattr(script, "run_step", noted)
 
 
 def shown(values):
@@ -183,7 +187,7 @@ def test_variants_of_every_dataset(name, dataset, tmp_path):
     """They are valid, differ from each other, and the files' own settings are among them."""
     files = reproduce.experiment_files(dataset)
     settings = [f"root_dir={tmp_path}/seed-0"]
-    variants = ablations.ABLATIONS[name].variants(run_steps.check_steps(files, settings))
+    variants = ablations.ABLATIONS[name].variants(configs_of(files, settings))
     assert len(variants) >= 3
     nothing = {step: [] for step in files}
     calls = ablations.plan(name, variants, files, settings, nothing, tmp_path / "seed-0")
@@ -191,7 +195,7 @@ def test_variants_of_every_dataset(name, dataset, tmp_path):
     assert [label for label, (base, _) in calls.items() if base is None] == [next(iter(calls))]
     found = {}
     for label, (base, arguments) in calls.items():
-        found[label] = {**found.get(base, {}), **run_steps.check_steps(**arguments)}
+        found[label] = {**found.get(base, {}), **configs_of(**arguments)}
     places = {(str(c.root_dir), step) for configs in found.values() for step, c in configs.items()}
     trained = sum(len(arguments["files"]) for _, arguments in calls.values())
     assert trained == len(places)  # nothing is written over
@@ -202,9 +206,9 @@ def test_variants_of_every_dataset(name, dataset, tmp_path):
 
 def test_frozen_and_cached_features_are_not_cached_when_all_trains():
     files = {"scan": "configs/scan/scan_digits.yml"}
-    configs = run_steps.check_steps(files, ["cache_features=4"])
+    configs = configs_of(files, ["cache_features=4"])
     changes = ablations.trained_parts(configs)["all"]
-    found = run_steps.check_steps(files, ["cache_features=4"], changes)["scan"]
+    found = configs_of(files, ["cache_features=4"], changes)["scan"]
     assert not found.update_cluster_head_only and "cache_features" not in found
 
 

@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import yaml
 from digits_files import DIGITS
 from digits_steps import ROOT, fails
 from PIL import Image
@@ -21,7 +20,7 @@ import scan
 import simclr
 from utils.analysis import baselines
 from utils.run.config import read_yaml
-from workflows import own_images
+from workflows import fit_to_images, label_free_choices
 
 N, COPIES = 200, 3
 
@@ -30,7 +29,7 @@ N, COPIES = 200, 3
 def quick():
     """A short clustering, and no UMAP: it is slow to start, and must not matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_images, "ITERATIONS", 60)
+        patch.setattr(fit_to_images, "ITERATIONS", 60)
         patch.setattr(baselines, "_umap", lambda *_: None)
         yield
 
@@ -263,25 +262,25 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     assert len(rows_of(folder)) == N + COPIES
     assert "acc" not in json.loads((folder / "metrics.json").read_text())
     pretext = read_yaml(folder / "configs/pretext.yml")
-    assert pretext["epochs"] == own_images.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 1
+    assert (
+        pretext["epochs"] == fit_to_images.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 1
+    )
 
     monkeypatch.setattr(simclr, "SMALL", 10)
-    monkeypatch.setattr(scan, "main", None)  # not called
+    monkeypatch.setattr(scan, "run_step", None)  # not called
     assert "did not learn to tell these images apart" in fails(
         capsys, cluster.main, [*argv, "seed=1", "--name", "no"]
     )
 
 
 def test_threshold_of_self_labeling(tmp_path, capsys):
-    path = tmp_path / "selflabel.yml"
-    path.write_text(yaml.safe_dump({"setup": "selflabel", "confidence_threshold": 0.5}))
+    header = "image,cluster,confidence\n"
     for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.85, 0.8)):
         rows = "".join(f"{i},0,{confident if i < 3 else 0.4}\n" for i in range(10))
-        (tmp_path / "assignment.csv").write_text("image,cluster,confidence\n" + rows)
-        assert cluster.set_threshold(path, tmp_path)
-        assert read_yaml(path) == {"setup": "selflabel", "confidence_threshold": expected}
-    (tmp_path / "assignment.csv").write_text("image,cluster,confidence\n" + "0,0,0.6\n" * 10)
-    assert not cluster.set_threshold(path, tmp_path)
+        (tmp_path / "assignment.csv").write_text(header + rows)
+        assert label_free_choices.choose_threshold(tmp_path) == expected
+    (tmp_path / "assignment.csv").write_text(header + "0,0,0.6\n" * 10)
+    assert label_free_choices.choose_threshold(tmp_path) is None
     assert "no self-labeling" in capsys.readouterr().out
 
 

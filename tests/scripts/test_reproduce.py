@@ -18,6 +18,7 @@ import scan
 from utils.analysis import metrics
 from utils.run import checkpoint, interrupt
 from utils.run.config import read_yaml
+from utils.run.machine import Machine
 from utils.run.script import run_script
 from workflows import provenance, run_steps, tables
 
@@ -43,17 +44,16 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def scripts_called(monkeypatch):
-    """Names of the scripts whose main was called, in order."""
+    """Names of the scripts whose step was run, in order."""
     called = []
     for scripts in run_steps.SCRIPTS.values():
         for script in scripts.values():
-            original = script.main
 
-            def noted(argv, script=script, original=original):
+            def noted(*arguments, script=script, original=script.run_step):
                 called.append(script.__name__)
-                original(argv)
+                original(*arguments)
 
-            monkeypatch.setattr(script, "main", noted)
+            monkeypatch.setattr(script, "run_step", noted)
     return called
 
 
@@ -262,15 +262,8 @@ def test_a_slice_of_some_minutes(tmp_path, capsys, signals):
 
 
 def test_each_machine_that_worked_on_a_step_is_told(tmp_path):
-    config = reproduce.load_config(
-        reproduce.parse_arguments(
-            ["--config_exp", "configs/scan/scan_digits.yml", "--set", "precision=fp32"], ""
-        ),
-        ["scan"],
-    )
-    for precision in ("fp32", "bf16", "fp32"):
-        config.precision = precision
-        provenance.note_maker(tmp_path / "scan", config)
+    for precision in (torch.float32, torch.bfloat16, torch.float32):
+        provenance.note_maker(tmp_path / "scan", Machine(torch.device("cpu"), precision))
     makers = provenance.read_makers(tmp_path / "scan")
     assert [maker["precision"] for maker in makers] == ["float32", "bfloat16"]
 
@@ -310,7 +303,7 @@ def test_settings_of_all_steps_and_of_one(tmp_path):
     args = reproduce.read_arguments(["digits", "--root_dir", str(tmp_path), *overrides])
     files = reproduce.experiment_files("digits")
     _, settings, step_settings = reproduce.settings_of(args, files)
-    configs = run_steps.check_steps(files, settings[0], step_settings)
+    configs = run_steps.configs_of(run_steps.plan_steps(files, settings[0], step_settings))
     assert [config.epochs for config in configs.values()] == [2, 3, 2]
     assert [config.optimizer_kwargs.lr == 0.5 for config in configs.values()] == [False, False, True]
 

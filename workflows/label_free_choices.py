@@ -1,0 +1,60 @@
+"""What cluster.py chooses between the steps, without labels: the number of clusters, and a threshold."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scan import NEIGHBORS
+from utils.analysis import choose_k, plots
+from utils.files import digest, write_csv, write_json
+
+NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
+THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
+
+
+def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: int) -> int:
+    """The number of clusters that the neighbors suggest, among `candidates`, or many if there are none.
+
+    Writes numbers.csv and numbers.png to `folder`. `pretext` is the folder of the first step's results.
+    """
+    mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
+    made_of = [digest(pretext / NEIGHBORS[0]), list(candidates)]
+    kept = folder / "numbers.json"
+    content = json.loads(kept.read_text()) if kept.exists() else {}
+    if content.get("made_of") != made_of:
+        print("\ncomparing numbers of clusters ...", flush=True)
+        few = [number for number in choose_k.NUMBERS if number * choose_k.FEWEST <= len(mined)]
+        rows = choose_k.compare(mined, candidates or few or [2], seed)
+        best, alike = choose_k.suggest(rows)
+        content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
+        write_json(content, kept)
+    rows, best = content["numbers"], content["suggestion"]
+    write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
+    plots.save_numbers(rows, best, folder / "numbers.png")
+    for row in rows:
+        print(
+            f"{row['clusters']:4} clusters of {row['mean_smallest']:.0f} to {row['mean_largest']:.0f} "
+            f"images: modularity {row['modularity']:.3f} ± {row['modularity_std']:.3f}, "
+            f"stability {row['stability']:.2f}"
+        )
+    alike = ", ".join(map(str, content["alike"]))
+    print(f"suggested: {best} clusters; as good, as far as one can tell: {alike}")
+    return best
+
+
+def choose_threshold(scan: Path) -> float | None:
+    """The confidence threshold of self-labeling, by the results of the clustering step in the folder `scan`.
+
+    It is the highest of THRESHOLDS that a fifth of the images exceed. If there is none: None, which is told.
+    """
+    with open(scan / "assignment.csv", encoding="utf-8") as file:
+        confidence = torch.tensor([float(row["confidence"]) for row in csv.DictReader(file)])
+    for threshold in THRESHOLDS:
+        if (confidence > threshold).float().mean() >= 0.2:
+            return threshold
+    print(f"no self-labeling: too few images have a confidence above {THRESHOLDS[-1]:g}")
+    return None
