@@ -22,12 +22,12 @@ from easydict import EasyDict
 
 import data
 from errors import UserError
-from eval import learned_by_others, prototype_cells, save_sheet
+from steps import sheets
+from steps.describe_clusters import describe_clusters
 from steps.load_model import load_model
 from steps.options import BuildDataset
 from utils import report
 from utils.analysis import baselines, health, plots
-from utils.analysis.prototypes import find_prototypes
 from utils.files import digest, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
@@ -201,21 +201,19 @@ def write_results(
         run = Run(config, folders[step], Machine.start(config))
         features, probabilities = predictions(run, folders, step, dataset)
         epochs = {name: read_epochs(path) for name, path in folders.items()}
-        prototypes = find_prototypes(features, probabilities)
-        found = report.describe(
-            dataset, features, probabilities, prototypes, run.machine.device, config.search
+        described = describe_clusters(
+            dataset, features, probabilities, run.machine, config.search, folders["pretext"]
         )
         opinions = baselines.cluster(features, config.num_classes, config.seed)
-        agreement, opinions = baselines.compare(found["cluster"], opinions, config.num_classes)
+        agreement, opinions = baselines.compare(described.found["cluster"], opinions, config.num_classes)
         figures = {
             "made_of": made_of,
             "folder": str(config.image_folder),
             "num_images": len(dataset),
             "num_clusters": config.num_classes,
             "model": f"{step}/model.pth.tar",
-            **learned_by_others(folders["pretext"]),
-            "prototypes": prototypes,
-            **health_figures(found, config.num_classes, folders, epochs[step]),
+            **described.figures,
+            **health_figures(folders, epochs[step]),
             "agreement": agreement,
         }
         truth = (*labels_of(dataset.names()), "subfolders") if labels else None
@@ -230,8 +228,8 @@ def write_results(
             "folder": f"{Path(config.image_folder).expanduser().resolve().as_uri()}/",
         }
         columns = {name: clusters.tolist() for name, clusters in opinions.items()}
-        report.write(folder, dataset, features, found, figures, about, truth, columns, config.seed)
-        save_sheet(prototype_cells(dataset, figures), folder / "prototypes.png")
+        report.write(folder, dataset, features, described.found, figures, about, truth, columns, config.seed)
+        sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
         save_contact_sheets(dataset, probabilities, folder / "clusters")
         write_json(figures, done)
     tell(figures, health.ADVICE[step], folder)
@@ -260,13 +258,12 @@ def facts(config: EasyDict, figures: dict[str, Any]) -> list[list[str]]:
     return [[term, str(text)] for term, text in made_with.items()]
 
 
-def health_figures(found, num_clusters, folders, epochs):
+def health_figures(folders, epochs):
     """What can be said about the clusters without labels, for metrics.json."""
     troubles = [trouble for epoch in epochs for trouble in epoch.get("warned_of", ())]
     return {
         "neighbors": json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"],
         "troubles": troubles,
-        **report.figures_of(found, num_clusters),
     }
 
 

@@ -8,17 +8,23 @@ Without labels, everything but the accuracies is computed. Only --kmeans reads t
 """
 
 import argparse
-import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
+from easydict import EasyDict
+from torch import nn
 
 import data
 from errors import UserError
-from models import build_model
+from steps import sheets
+from steps.describe_clusters import DescribedClusters, describe_clusters
+from steps.load_model import load_model
+from steps.options import BuildDataset, CommandOptions
 from utils import report
-from utils.analysis import duplicates, health, kmeans, neighbors, plots, results
+from utils.analysis import duplicates, health, kmeans, neighbors, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
@@ -28,54 +34,70 @@ from utils.run.fingerprint import FINGERPRINT
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
-from utils.run.weights import choose_head, load_weights, read_weights
 from utils.training.inference import dry_run, infer
 
 log = logging.getLogger("eval")
 
 STEPS = ["pretext", "scan", "selflabel"]  # names of folders
-ROWS = 10  # of neighbors.png, an image and its neighbors each
 
 
-def main(argv=None):
+@dataclass(frozen=True)
+class EvalOptions(CommandOptions):
+    """What to evaluate, and what to write besides the figures; `add_arguments` says more."""
+
+    model: Path
+    split: str = "test"
+    visualize_prototypes: bool = False
+    report: bool = False
+    kmeans: bool = False
+    features: Path | None = None
+    output: Path | None = None
+
+
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__, add_arguments)
     distributed.require_one_process("eval.py")
     config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
-    kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
-    if args.kmeans and kind != "pretext":
-        raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
-    for flag in ("visualize_prototypes", "report"):
-        if getattr(args, flag) and kind != "clustering":
-            raise UserError(f"--{flag} needs clusters, but setup is {config.setup}")
-    if args.output and any((Path(args.output) / name).exists() for name in (FINGERPRINT, "cluster.json")):
-        raise UserError(f"--output {args.output}: holds the results of a training; give another folder")
-    if args.features:
-        args.features.parent.mkdir(parents=True, exist_ok=True)
-    weights, head = read_weights(args.model, [kind])
-    folder = Path(args.output or args.model.parent / "eval" / results_name(args, config))
-    run = Run(config, folder, Machine.start(config))
-    model = build_model(config)
-    load_weights(model, weights, args.model)
-    model = run.machine.place(model).eval()
+    evaluate_checkpoint(config, EvalOptions.of(args))
 
-    test = data.eval_loader(data.build_dataset(config, args.split), config, **run.machine.loading(config))
+
+def evaluate_checkpoint(
+    config: EasyDict,
+    options: EvalOptions,
+    build_dataset: BuildDataset = data.build_dataset,
+    machine: Machine | None = None,
+) -> None:
+    """Evaluate the model of a checkpoint file, and write what `options` ask for.
+
+    Raises UserError for a checkpoint of another kind, or options that do not fit its kind.
+    """
+    kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
+    check_options(options, config, kind)
+    loaded = load_model(config, options.model, kind)
+    folder = options.output or options.model.parent / "eval" / results_name(options, config)
+    run = Run(config, folder, machine or Machine.start(config))
+    model = run.machine.place(loaded.model).eval()
+
+    dataset = build_dataset(config, options.split)
+    test = data.eval_loader(dataset, config, **run.machine.loading(config))
     dry_run(model, test)
     about = {
         "setup": config.setup,
-        "dataset": config.train_db_name if args.split == "train" else config.val_db_name,
-        "split": args.split,
-        "model": str(args.model),
+        "dataset": config.train_db_name if options.split == "train" else config.val_db_name,
+        "split": options.split,
+        "model": str(options.model),
     }
     if kind == "pretext":
-        features = evaluate_features(run, model, test, about, args.kmeans)
+        train_set = build_dataset(config, "train") if options.kmeans else None
+        features = evaluate_features(run, model, test, about, train_set)
     else:
-        about["head"] = choose_head(weights, head, args.model)
-        features = evaluate_clusters(run, model, test, about, args)
-    if args.features:
-        save_features(features, test.dataset, args.features)
+        about["head"] = loaded.head
+        features = evaluate_clusters(run, model, test, about, options)
+    if options.features:
+        save_features(features, dataset, options.features)
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=file_argument, help="the checkpoint file")
     parser.add_argument(
         "--split", choices=["train", "test"], default="test", help="images to evaluate (default: %(default)s)"
@@ -97,12 +119,14 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--output",
+        metavar="FOLDER",
+        type=file_argument,
         help="folder for the results (default, beside NAME.pth.tar: eval/NAME/, for the train split "
         "eval/NAME-train/, or eval/NAME-DATASET/ with another val_db_name than in its training)",
     )
 
 
-def array_file(text):
+def array_file(text: str) -> Path:
     """argparse type of an .npy file to write."""
     path = file_argument(text)
     if path.suffix != ".npy" or path.is_dir():
@@ -110,108 +134,110 @@ def array_file(text):
     return path
 
 
-def results_name(args, config):
+def check_options(options: EvalOptions, config: EasyDict, kind: str) -> None:
+    """Raise UserError for options that do not fit the kind of the checkpoint, or an --output in use."""
+    if options.kmeans and kind != "pretext":
+        raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
+    for flag in ("visualize_prototypes", "report"):
+        if getattr(options, flag) and kind != "clustering":
+            raise UserError(f"--{flag} needs clusters, but setup is {config.setup}")
+    output = options.output
+    if output and any((output / name).exists() for name in (FINGERPRINT, "cluster.json")):
+        raise UserError(f"--output {output}: holds the results of a training; give another folder")
+    if options.features:
+        options.features.parent.mkdir(parents=True, exist_ok=True)
+
+
+def results_name(options: EvalOptions, config: EasyDict) -> str:
     """The model's name; with the split's or, of another dataset than in its training, the dataset's."""
-    name = args.model.name.removesuffix(".tar").removesuffix(".pth")
-    if args.split == "train":
+    name = options.model.name.removesuffix(".tar").removesuffix(".pth")
+    if options.split == "train":
         return f"{name}-train"
     try:
-        own = read_yaml(args.model.parent / "config.yml")["val_db_name"]
+        own = read_yaml(options.model.parent / "config.yml")["val_db_name"]
     except (UserError, KeyError):  # the file came from elsewhere
         own = config.train_db_name
     return name if config.val_db_name == own else f"{name}-{config.val_db_name}"
 
 
-def evaluate_features(run, model, test, about, with_kmeans):
-    """Evaluate a split's nearest neighbors and, if asked for, k-means fitted on the train split.
+def evaluate_features(
+    run: Run, model: nn.Module, test: data.Loader, about: dict[str, Any], train_set: data.Dataset | None
+) -> torch.Tensor:
+    """Evaluate a split's nearest neighbors and, with a `train_set`, k-means that is fitted on it.
 
     Returns the split's features, float32 (N, D).
     """
-    dataset = test.dataset
-    if with_kmeans:
-        train = data.eval_loader(
-            data.build_dataset(run.config, "train"), run.config, **run.machine.loading(run.config)
-        )
-        kmeans.require_enough(len(train.dataset), run.config.num_classes)
-    function = model.features_from(run.config.features)
+    config, dataset = run.config, test.dataset
+    if train_set:
+        train = data.eval_loader(train_set, config, **run.machine.loading(config))
+        kmeans.require_enough(len(train_set), config.num_classes)
+    function = model.features_from(config.features)
     features = infer(function, test, f"{about['split']} features").cpu()
     k = max(1, min(max(neighbors.TOP), len(dataset) - 1))
-    mined = neighbors.mine(features, k, run.machine.device, run.config.search)
+    mined = neighbors.mine(features, k, run.machine.device, config.search)
     figures = {**about, "num_images": len(dataset)}
     if dataset.labels is None:
         log.info("%d %s images without labels: no accuracies", len(dataset), about["split"])
     else:
         figures.update(neighbors.accuracy(mined, dataset.labels))
-    if with_kmeans:
+    if train_set:
         with run.scratch() as scratch:
             fit_on = infer(function, train, "train features", scratch / "train.npy")
-            figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, run.config.num_classes)
+            figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, config.num_classes)
     results.write_figures(figures, run.folder)
-    if with_kmeans:
+    if train_set:
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
         write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
-    save_sheet(neighbor_cells(dataset, mined), run.folder / "neighbors.png")
+    sheets.save_neighbors(dataset, mined, run.folder / "neighbors.png")
     return features
 
 
-def neighbor_cells(dataset, mined):
-    """Cells of plots.save_image_sheet: a row for each of ROWS evenly spaced images and its neighbors."""
-    rows = []
-    for anchor in np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist():
-        nearest = [i for i in mined[anchor].tolist() if i != anchor]
-        rows.append([anchor, *nearest[: plots.COLUMNS - 1]])
-    names = dataset.names()
-    images = {i for row in rows for i in row}
-    shown = plots.drawable(tuple((i, names[i]) for i in images))
-    for row in rows:
-        for i in row:
-            yield dataset.raw(i), f"neighbors of\n{shown[i]}" if i == row[0] else shown[i]
-        yield from [(None, "")] * (plots.COLUMNS - len(row))
+def evaluate_clusters(
+    run: Run, model: nn.Module, test: data.Loader, about: dict[str, Any], options: EvalOptions
+) -> torch.Tensor | None:
+    """Evaluate the head `about["head"]`: metrics, confusion matrix and, if asked for, prototypes and report.
 
-
-def evaluate_clusters(run, model, test, about, args):
-    """Evaluate one head: metrics, confusion matrix and, if asked for, prototypes and the report.
-
-    Returns the features, float32 (N, D), or None if nothing that `args` ask for needs them.
+    Returns the features, float32 (N, D), or None if nothing that `options` ask for needs them.
     """
-    with_features = args.features or args.visualize_prototypes or args.report
+    dataset = test.dataset
+    with_features = options.features or options.visualize_prototypes or options.report
 
-    def describe(images):  # without features unless they are needed: on ImageNet they are large
+    def outputs(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = model.backbone(images)
         probabilities = model.cluster_head(features)[about["head"]].softmax(1)
+        # without features unless they are needed: on ImageNet they are large
         return (probabilities, features) if with_features else (probabilities,)
 
-    outputs = [part.cpu() for part in infer(describe, test, "evaluation")]
-    probabilities = outputs[0]
-    features = outputs[1] if with_features else None
-    if args.visualize_prototypes or args.report:
-        about["prototypes"] = find_prototypes(features, probabilities)
-    if args.report:
-        inputs = test.dataset, features, probabilities, about["prototypes"]
-        found = report.describe(*inputs, run.machine.device, run.config.search)
-        about |= learned_by_others(args.model.parent.parent / "pretext")
-        about |= report.figures_of(found, probabilities.size(1))
+    probabilities, *rest = (part.cpu() for part in infer(outputs, test, "evaluation"))
+    features = rest[0] if rest else None
+    described = None
+    if options.report:
+        pretext = options.model.parent.parent / "pretext"
+        described = describe_clusters(
+            dataset, features, probabilities, run.machine, run.config.search, pretext
+        )
+        found = described.found
+        about |= described.figures
         about["neighbors"] = neighbor_quality(duplicates.among_distinct(found["neighbors"], found["first"]))
-    figures = results.report_clusters(run.folder, probabilities, test.dataset, about)
-    if args.visualize_prototypes:
-        save_sheet(prototype_cells(test.dataset, figures), run.folder / "prototypes.png")
-    if args.report:
-        write_report(run, test.dataset, features, found, figures, args.model)
+    elif options.visualize_prototypes:
+        about["prototypes"] = find_prototypes(features, probabilities)
+    figures = results.report_clusters(run.folder, probabilities, dataset, about)
+    if options.visualize_prototypes:
+        sheets.save_prototypes(dataset, figures, run.folder / "prototypes.png")
+    if described:
+        write_report(run, dataset, features, described, figures, options.model)
     return features
 
 
-def learned_by_others(pretext):
-    """Where the features of a pretext step come from, if they are pretrained, and whether labels had a part.
-
-    `pretext`: pathlib.Path of its results. An empty dict for our own features, or if nothing is known.
-    """
-    path = pretext / "metrics.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return {key: found[key] for key in ("weights", "labels_in_pretraining") if key in found}
-
-
-def write_report(run, dataset, features, found, figures, model):
-    """Write report.html and clusters.csv. `model`: pathlib.Path of the checkpoint."""
+def write_report(
+    run: Run,
+    dataset: data.Dataset,
+    features: torch.Tensor,
+    described: DescribedClusters,
+    figures: dict[str, Any],
+    model: Path,
+) -> None:
+    """Write report.html and clusters.csv. `model`: the checkpoint file."""
     config = run.config
     facts = {
         "images": f"{figures['dataset']}, {figures['split']} split",
@@ -229,26 +255,10 @@ def write_report(run, dataset, features, found, figures, model):
         "folder": None,
     }
     truth = None if dataset.labels is None else (dataset.labels, dataset.classes, "true classes")
-    report.write(run.folder, dataset, features, found, figures, about, truth, seed=config.seed)
+    report.write(run.folder, dataset, features, described.found, figures, about, truth, seed=config.seed)
 
 
-def prototype_cells(dataset, figures):
-    """Cells of plots.save_image_sheet: an image for each cluster, titled with its matched class and size."""
-    class_of = dict(figures.get("matches", []))
-    names = plots.drawable(tuple(enumerate(figures.get("classes") or dataset.classes or ())))
-    for cluster, index in enumerate(figures["prototypes"]):
-        name = f" = {names[class_of[cluster]]}" if cluster in class_of else ""
-        title = f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images"
-        yield None if index is None else dataset.raw(index), title
-
-
-def save_sheet(cells, path):
-    plots.save_image_sheet(cells, path)
-    if path.exists():
-        log.info("%s in %s", path.stem, path)
-
-
-def save_features(features, dataset, path):
+def save_features(features: torch.Tensor, dataset: data.Dataset, path: Path) -> None:
     """Write the features (N, D) to `path`, and the name of each row's image to the .csv beside it."""
     write_array(features.numpy(), path)
     write_csv(("image",), zip(dataset.names(), strict=True), path.with_suffix(".csv"))

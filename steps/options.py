@@ -16,7 +16,17 @@ BuildDataset = Callable[[EasyDict, str], data.Dataset]  # as data.build_dataset:
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class CommandOptions:
+    """Choices of a command line, in a field each."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """The options among the arguments of a command line; the others keep their default."""
+        return cls(**{field.name: getattr(args, field.name, field.default) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class StepOptions(CommandOptions):
     """The choices of a step's command line that are no part of the experiment."""
 
     run: str | None = None  # name of --run, which keeps the results apart; `config.root_dir` has it already
@@ -24,11 +34,6 @@ class StepOptions:
     pretext: Path | None = None  # folder of the pretext step's results, for the clustering step
     fresh: bool = False  # start over instead of resuming
     accept_changes: bool = False  # resume although settings changed that may change
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Self:
-        """The options among the arguments of a command line."""
-        return cls(**{field.name: getattr(args, field.name, field.default) for field in fields(cls)})
 
 
 DEFAULT_OPTIONS = StepOptions()

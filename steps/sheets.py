@@ -1,0 +1,60 @@
+"""Sheets of images: one for each cluster, or images beside their nearest neighbors."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import data
+from utils.analysis import plots
+
+log = logging.getLogger(__name__)
+
+ROWS = 10  # of neighbors.png, an image and its neighbors each
+
+Cell = tuple[torch.Tensor | None, str]  # an image, uint8 (3, H, W), or None for an empty place; its title
+
+
+def save_prototypes(dataset: data.Dataset, figures: dict[str, Any], path: Path) -> None:
+    """A sheet of an image for each cluster, titled with its matched class and size.
+
+    `figures`: `prototypes`, C image indices or None, `cluster_sizes` and, with labels, `matches`.
+    """
+    _save(_prototypes(dataset, figures), path)
+
+
+def save_neighbors(dataset: data.Dataset, mined: torch.Tensor, path: Path) -> None:
+    """A sheet with a row for each of ROWS evenly spaced images and its neighbors `mined`, int64 (N, k)."""
+    _save(_neighbors(dataset, mined), path)
+
+
+def _save(cells: Iterator[Cell], path: Path) -> None:
+    plots.save_image_sheet(cells, path)
+    if path.exists():
+        log.info("%s in %s", path.stem, path)
+
+
+def _prototypes(dataset: data.Dataset, figures: dict[str, Any]) -> Iterator[Cell]:
+    class_of = dict(figures.get("matches", []))
+    names = plots.drawable(tuple(enumerate(figures.get("classes") or dataset.classes or ())))
+    for cluster, index in enumerate(figures["prototypes"]):
+        name = f" = {names[class_of[cluster]]}" if cluster in class_of else ""
+        title = f"cluster {cluster}{name}\n{figures['cluster_sizes'][cluster]} images"
+        yield None if index is None else dataset.raw(index), title
+
+
+def _neighbors(dataset: data.Dataset, mined: torch.Tensor) -> Iterator[Cell]:
+    rows = []
+    for anchor in np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist():
+        nearest = [i for i in mined[anchor].tolist() if i != anchor]
+        rows.append([anchor, *nearest[: plots.COLUMNS - 1]])
+    names = dataset.names()
+    images = {i for row in rows for i in row}
+    shown = plots.drawable(tuple((i, names[i]) for i in images))
+    for row in rows:
+        for i in row:
+            yield dataset.raw(i), f"neighbors of\n{shown[i]}" if i == row[0] else shown[i]
+        yield from [(None, "")] * (plots.COLUMNS - len(row))
