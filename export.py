@@ -200,7 +200,7 @@ def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
     config = trained.config
     if trained.vector_width:
         return []
-    folder = Path(config.get("image_folder") or Path(config.data_dir, config.train_db_name)).expanduser()
+    folder = Path(config.image_folder or Path(config.data_dir, config.train_db_name)).expanduser()
     try:
         files, _ = data.list_images(folder, but=(config.root_dir, trained.folder.parent, trained.folder))
     except UserError:  # no such folder, or it is empty
@@ -251,7 +251,7 @@ def description(
         transformation = config.transformation_kwargs
         content |= {
             "crop_size": transformation.crop_size,
-            "resize": config.get("resize", "crop"),
+            "resize": config.resize,
             "side": trained.side,
             "white_level": trained.white_level,
             **transformation.normalize,

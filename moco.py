@@ -9,7 +9,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 
 import data
 from errors import UserError
@@ -17,7 +16,7 @@ from models import build_model
 from steps.mining import eval_loaders, mine
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import distributed
-from utils.run.config import load_config
+from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_step(
-    config: EasyDict,
+    config: Config,
     options: StepOptions = DEFAULT_OPTIONS,
     build_dataset: BuildDataset = data.build_dataset,
     machine: Machine | None = None,

@@ -10,8 +10,6 @@ import json
 import logging
 from pathlib import Path
 
-from easydict import EasyDict
-
 import data
 from errors import UserError
 from models import build_model, library_network, preprocessing
@@ -19,7 +17,7 @@ from steps.mining import eval_loaders, mine
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
-from utils.run.config import differences, load_config
+from utils.run.config import Config, differences, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
@@ -41,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_step(
-    config: EasyDict,
+    config: Config,
     options: StepOptions = DEFAULT_OPTIONS,
     build_dataset: BuildDataset = data.build_dataset,
     machine: Machine | None = None,
@@ -73,7 +71,7 @@ def fill(model, config, file):
         where they come from, as text; whether they were learned with labels: True, False, or None (unknown).
     """
     name = config.backbone
-    if config.get("features_file"):
+    if config.features_file:
         if file:
             raise UserError(f"--pretrained {file}: with features_file there is no network to load it into")
         return config.features_file, None

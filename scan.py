@@ -9,7 +9,6 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-from easydict import EasyDict
 
 import data
 from errors import UserError
@@ -20,7 +19,7 @@ from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import duplicates, graph, health, metrics, neighbors, plots, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run import distributed
-from utils.run.config import load_config
+from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint, check_neighbors
 from utils.run.folder import earlier_folder
 from utils.run.machine import Machine
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_step(
-    config: EasyDict,
+    config: Config,
     options: StepOptions = DEFAULT_OPTIONS,
     build_dataset: BuildDataset = data.build_dataset,
     machine: Machine | None = None,
@@ -92,7 +91,7 @@ def run_step(
         split = Split(None, train_neighbors, test_set, slice(None), val_neighbors)
 
     features = cache(partial(kept_features, run, model, pretext[NEIGHBORS[0]].parent))
-    prepare = partial(cached_features, features) if "cache_features" in config else whole_images
+    prepare = partial(cached_features, features) if config.trains_on != "images" else whole_images
     network, train, validation = prepare(run, model, train_set, split)
     if config.head_init == "graph" and run.begins():
         start_heads(run, model, network, train, split)
@@ -103,7 +102,7 @@ def run_step(
     engine.train(
         run, fingerprint, model, optimizer, train, step, checkpointed=[selection], after_epoch=selection
     )
-    final = (model.cluster_head, features(test_set)) if config.get("cache_features") == 0 else (model, test)
+    final = (model.cluster_head, features(test_set)) if config.trains_on == "features" else (model, test)
     evaluate(run, fingerprint, model, *final, test_set, selection.best_loss, quality)
 
 
@@ -210,7 +209,7 @@ def cached_features(features, run, model, train_set, split):
         UserError: the features do not fit in memory.
     """
     config = run.config
-    if config.cache_features == 0:
+    if config.trains_on == "features":
         views, validation = features(train_set).dataset.views, features(split.val_set)
     else:
         views, validation = augmented_features(run, model, train_set, split.val_set)

@@ -7,7 +7,6 @@ import logging
 from functools import partial
 
 import torch
-from easydict import EasyDict
 
 import data
 from losses import CRITERIA, NO_VOTE, SelfLabelingLoss
@@ -16,7 +15,7 @@ from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from steps.votes import Votes
 from utils.analysis import health, metrics, plots, results
 from utils.run import distributed
-from utils.run.config import load_config
+from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint, warn_if_unfinished
 from utils.run.folder import earlier_folder
 from utils.run.machine import Machine
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_step(
-    config: EasyDict,
+    config: Config,
     options: StepOptions = DEFAULT_OPTIONS,
     build_dataset: BuildDataset = data.build_dataset,
     machine: Machine | None = None,

@@ -7,8 +7,6 @@ import logging
 import math
 from functools import partial
 
-from easydict import EasyDict
-
 import data
 from losses import CRITERIA
 from models import build_model
@@ -16,7 +14,7 @@ from steps.load_model import load_model
 from steps.mining import can_vote, eval_loaders, knn_accuracy, mine
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import plots
-from utils.run.config import load_config
+from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
@@ -50,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_step(
-    config: EasyDict,
+    config: Config,
     options: StepOptions = DEFAULT_OPTIONS,
     build_dataset: BuildDataset = data.build_dataset,
     machine: Machine | None = None,

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 from torch import nn
 
 from models import build_model
+from utils.run.config import Config
 from utils.run.weights import choose_head, load_weights, read_weights
 
 
@@ -21,7 +21,7 @@ class LoadedModel:
 
 
 def load_model(
-    config: EasyDict,
+    config: Config,
     path: Path,
     kind: str = "clustering",
     *,

@@ -6,13 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from easydict import EasyDict
-
 import data
+from utils.run.config import Config
 from utils.run.folder import Run, results_folder
 from utils.run.machine import Machine
 
-BuildDataset = Callable[[EasyDict, str], data.Dataset]  # as data.build_dataset: configuration, split
+BuildDataset = Callable[[Config, str], data.Dataset]  # as data.build_dataset: configuration, split
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class StepOptions(CommandOptions):
 DEFAULT_OPTIONS = StepOptions()
 
 
-def open_run(config: EasyDict, step: str, options: StepOptions, machine: Machine | None = None) -> Run:
+def open_run(config: Config, step: str, options: StepOptions, machine: Machine | None = None) -> Run:
     """The Run of a step, "pretext", "scan" or "selflabel"; without a Machine, one is started."""
     machine = machine or Machine.start(config)
     return Run(config, results_folder(config, step), machine, options.fresh, options.accept_changes)

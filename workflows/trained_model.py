@@ -33,7 +33,7 @@ class TrainedModel:
     @property
     def vector_width(self) -> int | None:
         """Width of the vectors that it takes in place of images; None if it takes images."""
-        return self.model.cluster_head[0].in_features if self.config.get("features_file") else None
+        return self.model.cluster_head[0].in_features if self.config.features_file else None
 
     def decode(
         self, files: Sequence[str], num_workers: int = 0

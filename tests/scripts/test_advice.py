@@ -293,7 +293,7 @@ def test_the_rehearsal_changes_nothing(results, after, monkeypatch):
     [
         ([], "only the middle 8 x 8 pixels of images of 24 pixels, 11 % of them"),
         (["transformation_kwargs.crop_size=24"], "trains on images of 8 pixels .* and is evaluated on 24"),
-        (["augmentation_kwargs.normalize.mean=[0,0,0]"], "evaluated with other normalisations"),
+        (["augmentation_kwargs.normalize.mean=[0,0,0]"], "evaluated with other normalizations"),
     ],
 )
 def test_settings_that_hardly_can_be_meant(tmp_path, changes, message):

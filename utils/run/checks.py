@@ -1,44 +1,39 @@
 """What the value of a configuration key may be."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from errors import did_you_mean
 
 
 class Check(NamedTuple):
-    """The values that a key may have.
+    """The values that a key may have."""
 
-    Attributes:
-        words: what they are; completes "KEY must be ...".
-        convert: function of a value that returns it, converted if need be, or raises ValueError with words.
-    """
-
-    words: str
-    convert: Callable
+    words: str  # what they are; completes "KEY must be ..."
+    convert: Callable[[Any], Any]  # returns the value, converted if need be, or raises ValueError with words
 
 
-def number(low=None, high=None, whole=False, above=None, below=None):
+def number(
+    low: float | None = None,
+    high: float | None = None,
+    whole: bool = False,
+    above: float | None = None,
+    below: float | None = None,
+) -> Check:
     """A number within these bounds: `low` and `high` are allowed, `above` and `below` are not."""
+    bounds = {"above": above, "of at least": low, "of at most": high, "below": below}
     words = "a whole number" if whole else "a number"
-    if above is not None:
-        words += f" above {above}"
-    if low is not None:
-        words += f" of at least {low}"
-    if high is not None:
-        words += f" of at most {high}"
-    if below is not None:
-        words += f" below {below}"
+    words += "".join(f" {bound} {value}" for bound, value in bounds.items() if value is not None)
 
-    def convert(value):
+    def convert(value: Any) -> float:
         try:  # YAML reads 1e-4 (without a dot) as a string
             value = float(value) if isinstance(value, str) else value
-            good = not isinstance(value, bool) and value == value and (not whole or value == int(value))
+            good = not isinstance(value, bool) and math.isfinite(value) and (not whole or value == int(value))
             good = good and (low is None or value >= low) and (high is None or value <= high)
             good = good and (above is None or value > above) and (below is None or value < below)
-            good = good and abs(value) != float("inf")
         except (TypeError, ValueError, OverflowError):
             good = False
         if not good:
@@ -48,15 +43,15 @@ def number(low=None, high=None, whole=False, above=None, below=None):
     return Check(words, convert)
 
 
-def count(low, high):
+def count(low: int, high: int) -> Check:
     """A whole number; `high` is far above any useful value, so that a typo does not fill the memory."""
     return number(low, high, whole=True)
 
 
-def one_of(*names):
+def one_of(*names: str) -> Check:
     words = f"one of {', '.join(names)}"
 
-    def convert(value):
+    def convert(value: Any) -> str:
         if value not in names:
             question = did_you_mean(value, names)
             raise ValueError(f"{words} ({question})" if question else words)
@@ -65,11 +60,11 @@ def one_of(*names):
     return Check(words, convert)
 
 
-def list_of(check, length=None):
+def list_of(check: Check, length: int | None = None) -> Check:
     words = f"a list of {length} numbers" if length else "a list"
 
-    def convert(value):
-        if not isinstance(value, (list, tuple)) or (length and len(value) != length):
+    def convert(value: Any) -> list[Any]:
+        if not isinstance(value, list | tuple) or (length and len(value) != length):
             raise ValueError(words)
         if not value:
             raise ValueError("a list that is not empty")
@@ -78,38 +73,38 @@ def list_of(check, length=None):
     return Check(words, convert)
 
 
-def _boolean(value):
+def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(BOOLEAN.words)
     return value
 
 
-def _string(value):
+def _string(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or not value:
         raise ValueError(STRING.words)
     return value
 
 
-def _dataset(value):
+def _dataset(value: Any) -> str:
     path = Path(_string(value))  # it names folders of data and of results
     if path.is_absolute() or ".." in path.parts or path == Path():
         raise ValueError(DATASET.words)
     return str(path)  # without a slash at the end, as a shell completes it
 
 
-def _device(value):
+def _device(value: Any) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)):
         raise ValueError(DEVICE.words)
     return value
 
 
-def _on_or_off(value):
+def _on_or_off(value: Any) -> str:
     if isinstance(value, bool):  # as YAML 1.1 reads on and off
         return "on" if value else "off"
     return _AUTO_ON_OFF.convert(value)
 
 
-def _scale(value):
+def _scale(value: Any) -> list[float]:
     low, high = _TWO_SHARES.convert(value)
     if low > high:
         raise ValueError(SCALE.words)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from easydict import EasyDict
 
 from errors import UserError, did_you_mean
 
 from . import schema
 from .checks import DATASET
+from .schema import Config, Key
 
 # --- reading -------------------------------------------------------------------------------------
 
 
-def load_config(args: argparse.Namespace, setups: Sequence[str], training: bool = True) -> EasyDict:
+def load_config(args: argparse.Namespace, setups: Sequence[str], training: bool = True) -> Config:
     """Read the environment file and the experiment file that a command line names; see `merge_config`."""
     environment, experiment = read_yaml(args.config_env), read_yaml(args.config_exp)
     return merge_config(environment, experiment, args, setups, training)
@@ -28,7 +28,7 @@ def merge_config(
     args: argparse.Namespace,
     setups: Sequence[str],
     training: bool = True,
-) -> EasyDict:
+) -> Config:
     """Merge defaults, environment file, experiment file and `--set`, in this order, and check them.
 
     `--set KEY=null` takes a key of the files away.
@@ -39,71 +39,66 @@ def merge_config(
         setups: the values of `setup` that the calling script can work with.
         training: require the keys of training, too, not only those of evaluation.
 
-    Returns:
-        EasyDict of everything, so that `config.optimizer_kwargs.lr` works.
-
     Raises:
         UserError: unknown, missing or wrong key; the message names file and key.
     """
-    environment = _checked(environment, schema.ENVIRONMENT, args.config_env)
-    experiment = _checked(experiment, schema.EXPERIMENT, args.config_exp)
+    where = args.config_exp
+    given = _checked(environment, schema.ENVIRONMENT, args.config_env)
+    given |= _checked(experiment, schema.EXPERIMENT, where)
     keys = schema.ENVIRONMENT + schema.EXPERIMENT
-    names = {key.name for key in keys if key.check is DATASET}
     for override in args.overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: expected KEY=VALUE")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
-        if text == "null" and key in schema.within(keys):
-            environment.pop(key, None)
-            experiment.pop(key, None)
-            continue
-        if key in names and not isinstance(value, str | dict | list | None):
-            value = text  # 2024, on or 1e3 are names, too
-        nested = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(experiment, _checked(nested, keys, "--set"))
-    given = {**environment, **experiment}
+        _override(given, override, keys)
     if given.get("setup") not in setups:
-        raise UserError(
-            f"{args.config_exp}: setup is {given.get('setup')!r}, this script needs {' or '.join(setups)}"
-        )
-    config = {**schema.defaults(given["setup"]), **given}
+        raise UserError(f"{where}: setup is {given.get('setup')!r}, this script needs {' or '.join(setups)}")
+    config = Config({**schema.defaults(given["setup"]), **given})
     if args.run:
-        config["root_dir"] = str(Path(config["root_dir"]) / args.run)
+        config.root_dir = str(Path(config.root_dir) / args.run)
     if training:
-        _require_criterion(given, args.config_exp)
-        if config["setup"] == "selflabel" and config["num_heads"] != 1:
-            raise UserError(
-                f"{args.config_exp}: num_heads must be 1 for self-labeling, found {config['num_heads']}"
-            )
-    _require_keys(keys, given, config, training, args.config_exp)
-    warmup = config.get("scheduler_kwargs", {}).get("warmup_epochs", 0)
-    if training and warmup and warmup >= config["epochs"]:
+        _require_criterion(given, where)
+        if config.setup == "selflabel" and config.num_heads != 1:
+            raise UserError(f"{where}: num_heads must be 1 for self-labeling, found {config.num_heads}")
+    _require_keys(keys, given, config, training, where)
+    warmup = config.scheduler_kwargs.warmup_epochs
+    if training and warmup and warmup >= config.epochs:
         raise UserError(
-            f"{args.config_exp}: scheduler_kwargs.warmup_epochs, {warmup}, must be less than epochs, "
-            f"{config['epochs']}"
+            f"{where}: scheduler_kwargs.warmup_epochs, {warmup}, must be less than epochs, {config.epochs}"
         )
-    return EasyDict(config)
+    return config
 
 
-def read_resolved(path):
+def _override(given: dict[str, Any], override: str, keys: tuple[Key, ...]) -> None:
+    """Change the given keys by KEY=VALUE, as --set says."""
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}: expected KEY=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+    row = schema.within(keys).get(name)
+    if text == "null" and row:
+        given.pop(name, None)
+        return
+    if row and row.check is DATASET and not isinstance(value, str | dict | list | None):
+        value = text  # 2024, on or 1e3 are names, too
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    _merge(given, _checked(value, keys, "--set"))
+
+
+def read_resolved(path: Path) -> Config:
     """The configuration that a run wrote beside its results, checked.
 
-    Keys that are new since then get their defaults. Raises UserError as `load_config`.
+    Keys that are new since then get their defaults. Raises UserError as `merge_config`.
     """
     keys = schema.ENVIRONMENT + schema.EXPERIMENT
     given = _checked(read_yaml(path), keys, path)
-    config = {**schema.defaults(given.get("setup")), **given}
+    config = Config({**schema.defaults(given.get("setup")), **given})
     _require_keys(keys, given, config, False, path)
-    return EasyDict(config)
+    return config
 
 
-def experiment_of(config):
+def experiment_of(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the results: no paths, devices or worker counts.
 
     Nor is max_unreadable in it: the datasets' fingerprints say which images were read.
@@ -112,7 +107,7 @@ def experiment_of(config):
     return {key: value for key, value in to_dict(config).items() if key in keys}
 
 
-def with_defaults(experiment):
+def with_defaults(experiment: dict[str, Any]) -> dict[str, Any]:
     """Complete the result of `experiment_of` in an earlier version by the keys that are new since then.
 
     The default of a new key is the behavior from before there was the key.
@@ -120,18 +115,18 @@ def with_defaults(experiment):
     return {**experiment_of(schema.defaults(experiment.get("setup"))), **experiment}
 
 
-def to_dict(config):
-    """EasyDict -> plain dicts and lists, which YAML and checkpoints can hold."""
+def to_dict(config: Any) -> Any:
+    """Config -> plain dicts and lists, which YAML and checkpoints can hold."""
     if isinstance(config, dict):
         return {key: to_dict(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
+    if isinstance(config, list | tuple):
         return [to_dict(value) for value in config]
     return config
 
 
-def differences(old, new, prefix=""):
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Where two nested dicts differ: {dotted key: "old -> new"}."""
-    found = {}
+    found: dict[str, str] = {}
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -141,22 +136,24 @@ def differences(old, new, prefix=""):
     return found
 
 
-def listed(changes):
+def listed(changes: dict[str, str]) -> str:
     """The result of `differences` as one line."""
     return "; ".join(f"{key}: {change}" for key, change in changes.items())
 
 
-def mismatches(config):
+def mismatches(config: Config) -> list[str]:
     """Differences between the images of training and evaluation that are most likely a mistake.
 
     Returns:
-        list of lines for warnings.
+        lines for warnings.
     """
-    train, test = config.get("augmentation_kwargs", {}), config.transformation_kwargs
-    if config.get("augmentation_strategy") == "ours":
-        name, size = "crop_size", train.get("crop_size")
-    else:
-        name, size = "random_resized_crop.size", train.get("random_resized_crop", {}).get("size")
+    if "augmentation_kwargs" not in config:
+        return []
+    train, test = config.augmentation_kwargs, config.transformation_kwargs
+    name, size = "crop_size", train.crop_size
+    if config.get("augmentation_strategy") != "ours":
+        crop = train.random_resized_crop
+        name, size = "random_resized_crop.size", crop.size if crop else None
     lines = []
     # up to a third larger is no mistake: objects look larger in random resized crops (arXiv:1906.06423), and
     # as large in plain ones
@@ -165,10 +162,10 @@ def mismatches(config):
             f"the network trains on images of {size} pixels (augmentation_kwargs.{name}) and is evaluated on "
             f"{test.crop_size} (transformation_kwargs.crop_size); set both to the same"
         )
-    found = differences(train.get("normalize", test.normalize), test.normalize)
+    found = differences(train.normalize or test.normalize, test.normalize)
     if found:
         lines.append(
-            "the network trains and is evaluated with other normalisations (augmentation_kwargs.normalize -> "
+            "the network trains and is evaluated with other normalizations (augmentation_kwargs.normalize -> "
             f"transformation_kwargs.normalize: {'; '.join(found.values())}); set both to the same"
         )
     return lines
@@ -177,7 +174,7 @@ def mismatches(config):
 class _Loader(yaml.SafeLoader):
     """Rejects a key that is given twice; YAML would silently take the last."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
@@ -186,7 +183,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path):
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises UserError with file and line."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -194,7 +191,7 @@ def read_yaml(path):
     except FileNotFoundError:
         folder = Path(path).parent
         names = [p.name for p in folder.glob("*.yml")]
-        question = did_you_mean(Path(path).name, names, lambda name: folder / name)
+        question = did_you_mean(Path(path).name, names, lambda name: str(folder / name))
         raise UserError(f"{path}: no such file" + (f"; {question}" if question else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
@@ -208,24 +205,26 @@ def read_yaml(path):
     return content
 
 
-def _checked(content, keys, where, group=""):
+def _checked(
+    content: Any, keys: tuple[Key, ...], where: str | Path, group: str = "", kind: type[dict] = dict
+) -> dict[str, Any]:
     """Check the keys and values of a group, or of the top level, by the rows `keys`.
 
-    Returns `content` with its values converted. Raises UserError for an unknown key or a wrong value.
+    Returns a `kind` of the values, converted. Raises UserError for an unknown key or a wrong value.
     """
     if not isinstance(content, dict):
         raise UserError(f"{where}: {group} must hold keys and values, found {content!r}")
     known = schema.within(keys, group)
     prefix = f"{group}." if group else ""
-    result = {}
+    result = kind()
     for name, value in content.items():
         if name not in known:
             question = did_you_mean(name, known, lambda near: f"'{prefix}{near}'")
             hint = question or f"known keys: {', '.join(known)}"
             raise UserError(f"{where}: unknown key '{prefix}{name}'; {hint}")
         key = known[name]
-        if key.check is schema.GROUP:
-            result[name] = _checked(value, keys, where, key.name)
+        if key.group:
+            result[name] = _checked(value, keys, where, key.name, key.group)
             continue
         try:
             result[name] = key.check.convert(value)
@@ -234,7 +233,7 @@ def _checked(content, keys, where, group=""):
     return result
 
 
-def _require_criterion(given, where):
+def _require_criterion(given: dict[str, Any], where: str) -> None:
     """Raise UserError for a criterion of another step, or options that are not the criterion's own."""
     setup, found, options = (given.get(key) for key in ("setup", "criterion", "criterion_kwargs"))
     criteria = {name: schema.options_of(name) for name, step in schema.CRITERIA.items() if step == setup}
@@ -254,7 +253,9 @@ def _require_criterion(given, where):
     )
 
 
-def _require_keys(keys, given, config, training, where):
+def _require_keys(
+    keys: tuple[Key, ...], given: dict[str, Any], config: Config, training: bool, where: str | Path
+) -> None:
     """Raise UserError for keys that this configuration needs but lacks, or gives but must not."""
     missing = []
     for key in keys:
@@ -271,7 +272,7 @@ def _require_keys(keys, given, config, training, where):
             raise UserError(f"{where}: {key.name} needs {key.only}; {key.only.why}")
 
 
-def _holds(content, name):
+def _holds(content: dict[str, Any], name: str) -> bool:
     """Whether nested dicts hold a dotted key."""
     *groups, last = name.split(".")
     for group in groups:
@@ -279,7 +280,7 @@ def _holds(content, name):
     return last in content
 
 
-def _merge(target, changes):
+def _merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):
             _merge(target[key], value)

@@ -58,7 +58,7 @@ def backbone_features(run, folder, model, loader, title):
 def features_path(run, folder, model, dataset):
     """The path in `folder` that is named after all that the features depend on."""
     config = run.config
-    how = to_dict(config.transformation_kwargs), config.get("resize"), config.get("white_level")
+    how = to_dict(config.transformation_kwargs), config.resize, config.white_level
     made_of = [config.backbone, of_backbone(model.state_dict()), digest_of(dataset), *how]
     return folder / f"features-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.npy"
 
