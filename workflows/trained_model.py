@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 
 import data
 from errors import UserError
 from models import ClusteringModel
 from steps.load_model import load_model
 from utils.files import read_json
-from utils.run.config import read_resolved
+from utils.run.config import Config, read_resolved
 from utils.run.fingerprint import read_fingerprint
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ class TrainedModel:
     """The model of a finished clustering or self-labeling step."""
 
     folder: Path  # of the step
-    config: EasyDict
+    config: Config
     model: ClusteringModel  # on the CPU, in eval mode
     head: int  # index of its best head
     side: int  # of its training images in pixels, before the evaluation's crop
