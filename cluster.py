@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
 
 import data
 from errors import UserError
@@ -30,7 +29,7 @@ from utils import report
 from utils.analysis import baselines, health, plots
 from utils.files import digest, write_json
 from utils.run import distributed
-from utils.run.config import read_yaml
+from utils.run.config import Config, read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import add_overrides, default_environment, file_argument, run_script
@@ -250,7 +249,7 @@ def predictions(
     return features, infer(lambda batch: logits(batch).softmax(1), loader, "clusters").cpu()
 
 
-def facts(config: EasyDict, figures: dict[str, Any]) -> list[list[str]]:
+def facts(config: Config, figures: dict[str, Any]) -> list[list[str]]:
     """What the report says of its making: list of (term, text)."""
     made_with = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
     if "weights" in figures:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from easydict import EasyDict
 
 import data
 import models
@@ -19,6 +18,7 @@ from losses import SimCLRLoss
 from simclr import simclr_step
 from steps.options import BuildDataset
 from utils.analysis import duplicates
+from utils.run.config import Config
 from utils.run.machine import Machine
 from utils.training import cost
 from workflows.own_experiment import ClusterArguments, OwnExperiment, neighbors_to_use
@@ -118,7 +118,7 @@ def set_size(content: dict[str, Any], size: int, normalize: dict[str, list[float
             part["normalize"] = dict(normalize)
 
 
-def tell_cost_of_features(config: EasyDict, n: int) -> None:
+def tell_cost_of_features(config: Config, n: int) -> None:
     """Say how long the features of n images will take."""
     device = Machine.start(config).device
     backbone = models.build_model(config).backbone.to(device, memory_format=torch.channels_last).eval()

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from easydict import EasyDict
-
 import data
 import eval as evaluation
 import moco
@@ -19,7 +17,15 @@ import simclr
 from errors import UserError
 from steps.options import BuildDataset, StepOptions
 from utils.files import digest
-from utils.run.config import differences, experiment_of, listed, merge_config, read_yaml, with_defaults
+from utils.run.config import (
+    Config,
+    differences,
+    experiment_of,
+    listed,
+    merge_config,
+    read_yaml,
+    with_defaults,
+)
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
 from utils.run.machine import Machine
@@ -50,7 +56,7 @@ class DatasetCache:
         self.settings: dict[str, Any] = {}
         self.built: dict[str, data.Dataset] = {}
 
-    def __call__(self, config: EasyDict, split: str) -> data.Dataset:
+    def __call__(self, config: Config, split: str) -> data.Dataset:
         if split == "train+unlabeled":
             return data.build_dataset(config, split)
         settings = {key: config.get(key) or None for key in DATASET_KEYS}
@@ -76,7 +82,7 @@ class PlannedStep:
     """
 
     name: str
-    config: EasyDict
+    config: Config
     arguments: list[str]
     options: StepOptions
 
@@ -147,7 +153,7 @@ def plan_steps(
     return plan
 
 
-def configs_of(plan: dict[str, PlannedStep]) -> dict[str, EasyDict]:
+def configs_of(plan: dict[str, PlannedStep]) -> dict[str, Config]:
     """The configurations by step."""
     return {name: step.config for name, step in plan.items()}
 
@@ -226,7 +232,7 @@ def is_finished(step: PlannedStep, build_dataset: BuildDataset) -> bool:
     return written["data"] == images
 
 
-def _input(role: str, config: EasyDict, run: str | None) -> Path:
+def _input(role: str, config: Config, run: str | None) -> Path:
     """The file that a step started from, by its role in the fingerprint.
 
     The role is such as pretext/model.pth.tar, or an absolute path, which stays what it is.
