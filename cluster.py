@@ -204,7 +204,7 @@ def write_results(
             dataset, features, probabilities, run.machine, config.search, folders["pretext"]
         )
         opinions = baselines.cluster(features, config.num_classes, config.seed)
-        agreement, opinions = baselines.compare(described.found["cluster"], opinions, config.num_classes)
+        agreement, opinions = baselines.compare(described.assignment.cluster, opinions, config.num_classes)
         figures = {
             "made_of": made_of,
             "folder": str(config.image_folder),
@@ -215,19 +215,21 @@ def write_results(
             **health_figures(folders, epochs[step]),
             "agreement": agreement,
         }
-        truth = (*labels_of(dataset.names()), "subfolders") if labels else None
+        truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders") if labels else None
         if truth:
-            figures |= compare_with_classes(probabilities, *truth[:2])
-        about = {
-            "title": folder.name,
-            "results": folder,
-            "facts": facts(config, figures),
-            "advice": health.ADVICE[step],
-            "epochs": epochs,
-            "folder": f"{Path(config.image_folder).expanduser().resolve().as_uri()}/",
-        }
-        columns = {name: clusters.tolist() for name, clusters in opinions.items()}
-        report.write(folder, dataset, features, described.found, figures, about, truth, columns, config.seed)
+            figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
+        context = report.ReportContext(
+            title=folder.name,
+            results=folder,
+            facts=facts(config, figures),
+            advice=health.ADVICE[step],
+            epochs=epochs,
+            image_url=f"{Path(config.image_folder).expanduser().resolve().as_uri()}/",
+            truth=truth,
+            columns={name: clusters.tolist() for name, clusters in opinions.items()},
+            seed=config.seed,
+        )
+        report.write_report(folder, dataset, features, described.assignment, figures, context)
         sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
         save_contact_sheets(dataset, probabilities, folder / "clusters")
         write_json(figures, done)
@@ -249,12 +251,12 @@ def predictions(
     return features, infer(lambda batch: logits(batch).softmax(1), loader, "clusters").cpu()
 
 
-def facts(config: Config, figures: dict[str, Any]) -> list[list[str]]:
-    """What the report says of its making: list of (term, text)."""
+def facts(config: Config, figures: dict[str, Any]) -> dict[str, object]:
+    """What the report says about its making: term -> value."""
     made_with = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
     if "weights" in figures:
         made_with["features of"] = figures["weights"]
-    return [[term, str(text)] for term, text in made_with.items()]
+    return made_with
 
 
 def health_figures(folders, epochs):
@@ -289,7 +291,7 @@ def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:
     sizes = torch.tensor(figures["cluster_sizes"])
     print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
     for verdict in report.verdicts(figures, advice):
-        print(f"{verdict['text']} {verdict['advice']}".strip())
+        print(f"{verdict.text} {verdict.advice}".strip())
     if "acc" in figures:
         how = ", by features that were learned with labels" if figures.get("labels_in_pretraining") else ""
         acc, nmi = 100 * figures["acc"], 100 * figures["nmi"]

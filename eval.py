@@ -216,9 +216,10 @@ def evaluate_clusters(
         described = describe_clusters(
             dataset, features, probabilities, run.machine, run.config.search, pretext
         )
-        found = described.found
+        assignment = described.assignment
         about |= described.figures
-        about["neighbors"] = neighbor_quality(duplicates.among_distinct(found["neighbors"], found["first"]))
+        distinct = duplicates.among_distinct(assignment.neighbors, assignment.first)
+        about["neighbors"] = neighbor_quality(distinct)
     elif options.visualize_prototypes:
         about["prototypes"] = find_prototypes(features, probabilities)
     figures = results.report_clusters(run.folder, probabilities, dataset, about)
@@ -246,16 +247,17 @@ def write_report(
     }
     own = model.parent.name
     steps = STEPS[: STEPS.index(own) + 1] if own in STEPS else [own]
-    about = {
-        "title": figures["dataset"],
-        "results": model.parent if (model.parent / FINGERPRINT).exists() else None,
-        "facts": [[term, str(text)] for term, text in facts.items()],
-        "advice": health.ADVICE[config.setup],
-        "epochs": {step: read_epochs(model.parent.parent / step) for step in steps},
-        "folder": None,
-    }
-    truth = None if dataset.labels is None else (dataset.labels, dataset.classes, "true classes")
-    report.write(run.folder, dataset, features, described.found, figures, about, truth, seed=config.seed)
+    labels, classes = dataset.labels, dataset.classes
+    context = report.ReportContext(
+        title=figures["dataset"],
+        results=model.parent if (model.parent / FINGERPRINT).exists() else None,
+        facts=facts,
+        advice=health.ADVICE[config.setup],
+        epochs={step: read_epochs(model.parent.parent / step) for step in steps},
+        truth=None if labels is None else report.GroundTruth(labels, classes or [], "true classes"),
+        seed=config.seed,
+    )
+    report.write_report(run.folder, dataset, features, described.assignment, figures, context)
 
 
 def save_features(features: torch.Tensor, dataset: data.Dataset, path: Path) -> None:

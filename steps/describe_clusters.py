@@ -17,7 +17,7 @@ from utils.run.machine import Machine
 class DescribedClusters:
     """N images in C clusters."""
 
-    found: dict[str, torch.Tensor]  # of each image, see report.describe
+    assignment: report.Assignment
     figures: dict[str, Any]  # for metrics.json: `prototypes`, shares and counts, where the features come from
 
 
@@ -40,13 +40,13 @@ def describe_clusters(
         pretext: folder of the pretext step's results, which may be missing.
     """
     prototypes = find_prototypes(features, probabilities)
-    found = report.describe(dataset, features, probabilities, prototypes, machine.device, search)
+    assignment = report.build_assignment(dataset, features, probabilities, prototypes, machine.device, search)
     figures = {
         **learned_by_others(pretext),
         "prototypes": prototypes,
-        **report.figures_of(found, probabilities.size(1)),
+        **assignment.figures(probabilities.size(1)),
     }
-    return DescribedClusters(found, figures)
+    return DescribedClusters(assignment, figures)
 
 
 def learned_by_others(pretext: Path) -> dict[str, Any]:

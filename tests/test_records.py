@@ -88,7 +88,7 @@ def calibration_row(dataset, step):
     for seed in sorted({name.split("/")[1] for name in kept if name.startswith(f"{dataset}/")}):
         names = (f"{dataset}/{seed}/{step}/{name}" for name in ("confidence", "right"))
         confidence, right = (torch.from_numpy(kept[name]) for name in names)
-        found = calibration.summarize(confidence, right)
+        found = calibration.calibration_figures(confidence, right)
         sure, unsure, curve = found["sure"], found["unsure"], found["coverage"]["accuracy"]
         share = sure["count"] / len(right)
         figures.append([curve[-1], found["ece"], share, sure["accuracy"], unsure["accuracy"], curve[9]])

@@ -121,7 +121,7 @@ def test_the_mean_of_what_is_right_is_a_published_accuracy(c, classes):
     probabilities = torch.randn(400, c, generator=draw).softmax(1)
     labels = torch.randint(classes, (400,), generator=draw)
     found = metrics.clustering_metrics(probabilities, labels, classes)
-    right = calibration.correct(probabilities.argmax(1), labels, found["matches"], c, classes)
+    right = calibration.is_right(probabilities.argmax(1), labels, found["matches"], c, classes)
     name = "majority_vote_acc" if c > classes else "acc"
     assert right.double().mean().item() == pytest.approx(found[name])
     assert c < classes or found["acc"] != found["majority_vote_acc"]
@@ -129,8 +129,8 @@ def test_the_mean_of_what_is_right_is_a_published_accuracy(c, classes):
 
 def test_a_cluster_without_a_match_is_wrong_unless_there_are_more_clusters_than_classes():
     clusters, labels = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
-    assert calibration.correct(clusters, labels, [(0, 0)], 2, 2).tolist() == [True] * 3 + [False] * 2
-    assert calibration.correct(clusters, labels, [(0, 0)], 2, 1).all()
+    assert calibration.is_right(clusters, labels, [(0, 0)], 2, 2).tolist() == [True] * 3 + [False] * 2
+    assert calibration.is_right(clusters, labels, [(0, 0)], 2, 1).all()
 
 
 # --- metrics.json --------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_cluster_without_a_match_is_wrong_unless_there_are_more_clusters_than_
 
 def test_summary_is_rounded_and_has_no_nan():
     confidence, right = constant(0.777777, 2, 1)
-    found = calibration.summarize(confidence, right)
+    found = calibration.calibration_figures(confidence, right)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     filled = 11  # (11/15, 12/15]
     assert found["bins"]["confidence"] == [None] * filled + [0.7778] + [None] * 3

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from utils import report
 from utils.analysis import calibration, duplicates, health, metrics
 from utils.analysis.prototypes import find_prototypes
-from utils.report import content, layout, rows, thumbnails
+from utils.report import assignment, content, layout, thumbnails
 from utils.report.verdicts import verdicts
 from utils.report.words import percent
 
@@ -48,27 +49,28 @@ def blobs(n=200, c=C, seed=0):
     return features, (-torch.cdist(features, middles)).softmax(1), labels
 
 
-def write(folder, dataset, features, probabilities, truth=None):
+def write(folder, dataset, features, probabilities, truth=None, **more):
     prototypes = find_prototypes(features, probabilities)
-    found = report.describe(dataset, features, probabilities, prototypes)
+    found = report.build_assignment(dataset, features, probabilities, prototypes)
     figures = {
         "prototypes": prototypes,
         "neighbors": GO,
-        **report.figures_of(found, probabilities.size(1)),
+        **more,
+        **found.figures(probabilities.size(1)),
     }
     if truth:
         known = truth[0] >= 0
         figures |= metrics.clustering_metrics(probabilities[known], truth[0][known], len(truth[1]))
     epochs = {"scan": [{"epoch": 1, "loss": 2.0, "cluster_sizes": [1]}, {"epoch": 2, "loss": 1.0}]}
-    about = {
-        "title": "mine",
-        "results": "my results",
-        "facts": [["images", "here"]],
-        "advice": health.SCAN_ADVICE,
-        "epochs": epochs,
-        "folder": None,
-    }
-    report.write(folder, dataset, features, found, figures, about, truth)
+    context = report.ReportContext(
+        title="mine",
+        results=Path("my results"),
+        facts={"images": "here"},
+        advice=health.SCAN_ADVICE,
+        epochs=epochs,
+        truth=truth and report.GroundTruth(*truth),
+    )
+    report.write_report(folder, dataset, features, found, figures, context)
     return found, figures
 
 
@@ -83,7 +85,7 @@ def pages(monkeypatch):
 @pytest.fixture(autouse=True)
 def quick_map(monkeypatch):
     """The map of most tests: the first two features."""
-    monkeypatch.setattr(report, "lay_out", lambda features, seed: (layout._scaled(features[:, :2]), "pca"))
+    monkeypatch.setattr(report, "lay_out", lambda features, seed: (layout._scaled(features[:, :2]), "none"))
 
 
 def table_of(folder):
@@ -107,7 +109,7 @@ def test_clusters_and_unsure_images(tmp_path, pages):
         assert card["least"] == by_confidence[: -content.LEAST - 1 : -1]
         assert card["unsure"] == sum(confidence[members] < 0.8) and card["prototype"] in members
         assert card["confidence"] == pytest.approx(confidence[members].mean().item(), abs=1e-4)
-        expected = torch.histc(confidence[members], content.BINS, 0, 1).tolist()
+        expected = torch.histc(confidence[members], content.HISTOGRAM_BINS, 0, 1).tolist()
         assert card["histogram"] == expected
     two = probabilities.topk(2, 1).values
     unsure = (confidence < 0.8).nonzero().flatten().tolist()
@@ -126,14 +128,14 @@ def test_clusters_that_share_neighbors(tmp_path, pages):
     (pair,) = pages[0]["pairs"]
     a, b = pair["clusters"]
     assert {a, b} == {2, 3}
-    expected = (found["cluster"][found["neighbors"][found["cluster"] == a]] == b).double().mean().item()
+    expected = (found.cluster[found.neighbors[found.cluster == a]] == b).double().mean().item()
     assert (
         pair["share"] == pytest.approx(expected) and f"{percent(expected)} are in cluster {b}" in pair["text"]
     )
     for i in pair["between"]:
-        other = ({a, b} - {found["cluster"][i].item()}).pop()
-        assert other in found["cluster"][found["neighbors"][i]]
-    assert [found["cluster"][rows_].unique().tolist() for rows_ in pair["most"]] == [[a], [b]]
+        other = ({a, b} - {found.cluster[i].item()}).pop()
+        assert other in found.cluster[found.neighbors[i]]
+    assert [found.cluster[rows].unique().tolist() for rows in pair["most"]] == [[a], [b]]
 
 
 def test_copies_near_duplicates_and_outliers(tmp_path, pages):
@@ -157,26 +159,28 @@ def test_copies_near_duplicates_and_outliers(tmp_path, pages):
 
 def test_neighbors_are_the_nearest_others():
     features, probabilities, _ = blobs(60)
-    found = report.describe(Dataset(60), features, probabilities, find_prototypes(features, probabilities))
+    found = report.build_assignment(
+        Dataset(60), features, probabilities, find_prototypes(features, probabilities)
+    )
     normalized = F.normalize(features, dim=1)
     similarity = (normalized @ normalized.T).fill_diagonal_(-2)
-    values, expected = similarity.topk(rows.NEIGHBORS, 1)
-    assert torch.equal(found["neighbors"], expected)
-    torch.testing.assert_close(found["neighbor_similarity"], values.mean(1))
+    values, expected = similarity.topk(assignment.MAX_NEIGHBORS, 1)
+    assert torch.equal(found.neighbors, expected)
+    torch.testing.assert_close(found.neighbor_similarity, values.mean(1))
 
 
 def test_equally_probable_clusters():
     """The cluster is that of argmax, everywhere."""
     probabilities = torch.tensor([[0.2, 0.4, 0.4], [0.4, 0.2, 0.4], [1 / 3, 1 / 3, 1 / 3]])
-    found = report.describe(Dataset(3), torch.eye(3), probabilities, [0, 0, 0])
-    assert found["cluster"].tolist() == probabilities.argmax(1).tolist()
-    assert found["runner_up"].tolist() == [2, 2, 1]
+    found = report.build_assignment(Dataset(3), torch.eye(3), probabilities, [0, 0, 0])
+    assert found.cluster.tolist() == probabilities.argmax(1).tolist()
+    assert found.runner_up.tolist() == [2, 2, 1]
 
 
 def test_two_images_and_one_of_a_kind():
     for hashes, k in ((None, 1), (["same", "same"], 0)):
-        found = report.describe(Dataset(2, hashes), torch.eye(2), torch.eye(2), [0, 1])
-        assert found["neighbors"].shape == (2, k)
+        found = report.build_assignment(Dataset(2, hashes), torch.eye(2), torch.eye(2), [0, 1])
+        assert found.neighbors.shape == (2, k)
         assert len(content.outliers(found)) == 2 * (k > 0)
 
 
@@ -188,17 +192,17 @@ def test_what_labels_say(tmp_path, pages):
     labels[::10] = -1
     found, figures = write(tmp_path, Dataset(200), features, probabilities, (labels, list("abcd"), "folders"))
     page = pages[0]["labels"]
-    clusters = found["cluster"]
+    clusters = found.cluster
     assert dict(figures["matches"]) == {i: i for i in range(C)}
     wrong = [i for i in range(200) if labels[i] >= 0 and clusters[i] != labels[i]]
-    wrong = sorted(wrong, key=lambda i: -found["confidence"][i])
+    wrong = sorted(wrong, key=lambda i: -found.confidence[i])
     assert [i for i, _ in page["wrong"]] == wrong and wrong
     assert page["wrong"][0][1] == f"{'abcd'[labels[wrong[0]]]}, not {'abcd'[clusters[wrong[0]]]}"
     assert page["figures"][0] == ["ACC", f"{100 * figures['acc']:.1f} %"]
     assert page["note"] == "180 of the 200 images have a class; the others do not count."
     assert [card["name"] for card in pages[0]["clusters"]] == list("abcd")
     known = labels >= 0
-    right, confidence = (clusters == labels)[known], found["confidence"][known]
+    right, confidence = (clusters == labels)[known], found.confidence[known]
     error = calibration.expected_calibration_error(confidence, right)
     shares = [100 * right[part].double().mean() for part in (confidence >= 0.8, confidence < 0.8)]
     assert page["figures"][3:] == [
@@ -228,7 +232,7 @@ def test_a_sample_with_exact_counts(tmp_path, pages, monkeypatch):
     hashes = ["same" if i in (11, 599) else str(i) for i in range(600)]
     truth = labels, list("abcd"), "folders"
     write(tmp_path / "..", Dataset(600, hashes), features, probabilities, truth)
-    monkeypatch.setattr(content, "SHOWN", 300)
+    monkeypatch.setattr(content, "MAX_IMAGES", 300)
     write(tmp_path, Dataset(600, hashes), features, probabilities, truth)
     whole, page = pages
     names = page["images"]["name"]
@@ -256,7 +260,9 @@ def test_a_sample_with_exact_counts(tmp_path, pages, monkeypatch):
     similarity[:, names.index("00599.png")] = -2  # a copy is nobody's neighbor
     similarity[names.index("00599.png"), names.index("00011.png")] = -2
     neighbors = torch.tensor(page["images"]["neighbors"])
-    torch.testing.assert_close(similarity.gather(1, neighbors), similarity.topk(rows.NEIGHBORS, 1).values)
+    torch.testing.assert_close(
+        similarity.gather(1, neighbors), similarity.topk(assignment.MAX_NEIGHBORS, 1).values
+    )
     placed = [row["file"] for row in table_of(tmp_path) if row["x"]]
     assert placed == names
 
@@ -294,13 +300,13 @@ def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, caplog, 
 
 @pytest.fixture
 def without_umap(monkeypatch):
-    monkeypatch.setattr(layout, "_umap", lambda: None)
+    monkeypatch.setattr(layout, "_import_umap", lambda: None)
 
 
 def test_groups_are_apart_on_the_map(without_umap):
     features, _, labels = blobs()
     places, method = layout.lay_out(features)
-    assert method == "t-sne" and places.shape == (200, 2) and places.dtype == torch.float32
+    assert method.startswith("t-SNE") and places.shape == (200, 2) and places.dtype == torch.float32
     assert places.min() >= 0 and places.max() <= 1 and (places.amax(0) - places.amin(0)).min() > 0.99
     nearest = torch.cdist(places, places).fill_diagonal_(9).argmin(1)
     assert (labels[nearest] == labels).double().mean() > 0.95
@@ -312,7 +318,7 @@ def test_groups_are_apart_on_the_map(without_umap):
 )
 def test_maps_of_few_or_equal_images(features, without_umap):
     places, method = layout.lay_out(features)
-    assert method == "pca" and places.shape == (len(features), 2)
+    assert method == "principal components" and places.shape == (len(features), 2)
     assert places.min() >= 0 and places.max() <= 1
 
 
@@ -325,16 +331,16 @@ def test_umap_if_it_is_installed(monkeypatch):
             def fit_transform(self, features):
                 return features[:, :2] * 7
 
-    monkeypatch.setattr(layout, "_umap", lambda: Module)
+    monkeypatch.setattr(layout, "_import_umap", lambda: Module)
     places, method = layout.lay_out(blobs(30)[0])
-    assert method == "umap" and places.min() >= 0 and places.max() <= 1
+    assert method.startswith("UMAP") and places.min() >= 0 and places.max() <= 1
 
 
 # --- thumbnails ----------------------------------------------------------------------------------
 
 
 def test_each_thumbnail_is_at_its_place(monkeypatch):
-    monkeypatch.setattr(thumbnails, "SHEET", 96)
+    monkeypatch.setattr(thumbnails, "SHEET_SIDE", 96)
     indices = [200, 3, 90, 250, 40, 7, 120, 33, 66, 180, 15]
     drawn = thumbnails.draw_sheets(Dataset(256), indices)
     assert (drawn["side"], drawn["columns"], drawn["per_sheet"], len(drawn["sheets"])) == (32, 3, 9, 2)
@@ -352,7 +358,7 @@ def test_each_thumbnail_is_at_its_place(monkeypatch):
 )
 def test_thumbnail_sides(count, largest, side):
     assert thumbnails.thumbnail_side(count, largest) == side
-    assert count * side**2 <= thumbnails.PIXELS and thumbnails.SHEET % side == 0
+    assert count * side**2 <= thumbnails.MAX_PIXELS and thumbnails.SHEET_SIDE % side == 0
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -382,45 +388,42 @@ HEALTHY = {
         ({"unsure": 0.4}, "warning", "unsure of 40 %", "clusters 1 (30 %), 2 (20 %), 0 (10 %). Look"),
         ({"troubles": ["merged"]}, "warning", "merged clusters", "apply_class_balancing"),
         ({"troubles": ["uncovered"]}, "warning", "no confident image", "confidence_threshold"),
-        ({"agreement": {"kmeans": {"matched": 0.3}}}, "warning", "K-means of the same", "other numbers"),
-        ({"agreement": {"ward": {"matched": 0.7}}}, "good", "Ward's linkage of the same", "a person should"),
-        ({"agreement": {"umap": {"matched": 0.9}}}, "good", "90 % of the images", ""),
+        ({"agreement": {"kmeans": {"matched": 0.3}}}, "warning", "K-means on the same", "other numbers"),
+        (
+            {"agreement": {"ward": {"matched": 0.7}}},
+            "good",
+            "Ward's linkage on the same",
+            "it disagrees",
+        ),
+        ({"agreement": {"umap": {"matched": 0.9}}}, "good", "for 90 % of the images", ""),
         (
             {"copy": 1200, "near_duplicate": 3},
             "note",
             "(exact copies of others: 1,200, near duplicates: 3)",
-            "count as images",
+            "separate images",
         ),
-        ({"near_duplicate": 3}, "note", "more than once (near duplicates: 3).", "count as images"),
+        ({"near_duplicate": 3}, "note", "more than once (near duplicates: 3).", "separate images"),
     ],
 )
 def test_verdicts(found, level, text, advice):
     said = verdicts({**HEALTHY, **found}, health.SELFLABEL_ADVICE | health.SCAN_ADVICE)
-    (verdict,) = [verdict for verdict in said if text in verdict["text"]]
-    assert (
-        verdict["level"] == level and advice in verdict["advice"] and bool(advice) == bool(verdict["advice"])
-    )
+    (verdict,) = [verdict for verdict in said if text in verdict.text]
+    assert verdict.level == level and advice in verdict.advice and bool(advice) == bool(verdict.advice)
 
 
 def test_a_healthy_clustering():
-    assert {verdict["level"] for verdict in verdicts(HEALTHY, health.SCAN_ADVICE)} == {"good"}
+    assert {verdict.level for verdict in verdicts(HEALTHY, health.SCAN_ADVICE)} == {"good"}
 
 
 def test_shares_are_said_alike_in_verdicts_and_on_the_page():
-    said = [verdict["text"] for verdict in verdicts({**HEALTHY, "unsure": 0.125}, health.SCAN_ADVICE)]
+    said = [verdict.text for verdict in verdicts({**HEALTHY, "unsure": 0.125}, health.SCAN_ADVICE)]
     assert any("unsure of 13 %" in text for text in said) and percent(0.125) == "13 %"
 
 
-def test_learned_with_labels(tmp_path, pages, monkeypatch):
+def test_learned_with_labels(tmp_path, pages):
     features, probabilities, _ = blobs(60)
-    original = report.figures_of
     for known, text in ((True, "learned with labels"), (None, "it is unknown")):
-        monkeypatch.setattr(
-            report,
-            "figures_of",
-            lambda *found, known=known: {**original(*found), "labels_in_pretraining": known},
-        )
-        write(tmp_path, Dataset(60), features, probabilities)
+        write(tmp_path, Dataset(60), features, probabilities, labels_in_pretraining=known)
         assert text in pages[-1]["how"]
 
 
@@ -433,9 +436,9 @@ def test_the_quality_of_neighbors_counts_distinct_images(tmp_path):
     """Copies are nobody's neighbors, which says nothing about the features."""
     features, probabilities, _ = blobs(100)
     hashes = [str(i % 100) for i in range(300)]
-    found = report.describe(
+    found = report.build_assignment(
         Dataset(300, hashes), features.repeat(3, 1), probabilities.repeat(3, 1), [0, 1, 2, 3]
     )
-    alone = report.describe(Dataset(100), features, probabilities, [0, 1, 2, 3])
-    distinct = duplicates.among_distinct(found["neighbors"], found["first"])
-    assert torch.equal(distinct, alone["neighbors"])
+    alone = report.build_assignment(Dataset(100), features, probabilities, [0, 1, 2, 3])
+    distinct = duplicates.among_distinct(found.neighbors, found.first)
+    assert torch.equal(distinct, alone.neighbors)

@@ -6,10 +6,10 @@ from . import metrics
 
 BINS = 15  # of equal width, as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 SHARES = tuple(range(5, 101, 5))  # of the images, the most confident ones, in %
-UNSURE = 0.8  # an image of lower confidence counts as unsure
+UNSURE_BELOW = 0.8  # an image of lower confidence counts as unsure
 
 
-def correct(clusters, labels, matches, num_clusters, num_classes):
+def is_right(clusters, labels, matches, num_clusters, num_classes):
     """Whether each image's class is that of its cluster: bool (N,).
 
     A cluster's class is the one that is matched with it, so that the mean is `acc`, and an image in a cluster
@@ -34,7 +34,7 @@ def reliability_bins(confidence, right):
 
     Args:
         confidence: float (N,) in [0, 1]; 0 is in the first bin.
-        right: bool (N,), see `correct`.
+        right: bool (N,), see `is_right`.
 
     Returns:
         (mean confidence float64 (BINS,), accuracy float64 (BINS,), count int64 (BINS,)); both means of a bin
@@ -74,18 +74,18 @@ def coverage_curve(confidence, right):
 
 
 def sure_and_unsure(confidence, right):
-    """Images with a confidence of at least UNSURE, and the others: a pair (count, accuracy) each.
+    """Images with a confidence of at least UNSURE_BELOW, and the others: a pair (count, accuracy) each.
 
     The accuracy of no images is None.
     """
-    sure = confidence >= UNSURE
+    sure = confidence >= UNSURE_BELOW
     return [
         (int(part.sum()), right[part].double().mean().item() if part.any() else None)
         for part in (sure, ~sure)
     ]
 
 
-def summarize(confidence, right):
+def calibration_figures(confidence, right):
     """All of the above for metrics.json, a dict; values in lists are rounded, means of no images are None."""
     mean, accuracy, count = reliability_bins(confidence, right)
     sure, unsure = sure_and_unsure(confidence, right)
@@ -96,7 +96,7 @@ def summarize(confidence, right):
             "share": [share / 100 for share in SHARES],
             "accuracy": _short(coverage_curve(confidence, right)),
         },
-        "unsure_below": UNSURE,
+        "unsure_below": UNSURE_BELOW,
         "sure": dict(zip(("count", "accuracy"), sure, strict=True)),
         "unsure": dict(zip(("count", "accuracy"), unsure, strict=True)),
     }

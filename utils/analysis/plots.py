@@ -142,7 +142,7 @@ def save_confusion_matrix(matrix, rows, columns, path):
 
 
 def save_calibration(found, path):
-    """Draw what calibration.summarize returned.
+    """Draw what calibration_figures returned.
 
     A reliability diagram above a histogram of confidence, and the coverage-accuracy curve beside them. Dashed
     lines are where images begin to count as unsure.

@@ -75,8 +75,8 @@ def report_clusters(folder, probabilities, dataset, about):
                 "%d clusters for %d classes: ACC is after one-to-one matching; by majority vote %.2f %%",
                 len(sizes), len(classes), 100 * figures["majority_vote_acc"],
             )  # fmt: skip
-        right = calibration.correct(clusters, labels, figures["matches"], len(sizes), len(classes))
-        figures["calibration"] = calibration.summarize(confidence, right)
+        right = calibration.is_right(clusters, labels, figures["matches"], len(sizes), len(classes))
+        figures["calibration"] = calibration.calibration_figures(confidence, right)
     write_figures(figures, folder)
     shown = (f"{value:.4f}" for value in confidence.tolist())
     rows = zip(dataset.names(), clusters.tolist(), shown, strict=True)

@@ -4,151 +4,167 @@ import datetime
 import hashlib
 import logging
 import shlex
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from utils.analysis import duplicates
-from utils.analysis.calibration import UNSURE
+from utils.analysis.calibration import UNSURE_BELOW
+from utils.analysis.image_set import ImageSet
 from utils.analysis.plots import or_a_warning
 from utils.files import atomic, write_csv
 
 from . import content
-from .layout import METHODS, lay_out
+from .assignment import Assignment, build_assignment, count_neighbors, four_decimals, mask_of_others
+from .context import GroundTruth, ReportContext
+from .layout import lay_out
 from .page import render
-from .rows import copies_of, count_neighbors, describe, figures_of, others_of, rounded, table
 from .thumbnails import draw_sheets
 from .verdicts import verdicts
 
-__all__ = ["describe", "figures_of", "verdicts", "write"]
+__all__ = ["Assignment", "GroundTruth", "ReportContext", "build_assignment", "verdicts", "write_report"]
 
 log = logging.getLogger(__name__)
 
 # by whether labels had a part in the features: True, False, or None if that is unknown
-LEARNED = {
+HOW_FOUND = {
     True: "found without labels, by features that were learned with labels",
     False: "found without labels",
-    None: "found without labels; it is unknown whether the features were learned with some",
+    None: "found without labels; it is unknown whether the features were learned with labels",
 }
 
 
-def write(folder, dataset, features, found, figures, about, truth=None, columns=None, seed=0):
+def write_report(
+    folder: Path,
+    dataset: ImageSet,
+    features: torch.Tensor,
+    assignment: Assignment,
+    figures: dict[str, Any],
+    context: ReportContext,
+) -> None:
     """Write clusters.csv, a row for each image, and report.html.
 
-    A page that cannot be made is a warning; then clusters.csv has no coordinates of the map.
+    If the page cannot be made, that is a warning, and clusters.csv has no coordinates of the map.
 
     Args:
-        folder: pathlib.Path of the results.
+        folder: of the results.
         dataset: the N images.
         features: float (N, D).
-        found: what `describe` returned.
-        figures: dict with what `verdicts` needs and `prototypes`; with labels, also clustering_metrics; of
-            pretrained features, `labels_in_pretraining`, see LEARNED.
-        about: dict: `title`; `results`, the folder to give to predict.py, or None; `facts`, list of (term,
-            text); `advice`, see `verdicts`; `epochs`, dict step -> logged lines, see Run.read_epochs;
-            `folder`, the URL of the image files, ending in a slash, or None.
-        truth: labels int64 (N,), -1 where there is none; names of the classes; what they are. None without.
-        columns: further columns of clusters.csv, dict name -> list.
-        seed: of the map, and of the sample if the page does not show all images.
+        figures: as in metrics.json: what `verdicts` needs and `prototypes`; with labels, also
+            clustering_metrics; for pretrained features, `labels_in_pretraining`, see HOW_FOUND.
     """
-    names = dataset.names()
-    rows = table(names, found) | {axis: [""] * len(names) for axis in "xy"}
+    names, seed = dataset.names(), context.seed
+    table = assignment.table(names) | {axis: [""] * len(names) for axis in "xy"}
     page, path = None, folder / "report.html"
     path.unlink(missing_ok=True)
     with or_a_warning(path):
-        lists = _lists(found, figures, truth)
+        lists = _lists(assignment, figures, context.truth)
         sample = content.choose_sample(len(names), lists, seed)
         places, method = lay_out(features[sample], seed)
         for axis, values in zip("xy", places.T, strict=True):
-            for index, value in zip(sample.tolist(), rounded(values), strict=True):
-                rows[axis][index] = value
-        page = _head(names, found, figures, about) | lists | {"map_method": METHODS[method]}
-    rows |= columns or {}
-    write_csv(rows, zip(*rows.values(), strict=True), folder / "clusters.csv")
+            for index, value in zip(sample.tolist(), four_decimals(values), strict=True):
+                table[axis][index] = value
+        page = _head(names, assignment, figures, context) | lists | {"map_method": method}
+    table |= context.columns
+    write_csv(table, zip(*table.values(), strict=True), folder / "clusters.csv")
     if page is None:
         return
     with or_a_warning(path):
         row_of = torch.full((len(names),), -1)
         row_of[sample] = torch.arange(len(sample))
-        page = content.with_rows(page, lambda index: row_of[index].item())
+        page = content.map_indices(page, lambda index: row_of[index].item())
         page["sample"] = len(sample) if len(sample) < len(names) else None
-        page["images"] = _images(names, features, found, sample, row_of, places, truth)
+        page["images"] = _images(names, features, assignment, sample, row_of, places, context.truth)
         page = _readable(page) | {"thumbnails": draw_sheets(dataset, sample.tolist())}
         with atomic(path) as temporary:
             temporary.write_text(render(page), encoding="utf-8")
         log.info("report in %s", path)
 
 
-def _head(names, found, figures, about):
-    """What the page says of all images."""
-    results = about["results"]
+def _head(
+    names: list[str], assignment: Assignment, figures: dict[str, Any], context: ReportContext
+) -> dict[str, Any]:
+    """What the page says about all images."""
     return {
-        "title": about["title"],
-        "how": LEARNED[figures.get("labels_in_pretraining", False)],
-        "results": None if results is None else shlex.quote(str(results)),
-        "id": hashlib.sha256(repr((names, found["cluster"].tolist())).encode()).hexdigest()[:16],
+        "title": context.title,
+        "how": HOW_FOUND[figures.get("labels_in_pretraining", False)],
+        "results": None if context.results is None else shlex.quote(str(context.results)),
+        "id": hashlib.sha256(repr((names, assignment.cluster.tolist())).encode()).hexdigest()[:16],
         "made": datetime.date.today().isoformat(),
-        "about": about["facts"],
+        "about": [[term, str(value)] for term, value in context.facts.items()],
         "num_images": len(names),
         "num_copies": figures["copy"],
         "num_near": figures["near_duplicate"],
-        "unsure": {"below": UNSURE, "count": int((found["confidence"] < UNSURE).sum())},
-        "verdicts": verdicts(figures, about["advice"]),
-        "curves": content.curves(about["epochs"]),
-        "folder": about["folder"],
+        "unsure": {"below": UNSURE_BELOW, "count": int((assignment.confidence < UNSURE_BELOW).sum())},
+        "verdicts": [verdict._asdict() for verdict in verdicts(figures, context.advice)],
+        "curves": content.finite_curves(context.epochs),
+        "folder": context.image_url,
     }
 
 
-def _lists(found, figures, truth):
+def _lists(assignment: Assignment, figures: dict[str, Any], truth: GroundTruth | None) -> dict[str, Any]:
     """The lists of the page, with indices of all images."""
-    clusters = list(content.clusters_of(found, figures["prototypes"]))
-    compared, class_of = content.compare(found, figures, *truth) if truth else (None, {})
-    for number, cluster in enumerate(clusters):
-        cluster["name"] = truth[1][class_of[number]] if number in class_of else None
+    clusters = content.cluster_cards(assignment, figures["prototypes"])
+    compared = None
+    if truth:
+        compared, class_of = content.compare_with_labels(assignment, figures, truth)
+        for card in clusters:
+            card["name"] = truth.classes[class_of[card["cluster"]]] if card["cluster"] in class_of else None
     return {
         "clusters": clusters,
-        "borderline": content.borderline(found),
-        "pairs": content.mergeable(found, clusters),
-        "copies": content.copies(found),
-        "near": content.near_duplicates(found),
-        "outliers": content.outliers(found),
+        "borderline": content.borderline(assignment),
+        "pairs": content.mergeable(assignment, clusters),
+        "copies": content.copy_groups(assignment),
+        "near": content.near_duplicate_pairs(assignment),
+        "outliers": content.outliers(assignment),
         "labels": compared,
     }
 
 
-def _images(names, features, found, sample, row_of, places, truth):
-    """The columns of the images on the page, dict of lists."""
+def _images(
+    names: list[str],
+    features: torch.Tensor,
+    assignment: Assignment,
+    sample: torch.Tensor,
+    row_of: torch.Tensor,
+    places: torch.Tensor,
+    truth: GroundTruth | None,
+) -> dict[str, list]:
+    """The columns of the images on the page.
+
+    `sample`: int64 (S,), the indices of these images; `row_of`: int64 (N,), their inverse, -1 for the others;
+    `places`: float32 (S, 2), on the map.
+    """
     row_of = torch.cat([row_of, torch.tensor([-1])])  # so that -1 stays -1
-    neighbors = found["neighbors"]
-    copies = copies_of(found)[sample]
-    if len(sample) < len(names):  # those that are on the page, too
-        first = duplicates.first_of(found["first"][sample].tolist())
-        similar = F.normalize(features[sample].float(), dim=1)
-        mined = duplicates.mine_distinct(similar, count_neighbors(first), first)
-        neighbors = sample[mined[others_of(mined)].view(len(sample), -1)]
-        found = {name: values[sample] for name, values in found.items()}
+    shown = assignment[sample]
+    neighbors = shown.neighbors
+    if len(sample) < len(names):  # the nearest of those that are on the page
+        first = duplicates.first_of(shown.first.tolist())
+        normalized = F.normalize(features[sample].float(), dim=1)
+        mined = duplicates.mine_distinct(normalized, count_neighbors(first), first)
+        neighbors = sample[mined[mask_of_others(mined)].view(len(sample), -1)]
     images = {
         "name": [names[i] for i in sample.tolist()],
         "neighbors": row_of[neighbors].tolist(),
-        "copy_of": row_of[copies].tolist(),
-        "near_duplicate_of": row_of[found["near_duplicate_of"]].tolist(),
-        "x": _short(places[:, 0]),
-        "y": _short(places[:, 1]),
+        "copy_of": row_of[assignment.copy_of[sample]].tolist(),
+        "near_duplicate_of": row_of[shown.near_duplicate_of].tolist(),
+        "x": _rounded(places[:, 0]),
+        "y": _rounded(places[:, 1]),
+        "cluster": shown.cluster.tolist(),
+        "runner_up": shown.runner_up.tolist(),
+        "confidence": _rounded(shown.confidence),
+        "runner_up_confidence": _rounded(shown.runner_up_confidence),
     }
-    for name in ("cluster", "runner_up"):
-        images[name] = found[name].tolist()
-    for name in ("confidence", "runner_up_confidence"):
-        images[name] = _short(found[name])
-    if truth:
-        images["label"] = truth[0][sample].tolist()
-    return images
+    return images | {"label": truth.labels[sample].tolist()} if truth else images
 
 
-def _short(values):
+def _rounded(values: torch.Tensor) -> list[float]:
     return [round(value, 4) for value in values.tolist()]
 
 
-def _readable(value):
+def _readable(value: Any) -> Any:
     """`value` with escapes in its texts for bytes that are not UTF-8, as file names may have."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()

@@ -1,87 +1,93 @@
 """What the report shows, as plain values: lists of images to look at, counts, and where labels disagree."""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from utils.analysis import calibration, metrics
-from utils.analysis.calibration import UNSURE
+from utils.analysis.calibration import UNSURE_BELOW
 from utils.analysis.plots import curves_of
 
-from .rows import copies_of
+from .assignment import Assignment
+from .context import GroundTruth
 from .words import percent
 
-SHOWN = 10_000  # images on the page at most
+# The most entries of each list
+MAX_IMAGES = 10_000  # on the page
 MOST, LEAST = 12, 6  # images of a cluster: the most and the least confident
-BORDERLINE, GROUPS, GROUP, PAIRS, OUTLIERS, WRONG = 120, 60, 12, 60, 40, 60  # in lists, at most
-MERGEABLE, BETWEEN = 0.1, 8  # share of neighbors in another cluster; images shown between two clusters
-MERGEABLE_PAIRS = 12
-BINS = 20  # of the histograms of confidence
+BORDERLINE, PAIRS, OUTLIERS, WRONG = 120, 60, 40, 60
+COPY_GROUPS, COPIES = 60, 12  # groups of copies; images in each
+MERGEABLE_PAIRS, BETWEEN = 12, 8  # pairs of clusters; images shown between them
+
+MERGEABLE = 0.1  # share of neighbors in another cluster
+HISTOGRAM_BINS = 20  # of confidence
 
 
-def clusters_of(found, prototypes):
-    """A dict for each cluster: its size, how confident the model is, and images to show.
+def cluster_cards(assignment: Assignment, prototypes: list[int | None]) -> list[dict[str, Any]]:
+    """A dict for each of C clusters: its size, how confident the model is, and images to show.
 
-    Args:
-        found: see rows.describe.
-        prototypes: list of C image indices, None for an empty cluster.
+    `prototypes`: C image indices, None for an empty cluster.
     """
     c = len(prototypes)
-    most, least = min(MOST, SHOWN // 4 // c), min(LEAST, SHOWN // 8 // c)
+    most, least = min(MOST, MAX_IMAGES // 4 // c), min(LEAST, MAX_IMAGES // 8 // c)
+    cards = []
     for cluster, prototype in enumerate(prototypes):
-        members = (found["cluster"] == cluster).nonzero().squeeze(1)
-        confidence, order = found["confidence"][members].sort(descending=True, stable=True)
+        members = (assignment.cluster == cluster).nonzero().squeeze(1)
+        confidence, order = assignment.confidence[members].sort(descending=True, stable=True)
         ranked = members[order].tolist()
-        bins = (confidence * BINS).long().clamp(max=BINS - 1)
-        yield {
-            "cluster": cluster,
-            "size": len(members),
-            "confidence": confidence.mean().item() if len(members) else None,
-            "unsure": int((confidence < UNSURE).sum()),
-            "prototype": prototype,
-            "histogram": bins.bincount(minlength=BINS).tolist(),
-            "most": ranked[:most],
-            "least": ranked[most:][::-1][:least],
-        }
+        bins = (confidence * HISTOGRAM_BINS).long().clamp(max=HISTOGRAM_BINS - 1)
+        cards.append(
+            {
+                "cluster": cluster,
+                "name": None,
+                "size": len(members),
+                "confidence": confidence.mean().item() if len(members) else None,
+                "unsure": int((confidence < UNSURE_BELOW).sum()),
+                "prototype": prototype,
+                "histogram": bins.bincount(minlength=HISTOGRAM_BINS).tolist(),
+                "most": ranked[:most],
+                "least": ranked[most:][::-1][:least],
+            }
+        )
+    return cards
 
 
-def borderline(found):
+def borderline(assignment: Assignment) -> list[int]:
     """The unsure images, those between two clusters first."""
-    margin = found["confidence"] - found["runner_up_confidence"]
+    margin = assignment.confidence - assignment.runner_up_confidence
     order = margin.argsort(stable=True)
-    return order[found["confidence"][order] < UNSURE][:BORDERLINE].tolist()
+    return order[assignment.confidence[order] < UNSURE_BELOW][:BORDERLINE].tolist()
 
 
-def mergeable(found, clusters):
-    """Pairs of clusters of which one has many of its images' neighbors in the other, most first.
+def mergeable(assignment: Assignment, clusters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs of clusters that share many neighbors, those that share most first.
 
     Returns:
         list of dicts: `clusters` (a, b), `share` of the neighbors of a's images that are in b, `text`,
         `between`: images of either with most neighbors in the other, and `most` of both clusters.
     """
-    c, k = len(clusters), found["neighbors"].size(1)
-    theirs = found["cluster"][found["neighbors"]]  # (N, k)
-    pairs, counts = (found["cluster"][:, None] * c + theirs).unique(return_counts=True)
-    sizes = k * found["cluster"].bincount(minlength=c)
-    shares = sorted(
-        (
-            (count / sizes[pair // c].item(), divmod(pair, c))
-            for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)
-        ),
-        key=lambda entry: (-entry[0], entry[1]),
-    )
-    best = {}
-    for share, (a, b) in shares:
-        if a != b and share >= MERGEABLE and (b, a) not in best:
-            best[a, b] = share
-    shown = list(best.items())[:MERGEABLE_PAIRS]
-    return [_pair(found, clusters, theirs, *pair, share) for pair, share in shown]
+    c, k = len(clusters), assignment.neighbors.size(1)
+    theirs = assignment.cluster[assignment.neighbors]  # (N, k)
+    pairs, counts = (assignment.cluster[:, None] * c + theirs).unique(return_counts=True)  # sorted
+    sizes = k * assignment.cluster.bincount(minlength=c)
+    shares = (counts.double() / sizes[pairs // c]).tolist()
+    found: dict[tuple[int, int], float] = {}
+    for share, pair in sorted(zip(shares, pairs.tolist(), strict=True), key=lambda entry: -entry[0]):
+        a, b = divmod(pair, c)
+        if a != b and share >= MERGEABLE and (b, a) not in found:
+            found[a, b] = share
+    shown = list(found.items())[:MERGEABLE_PAIRS]
+    return [_pair(assignment, clusters, theirs, *pair, share) for pair, share in shown]
 
 
-def _pair(found, clusters, theirs, a, b, share):
+def _pair(
+    assignment: Assignment, clusters: list[dict[str, Any]], theirs: torch.Tensor, a: int, b: int, share: float
+) -> dict[str, Any]:
     across = torch.zeros(len(theirs), dtype=torch.int64)
     for own, other in ((a, b), (b, a)):
-        mask = found["cluster"] == own
+        mask = assignment.cluster == own
         across[mask] = (theirs[mask] == other).sum(1)
     between = across.argsort(descending=True, stable=True)[:BETWEEN]
     where = f"Of the images most similar to those of cluster {a}, {percent(share)} are in cluster {b}"
@@ -94,68 +100,64 @@ def _pair(found, clusters, theirs, a, b, share):
     }
 
 
-def copies(found):
-    """Groups of images with the same content, the largest first, each cut to GROUP images."""
-    groups = {}
-    for index in (copies_of(found) >= 0).nonzero().flatten().tolist():
-        first = found["first"][index].item()
+def copy_groups(assignment: Assignment) -> list[list[int]]:
+    """Groups of images with the same content, the largest group first."""
+    groups: dict[int, list[int]] = {}
+    for index in (assignment.copy_of >= 0).nonzero().flatten().tolist():
+        first = int(assignment.first[index])
         groups.setdefault(first, [first]).append(index)
-    groups = sorted(groups.values(), key=len, reverse=True)
-    return [group[:GROUP] for group in groups[:GROUPS]]
+    largest = sorted(groups.values(), key=len, reverse=True)
+    return [group[:COPIES] for group in largest[:COPY_GROUPS]]
 
 
-def near_duplicates(found):
+def near_duplicate_pairs(assignment: Assignment) -> list[list[Any]]:
     """Pairs of nearly equal images with their similarity, the highest first."""
-    indices, similarity = found["near_duplicate_of"], found["near_duplicate_similarity"]
+    indices, similarity = assignment.near_duplicate_of, assignment.near_duplicate_similarity
     order = similarity.argsort(descending=True, stable=True)
-    order = order[indices[order] >= 0][:PAIRS].tolist()
-    return [[indices[i].item(), i, similarity[i].item()] for i in order]
+    order = order[indices[order] >= 0][:PAIRS]
+    return [[indices[i].item(), i, similarity[i].item()] for i in order.tolist()]
 
 
-def outliers(found):
+def outliers(assignment: Assignment) -> list[list[Any]]:
     """The images least similar to their neighbors, with that similarity."""
-    if not found["neighbors"].size(1):
+    if not assignment.neighbors.size(1):
         return []
-    similarity = found["neighbor_similarity"]
+    similarity = assignment.neighbor_similarity
     return [[i, similarity[i].item()] for i in similarity.argsort(stable=True)[:OUTLIERS].tolist()]
 
 
-def curves(epochs):
-    """The training curves of several steps; `epochs`: dict step -> logged lines, see Run.read_epochs."""
-    found = []
-    for step, lines in epochs.items():
-        for name, points in curves_of(lines).items():
-            finite = [(epoch, value) for epoch, value in points if math.isfinite(value)]
-            found.append({"step": step, "name": name, "points": finite})
-    return found
+def finite_curves(epochs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The training curves of several steps; `epochs`: see ReportContext."""
+    return [
+        {"step": step, "name": name, "points": [point for point in points if math.isfinite(point[1])]}
+        for step, lines in epochs.items()
+        for name, points in curves_of(lines).items()
+    ]
 
 
-def compare(found, figures, labels, classes, what):
+def compare_with_labels(
+    assignment: Assignment, figures: dict[str, Any], truth: GroundTruth
+) -> tuple[dict[str, Any], dict[int, int]]:
     """What labels say: figures, confusion matrix, and the most confident images of another class.
 
     Args:
         figures: see metrics.clustering_metrics; and `cluster_sizes`.
-        labels: int64 (N,), -1 for an image without one.
-        classes: list of names.
-        what: where the labels come from, for the page.
 
     Returns:
         dict for the page, and dict cluster -> its class: the matched one, or, for a cluster without, that of
         most of its images.
     """
-    c = len(figures["cluster_sizes"])
-    labeled = labels >= 0
-    clusters, truth = found["cluster"][labeled].numpy(), labels[labeled].numpy()
-    table = metrics.contingency(clusters, truth, c, len(classes))
+    labels, classes, matches = truth.labels, truth.classes, figures["matches"]
+    c, labeled = len(figures["cluster_sizes"]), truth.labels >= 0
+    clusters, known = assignment.cluster[labeled], labels[labeled]
+    table = metrics.contingency(clusters.numpy(), known.numpy(), c, len(classes))
     class_of = {cluster: int(row.argmax()) for cluster, row in enumerate(table) if row.any()}
-    class_of |= dict(figures["matches"])
-    matrix, columns = metrics.confusion_matrix(clusters, truth, figures["matches"], c, len(classes))
-    expected = torch.tensor([class_of.get(cluster, -1) for cluster in range(c)])[found["cluster"]]
-    order = found["confidence"].argsort(descending=True, stable=True)
+    class_of |= dict(matches)
+    matrix, columns = metrics.confusion_matrix(clusters.numpy(), known.numpy(), matches, c, len(classes))
+    expected = torch.tensor([class_of.get(cluster, -1) for cluster in range(c)])[assignment.cluster]
+    order = assignment.confidence.argsort(descending=True, stable=True)
     wrong = order[(labeled & (expected != labels))[order]][:WRONG].tolist()
-    right = calibration.correct(
-        found["cluster"][labeled], labels[labeled], figures["matches"], c, len(classes)
-    )
+    right = calibration.is_right(clusters, known, matches, c, len(classes))
     names = {"acc": "ACC", "nmi": "NMI", "ari": "ARI"}
     notes = []
     if not labeled.all():
@@ -166,11 +168,11 @@ def compare(found, figures, labels, classes, what):
         names["majority_vote_acc"] = "ACC by majority vote"
         notes.append(f"{c} clusters for {len(classes)} classes: ACC is after one-to-one matching.")
     page = {
-        "what": what,
+        "what": truth.source,
         "classes": classes,
         "figures": [
             *([name, f"{100 * figures[key]:.1f} %"] for key, name in names.items()),
-            *trust(found["confidence"][labeled], right),
+            *_calibration_figures(assignment.confidence[labeled], right),
         ],
         "columns": ["none" if cluster is None else str(cluster) for cluster in columns],
         "matrix": [[round(share, 4) for share in row] for row in matrix.tolist()],
@@ -180,44 +182,42 @@ def compare(found, figures, labels, classes, what):
     return page, class_of
 
 
-def trust(confidence, right):
-    """Whether confidence can be believed, for the page: list of [name, value], see calibration.correct."""
+def _calibration_figures(confidence: torch.Tensor, right: torch.Tensor) -> Iterator[list[str]]:
+    """Whether confidence can be believed: [name, value] pairs; `right`: see calibration.is_right."""
     error = calibration.expected_calibration_error(confidence, right)
     yield ["expected calibration error", f"{100 * error:.1f} %"]
-    whose = f"sure images (≥ {UNSURE}) that are right", "other images that are right"
+    whose = f"sure images (≥ {UNSURE_BELOW}) that are right", "other images that are right"
     for name, (_, accuracy) in zip(whose, calibration.sure_and_unsure(confidence, right), strict=True):
         if accuracy is not None:
             yield [name, f"{100 * accuracy:.1f} %"]
 
 
-def with_rows(content, row):
-    """`content` with `row(index)` in the place of each index of an image."""
+def map_indices(page: dict[str, Any], convert: Callable[[int], Any]) -> dict[str, Any]:
+    """A copy of the page's content with `convert(index)` in the place of each index of an image."""
 
-    def changed(value):
+    def converted(value: Any) -> Any:
         if isinstance(value, list):
-            return [changed(entry) for entry in value]
-        return row(value) if isinstance(value, int) else value  # beside indices there are floats and texts
+            return [converted(entry) for entry in value]
+        return (
+            convert(value) if isinstance(value, int) else value
+        )  # beside indices there are floats and texts
 
-    def lists(part, *names):
-        return {**part, **{name: changed(part[name]) for name in names}}
+    def in_lists(part: dict[str, Any], *names: str) -> dict[str, Any]:
+        return part | {name: converted(part[name]) for name in names}
 
-    return {
-        **lists(content, "borderline", "copies", "near", "outliers"),
-        "clusters": [lists(cluster, "prototype", "most", "least") for cluster in content["clusters"]],
-        "pairs": [lists(pair, "between", "most") for pair in content["pairs"]],
-        "labels": content["labels"] and lists(content["labels"], "wrong"),
+    return in_lists(page, "borderline", "copies", "near", "outliers") | {
+        "clusters": [in_lists(cluster, "prototype", "most", "least") for cluster in page["clusters"]],
+        "pairs": [in_lists(pair, "between", "most") for pair in page["pairs"]],
+        "labels": page["labels"] and in_lists(page["labels"], "wrong"),
     }
 
 
-def choose_sample(n, content, seed=0):
-    """Indices of the images on the page, in order: all N, or SHOWN of them, with all that `content` lists."""
-    if n <= SHOWN:
+def choose_sample(n: int, lists: dict[str, Any], seed: int = 0) -> torch.Tensor:
+    """Indices of the images on the page, in order: all N, or MAX_IMAGES with all that are in the lists."""
+    if n <= MAX_IMAGES:
         return torch.arange(n)
     rank = torch.rand(n, generator=torch.Generator().manual_seed(seed))
-
-    def prefer(index):
-        rank[index] = -1
-        return index
-
-    with_rows(content, prefer)
-    return rank.argsort(stable=True)[:SHOWN].sort().values
+    listed: list[int] = []
+    map_indices(lists, listed.append)
+    rank[listed] = -1
+    return rank.argsort(stable=True)[:MAX_IMAGES].sort().values

@@ -1,35 +1,30 @@
-"""content -> report.html, by a template, a style sheet and a script that become one file."""
+"""Content -> report.html: a template, a style sheet and a script become one file."""
 
 import base64
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .words import figure, number, percent, plural
+from .words import four_digits, percent, plural, thousands
 
 HERE = Path(__file__).parent
-MOST_CELLS = 30  # classes and clusters up to which the confusion matrix is a table
+LARGEST_TABLE = 30  # classes or clusters; a larger confusion matrix is drawn as a picture
 CURVE_WIDTH, CURVE_HEIGHT = 240, 90  # of a training curve, in units of its SVG
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def render(content):
-    """The page that shows the content.
+def render(content: dict[str, Any]) -> str:
+    """The HTML of the page that shows the content, see `write_report` of this package and content.py.
 
-    Nothing is loaded from elsewhere: style and script are within, the script reads the images and their
-    thumbnails from a JSON element. Text from outside (names of files, classes, folders) is escaped here, and
-    only becomes text there. The page's policy allows no other script and no connection.
-
-    Args:
-        content: dict, see `write` of this package and content.py.
-
-    Returns:
-        str, the HTML, to be encoded as UTF-8.
+    The page loads nothing: it contains its style and its script, which reads the images and their thumbnails
+    from a JSON element. Text from outside (names of files, classes, folders) is escaped here, and the script
+    only uses it as text. The page's security policy allows no other script and no connection.
 
     Raises:
-        ValueError: a number in it is not finite, which JSON cannot say.
+        ValueError: a number is not finite; JSON has no such numbers.
     """
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
@@ -41,7 +36,7 @@ def render(content):
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters.update(
-        number=number, percent=lambda share: percent(share).replace(" ", NO_BREAK), plural=plural
+        number=thousands, percent=lambda share: percent(share).replace(" ", NO_BREAK), plural=plural
     )
     return environment.get_template("page.html").render(
         content,
@@ -57,15 +52,14 @@ def render(content):
     )
 
 
-def integrity(text):
-    """The hash by which a Content-Security-Policy knows an element's text."""
+def integrity(text: str) -> str:
+    """The hash that a Content-Security-Policy gives for an element's text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def data_of_script(content):
-    """What the script needs of the content; the rest is in the page already."""
-    keys = ("id", "folder", "images", "thumbnails")
-    data = {key: content[key] for key in keys}
+def data_of_script(content: dict[str, Any]) -> dict[str, Any]:
+    """The part of the content that the script needs; the rest is in the page already."""
+    data = {key: content[key] for key in ("id", "folder", "images", "thumbnails")}
     data["clusters"] = [{key: c[key] for key in ("name", "prototype")} for c in content["clusters"]]
     labels = content["labels"]
     data["classes"] = labels and labels["classes"]
@@ -74,14 +68,14 @@ def data_of_script(content):
     return data
 
 
-def is_table(labels):
-    return labels is not None and max(len(labels["classes"]), len(labels["columns"])) <= MOST_CELLS
+def is_table(labels: dict[str, Any] | None) -> bool:
+    return labels is not None and max(len(labels["classes"]), len(labels["columns"])) <= LARGEST_TABLE
 
 
 # --- drawings ------------------------------------------------------------------------------------
 
 
-def bars_of(histogram, below):
+def bars_of(histogram: list[int], below: float) -> list[dict[str, Any]]:
     """The bars of a cluster's histogram of confidence.
 
     Args:
@@ -106,17 +100,17 @@ def bars_of(histogram, below):
     ]
 
 
-def by_step(curves):
-    """Curves, grouped by step in the order in which they come: a list of (step, list of drawn curves)."""
-    steps = {}
+def by_step(curves: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Drawn curves, grouped by step, in the order of the steps."""
+    steps: dict[str, list[dict[str, Any]]] = {}
     for curve in curves:
         if curve["points"]:
             steps.setdefault(curve["step"], []).append(drawn(curve))
     return list(steps.items())
 
 
-def drawn(curve):
-    """A training curve as a line of an SVG, with what stands beside it."""
+def drawn(curve: dict[str, Any]) -> dict[str, Any]:
+    """A training curve as a line of an SVG, and the texts beside it."""
     epochs, values = zip(*curve["points"], strict=True)
     low, high, first, last = min(values), max(values), min(epochs), max(epochs)
     points = [
@@ -132,10 +126,10 @@ def drawn(curve):
         "height": CURVE_HEIGHT,
         "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
         "end": points[-1],
-        "low": figure(low),
-        "high": figure(high),
+        "low": four_digits(low),
+        "high": four_digits(high),
         "first": first,
         "last": last,
-        "start_value": figure(values[0]),
-        "end_value": figure(values[-1]),
+        "start_value": four_digits(values[0]),
+        "end_value": four_digits(values[-1]),
     }

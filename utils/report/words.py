@@ -1,15 +1,15 @@
-"""Numbers as people read them."""
+"""Numbers as the page writes them."""
 
 import math
 
 
-def number(count):
+def thousands(count: int) -> str:
     """12345 -> 12,345."""
     return f"{count:,}"
 
 
-def percent(share):
-    """0.973 -> 97 %. Only none is 0 % and only all is 100 %."""
+def percent(share: float) -> str:
+    """0.973 -> 97 %. Only 0 is written as 0 %, and only 1 as 100 %."""
     value = 100 * share
     if 0 < value < 0.1:
         return "<0.1 %"
@@ -17,14 +17,14 @@ def percent(share):
         return f"{math.floor(10 * value + 0.5) / 10:.1f} %"
     if 99 < value < 100:
         return f"{math.floor(10 * value) / 10:.1f} %"
-    return f"{math.floor(value + 0.5)} %"  # a half goes up, as in page.js
+    return f"{math.floor(value + 0.5)} %"  # a half is rounded up, as in page.js
 
 
-def figure(value):
-    """A figure of four digits."""
+def four_digits(value: float) -> str:
+    """-0.123456 -> −0.1235."""
     return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
-def plural(count, singular, several=None):
+def plural(count: int, singular: str) -> str:
     """1 image, 12,345 images."""
-    return f"{number(count)} {singular if count == 1 else several or singular + 's'}"
+    return f"{thousands(count)} {singular if count == 1 else singular + 's'}"
