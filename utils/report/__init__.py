@@ -5,14 +5,13 @@ import hashlib
 import logging
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from utils.analysis import duplicates
 from utils.analysis.calibration import UNSURE_BELOW
-from utils.analysis.image_set import ImageSet
 from utils.analysis.plots import or_a_warning
 from utils.files import atomic, write_csv
 
@@ -23,6 +22,9 @@ from .layout import lay_out
 from .page import render
 from .thumbnails import draw_sheets
 from .verdicts import verdicts
+
+if TYPE_CHECKING:
+    from data import Dataset
 
 __all__ = ["Assignment", "GroundTruth", "ReportContext", "build_assignment", "verdicts", "write_report"]
 
@@ -38,7 +40,7 @@ HOW_FOUND = {
 
 def write_report(
     folder: Path,
-    dataset: ImageSet,
+    dataset: "Dataset",
     features: torch.Tensor,
     assignment: Assignment,
     figures: dict[str, Any],

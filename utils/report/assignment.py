@@ -1,14 +1,16 @@
 """What is known about each image of a clustering: the rows of clusters.csv, and of the report."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from utils.analysis import duplicates, neighbors
 from utils.analysis.calibration import UNSURE_BELOW
-from utils.analysis.image_set import ImageSet
+
+if TYPE_CHECKING:
+    from data import Dataset
 
 MAX_NEIGHBORS = 8  # of each image
 
@@ -88,7 +90,7 @@ class Assignment:
 
 
 def build_assignment(
-    dataset: ImageSet,
+    dataset: "Dataset",
     features: torch.Tensor,
     probabilities: torch.Tensor,
     prototypes: list[int | None],

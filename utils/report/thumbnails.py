@@ -3,14 +3,15 @@
 import base64
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils.analysis.image_set import ImageSet
+if TYPE_CHECKING:
+    from data import Dataset
 
 # Sides in pixels: multiples of 16, the blocks of a JPEG, so that an image does not bleed into the next one
 SIDES = 96, 80, 64, 48, 32, 16
@@ -25,7 +26,7 @@ def thumbnail_side(count: int, largest: int) -> int:
     return next((side for side in SIDES if side <= enough and count * side**2 <= MAX_PIXELS), SIDES[-1])
 
 
-def draw_sheets(dataset: ImageSet, indices: list[int]) -> dict[str, Any]:
+def draw_sheets(dataset: "Dataset", indices: list[int]) -> dict[str, Any]:
     """Draw the images at `indices` of a dataset as thumbnails.
 
     Returns:
