@@ -112,8 +112,9 @@ def main(argv=None):
 
     runs = []
     for seed in args.seeds:
-        folders = run_steps.run_steps(plans[seed], run_steps.DatasetCache())
-        report = run_steps.make_report(plans[seed]["selflabel"])
+        build_dataset = run_steps.DatasetCache()
+        folders = run_steps.run_steps(plans[seed], build_dataset)
+        report = run_steps.make_report(plans[seed]["selflabel"], build_dataset)
         baselines = k_means_figures(configs[seed], folders["pretext"])
         runs.append(read_results(seed, folders, baselines))
     summary = summarize(args, configs[seed], runs)

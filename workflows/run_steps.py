@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import data
-import eval as evaluation
 import moco
 import pretrained
 import scan
 import selflabel
 import simclr
 from errors import UserError
+from eval import EvalOptions, evaluate_checkpoint
 from steps.options import BuildDataset, StepOptions
 from utils.files import digest
 from utils.run.config import (
@@ -26,10 +26,10 @@ from utils.run.config import (
     read_yaml,
     with_defaults,
 )
-from utils.run.fingerprint import read_fingerprint
+from utils.run.fingerprint import Fingerprint, read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
 from utils.run.machine import Machine
-from utils.run.script import default_environment, parse_arguments
+from utils.run.script import default_environment, parse_arguments, start_arguments
 from workflows.provenance import note_maker
 
 # step: {setup of its experiment file: the script}
@@ -49,7 +49,7 @@ DATASET_KEYS = (
 class DatasetCache:
     """`data.build_dataset` for a command of several steps: each dataset is built once.
 
-    Only datasets of the latest settings are kept. The split train+unlabeled is not: one step alone uses it.
+    Only datasets of the latest settings are kept, and not train+unlabeled, which one step alone uses.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class DatasetCache:
         settings = {key: config.get(key) or None for key in DATASET_KEYS}
         if settings != self.settings:
             self.settings, self.built = settings, {}
-        one_folder = config.get("image_folder") and config.get("folder_labels") == "none"
+        one_folder = config.image_folder and config.folder_labels == "none"
         if one_folder and config.train_db_name == config.val_db_name:
             split = "train"  # both splits are all images of the folder
         if split not in self.built:
@@ -72,19 +72,12 @@ class DatasetCache:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step to run.
+    """A step to run."""
 
-    Attributes:
-        name: pretext, scan or selflabel.
-        config: the checked configuration.
-        arguments: the command line of the step's script that does the same.
-        options: the choices of that command line that are not in `config`.
-    """
-
-    name: str
-    config: Config
-    arguments: list[str]
+    name: str  # pretext, scan or selflabel
+    config: Config  # checked
     options: StepOptions
+    arguments: Sequence[str]  # the command line of the step's script that does the same
 
     @property
     def script(self) -> ModuleType:
@@ -98,32 +91,18 @@ class PlannedStep:
 
 
 def plan_step(
-    name: str,
-    file: Path | str,
-    environment: dict[str, Any],
-    experiment: dict[str, Any],
-    settings: Sequence[str],
-    run: str | None = None,
-    pretrained: Path | None = None,
+    name: str, environment: dict[str, Any], experiment: dict[str, Any], arguments: Sequence[str]
 ) -> PlannedStep:
-    """Check a step's configuration.
+    """Check a step's configuration. Raises UserError for an invalid key or setting.
 
     Args:
         name: of the step.
-        file: the experiment file.
-        environment, experiment: what the environment file and `file` hold.
-        settings: KEY=VALUE strings, which override both.
-        run: keep the results apart, as --run does; None: do not.
-        pretrained: file of the weights to start from, as --pretrained.
-
-    Raises:
-        UserError: an invalid file or setting.
+        environment, experiment: what the environment file and the experiment file hold.
+        arguments: the command line of the step's script.
     """
-    apart = ["--run", run] if run else []
-    arguments = ["--config_exp", str(file), *apart, "--set", *settings]
-    config = merge_config(environment, experiment, parse_arguments(arguments, ""), list(SCRIPTS[name]))
-    given = ["--pretrained", str(pretrained)] if pretrained else []
-    return PlannedStep(name, config, [*given, *arguments], StepOptions(run=run, pretrained=pretrained))
+    args = parse_arguments(arguments, "", start_arguments(""))
+    config = merge_config(environment, experiment, args, list(SCRIPTS[name]))
+    return PlannedStep(name, config, StepOptions.of(args), arguments)
 
 
 def plan_steps(
@@ -132,28 +111,29 @@ def plan_steps(
     step_settings: Mapping[str, Sequence[str]] | None = None,
     run: str | None = None,
 ) -> dict[str, PlannedStep]:
-    """Read and check the configurations of several steps; returns the steps by name, in their order.
+    """Read and check the configurations of steps; returns the steps by name, in order.
 
     Args:
         files: experiment files by step: pretext, scan and selflabel, or some of them, if the results of the
             earlier ones are there.
         settings: KEY=VALUE strings for all steps, root_dir among them.
         step_settings: KEY=VALUE strings by step, which override `settings`.
-        run: as in `plan_step`.
+        run: keep the results apart, as --run does; None: do not.
 
     Raises:
         UserError: an invalid file or setting, or a results folder that was made with other settings.
     """
-    environment = read_yaml(default_environment())
-    plan = {}
+    environment, plan = read_yaml(default_environment()), {}
+    apart = ["--run", run] if run else []
     for name, file in files.items():
-        own = [*settings, *(step_settings or {}).get(name, ())]
-        plan[name] = plan_step(name, file, environment, read_yaml(file), own, run)
+        own = (step_settings or {}).get(name, ())
+        arguments = ["--config_exp", str(file), *apart, "--set", *settings, *own]
+        plan[name] = plan_step(name, environment, read_yaml(file), arguments)
         require_same_settings(plan[name])
     return plan
 
 
-def configs_of(plan: dict[str, PlannedStep]) -> dict[str, Config]:
+def configs_of(plan: Mapping[str, PlannedStep]) -> dict[str, Config]:
     """The configurations by step."""
     return {name: step.config for name, step in plan.items()}
 
@@ -171,12 +151,12 @@ def require_same_settings(step: PlannedStep) -> None:
         )
 
 
-def run_steps(plan: dict[str, PlannedStep], build_dataset: BuildDataset) -> dict[str, Path]:
-    """Run the steps that are not finished; an interrupted one resumes.
+def run_steps(plan: Mapping[str, PlannedStep], build_dataset: BuildDataset) -> dict[str, Path]:
+    """Run the steps that are not finished, see `is_finished`; an interrupted one resumes.
 
     Args:
-        plan: what `plan_steps` returned.
-        build_dataset: as `data.build_dataset`; normally a DatasetCache.
+        plan: as `plan_steps` returns.
+        build_dataset: as `data.build_dataset`; a DatasetCache, to build nothing twice.
 
     Returns:
         the folders of results by step.
@@ -195,19 +175,20 @@ def run_steps(plan: dict[str, PlannedStep], build_dataset: BuildDataset) -> dict
     return {name: step.folder for name, step in plan.items()}
 
 
-def make_report(step: PlannedStep) -> Path:
-    """Run eval.py on the model of a clustering step, if its report is not there yet.
+def make_report(step: PlannedStep, build_dataset: BuildDataset) -> Path:
+    """Evaluate the model of a clustering step, as eval.py --report does, unless its report is there.
 
     Returns:
         the path of report.html; it is missing if it could not be made, after a warning.
     """
     model = step.folder / "model.pth.tar"
-    report = step.folder / "eval/model/report.html"
-    if not report.exists() or report.stat().st_mtime < model.stat().st_mtime:
+    page = step.folder / "eval/model/report.html"
+    if not page.exists() or page.stat().st_mtime < model.stat().st_mtime:
         arguments = [*step.arguments, "--model", str(model), "--visualize_prototypes", "--report"]
         print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
-        evaluation.main(arguments)
-    return report
+        options = EvalOptions(model, visualize_prototypes=True, report=True)
+        evaluate_checkpoint(step.config, options, build_dataset)
+    return page
 
 
 def is_finished(step: PlannedStep, build_dataset: BuildDataset) -> bool:
@@ -215,26 +196,18 @@ def is_finished(step: PlannedStep, build_dataset: BuildDataset) -> bool:
 
     Results are out of date if the images, an earlier step's model or a result file have changed since.
     """
-    folder, config, run = step.folder, step.config, step.options.run
-    written = read_fingerprint(folder)
-    if not written:
+    written = read_fingerprint(step.folder)
+    if not written or any(digest(step.folder / name) != sum_ for name, sum_ in written["files"].items()):
         return False
-    written = with_defaults(written)
-    here = {
-        **experiment_of(config),
-        "inputs": {role: digest(_input(role, config, run)) for role in written.get("inputs", ())},
-        "files": {name: digest(folder / name) for name in written.get("files", ())},
+    # roles are such as pretext/model.pth.tar, or an absolute path, which stays what it is
+    inputs = {
+        role: find_earlier_folder(step.config, Path(role).parts[0], step.options.run).parent / role
+        for role in written.get("inputs", ())
     }
-    if any(written.get(key) != value for key, value in here.items()):
-        return False
-    splits = {split: "train+unlabeled" if split == "unlabeled" else split for split in written["data"]}
-    images = {split: build_dataset(config, name).fingerprint() for split, name in splits.items()}
-    return written["data"] == images
-
-
-def _input(role: str, config: Config, run: str | None) -> Path:
-    """The file that a step started from, by its role in the fingerprint.
-
-    The role is such as pretext/model.pth.tar, or an absolute path, which stays what it is.
-    """
-    return find_earlier_folder(config, Path(role).parts[0], run).parent / role
+    datasets = {
+        split: build_dataset(step.config, "train+unlabeled" if split == "unlabeled" else split)
+        for split in written["data"]
+    }
+    now = Fingerprint(step.config, datasets, inputs).content
+    before = with_defaults(written)
+    return all(before.get(key) == value for key, value in now.items())

@@ -199,7 +199,7 @@ def test_what_is_finished_is_not_repeated(copied, scripts_called, monkeypatch, c
     def refuse(*args):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(run_steps.evaluation, "main", refuse)
+    monkeypatch.setattr(run_steps, "evaluate_checkpoint", refuse)
     monkeypatch.setattr(reproduce.kmeans, "score", refuse)
     before = {name: (copied / f"digits.{name}").read_text() for name in ("json", "csv", "md")}
     reproduce.main(command(copied))
