@@ -34,7 +34,7 @@ from utils.run.fingerprint import FINGERPRINT
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
-from utils.training.inference import dry_run, infer
+from utils.training.inference import dry_run, infer, infer_to_file
 
 log = logging.getLogger("eval")
 
@@ -182,7 +182,7 @@ def evaluate_features(
         figures.update(neighbors.accuracy(mined, dataset.labels))
     if train_set:
         with run.scratch() as scratch:
-            fit_on = infer(function, train, "train features", scratch / "train.npy")
+            fit_on = infer_to_file(function, train, "train features", scratch / "train.npy")
             figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, config.num_classes)
     results.write_figures(figures, run.folder)
     if train_set:

@@ -61,7 +61,9 @@ def mining(args):
     """Write the features of the train split to a file, then mine the neighbors of each."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         start = time.perf_counter()
-        found = inference.infer(synthetic(args.dim), Batches(args.images), "features", Path(folder) / "f.npy")
+        found = inference.infer_to_file(
+            synthetic(args.dim), Batches(args.images), "features", Path(folder) / "f.npy"
+        )
         middle = time.perf_counter()
         neighbors.mine(found, args.k)
         seconds = time.perf_counter() - middle

@@ -13,7 +13,7 @@ from utils.run import distributed
 from utils.run.fingerprint import FINGERPRINT
 from utils.training import resume
 from utils.training.features import backbone_features, features_path, remove_stale_features
-from utils.training.inference import dry_run, infer
+from utils.training.inference import dry_run, infer_to_file
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ def _features_to_mine(run, model, loader, name, scratch):
     """
     file = scratch / f"{name}.npy"
     if run.config.setup != "pretrained":
-        return infer(model.features_from(run.config.features), loader, f"{name} features", file)
+        return infer_to_file(model.features_from(run.config.features), loader, f"{name} features", file)
     kept = backbone_features(run, run.folder, model, loader, f"{name} features")
-    return infer(
+    return infer_to_file(
         partial(F.normalize, dim=1), data.feature_loader(kept, **run.machine.loading(run.config)), name, file
     )
 

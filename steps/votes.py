@@ -9,7 +9,7 @@ import data
 from losses import NO_VOTE
 from utils.analysis import duplicates, neighbors
 from utils.run import distributed
-from utils.training.inference import infer
+from utils.training.inference import infer_to_file
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Votes:
         votes = torch.empty(len(self.images.dataset), dtype=torch.int64, device=self.run.machine.device)
         with self.run.scratch() as scratch:  # the features of many images do not fit in memory
             with self.run.machine.autocast():
-                seen = infer(self.look, self.images, "votes", scratch / "seen.npy")
+                seen = infer_to_file(self.look, self.images, "votes", scratch / "seen.npy")
             if self.run.main:
                 votes.copy_(self.count(*seen.tensor_split([-self.run.config.num_classes], dim=1)))
         self.votes = distributed.from_main(votes)

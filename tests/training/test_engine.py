@@ -36,7 +36,7 @@ def test_one_output_and_several(loader):
 
 def test_to_a_file(loader, tmp_path):
     path = tmp_path / "features.npy"
-    found = inference.infer(mean, loader, "", path)
+    found = inference.infer_to_file(mean, loader, "", path)
     assert torch.equal(found, inference.infer(mean, loader, ""))
     np.testing.assert_array_equal(np.load(path), found)
 
@@ -44,23 +44,22 @@ def test_to_a_file(loader, tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_full_disk_is_an_error_not_a_crash(loader):
     with pytest.raises(UserError, match="/dev/full: cannot be written .*GB are free"):
-        inference.infer(lambda images: mean(images).repeat(1, 100_000), loader, "", "/dev/full")
+        inference.infer_to_file(lambda images: mean(images).repeat(1, 100_000), loader, "", "/dev/full")
 
 
-@pytest.mark.parametrize("file", [None, "features.npy"])
-def test_no_row_is_left_out(loader, tmp_path, file):
-    loader.train = True  # drops the last incomplete batch
-    with pytest.raises(ValueError, match="8 of 10"):
-        inference.infer(mean, loader, "", file and tmp_path / file)
-
-
-@pytest.mark.parametrize("file", [None, "features.npy"])
-def test_outputs_that_are_not_finite(loader, tmp_path, file):
+@pytest.mark.parametrize(
+    ("infer", "file"), [(inference.infer, []), (inference.infer_to_file, ["features.npy"])]
+)
+def test_what_cannot_be_returned(loader, tmp_path, monkeypatch, infer, file):
     def broken(images):
         return mean(images).log()  # of the first image, which is black
 
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="features: the network's outputs are not finite for 1 of 10 images"):
-        inference.infer(broken, loader, "features", file and tmp_path / file)
+        infer(broken, loader, "features", *file)
+    loader.train = True  # drops the last incomplete batch
+    with pytest.raises(ValueError, match="8 of 10"):
+        infer(mean, loader, "", *file)
 
 
 @pytest.mark.parametrize(

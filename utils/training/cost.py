@@ -1,48 +1,50 @@
 """What a step will take in time and memory, measured on a few images before it begins."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
-IMAGES = {
-    "cpu": 8,
-    "cuda": 128,
-}  # of random pixels, on which everything is measured; few would not fill a GPU
+MEASURED_IMAGES = {"cpu": 8, "cuda": 128}  # of random pixels; fewer would not keep a GPU busy
 
 
-def of_features(backbone, size, device):
+def of_features(backbone: nn.Module, size: int, device: torch.device) -> float:
     """Seconds per image to compute a backbone's features of images of `size` pixels, in float32."""
-    n = IMAGES[device.type]
+    n = MEASURED_IMAGES[device.type]
     images = torch.rand(n, 3, size, size, device=device)
     with torch.no_grad():
         return _seconds(lambda: backbone(images), device) / n
 
 
-def of_training(step, model, size, device, autocast):
-    """Seconds and bytes per image of an iteration of training on two views of each.
+def of_training(
+    step: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    model: nn.Module,
+    size: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+) -> tuple[float, float]:
+    """Seconds, and bytes kept for the backward pass, per image of a training iteration on two views of each.
 
     Args:
         step: images -> dict with `loss`, as simclr.simclr_step.
         model: the module that `step` trains; its gradients are removed at the end.
         size: side of the images in pixels.
-        device: torch.device of the model.
-        autocast: function () -> context of the forward pass.
-
-    Returns:
-        seconds; bytes of what the forward pass keeps for the backward pass.
+        autocast: gives the context manager of the forward pass.
     """
-    n = IMAGES[device.type]
+    n = MEASURED_IMAGES[device.type]
     images = torch.rand(2 * n, 3, size, size, device=device)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
-    def note(tensor):
+    def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def iterate():
+    def iterate() -> None:
         with autocast():
             loss = step(images)["loss"]
         loss.backward()
@@ -54,7 +56,7 @@ def of_training(step, model, size, device, autocast):
     return seconds / n, sum(kept.values()) / n
 
 
-def _seconds(function, device):
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
     """The faster of two calls, after one to warm up."""
     times = []
     for _ in range(3):
@@ -66,10 +68,12 @@ def _seconds(function, device):
     return min(times[1:])
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """About how long, in words: 40 s, 3 min, 2.5 h, 4 days."""
-    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (36000, 3600, "h"), (172_800, 3600, "h")):
-        if seconds < limit:
-            digits = limit == 36000
-            return f"{max(seconds / unit, 1):.{int(digits)}f} {name}"
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.{int(seconds < 36000)}f} h"
     return f"{seconds / 86400:.0f} days"

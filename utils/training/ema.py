@@ -1,6 +1,7 @@
 """Running average of the weights, as published for self-labeling on ImageNet."""
 
 import torch
+from torch import nn
 
 
 class EMA:
@@ -16,20 +17,20 @@ class EMA:
         alpha: in [0, 1].
     """
 
-    def __init__(self, model, alpha):
+    def __init__(self, model: nn.Module, alpha: float) -> None:
         self.model = model
         self.alpha = alpha
         self.shadow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
         return {"ema": self.shadow}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
         for name, tensor in state["ema"].items():
             self.shadow[name].copy_(tensor)
 
     @torch.no_grad()
-    def update(self):
+    def update(self) -> None:
         parameters = dict(self.model.named_parameters())
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if name in parameters:

@@ -11,47 +11,55 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from errors import UserError
 from utils.run import distributed, interrupt
+from utils.run.fingerprint import Fingerprint
+from utils.run.folder import Run
 from utils.run.machine import dtype_name, few_threads
 
 from .inference import progress_bar
-from .optim import scheduled_learning_rate, set_learning_rate, skip_unless
-from .resume import EpochProgress, TrainingState
+from .optim import scheduled_learning_rate, skip_unless
+from .resume import Checkpointed, EpochProgress, TrainingState
+
+if TYPE_CHECKING:
+    from data import Loader
 
 log = logging.getLogger(__name__)
 
 SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
 SECONDS_PER_CHECKPOINT = 10  # nor, shorter than this, a checkpoint each
+TrainingStep = Callable[[Any], dict[str, torch.Tensor]]
 
 
 def train(
-    run,
-    fingerprint,
-    model,
-    optimizer,
-    loader,
-    step,
+    run: Run,
+    fingerprint: Fingerprint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: "Loader",
+    step: TrainingStep,
     *,
-    checkpointed=(),
-    before_epoch=None,
-    after_batch=None,
-    after_epoch=None,
-):
+    checkpointed: Sequence[Checkpointed] = (),
+    before_epoch: Callable[[], None] | None = None,
+    after_batch: Callable[[], None] | None = None,
+    after_epoch: Callable[[int], dict[str, Any]] | None = None,
+) -> None:
     """Train to the configured epoch, from the last checkpoint if there is one.
 
     Args:
-        run: the Run; its configuration gives epochs and schedule.
-        fingerprint: the Fingerprint of the step, which a checkpoint must share to be resumed.
-        model: the network, on the run's device.
-        optimizer: over the trainable parameters.
+        run: its configuration gives epochs and schedule.
+        fingerprint: of the step; a checkpoint must share it to be resumed.
+        model: on the run's device.
         loader: batches of the train split.
         step: batch -> dict of scalar tensors, `loss` among them. If a batch may have nothing to train on,
             also `trains`, a bool: if it is False, the other values are 0, and the optimizer skips the batch.
-        checkpointed: further objects whose state the checkpoint holds, each a resume.Checkpointed.
+        checkpointed: further objects whose state the checkpoint holds.
         before_epoch: called in eval mode, but not before the rest of an epoch that is resumed.
         after_batch: called after each batch, also after a skipped one.
         after_epoch: called with the number of epochs done, in eval mode; returns a dict of numbers, and lists
@@ -62,53 +70,48 @@ def train(
     Raises:
         UserError: the loss or a validation figure is not finite, or all batches of an epoch were skipped.
     """
-    config = run.config
+    epochs = run.config.epochs
     training = TrainingState(run, fingerprint, model, optimizer, checkpointed)
     done, progress = training.resume()
     run.save_config()
     last_line, in_batches = -math.inf, False
     try:
-        while done < config.epochs:
-            lr = scheduled_learning_rate(config, done)
-            set_learning_rate(optimizer, lr)
-            begun = time.perf_counter()
+        while done < epochs:
+            start = time.perf_counter()
+            lr = scheduled_learning_rate(run.config, done)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             if not progress:
                 if before_epoch:
                     model.eval()
                     before_epoch()
                 progress = EpochProgress()
-            begun -= progress.seconds
+            start -= progress.seconds
             run.seed(done)
-            loader.skip(progress.batches, progress.random_state)
-            start = time.perf_counter() - progress.seconds
-            title = f"epoch {done + 1}/{config.epochs}"
+            title = f"epoch {done + 1}/{epochs}"
             in_batches = True
-            with few_threads(loader.device):
-                _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
+            _train_epoch(model, optimizer, loader, step, after_batch, title, progress)
             in_batches = False
-            progress.seconds = time.perf_counter() - start
             interrupt.check()
 
             metrics = {"epoch": done + 1, "lr": lr, **_means(progress, title)}
-            _require_finite(training, metrics, ("loss",), lr)
+            _require_finite(training, metrics, "loss")
             metrics["images_per_second"] = round(len(loader) * loader.batch_size / progress.seconds, 1)
             model.eval()
-            new_best = False
-            if after_epoch:
-                metrics.update(after_epoch(done + 1))
-                new_best = metrics.pop("new_best", False)
-                _require_finite(training, metrics, ("val_loss", "mean_confidence"), lr)
-            metrics["seconds"] = round(time.perf_counter() - begun, 2)
+            metrics |= after_epoch(done + 1) if after_epoch else {}
+            _require_finite(training, metrics, "val_loss", "mean_confidence")
+            new_best = metrics.pop("new_best", False)
+            metrics["seconds"] = round(time.perf_counter() - start, 2)
             with interrupt.deferred():
                 run.log_epoch(metrics)
                 done, progress = done + 1, None
                 is_due = time.perf_counter() - training.saved_at >= SECONDS_PER_CHECKPOINT
                 # before_epoch can fail, e.g. on a full disk
-                if done == config.epochs or before_epoch or new_best or is_due:
+                if done == epochs or before_epoch or new_best or is_due:
                     training.save(done)
             interrupt.check()
-            if done == config.epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
-                log.info(_summary(metrics, config.epochs))
+            if done == epochs or time.perf_counter() - last_line > SECONDS_PER_LINE:
+                log.info(_summary(metrics, epochs))
                 last_line = time.perf_counter()
     except interrupt.Interrupted:
         # several processes need not stop after the same batch
@@ -119,7 +122,7 @@ def train(
     model.eval()
 
 
-def _save_unfinished(training, done, progress):
+def _save_unfinished(training: TrainingState, done: int, progress: EpochProgress | None) -> None:
     """Save what has been trained since the last checkpoint, if it is of use.
 
     A validation is repeated when the training goes on.
@@ -133,31 +136,45 @@ def _save_unfinished(training, done, progress):
         log.info("stopped after epoch %d/%d, saved", done, epochs)
 
 
-def _require_finite(training, metrics, names, lr):
+def _require_finite(training: TrainingState, metrics: dict[str, Any], *names: str) -> None:
     saved, precision = training.epochs_saved, training.run.machine.precision
     for name in names:
         if math.isfinite(metrics.get(name, 0)):
             continue
-        coarse = "" if precision == torch.float32 else f", or {dtype_name(precision)} too coarse"
-        last = f"the last good checkpoint is {training.path}, of epoch {saved}"
-        kept = last if saved else "and there is no earlier checkpoint"
-        kept += "; to go on from it with other settings add --accept_changes" if saved else ""
+        coarse = precision != torch.float32
+        also = f", or {dtype_name(precision)} too coarse" if coarse else ""
+        kept = "there is no earlier checkpoint"
+        if saved:
+            kept = f"the last good checkpoint is {training.path}, of epoch {saved}"
+            kept += "; to go on from it with other settings add --accept_changes"
         raise UserError(
-            f"epoch {metrics['epoch']}: the {name} is {metrics[name]}; most likely the learning rate {lr:g} "
-            f"is too high{coarse}: lower optimizer_kwargs.lr"
-            f"{' or set precision fp32' if coarse else ''}; nothing of this epoch was saved, {kept}"
+            f"epoch {metrics['epoch']}: the {name} is {metrics[name]}; most likely the learning rate "
+            f"{metrics['lr']:g} is too high{also}: lower optimizer_kwargs.lr"
+            f"{' or set precision fp32' if coarse else ''}; nothing of this epoch was saved, and {kept}"
         )
 
 
-def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: "Loader",
+    step: TrainingStep,
+    after_batch: Callable[[], None] | None,
+    title: str,
+    progress: EpochProgress,
+) -> None:
     """Train on an epoch's batches, from `progress` on, until the end or a signal. Updates `progress`."""
+    start = time.perf_counter() - progress.seconds
     model.train()
+    loader.skip(progress.batches, progress.random_state)
     on_gpu = torch.device(loader.device).type == "cuda"
-    trained, totals = progress.trained, progress.totals
+    trained: int | torch.Tensor = progress.trained
+    totals = progress.totals
     bar = progress_bar(loader, title)
     bar.update(progress.batches)
     # a signal is not deferred on several processes, which would not stop at the same batch
-    with contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred():
+    deferred = contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred()
+    with few_threads(loader.device), deferred:
         for batch in _until_workers_stop(bar):
             if on_gpu:
                 torch.compiler.cudagraph_mark_step_begin()  # the last batch's outputs are no longer needed
@@ -182,9 +199,10 @@ def _train_epoch(model, optimizer, loader, step, after_batch, title, progress):
         # the only GPU synchronization, apart from the progress bar's; so the time includes the GPU's work
         progress.totals = {name: total.cpu() for name, total in totals.items()}
         progress.trained = int(trained)
+        progress.seconds = time.perf_counter() - start
 
 
-def _until_workers_stop(batches):
+def _until_workers_stop(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches; end early if a signal has also ended the worker processes that make them."""
     try:
         yield from batches
@@ -193,7 +211,7 @@ def _until_workers_stop(batches):
             raise
 
 
-def _means(progress, title):
+def _means(progress: EpochProgress, title: str) -> dict[str, float]:
     trained, skipped = progress.trained, progress.batches - progress.trained
     if trained == 0:
         raise UserError(
@@ -204,20 +222,10 @@ def _means(progress, title):
     return {**metrics, "skipped_batches": skipped} if skipped else metrics
 
 
-def _summary(metrics, epochs):
+def _summary(metrics: dict[str, Any], epochs: int) -> str:
     left = (epochs - metrics["epoch"]) * metrics["seconds"]
-    hidden = ("epoch", "lr", "seconds", "images_per_second")
-    shown = [
-        f"{name} {value:.4g}"
-        for name, value in metrics.items()
-        if name not in hidden and not isinstance(value, list)
-    ]
     clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days"
-    return "  ".join(
-        [
-            f"epoch {metrics['epoch']}/{epochs}",
-            *shown,
-            f"{metrics['images_per_second']:.0f} images/s",
-            f"{clock} left",
-        ]
-    )
+    hidden = ("epoch", "lr", "seconds", "images_per_second")
+    shown = {k: v for k, v in metrics.items() if k not in hidden and not isinstance(v, list)}
+    parts = [f"epoch {metrics['epoch']}/{epochs}", *(f"{name} {value:.4g}" for name, value in shown.items())]
+    return "  ".join([*parts, f"{metrics['images_per_second']:.0f} images/s", f"{clock} left"])

@@ -4,31 +4,33 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from utils.run import distributed
 from utils.run.config import to_dict
 from utils.run.fingerprint import of_backbone
+from utils.run.folder import Run
 
-from .inference import infer
+from .inference import infer_to_file
 
 if TYPE_CHECKING:
-    from data import Dataset
+    from data import Dataset, Loader
 
 
-def backbone_features(run, folder, model, loader, title):
+def backbone_features(run: Run, folder: Path, model: nn.Module, loader: "Loader", title: str) -> torch.Tensor:
     """The backbone's features of all images of an evaluation loader, in float32.
 
-    They are read from a file if an earlier run computed them: with these weights, of these images, with this
+    They are read from a file if an earlier run computed them with these weights, of these images, with this
     evaluation transform.
 
     Args:
-        run: the Run.
-        folder: pathlib.Path of the pretext step's results, which holds the files; if it is read-only, the
-            run's own folder does.
+        folder: the pretext step's results, which hold the files; if it is read-only, the run's folder does.
         model: on the run's device, with its backbone in eval mode.
         loader: batches of a split, in order.
         title: for the progress bar.
@@ -45,7 +47,7 @@ def backbone_features(run, folder, model, loader, title):
     if not path.exists():
         own = path.with_name(f".{path.name}.{os.getpid()}")  # other runs may share the pretext step's folder
         try:
-            infer(model.backbone, loader, title, own)
+            infer_to_file(model.get_submodule("backbone"), loader, title, own)
             if run.main:
                 os.replace(own, path)
         finally:
@@ -55,7 +57,7 @@ def backbone_features(run, folder, model, loader, title):
         return torch.from_numpy(np.load(path, mmap_mode="r"))
 
 
-def features_path(run, folder, model, dataset):
+def features_path(run: Run, folder: Path, model: nn.Module, dataset: "Dataset") -> Path:
     """The path in `folder` that is named after all that the features depend on."""
     config = run.config
     how = to_dict(config.transformation_kwargs), config.resize, config.white_level
@@ -68,7 +70,7 @@ def digest_of(dataset: "Dataset") -> str:
     return dataset.content_digest() or dataset.fingerprint()
 
 
-def remove_stale_features(folder, keep):
+def remove_stale_features(folder: Path, keep: Iterable[Path]) -> None:
     """Remove the features in `folder` that an earlier model, or other images, left there."""
     for path in set(folder.glob("features-*.npy")) - set(keep):
         path.unlink(missing_ok=True)

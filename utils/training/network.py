@@ -1,8 +1,18 @@
 """The network as simclr_step, scan_step and selflabel_step call it."""
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from utils.run import distributed, machine
+from utils.run.folder import Run
+
+if TYPE_CHECKING:
+    from data import Loader
 
 log = logging.getLogger(__name__)
 
@@ -14,16 +24,21 @@ class TrainingNetwork:
 
     Args:
         module: the module to train; it holds the weights.
-        call: the function to call in its place, such as the compiled module.
-        autocast: function () -> context of the forward pass.
+        call: called in its place, such as the compiled module.
+        autocast: gives the context manager of the forward pass.
     """
 
-    def __init__(self, module, call, autocast):
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Callable[[torch.Tensor], Any],
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
         self.call = call
         self.autocast = autocast
         self._buffers = list(module.buffers())
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> Any:
         """What the module returns, a tensor (B, ...) or a list of them."""
         with self.autocast():
             outputs = self.call(images)
@@ -31,26 +46,23 @@ class TrainingNetwork:
             return [distributed.gather(output) for output in outputs]
         return distributed.gather(outputs)
 
-    def buffers(self):
+    def buffers(self) -> list[torch.Tensor]:
         """The module's buffers: BatchNorm's statistics."""
         return self._buffers
 
 
-def for_training(run, module, loader):
+def for_training(run: Run, module: nn.Module, loader: "Loader") -> TrainingNetwork:
     """The TrainingNetwork of a module: compiled where that pays, or distributed over several processes.
 
-    Args:
-        run: the Run.
-        module: the module to train, on the run's device.
-        loader: the training batches; their number decides what pays.
+    `loader` gives the training batches, whose number decides what pays.
     """
-    setting = run.config.compile
-    if run.machine.device.type == "cpu":
+    device, setting = run.machine.device, run.config.compile
+    if device.type == "cpu":
         machine.reuse_freed_memory()
     if distributed.world_size() > 1:
         if setting == "on":
             log.info("not compiled: several processes train eagerly")
-        call = distributed.parallel(module, run.machine.device)
+        call = distributed.parallel(module, device)
     else:
-        call = machine.compiled(module, setting, run.machine.device, run.config.epochs * len(loader))
+        call = machine.compiled(module, setting, device, run.config.epochs * len(loader))
     return TrainingNetwork(module, call, run.machine.autocast)

@@ -1,23 +1,29 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from errors import UserError
 
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
 
 
-def build_optimizer(parameters, name, kwargs):
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], name: str, kwargs: Mapping[str, Any]
+) -> torch.optim.Optimizer:
     """SGD or Adam over all trainable `parameters`; weight decay applies to BatchNorm and biases, too.
 
     Raises UserError for arguments that the optimizer does not take.
     """
-    optimizer = OPTIMIZERS[name]
     parameters = [p for p in parameters if p.requires_grad]
     try:
-        optimizer = optimizer(parameters, fused=True, **kwargs)
+        optimizer = OPTIMIZERS[name](parameters, fused=True, **kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_kwargs: {name} cannot use them ({error})") from None
     if kwargs.get("momentum"):
@@ -27,7 +33,7 @@ def build_optimizer(parameters, name, kwargs):
     return optimizer
 
 
-def skip_unless(trains, optimizer):
+def skip_unless(trains: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer's next step change nothing if `trains`, a bool on its device, is False.
 
     Fused optimizers read `found_inf` on the device, without a GPU synchronization; torch's GradScaler
@@ -36,17 +42,24 @@ def skip_unless(trains, optimizer):
     Raises:
         TypeError: an optimizer that would train on the batch all the same.
     """
-    if type(optimizer) not in OPTIMIZERS.values() or not all(
-        group["fused"] for group in optimizer.param_groups
-    ):
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if not fused or type(optimizer) not in OPTIMIZERS.values():
         raise TypeError(
             f"{type(optimizer).__name__} cannot skip a batch that has nothing to train on: only SGD and Adam "
             "with fused=True can, see build_optimizer"
         )
-    optimizer.found_inf = trains.logical_not().float()
+    optimizer.found_inf = trains.logical_not().float()  # type: ignore[attr-defined]
 
 
-def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epochs=(), warmup_epochs=0):
+def learning_rate(
+    epoch: int,
+    epochs: int,
+    lr: float,
+    scheduler: str,
+    lr_decay_rate: float = 0.1,
+    lr_decay_epochs: Sequence[int] = (),
+    warmup_epochs: int = 0,
+) -> float:
     """Learning rate of the 0-based `epoch` of `epochs`.
 
     cosine: from lr down to lr * rate^3; step: times rate after each milestone; constant: lr. The first
@@ -60,17 +73,7 @@ def learning_rate(epoch, epochs, lr, scheduler, lr_decay_rate=0.1, lr_decay_epoc
     return lr * min(1, (epoch + 1) / (warmup_epochs + 1))
 
 
-def scheduled_learning_rate(config, epoch):
+def scheduled_learning_rate(config: Mapping[str, Any], epoch: int) -> float:
     """`learning_rate` by the settings of a configuration, or of the fingerprint in a checkpoint."""
-    return learning_rate(
-        epoch,
-        config["epochs"],
-        config["optimizer_kwargs"]["lr"],
-        config["scheduler"],
-        **config.get("scheduler_kwargs", {}),
-    )
-
-
-def set_learning_rate(optimizer, lr):
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    lr, kwargs = config["optimizer_kwargs"]["lr"], config.get("scheduler_kwargs", {})
+    return learning_rate(epoch, config["epochs"], lr, config["scheduler"], **kwargs)

@@ -1,6 +1,5 @@
-"""The state of a training: save it, resume it, and set earlier results aside."""
+"""The state of a training: save it, resume it, and archive earlier results."""
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -8,17 +7,20 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
+from torch import nn
 
 from errors import UserError
 from utils.files import atomic
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, listed, with_defaults
-from utils.run.fingerprint import FINGERPRINT, TUNABLE, of_backbone, read_fingerprint
-from utils.run.folder import RESULTS
+from utils.run.fingerprint import FINGERPRINT, TUNABLE, Fingerprint, of_backbone, read_fingerprint
+from utils.run.folder import RESULTS, Run
 from utils.run.weights import load_weights, unwrap
 
 from .optim import scheduled_learning_rate
@@ -30,109 +32,97 @@ AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "featur
 OLD = "start over with --fresh, which keeps it as *.old"
 
 
-@dataclasses.dataclass
+@dataclass
 class EpochProgress:
     """How far an epoch has come."""
 
     batches: int = 0
     trained: int = 0  # how many of these batches had something to train on
-    totals: dict = dataclasses.field(default_factory=dict)  # the step's values, summed over these batches
+    totals: dict[str, torch.Tensor] = field(default_factory=dict)  # the step's values, summed over batches
     random_state: torch.Tensor | None = None  # torch's, before the next batch
     seconds: float = 0
 
 
 class Checkpointed(Protocol):
-    """What a checkpoint holds besides the model and the optimizer.
-
-    The keys of its state are keys of the checkpoint file, beside those of all others.
-    """
+    """What a checkpoint holds besides model and optimizer. Its keys are top-level keys of the file."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@dataclass
 class TrainingState:
-    """The state that a resumed run must restore exactly.
+    """What a resumed run must restore exactly; see `engine.train`."""
 
-    Args:
-        run: the Run, whose folder holds the checkpoint.
-        fingerprint: the Fingerprint of the step.
-        model: the network, on the run's device.
-        optimizer: over the trainable parameters.
-        checkpointed: further objects whose state the checkpoint holds.
-    """
+    run: Run
+    fingerprint: Fingerprint
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    checkpointed: Sequence[Checkpointed] = ()
+    epochs_saved: int = 0  # that the checkpoint holds
+    saved_at: float = -math.inf  # time.perf_counter() of the last save
 
-    def __init__(self, run, fingerprint, model, optimizer, checkpointed=()):
-        self.run = run
-        self.fingerprint = fingerprint
-        self.model = model
-        self.optimizer = optimizer
-        self.checkpointed: tuple[Checkpointed, ...] = tuple(checkpointed)
-        self.path = run.folder / "checkpoint.pth.tar"
-        self.epochs_saved = 0  # that the checkpoint holds
-        self.saved_at = -math.inf  # time.perf_counter() of the last save
+    @property
+    def path(self) -> Path:
+        return self.run.folder / "checkpoint.pth.tar"
 
-    def save(self, epochs_done, progress=None):
-        """Save the checkpoint; `progress` is the EpochProgress of an epoch that is not complete."""
+    def save(self, epochs_done: int, progress: EpochProgress | None = None) -> None:
+        """Save the checkpoint; `progress` is that of an epoch that is not complete."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": epochs_done,
             "progress": progress and vars(progress),
             "identity": self.fingerprint.content,
-            **self._further_state(),
         }
+        for part in self.checkpointed:
+            content |= part.state_dict()
         self.run.save(content, self.path.name)
-        self.epochs_saved = epochs_done
-        self.saved_at = time.perf_counter()
+        self.epochs_saved, self.saved_at = epochs_done, time.perf_counter()
 
-    def _further_state(self):
-        return {key: value for part in self.checkpointed for key, value in part.state_dict().items()}
-
-    def resume(self):
+    def resume(self) -> tuple[int, EpochProgress | None]:
         """Load the checkpoint, if there is one.
 
         A plain state dict, as the published pretext files are, counts as a finished training. If the run is
-        `fresh`, earlier results are set aside instead.
+        `fresh`, earlier results are archived instead.
 
         Returns:
-            the number of epochs done, and the EpochProgress of the next one, None if it had not begun.
+            the number of epochs done, and the progress of the next one, None if it had not begun.
 
         Raises:
             UserError: the checkpoint is of another experiment, or the folder holds a result without one.
         """
-        if self.run.fresh:
-            archive_results(self.run, RESULTS, self.fingerprint.files)
+        run = self.run
+        if run.fresh:
+            archive_results(run, RESULTS, self.fingerprint.files)
         distributed.barrier()  # the processes must agree on whether there is one
-        if self.run.begins():
-            if not self.run.fresh:
+        if run.begins():
+            if not run.fresh:
                 self._require_untrained()
-            truncate_metrics(self.run, 0)
+            truncate_metrics(run, 0)
             return 0, None
         saved = checkpoint.load(self.path)
         weights, _ = unwrap(saved, self.path)
         if "model" not in saved and not self.checkpointed:
-            log.info(
-                "%s: weights without a training state, taken as the result of a finished training", self.path
-            )
+            log.info("%s: weights without a training state, taken as those of a finished training", self.path)
             load_weights(self.model, weights, self.path)
-            return self.run.config.epochs, None
+            return run.config.epochs, None
         changed = self._changes_since(saved)
         self._load(saved, weights)
-        other_batches = {"batch_size", "data.train"} & changed.keys()
-        progress = None
-        if saved.get("progress") and not other_batches:
+        self.epochs_saved, progress = saved["epoch"], None
+        if saved.get("progress") and not {"batch_size", "data.train"} & changed.keys():
             progress = EpochProgress(**saved["progress"])
         within = f" and {progress.batches} batches of the next" if progress else ""
-        log.info("resuming after epoch %d%s", saved["epoch"], within)
-        truncate_metrics(self.run, saved["epoch"])
-        self.epochs_saved = saved["epoch"]
-        return saved["epoch"], progress
+        log.info("resuming after epoch %d%s", self.epochs_saved, within)
+        truncate_metrics(run, self.epochs_saved)
+        return self.epochs_saved, progress
 
-    def _load(self, saved, weights):
+    def _load(self, saved: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
         """Load what was saved into the objects that it came from; raise UserError if it does not fit."""
-        missing = [key for key in ("model", "optimizer", "epoch", *self._further_state()) if key not in saved]
+        states = [(part, part.state_dict().keys()) for part in self.checkpointed]
+        needed = ["model", "optimizer", "epoch", *(key for _, keys in states for key in keys)]
+        missing = [key for key in needed if key not in saved]
         if not missing and _epochs_done(saved) is None:
             missing = ["number of epochs"]
         if missing:
@@ -148,27 +138,26 @@ class TrainingState:
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
-        for part in self.checkpointed:
-            part.load_state_dict({key: saved[key] for key in part.state_dict()})
+        for part, keys in states:
+            part.load_state_dict({key: saved[key] for key in keys})
 
-    def _require_untrained(self):
+    def _require_untrained(self) -> None:
         """Raise UserError if the folder holds a result, but not the checkpoint of its training."""
         folder, setup = self.run.folder, self.run.config.setup
         model = folder / "model.pth.tar"
         # scan.py writes its model before the first checkpoint
-        given = model.exists() and setup != "scan"
-        if given or (folder / FINGERPRINT).exists():
+        if (model.exists() and setup != "scan") or (folder / FINGERPRINT).exists():
             mine = f"--pretrained {model} to mine with it, " if setup == "simclr" else ""
             raise UserError(
                 f"{folder}: holds a result that was not trained here; add {mine}--run NAME to keep this "
                 "training apart, or --fresh to replace it, which keeps it as *.old until then"
             )
 
-    def _changes_since(self, saved):
+    def _changes_since(self, saved: dict[str, Any]) -> dict[str, str]:
         """The settings of the training that have changed since the checkpoint: {key: "old -> new"}.
 
-        More epochs are always allowed, and so are settings that the training does not depend on; TUNABLE
-        settings are with the run's `accept_changes`. Raises UserError for any other change.
+        More epochs are always allowed, and so are settings that the training does not depend on. With
+        `accept_changes`, TUNABLE settings are. Raises UserError for any other change.
         """
         run, here = self.run, self.fingerprint.content
         if "identity" not in saved:
@@ -187,11 +176,11 @@ class TrainingState:
             self._refuse(relevant, left)
         if changed:
             log.info("going on with other settings: %s", listed(changed))
-        if relevant:
+        if relevant and done and left:
             self._log_schedule(there, done)
         return relevant
 
-    def _refuse(self, changed, left):
+    def _refuse(self, changed: dict[str, str], left: int) -> NoReturn:
         ways = ["undo the change"]
         if all(key.startswith(TUNABLE) for key in changed):
             raise_epochs = " and raise epochs, which are done," if left <= 0 else ""
@@ -204,52 +193,51 @@ class TrainingState:
             f"{self.path}: written by another experiment ({listed(changed)}); {', '.join(ways)}, or {OLD}"
         )
 
-    def _log_schedule(self, there, done):
+    def _log_schedule(self, there: Mapping[str, Any], done: int) -> None:
         """Log what a changed number of epochs, or another change of the schedule, does to the next epoch."""
         config = self.run.config
-        if 0 < done < config.epochs:
-            last, following = scheduled_learning_rate(there, done - 1), scheduled_learning_rate(config, done)
-            rises = ", so the loss may rise at first" if following > last else ""
-            log.info(
-                f"the learning rate follows scheduler {config.scheduler} over {config.epochs} epochs: "
-                f"{following:.4g} in the next epoch, after {last:.4g}{rises}"
-            )
+        last, following = scheduled_learning_rate(there, done - 1), scheduled_learning_rate(config, done)
+        rises = ", so the loss may rise at first" if following > last else ""
+        log.info(
+            f"the learning rate follows scheduler {config.scheduler} over {config.epochs} epochs: "
+            f"{following:.4g} in the next epoch, after {last:.4g}{rises}"
+        )
 
 
-def _epochs_done(saved):
+def _epochs_done(saved: dict[str, Any]) -> int | None:
     epochs = saved.get("epoch")
     return epochs if isinstance(epochs, int) and epochs >= 0 else None
 
 
-def use_given_weights(run, fingerprint, source, model):
-    """Prepare the folder for given weights, those of `model`, which were read from the file `source`, if any.
+def use_given_weights(
+    run: Run, fingerprint: Fingerprint, source: str | Path | None, model: nn.Module
+) -> None:
+    """Prepare the folder for the weights of `model`, which were read from the file `source`, if any.
 
     Raises UserError if the folder holds a training of its own that these weights do not come from.
     """
-    path = run.folder / "checkpoint.pth.tar"
-    given = [Path(source)] if source else []
-    own = any(p.exists() and p.samefile(file) for p in (path, run.folder / "model.pth.tar") for file in given)
-    if path.exists() and not own and not run.fresh:
+    trained, given = run.folder / "checkpoint.pth.tar", [Path(source)] if source else []
+    here = [path for path in (trained, run.folder / "model.pth.tar") if path.exists()]
+    own = any(path.samefile(file) for path in here for file in given)
+    if trained.exists() and not own and not run.fresh:
         raise UserError(
-            f"{path}: the folder holds the training of an earlier run; keep this one apart with --run "
+            f"{trained}: the folder holds the training of an earlier run; keep this one apart with --run "
             "NAME, or add --fresh to replace it, which keeps it as *.old"
         )
     there = read_fingerprint(run.folder).get("backbone_weights")
-    sources = [*fingerprint.files, *given]
     if run.fresh:
-        archive_results(run, RESULTS, sources)
+        archive_results(run, RESULTS, [*fingerprint.files, *given])
     elif there not in (None, of_backbone(model.state_dict())):
-        archive_results(run, ["model.pth.tar"], sources)
-    if not path.exists():
+        archive_results(run, ["model.pth.tar"], [*fingerprint.files, *given])
+    if not trained.exists():
         truncate_metrics(run, 0)
     run.save_config()
 
 
-def mark_finished(run, fingerprint, weights, trained=True):
-    """Mark the step as finished: write what its results were made from.
-
-    After a training, the results that were set aside for it are removed.
-    """
+def mark_finished(
+    run: Run, fingerprint: Fingerprint, weights: dict[str, torch.Tensor], trained: bool = True
+) -> None:
+    """Write what the results were made from; after a training, remove the archived results."""
     if not run.main:
         return
     fingerprint.write(run.folder, weights)
@@ -259,7 +247,7 @@ def mark_finished(run, fingerprint, weights, trained=True):
                 path.unlink()
 
 
-def archive_results(run, names, sources):
+def archive_results(run: Run, names: Iterable[str], sources: Iterable[Path]) -> None:
     """Rename an earlier run's results to *.old, *.old2, ...; copy those that this run reads, `sources`."""
     if not run.main:
         return
@@ -279,7 +267,7 @@ def archive_results(run, names, sources):
     log.info("%s: earlier results are kept as *%s until a new model is trained", run.folder, suffix)
 
 
-def truncate_metrics(run, epochs_done):
+def truncate_metrics(run: Run, epochs_done: int) -> None:
     """Remove the lines of later epochs, which will be repeated, from metrics.jsonl."""
     if run.main:
         kept = [line for line in run.read_epochs() if line["epoch"] <= epochs_done]
