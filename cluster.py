@@ -11,7 +11,6 @@ experiment files in configs/, and each step's results. If it is interrupted, giv
 """
 
 import argparse
-import json
 import logging
 import re
 from pathlib import Path
@@ -24,55 +23,47 @@ from errors import UserError
 from steps import sheets
 from steps.describe_clusters import describe_clusters
 from steps.load_model import load_model
-from steps.options import BuildDataset
 from utils import report
-from utils.analysis import baselines, health, plots
-from utils.files import digest, write_json
+from utils.analysis import baselines, health
+from utils.files import digest, read_json, write_json
 from utils.run import distributed
-from utils.run.config import Config, read_yaml
+from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import add_overrides, default_environment, file_argument, run_script
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
-from workflows import own_images, subfolder_classes
+from workflows import own_images
 from workflows.fit_to_images import BACKBONE
 from workflows.label_free_choices import choose_number, choose_threshold
-from workflows.own_experiment import ClusterArguments
-from workflows.run_steps import DatasetCache, PlannedStep
-from workflows.subfolder_classes import compare_with_classes, labels_of
-
-SHEET, SHEET_LEAST = 80, 20  # images on a contact sheet: the most and the least confident of a cluster
+from workflows.own_experiment import ClusterOptions, OwnExperiment
+from workflows.run_steps import PlannedStep
+from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = read_arguments(argv)
+    options = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    environment = read_yaml(default_environment())
-    folder = make_folder(arguments, environment)
-    if arguments.labels:
-        subfolder_classes.require_classes(arguments.images, folder)
-    build_dataset = DatasetCache()
-    experiment = own_images.prepare(arguments, folder, environment, build_dataset)
-    folders = {"pretext": experiment.run("pretext", build_dataset)}
-    require_learned(folders["pretext"])
-    if len(arguments.clusters) != 1:
-        number = choose_number(arguments.clusters, folder, folders["pretext"], arguments.seed)
-        experiment.set_number(number)
-    folders["scan"] = experiment.run("scan", build_dataset)
-    if "selflabel" in experiment.contents:
-        threshold = choose_threshold(folders["scan"])
-        if threshold:
-            experiment.set_threshold(threshold)
-            folders["selflabel"] = experiment.run("selflabel", build_dataset)
-    last = experiment.plan(list(folders)[-1])
-    write_results(last, folder, folders, arguments.labels, build_dataset)
+    folder = make_folder(options)
+    if options.labels:
+        require_classes(options.images, folder)
+    experiment = own_images.prepare(options, folder)
+    pretext = experiment.run("pretext")
+    require_learned(pretext)
+    if len(options.clusters) != 1:
+        experiment.set_number(choose_number(options.clusters, folder, pretext, options.seed))
+    scan = experiment.run("scan")
+    threshold = choose_threshold(scan) if options.from_scratch else None
+    if threshold:
+        experiment.set_threshold(threshold)
+        experiment.run("selflabel")
+    write_results(experiment)
 
 
 # --- the command line ----------------------------------------------------------------------------
 
 
-def read_arguments(argv: list[str] | None) -> ClusterArguments:
+def read_arguments(argv: list[str] | None) -> ClusterOptions:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -132,7 +123,7 @@ def read_arguments(argv: list[str] | None) -> ClusterArguments:
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
     if not re.fullmatch(r"\w[\w.-]*", args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
-    return ClusterArguments(**vars(args))
+    return ClusterOptions.of(args)
 
 
 def numbers_argument(text: str) -> list[int]:
@@ -148,11 +139,11 @@ def numbers_argument(text: str) -> list[int]:
     return found
 
 
-def make_folder(arguments: ClusterArguments, environment: dict[str, Any]) -> Path:
+def make_folder(options: ClusterOptions) -> Path:
     """Make the folder of the results. Raises UserError if it is that of the images, or cannot be made."""
-    root = Path(arguments.root_dir or environment.get("root_dir", "results")).expanduser()
-    folder = root / arguments.name
-    if folder.resolve() == arguments.images:
+    root = options.root_dir or read_yaml(default_environment()).get("root_dir", "results")
+    folder = Path(root).expanduser() / options.name
+    if folder.resolve() == options.images:
         raise UserError(
             f"{folder}: the results would lie among the images; give another --name or --root_dir"
         )
@@ -165,7 +156,7 @@ def make_folder(arguments: ClusterArguments, environment: dict[str, Any]) -> Pat
 
 def require_learned(pretext: Path) -> None:
     """Raise UserError if the pretext step, of which this is the folder, has learned nothing."""
-    if json.loads((pretext / "metrics.json").read_text()).get("collapsed"):
+    if read_json(pretext / "metrics.json").get("collapsed"):
         raise UserError(
             f"{pretext}: the network did not learn to tell these images apart (loss: curves.png), so that "
             "clusters would mean nothing; try again with --name NEW and another --seed or --backbone"
@@ -175,115 +166,82 @@ def require_learned(pretext: Path) -> None:
 # --- the results ---------------------------------------------------------------------------------
 
 
-def write_results(
-    last: PlannedStep,
-    folder: Path,
-    folders: dict[str, Path],
-    labels: str | None,
-    build_dataset: BuildDataset,
-) -> None:
-    """Write clusters.csv, report.html, prototypes.png, clusters/*.png and metrics.json.
-
-    Args:
-        last: the step whose model gives the clusters.
-        folder: of the results.
-        folders: of the steps' results, by step.
-        labels: "subfolders": compare the clusters with the images' folders.
-    """
-    step, config = last.name, last.config
-    dataset = build_dataset(config, "train")
-    made_of = [digest(folders[step] / "model.pth.tar"), digest_of(dataset), labels]
-    done = folder / "metrics.json"  # written at the end: it says that the others are complete
-    figures = json.loads(done.read_text()) if done.exists() else {}
-    if figures.get("made_of") != made_of or not (folder / "report.html").exists():
+def write_results(experiment: OwnExperiment) -> None:
+    """Write all that the folder holds beside the steps' results, unless it is there already."""
+    last = experiment.plan(list(experiment.folders)[-1])
+    dataset = experiment.build_dataset(last.config, "train")
+    made_of = [digest(last.folder / "model.pth.tar"), digest_of(dataset), experiment.options.labels]
+    done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
+    figures = read_json(done)
+    if figures.get("made_of") != made_of or not (experiment.folder / "report.html").exists():
         done.unlink(missing_ok=True)
-        run = Run(config, folders[step], Machine.start(config))
-        features, probabilities = predictions(run, folders, step, dataset)
-        epochs = {name: read_epochs(path) for name, path in folders.items()}
-        described = describe_clusters(
-            dataset, features, probabilities, run.machine, config.search, folders["pretext"]
-        )
-        opinions = baselines.cluster(features, config.num_classes, config.seed)
-        agreement, opinions = baselines.compare(described.assignment.cluster, opinions, config.num_classes)
-        figures = {
-            "made_of": made_of,
-            "folder": str(config.image_folder),
-            "num_images": len(dataset),
-            "num_clusters": config.num_classes,
-            "model": f"{step}/model.pth.tar",
-            **described.figures,
-            **health_figures(folders, epochs[step]),
-            "agreement": agreement,
-        }
-        truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders") if labels else None
-        if truth:
-            figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
-        context = report.ReportContext(
-            title=folder.name,
-            results=folder,
-            facts=facts(config, figures),
-            advice=health.ADVICE[step],
-            epochs=epochs,
-            image_url=f"{Path(config.image_folder).expanduser().resolve().as_uri()}/",
-            truth=truth,
-            columns={name: clusters.tolist() for name, clusters in opinions.items()},
-            seed=config.seed,
-        )
-        report.write_report(folder, dataset, features, described.assignment, figures, context)
-        sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
-        save_contact_sheets(dataset, probabilities, folder / "clusters")
+        figures = {"made_of": made_of, **describe(experiment, last, dataset)}
         write_json(figures, done)
-    tell(figures, health.ADVICE[step], folder)
+    tell(figures, health.ADVICE[last.name], experiment.folder)
 
 
-def predictions(
-    run: Run, folders: dict[str, Path], step: str, dataset: data.Dataset
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features float32 (N, D) and probabilities (N, C) of all images by the model of the last step."""
-    loaded = load_model(run.config, folders[step] / "model.pth.tar")
+def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset) -> dict[str, Any]:
+    """Write all but metrics.json, of which this returns the content.
+
+    `last` is the step whose model gives the clusters.
+    """
+    config, folder, folders = last.config, experiment.folder, experiment.folders
+    run = Run(config, last.folder, Machine.start(config))
+    kept = folders["pretext"] if last.name == "scan" else last.folder  # of the features of that backbone
+    features, probabilities = predictions(run, dataset, kept)
+    described = describe_clusters(
+        dataset, features, probabilities, run.machine, config.search, folders["pretext"]
+    )
+    opinions = baselines.cluster(features, config.num_classes, config.seed)
+    agreement, opinions = baselines.compare(described.assignment.cluster, opinions, config.num_classes)
+    epochs = {step: read_epochs(path) for step, path in folders.items()}
+    figures = {
+        "folder": str(experiment.options.images),
+        "num_images": len(dataset),
+        "num_clusters": config.num_classes,
+        "model": f"{last.name}/model.pth.tar",
+        **described.figures,
+        "neighbors": read_json(folders["scan"] / "metrics.json")["train_neighbors"],
+        "troubles": [trouble for epoch in epochs[last.name] for trouble in epoch.get("warned_of", ())],
+        "agreement": agreement,
+    }
+    truth = None
+    if experiment.options.labels:
+        truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders")
+        figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
+    facts = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
+    if "weights" in figures:
+        facts["features of"] = figures["weights"]
+    context = report.ReportContext(
+        title=folder.name,
+        results=folder,
+        facts=facts,
+        advice=health.ADVICE[last.name],
+        epochs=epochs,
+        image_url=f"{experiment.options.images.as_uri()}/",
+        truth=truth,
+        columns={name: clusters.tolist() for name, clusters in opinions.items()},
+        seed=config.seed,
+    )
+    report.write_report(folder, dataset, features, described.assignment, figures, context)
+    sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
+    sheets.save_clusters(dataset, probabilities, folder / "clusters")
+    return figures
+
+
+def predictions(run: Run, dataset: data.Dataset, kept: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features float32 (N, D) and probabilities (N, C) of all images by the model of a run.
+
+    `kept`: folder that the features are kept in.
+    """
+    loaded = load_model(run.config, run.folder / "model.pth.tar")
     model = run.machine.place(loaded.model).eval()
     loading = run.machine.loading(run.config)
     loader = data.eval_loader(dataset, run.config, **loading)
-    kept = folders["pretext" if step == "scan" else step]  # where the features of that backbone are
     features = backbone_features(run, kept, model, loader, "features")
-    logits = model.cluster_head[loaded.head]
+    head = model.cluster_head[loaded.head]
     loader = data.feature_loader(features, **loading)
-    return features, infer(lambda batch: logits(batch).softmax(1), loader, "clusters").cpu()
-
-
-def facts(config: Config, figures: dict[str, Any]) -> dict[str, object]:
-    """What the report says about its making: term -> value."""
-    made_with = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
-    if "weights" in figures:
-        made_with["features of"] = figures["weights"]
-    return made_with
-
-
-def health_figures(folders, epochs):
-    """What can be said about the clusters without labels, for metrics.json."""
-    troubles = [trouble for epoch in epochs for trouble in epoch.get("warned_of", ())]
-    return {
-        "neighbors": json.loads((folders["scan"] / "metrics.json").read_text())["train_neighbors"],
-        "troubles": troubles,
-    }
-
-
-def save_contact_sheets(dataset: data.Dataset, probabilities: torch.Tensor, folder: Path) -> None:
-    """A picture of each cluster's images, the most confident first and the least confident last."""
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    confidence, clusters = probabilities.max(1)
-    for cluster in clusters.unique().tolist():
-        members = (clusters == cluster).nonzero().squeeze(1)
-        members = members[confidence[members].argsort(descending=True)].tolist()
-        most, least = members[:SHEET], members[SHEET:][-SHEET_LEAST:]
-        cells = [(dataset.raw(i), f"{100 * confidence[i]:.0f} %") for i in most + least]
-        shown = "" if len(members) == len(cells) else f"; {len(most)} most and {len(least)} least confident"
-        title = f"cluster {cluster}: {len(members)} images{shown}"
-        plots.save_contact_sheet(
-            cells, title, folder / f"{cluster:0{len(str(probabilities.size(1) - 1))}d}.png"
-        )
+    return features, infer(lambda batch: head(batch).softmax(1), loader, "clusters").cpu()
 
 
 def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sheets of images: one for each cluster, or images beside their nearest neighbors."""
+"""Sheets of images: one for each cluster, all of a cluster, or images beside their nearest neighbors."""
 
 import logging
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from utils.analysis import plots
 log = logging.getLogger(__name__)
 
 ROWS = 10  # of neighbors.png, an image and its neighbors each
+MOST_CONFIDENT, LEAST_CONFIDENT = 80, 20  # images of a cluster's sheet
 
 Cell = tuple[torch.Tensor | None, str]  # an image, uint8 (3, H, W), or None for an empty place; its title
 
@@ -29,6 +30,26 @@ def save_prototypes(dataset: data.Dataset, figures: dict[str, Any], path: Path) 
 def save_neighbors(dataset: data.Dataset, mined: torch.Tensor, path: Path) -> None:
     """A sheet with a row for each of ROWS evenly spaced images and its neighbors `mined`, int64 (N, k)."""
     _save(_neighbors(dataset, mined), path)
+
+
+def save_clusters(dataset: data.Dataset, probabilities: torch.Tensor, folder: Path) -> None:
+    """A sheet of each cluster's images, the most confident first and the least confident last.
+
+    `probabilities`: float (N, C). The sheets that `folder` holds are removed.
+    """
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    confidence, clusters = probabilities.max(1)
+    digits = len(str(probabilities.size(1) - 1))
+    for cluster in clusters.unique().tolist():
+        members = (clusters == cluster).nonzero().squeeze(1)
+        members = members[confidence[members].argsort(descending=True)].tolist()
+        most, least = members[:MOST_CONFIDENT], members[MOST_CONFIDENT:][-LEAST_CONFIDENT:]
+        cells = [(dataset.raw(i), f"{100 * confidence[i]:.0f} %") for i in most + least]
+        shown = "" if len(members) == len(cells) else f"; {len(most)} most and {len(least)} least confident"
+        title = f"cluster {cluster}: {len(members)} images{shown}"
+        plots.save_contact_sheet(cells, title, folder / f"{cluster:0{digits}d}.png")
 
 
 def _save(cells: Iterator[Cell], path: Path) -> None:

@@ -16,12 +16,11 @@ from data.folder.memory import available_memory
 from errors import UserError
 from losses import SimCLRLoss
 from simclr import simclr_step
-from steps.options import BuildDataset
 from utils.analysis import duplicates
 from utils.run.config import Config
 from utils.run.machine import Machine
 from utils.training import cost
-from workflows.own_experiment import ClusterArguments, OwnExperiment, neighbors_to_use
+from workflows.own_experiment import ClusterOptions, OwnExperiment, neighbors_to_use
 
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 # networks and image sizes to choose from with --from-scratch, the best first
@@ -32,90 +31,87 @@ ITERATIONS = 400  # of the clustering step, at least: few images would otherwise
 FEWEST_IMAGES = 21  # of which each has 20 neighbors
 
 
-def fit(experiment: OwnExperiment, n: int, build_dataset: BuildDataset) -> data.Dataset:
-    """Fill in the templates, which `experiment.contents` holds, for n images.
+def fit(experiment: OwnExperiment, n: int) -> data.Dataset:
+    """Fill in the templates, which are the contents of the experiment, for n images; returns the images.
 
-    Says what the first step will take, before anything is trained.
-
-    Returns:
-        the dataset.
-
-    Raises:
-        UserError: bad settings or images.
+    Says what the first step will take, before anything is trained. Raises UserError for bad settings or
+    images.
     """
-    arguments, contents = experiment.arguments, experiment.contents
-    clusters = max(arguments.clusters or [2])  # of several numbers, one is chosen after the first step
-    fill_in(arguments, contents, clusters)
-    config = experiment.plans()[0].config  # with the user's settings; a mistake in them shows now
-    if arguments.from_scratch:
-        fit_training(arguments, contents, n, Machine.start(config))
-        config = experiment.plans()[0].config
-    elif not arguments.features:
+    options, contents = experiment.options, experiment.contents
+    clusters = max(options.clusters or [2])  # of several numbers, one is chosen after the first step
+    for content in contents.values():
+        content.update(
+            image_folder=str(options.images), folder_labels="none", resize=options.resize,
+            train_db_name=options.name, val_db_name=options.name, num_classes=clusters, seed=options.seed,
+            num_workers=min(8, os.cpu_count() or 1),
+        )  # fmt: skip
+        if options.features:
+            content["features_file"] = str(options.features.resolve())
+    set_network(contents, *default_network(options))
+    config = experiment.plan_all()[0].config  # with the user's settings; a mistake in them shows now
+    if options.from_scratch:
+        fit_training(options, contents, n, Machine.start(config))
+        config = experiment.plan_all()[0].config
+    elif not options.features:
         tell_cost_of_features(config, n)
-    dataset = build_dataset(config, "train")
+
+    dataset = experiment.build_dataset(config, "train")
     distinct = duplicates.count_distinct(duplicates.first_copies(dataset))
-    require_enough_images(arguments, distinct, len(dataset) - distinct)
+    require_enough_images(options, distinct, len(dataset) - distinct)
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], distinct)
     scan = contents["scan"]
     iterations = distinct // scan["batch_size"]  # of an epoch
     scan["epochs"] = max(scan["epochs"], -(-ITERATIONS // iterations))
     scan["num_neighbors"] = neighbors_to_use(clusters, distinct)
-    if arguments.from_scratch:
+    if options.from_scratch:
         scan["cache_features"] = 8
         pretext = contents["pretext"]
         pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
         # at the full rate, the first iterations can make all features the same
         pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
     experiment.distinct = distinct
-    experiment.plans()
+    experiment.plan_all()
     return dataset
 
 
-def fill_in(arguments: ClusterArguments, contents: dict[str, dict[str, Any]], clusters: int) -> None:
-    """Fill in what the command line says, and the backbone with its size of images and normalization."""
-    size, normalize = arguments.size, None
-    if arguments.from_scratch:
-        backbone, size = arguments.backbone or FROM_SCRATCH[0][0], size or FROM_SCRATCH[0][1]
-    elif arguments.features:
-        backbone, size = data.vector_backbone(arguments.features), 112  # of the pictures
-    else:
-        backbone = arguments.backbone or BACKBONE
-        expected = models.preprocessing(backbone)
-        size, normalize = size or expected["size"], {key: expected[key] for key in ("mean", "std")}
-    for content in contents.values():
-        content.update(
-            image_folder=str(arguments.images), folder_labels="none", resize=arguments.resize,
-            train_db_name=arguments.name, val_db_name=arguments.name, num_classes=clusters,
-            seed=arguments.seed, num_workers=min(8, os.cpu_count() or 1), backbone=backbone,
-        )  # fmt: skip
-        if arguments.features:
-            content["features_file"] = str(arguments.features.resolve())
-        set_size(content, size, normalize)
-
-
-def require_enough_images(arguments: ClusterArguments, n: int, copies: int = 0) -> None:
+def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:
     """Raise UserError if n distinct images are too few for neighbors or for that many clusters."""
-    needed = max(FEWEST_IMAGES, *arguments.clusters, 0)
+    needed = max(FEWEST_IMAGES, *options.clusters, 0)
     if n < needed:
         more = f" (and {copies} copies of them)" if copies else ""
         raise UserError(
-            f"{arguments.images}: {n} images{more}, but {needed} are the fewest that can be clustered so"
+            f"{options.images}: {n} images{more}, but {needed} are the fewest that can be clustered so"
         )
 
 
-def set_size(content: dict[str, Any], size: int, normalize: dict[str, list[float]] | None = None) -> None:
-    """Set the images' side in pixels, and the normalization, wherever a file has them."""
-    train, test = content.get("augmentation_kwargs", {}), content["transformation_kwargs"]
-    test["crop_size"] = size
-    if "random_resized_crop" in train:
-        train["random_resized_crop"]["size"] = size
-    if "cutout_kwargs" in train:
-        train["crop_size"] = size
-        train["cutout_kwargs"]["length"] = max(1, size // 3)
-    for part in (train, test):
-        if normalize and "normalize" in part:
-            part["normalize"] = dict(normalize)
+def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[float]] | None]:
+    """The backbone, the size of its images in pixels, and their normalization, if it has one of its own."""
+    if options.from_scratch:
+        return options.backbone or FROM_SCRATCH[0][0], options.size or FROM_SCRATCH[0][1], None
+    if options.features:
+        return data.vector_backbone(options.features), 112, None  # the size of the pictures
+    backbone = options.backbone or BACKBONE
+    expected = models.preprocessing(backbone)
+    return backbone, options.size or expected["size"], {key: expected[key] for key in ("mean", "std")}
+
+
+def set_network(
+    contents: dict[str, dict[str, Any]], backbone: str, size: int, normalize: dict[str, list[float]] | None
+) -> None:
+    """Set the backbone in all files, and the images' size and normalization wherever a file has them."""
+    for content in contents.values():
+        content["backbone"] = backbone
+        train, test = content.get("augmentation_kwargs", {}), content["transformation_kwargs"]
+        test["crop_size"] = size
+        if "random_resized_crop" in train:
+            train["random_resized_crop"]["size"] = size
+        if "cutout_kwargs" in train:
+            train["crop_size"] = size
+            train["cutout_kwargs"]["length"] = max(1, size // 3)
+        for part in (train, test):
+            if normalize and "normalize" in part:
+                part["normalize"] = dict(normalize)
 
 
 def tell_cost_of_features(config: Config, n: int) -> None:
@@ -133,34 +129,31 @@ def tell_cost_of_features(config: Config, n: int) -> None:
 
 
 def fit_training(
-    arguments: ClusterArguments, contents: dict[str, dict[str, Any]], n: int, machine: Machine
+    options: ClusterOptions, contents: dict[str, dict[str, Any]], n: int, machine: Machine
 ) -> None:
     """Choose network, image size, batches and epochs so that step 1 takes at most --hours for n images.
 
     The first of FROM_SCRATCH is taken for which a third of the epochs that n images need fit in that time, or
     else the last.
     """
-    pretext, seconds_given = contents["pretext"], 3600 * arguments.hours
+    pretext = contents["pretext"]
     wanted = min(MOST_EPOCHS, max(FEWEST_EPOCHS, VIEWS // n))
-    networks = [(arguments.backbone or name, arguments.size or size) for name, size in FROM_SCRATCH]
+    networks = [(options.backbone or name, options.size or size) for name, size in FROM_SCRATCH]
     for backbone, size in dict.fromkeys(networks):
-        for content in contents.values():
-            content["backbone"] = backbone
-            set_size(content, size)
+        set_network(contents, backbone, size, None)
         seconds, memory = cost_of_image(pretext, machine)
-        epochs = min(wanted, int(seconds_given / (n * seconds)))
+        epochs = min(wanted, int(3600 * options.hours / (n * seconds)))
         enough = epochs >= wanted / 3
         print(
             f"{backbone} at {size} pixels: about {cost.duration(n * seconds)} an epoch on {machine.device}; "
-            + (f"{epochs} epochs" if enough else f"too long for --hours {arguments.hours:g}")
+            + (f"{epochs} epochs" if enough else f"too long for --hours {options.hours:g}")
         )
         if enough:
             break
     epochs = max(epochs, FEWEST_EPOCHS)
     if not enough:
         print(f"{epochs} epochs of that, {cost.duration(epochs * n * seconds)}; more --hours would do better")
-    on_gpu = machine.device.type == "cuda"
-    room = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
+    room = torch.cuda.mem_get_info()[0] if machine.device.type == "cuda" else available_memory()
     batch = min(pretext["batch_size"], n)
     while batch > 32 and memory * batch > 0.7 * room:
         batch //= 2

@@ -1,7 +1,6 @@
 """What cluster.py chooses between the steps, without labels: the number of clusters, and a threshold."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from scan import NEIGHBORS
 from utils.analysis import choose_k, plots
-from utils.files import digest, write_csv, write_json
+from utils.files import digest, read_json, write_csv, write_json
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
@@ -24,7 +23,7 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
     mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
     made_of = [digest(pretext / NEIGHBORS[0]), list(candidates)]
     kept = folder / "numbers.json"
-    content = json.loads(kept.read_text()) if kept.exists() else {}
+    content = read_json(kept)
     if content.get("made_of") != made_of:
         print("\ncomparing numbers of clusters ...", flush=True)
         few = [number for number in choose_k.NUMBERS if number * choose_k.FEWEST <= len(mined)]

@@ -1,22 +1,22 @@
 """The command line of cluster.py, and the experiment files that are made for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from steps.options import BuildDataset
+from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic
-from utils.run.script import yaml_text
-from workflows import run_steps
+from utils.run.config import read_yaml
+from utils.run.script import default_environment, yaml_text
+from workflows.run_steps import DatasetCache, PlannedStep, plan_step, require_same_settings, run_steps
 
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
-NOT_OF_TRAINING = "labels", "root_dir", "name"  # arguments that change nothing of what is trained
 
 
 @dataclass(frozen=True)
-class ClusterArguments:
+class ClusterOptions(CommandOptions):
     """The command line of cluster.py."""
 
     images: Path
@@ -35,69 +35,64 @@ class ClusterArguments:
     overrides: list[str]
 
     def of_training(self) -> dict[str, str]:
-        """What decides the training, as text for cluster.json: the arguments that were given."""
-        given = {name: value for name, value in vars(self).items() if value}
-        return {name: str(value) for name, value in given.items() if name not in NOT_OF_TRAINING}
+        """The arguments that were given and that decide what is trained, as text for cluster.json."""
+        decides_nothing = "labels", "root_dir", "name"
+        return {key: str(value) for key, value in vars(self).items() if value and key not in decides_nothing}
 
 
 @dataclass
 class OwnExperiment:
-    """The experiment files, in memory. They are written to configs/ so that steps can be repeated by hand.
+    """The experiment files, in memory. They are also written, so that steps can be repeated by hand."""
 
-    Attributes:
-        folder: of the results.
-        environment: what the environment file holds.
-        contents: what the experiment files hold, by step.
-        distinct: number of distinct images.
-    """
-
-    arguments: ClusterArguments
-    folder: Path
-    environment: dict[str, Any]
-    contents: dict[str, dict[str, Any]]
-    distinct: int = 0
+    options: ClusterOptions
+    folder: Path  # of the results
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the files, by step
+    distinct: int = 0  # number of distinct images
+    folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
+    environment: dict[str, Any] = field(default_factory=lambda: read_yaml(default_environment()))
+    build_dataset: BuildDataset = field(default_factory=DatasetCache)
 
     def file(self, step: str) -> Path:
         """The experiment file of a step."""
         return self.folder / "configs" / f"{step}.yml"
 
-    def plan(self, step: str) -> run_steps.PlannedStep:
+    def plan(self, step: str) -> PlannedStep:
         """Check the configuration of a step, with the user's settings."""
-        settings = [f"root_dir={yaml_text(self.folder.parent)}", *self.arguments.overrides]
-        pretrained = self.arguments.pretrained if step == "pretext" else None
-        return run_steps.plan_step(
-            step, self.file(step), self.environment, self.contents[step], settings, pretrained=pretrained
-        )
+        given = self.options.pretrained if step == "pretext" else None
+        flags = ["--pretrained", str(given)] if given else []
+        settings = [f"root_dir={yaml_text(self.folder.parent)}", *self.options.overrides]
+        arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
+        return plan_step(step, self.environment, self.contents[step], arguments)
 
-    def plans(self) -> list[run_steps.PlannedStep]:
+    def plan_all(self) -> list[PlannedStep]:
         """Check the configurations of all steps."""
         return [self.plan(step) for step in self.contents]
 
-    def run(self, step: str, build_dataset: BuildDataset) -> Path:
+    def run(self, step: str) -> Path:
         """Run a step unless it is finished; returns the folder of its results."""
         planned = self.plan(step)
-        run_steps.require_same_settings(planned)
-        return run_steps.run_steps({step: planned}, build_dataset)[step]
-
-    def write(self) -> None:
-        """Write the experiment files."""
-        for step, content in self.contents.items():
-            self.file(step).parent.mkdir(parents=True, exist_ok=True)
-            with atomic(self.file(step)) as path:
-                path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+        require_same_settings(planned)
+        self.folders |= run_steps({step: planned}, self.build_dataset)
+        return self.folders[step]
 
     def set_number(self, clusters: int) -> None:
         """Set the number of clusters, for all steps but the first, and write the files."""
-        neighbors = neighbors_to_use(clusters, self.distinct)
-        self.contents["scan"].update(num_classes=clusters, num_neighbors=neighbors)
-        if "selflabel" in self.contents:
-            self.contents["selflabel"].update(num_classes=clusters)
+        self.contents["scan"]["num_neighbors"] = neighbors_to_use(clusters, self.distinct)
+        for step in self.contents.keys() - {"pretext"}:
+            self.contents[step]["num_classes"] = clusters
         self.write()
 
-    def set_threshold(self, threshold: float) -> None:
-        """Set the confidence above which an image has a pseudo-label, and write the files."""
-        self.contents["selflabel"].update(confidence_threshold=threshold)
+    def set_threshold(self, confidence: float) -> None:
+        """Set the threshold of self-labeling, and write the files."""
+        self.contents["selflabel"]["confidence_threshold"] = confidence
         self.write()
+
+    def write(self) -> None:
+        """Write the files."""
+        self.file("scan").parent.mkdir(parents=True, exist_ok=True)
+        for step, content in self.contents.items():
+            with atomic(self.file(step)) as path:
+                path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def templates(from_scratch: bool) -> dict[str, Path]:

@@ -1,24 +1,21 @@
 """What cluster.py starts from: new experiment files, or those of an earlier command and its results."""
 
 import itertools
-import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import data
 from errors import UserError
-from steps.options import BuildDataset
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.run.config import differences, listed, read_yaml
 from utils.run.fingerprint import FINGERPRINT
 from utils.training.features import digest_of
-from workflows import run_steps
 from workflows.fit_to_images import fit, require_enough_images
-from workflows.own_experiment import ClusterArguments, OwnExperiment, templates
+from workflows.own_experiment import ClusterOptions, OwnExperiment, templates
+from workflows.run_steps import SCRIPTS, require_same_settings
 
-PLAN = "cluster.json"  # in the results folder: what the experiment files were made for, see PlanRecord
+PLAN = "cluster.json"  # in the results folder: what the experiment files were made for
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
     "predictions", "export",
@@ -29,85 +26,78 @@ CLUSTER_FILES = (
 class PlanRecord:
     """The content of PLAN."""
 
-    arguments: dict[str, str]  # see ClusterArguments.of_training
+    arguments: dict[str, str]  # see ClusterOptions.of_training
     images: str  # digest of the images
     distinct: int  # number of distinct images
 
 
-def prepare(
-    arguments: ClusterArguments, folder: Path, environment: dict[str, Any], build_dataset: BuildDataset
-) -> OwnExperiment:
-    """Make the experiment files, or take those of an earlier command with these arguments and images.
+def prepare(options: ClusterOptions, folder: Path) -> OwnExperiment:
+    """Make the experiment files, or take those of an earlier command with these options and images.
 
     Results of another command or of other images are moved aside.
 
     Raises:
         UserError: bad images or settings. From scratch, where much may be lost: another command or images.
     """
-    experiment = OwnExperiment(arguments, folder, environment, {})
-    asked, plan = arguments.of_training(), folder / PLAN
-    record = PlanRecord(**json.loads(plan.read_text())) if plan.exists() else None
+    experiment = OwnExperiment(options, folder)
+    kept = read_json(folder / PLAN)
     begun = has_begun(folder)
-    if begun and not record:
+    if begun and not kept:
         raise UserError(f"{folder}: holds results of other scripts; give --name {free_name(folder)}")
-    n = len(data.list_images(arguments.images, but=(folder.parent, folder))[0])
-    require_enough_images(arguments, n)
-    if begun and record and take_earlier(experiment, record, build_dataset):
-        record = replace(record, arguments=asked)
+    n = len(data.list_images(options.images, but=(folder.parent, folder))[0])
+    require_enough_images(options, n)
+    if begun and take_earlier(experiment, PlanRecord(**kept)):
+        images = kept["images"]
     else:
-        files = templates(arguments.from_scratch)
-        experiment.contents = {step: read_yaml(path) for step, path in files.items()}
-        dataset = fit(experiment, n, build_dataset)
+        experiment.contents = {
+            step: read_yaml(path) for step, path in templates(options.from_scratch).items()
+        }
+        images = digest_of(fit(experiment, n))
         if begun:
-            move_to_earlier(folder, list(run_steps.SCRIPTS))
+            move_to_earlier(folder, list(SCRIPTS))
         experiment.write()
-        record = PlanRecord(asked, digest_of(dataset), experiment.distinct)
-    write_json(asdict(record), plan)
+    write_json(asdict(PlanRecord(options.of_training(), images, experiment.distinct)), folder / PLAN)
     return experiment
 
 
-def take_earlier(experiment: OwnExperiment, record: PlanRecord, build_dataset: BuildDataset) -> bool:
-    """Take the experiment files of an earlier command that has begun, if they are for these images.
+def take_earlier(experiment: OwnExperiment, record: PlanRecord) -> bool:
+    """Take the experiment files of an earlier command that has begun, if they are right for this one.
 
     With another number of clusters, the results of all steps but the first are moved aside.
 
     Returns:
-        whether the files fit; if not, they are to be made anew.
+        whether they are right; if not, they are to be made anew.
 
     Raises:
         UserError: from scratch, where much may be lost: another command or other images.
     """
-    arguments, folder = experiment.arguments, experiment.folder
-    asked = arguments.of_training()
+    options, folder = experiment.options, experiment.folder
+    asked = options.of_training()
     changed = differences(record.arguments, asked)
-    if changed.keys() <= {"clusters"}:
-        experiment.distinct = record.distinct
-        steps = templates(arguments.from_scratch)
-        experiment.contents = {step: read_yaml(experiment.file(step)) for step in steps}
-    if changed.keys() == {"clusters"}:  # the first step does not depend on it
-        move_to_earlier(folder, ["scan", "selflabel"])
-        if len(arguments.clusters) == 1:
-            experiment.set_number(arguments.clusters[0])
-        return True
-    apart = f"apart with --name {free_name(folder)}"
-    if changed and ("from_scratch" in asked or "from_scratch" in record.arguments):
-        raise UserError(
-            f"{folder}: holds a training by another command ({listed(changed)}); give that again, or keep "
-            f"this one {apart}"
-        )
-    if changed:
+    if changed.keys() - {"clusters"}:
+        if "from_scratch" in asked or "from_scratch" in record.arguments:
+            raise UserError(
+                f"{folder}: holds a training by another command ({listed(changed)}); give that again, or "
+                f"keep this one apart with --name {free_name(folder)}"
+            )
         return False
-    plans = experiment.plans()
-    for planned in plans:
-        run_steps.require_same_settings(planned)
-    if digest_of(build_dataset(plans[0].config, "train")) == record.images:
+    experiment.distinct = record.distinct
+    experiment.contents = {step: read_yaml(experiment.file(step)) for step in templates(options.from_scratch)}
+    if changed:  # the first step does not depend on the number of clusters
+        move_to_earlier(folder, ["scan", "selflabel"])
+        if len(options.clusters) == 1:
+            experiment.set_number(options.clusters[0])
         return True
-    if arguments.from_scratch:
+    plan = experiment.plan_all()
+    for step in plan:
+        require_same_settings(step)
+    is_same = digest_of(experiment.build_dataset(plan[0].config, "train")) == record.images
+    if options.from_scratch and not is_same:
         raise UserError(
-            f"{arguments.images}: its images have changed since {folder} was made; keep a training on these "
-            f"{apart}"
+            f"{options.images}: its images have changed since {folder} was made; keep a training on these "
+            f"apart with --name {free_name(folder)}"
         )
-    return False
+    return is_same
 
 
 def move_to_earlier(folder: Path, steps: list[str]) -> None:
@@ -130,4 +120,4 @@ def free_name(folder: Path) -> str:
 def has_begun(folder: Path) -> bool:
     """Whether a step has results, or a training that can be resumed."""
     names = FINGERPRINT, "checkpoint.pth.tar"
-    return any((folder / step / name).exists() for step in run_steps.SCRIPTS for name in names)
+    return any((folder / step / name).exists() for step in SCRIPTS for name in names)

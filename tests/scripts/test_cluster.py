@@ -124,7 +124,7 @@ def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeyp
     before = {p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]}
     (folder / "report.html").unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cluster, "save_contact_sheets", mock.Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(cluster.sheets, "save_clusters", mock.Mock(side_effect=KeyboardInterrupt))
         cluster.main(argv)
     assert not (folder / "metrics.json").exists()
     shutil.rmtree(folder / "clusters")
