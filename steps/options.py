@@ -1,15 +1,19 @@
-"""What a step is asked to do besides its configuration, and the folder that it works in."""
+"""What a step starts from: its options, its run and its images."""
 
 import argparse
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
 import data
+from utils.run import distributed
 from utils.run.config import Config
 from utils.run.folder import Run, results_folder
 from utils.run.machine import Machine
+
+log = logging.getLogger(__name__)
 
 BuildDataset = Callable[[Config, str], data.Dataset]  # as data.build_dataset: configuration, split
 
@@ -42,3 +46,11 @@ def open_run(config: Config, step: str, options: StepOptions, machine: Machine |
     """The Run of a step, "pretext", "scan" or "selflabel"; without a Machine, one is started."""
     machine = machine or Machine.start(config)
     return Run(config, results_folder(config, step), machine, options.fresh, options.accept_changes)
+
+
+def build_splits(config: Config, build_dataset: BuildDataset) -> tuple[data.Dataset, data.Dataset]:
+    """The train and the test split; of several processes, the main one builds them first."""
+    with distributed.main_first():
+        train_set, test_set = build_dataset(config, "train"), build_dataset(config, "test")
+    log.info("%d train and %d test images", len(train_set), len(test_set))
+    return train_set, test_set

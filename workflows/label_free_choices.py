@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scan import NEIGHBORS
+from steps.pretext_results import TRAIN_NEIGHBORS
 from utils.analysis import choose_k, plots
 from utils.files import digest, read_json, write_csv, write_json
 
@@ -20,8 +20,8 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
 
     Writes numbers.csv and numbers.png to `folder`. `pretext` is the folder of the first step's results.
     """
-    mined = torch.from_numpy(np.load(pretext / NEIGHBORS[0]))[:, : NEIGHBORS_OF_NUMBERS + 1]
-    made_of = [digest(pretext / NEIGHBORS[0]), list(candidates)]
+    mined = torch.from_numpy(np.load(pretext / TRAIN_NEIGHBORS))[:, : NEIGHBORS_OF_NUMBERS + 1]
+    made_of = [digest(pretext / TRAIN_NEIGHBORS), list(candidates)]
     kept = folder / "numbers.json"
     content = read_json(kept)
     if content.get("made_of") != made_of:
