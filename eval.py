@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from easydict import EasyDict
-from torch import nn
 
 import data
 from errors import UserError
+from models import ClusteringModel, ContrastiveModel, PretrainedModel
 from steps import sheets
 from steps.describe_clusters import DescribedClusters, describe_clusters
 from steps.load_model import load_model
@@ -161,7 +161,11 @@ def results_name(options: EvalOptions, config: EasyDict) -> str:
 
 
 def evaluate_features(
-    run: Run, model: nn.Module, test: data.Loader, about: dict[str, Any], train_set: data.Dataset | None
+    run: Run,
+    model: ContrastiveModel | PretrainedModel,
+    test: data.Loader,
+    about: dict[str, Any],
+    train_set: data.Dataset | None,
 ) -> torch.Tensor:
     """Evaluate a split's nearest neighbors and, with a `train_set`, k-means that is fitted on it.
 
@@ -193,7 +197,7 @@ def evaluate_features(
 
 
 def evaluate_clusters(
-    run: Run, model: nn.Module, test: data.Loader, about: dict[str, Any], options: EvalOptions
+    run: Run, model: ClusteringModel, test: data.Loader, about: dict[str, Any], options: EvalOptions
 ) -> torch.Tensor | None:
     """Evaluate the head `about["head"]`: metrics, confusion matrix and, if asked for, prototypes and report.
 

@@ -75,22 +75,23 @@ class ClusteringInputs(NamedTuple):
 def clustering_inputs(
     run: Run, model: ClusteringModel, splits: ClusteringSplits, pretext: Path
 ) -> ClusteringInputs:
-    """By `cache_features`: the model on augmented images, or its heads on features of the frozen backbone.
+    """The model and augmented images, or its heads and features of the frozen backbone.
 
-    The features are those of `cache_features` augmented views of each image, in float16; if that is 0, of the
-    images themselves, in float32, kept in the folder `pretext` of the pretext step. With these, the heads
+    The features are those of `cache_features` augmented views of each image, in float16; or, if that is 0, of
+    the images themselves, in float32, kept in the folder `pretext` of the pretext step. With these, the heads
     predict what the whole model does on the images.
 
     Raises:
         UserError: the features do not fit in memory.
     """
-    match run.config.get("cache_features"):
-        case None:
+    trains_on = run.config.trains_on
+    match trains_on:
+        case "images":
             return _augmented_images(run, model, splits)
-        case 0:
+        case "features":
             return _frozen_features(run, model, splits, pretext)
-        case num_views:
-            return _augmented_features(run, model, splits, num_views)
+        case "augmented features":
+            return _augmented_features(run, model, splits)
 
 
 def _augmented_images(run: Run, model: ClusteringModel, splits: ClusteringSplits) -> ClusteringInputs:
@@ -112,10 +113,8 @@ def _frozen_features(
     return ClusteringInputs(heads, train, validation, heads, test)
 
 
-def _augmented_features(
-    run: Run, model: ClusteringModel, splits: ClusteringSplits, num_views: int
-) -> ClusteringInputs:
-    loading = run.machine.loading(run.config)
+def _augmented_features(run: Run, model: ClusteringModel, splits: ClusteringSplits) -> ClusteringInputs:
+    loading, num_views = run.machine.loading(run.config), run.config.cache_features
     view = data.PlainView(data.build_train_transform(run.config))
     augmented = Loader(splits.train_set, view, train=False, **loading)
     run.seed()

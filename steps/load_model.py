@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +16,8 @@ from utils.run.weights import choose_head, load_weights, read_weights
 class LoadedModel:
     """A model with the weights of a checkpoint."""
 
-    model: nn.Module  # as `build_model` builds it, on the CPU and in train mode
-    head: int | None  # index of the best cluster head; None for a pretext model
+    model: Any  # what `build_model` builds, on the CPU and in train mode
+    head: int  # index of the best cluster head; 0 for a pretext model
     weights: dict[str, torch.Tensor]  # the state dict that was loaded
 
 
@@ -43,8 +44,8 @@ def load_model(
         UserError: no checkpoint of that kind, it does not say which head is the best, or it does not fit.
     """
     weights, named = read_weights(path, [kind], hint)
-    head = choose_head(weights, named, path) if kind == "clustering" else None
-    if best_head_only and head is not None:
+    head = choose_head(weights, named, path) if kind == "clustering" else 0
+    if best_head_only:
         weights, head = keep_head(weights, head), 0
     model = build_model(config) if into is None else into
     load_weights(model, weights, path)

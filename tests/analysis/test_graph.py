@@ -66,7 +66,7 @@ def test_only_the_given_images_count():
     features, mined, labels = groups([50, 50, 50], spread=0.1, k=30)
     images = torch.arange(0, 150, 2)
     itself = torch.arange(150).unsqueeze(1)
-    kept = torch.where(mined % 2 == 0, mined, itself)  # as scan.hold_out does
+    kept = torch.where(mined % 2 == 0, mined, itself)  # as choose_splits does
     spoiled = features.clone()
     spoiled[1::2] = 1e6
     heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))

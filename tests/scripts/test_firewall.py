@@ -8,7 +8,8 @@ import torch
 from digits_files import neighbor_table, write_digits
 from digits_steps import STEPS, run, same, weights
 
-import scan
+from steps.clustering_inputs import choose_splits
+from steps.pretext_results import MinedNeighbors
 from utils.run import checkpoint
 
 
@@ -63,9 +64,10 @@ def test_held_out_images_choose_without_their_labels(results, after, tmp_path_fa
 
 def test_held_out_images_do_not_train():
     neighbors = neighbor_table(torch.randint(100, (100, 5), generator=torch.Generator().manual_seed(1)))
-    split = scan.hold_out("the training split", neighbors, 4)
+    mined = MinedNeighbors(neighbors, neighbors[:9, :4])
+    split = choose_splits("train_holdout", "the training split", "the test split", mined)
     assert split.val_set == "the training split"
-    anchors, kept, held = split.anchors, split.train_neighbors, split.val_images
+    anchors, kept, held = split.anchors, split.neighbors, split.val_images
     assert len(held) == 10 and len(anchors) == 90
     assert sorted([*anchors.tolist(), *held.tolist()]) == list(range(100))
     assert not set(kept[anchors].flatten().tolist()) & set(held.tolist())

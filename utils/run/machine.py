@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from errors import UserError
 from . import distributed
 
 log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # files that show an NVIDIA driver, on Linux and on Linux within Windows
 DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
@@ -78,7 +80,7 @@ class Machine:
         """Context manager of the network's forward pass in training and monitoring."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def place(self, model: Model) -> Model:
         """Move a model to the device, in the memory layout that is fast for convolutions.
 
         On several processes, also make its BatchNorm layers synchronize.
