@@ -17,53 +17,49 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import data
 from errors import UserError, did_you_mean
-from models import build_model
+from steps.load_model import load_model
+from steps.options import BuildDataset
 from utils.analysis import kmeans
-from utils.files import atomic, digest, write_json
-from utils.run import distributed, machine
-from utils.run.config import load_config
+from utils.analysis.metrics import spread
+from utils.files import atomic, digest, read_json, write_json
+from utils.run import distributed
+from utils.run.config import Config, load_config
 from utils.run.fingerprint import FINGERPRINT
 from utils.run.folder import read_epochs
+from utils.run.machine import choose_device
 from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
-from utils.run.weights import load_weights, read_weights
-from utils.training import inference
-from workflows import ablations, provenance, run_steps, tables
-from workflows.tables import METHODS, spread
+from utils.training.inference import infer
+from workflows import tables
+from workflows.ablations import ABLATIONS, run_ablation
+from workflows.experiments import EXPERIMENTS, DatasetExperiment, experiment_files, split_step
+from workflows.provenance import origin_of
+from workflows.run_steps import DatasetCache, PlannedStep, configs_of, make_report, run_steps
+from workflows.tables import METHODS, METRICS, Published, Summary
 
-# DATASET: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
-EXPERIMENTS = {
-    "digits": ("simclr_digits", "scan_digits", "selflabel_digits"),
-    "mnist": ("simclr_mnist", "scan_mnist", "selflabel_mnist"),
-    "fashion-mnist": ("simclr_fashion_mnist", "scan_fashion_mnist", "selflabel_fashion_mnist"),
-    "cifar-10": ("simclr_cifar10", "scan_cifar10", "selflabel_cifar10"),
-    "cifar-10-cpu": ("simclr_cifar10_cpu", "scan_cifar10_cpu", "selflabel_cifar10_cpu"),
-    "cifar-20": ("simclr_cifar20", "scan_cifar20", "selflabel_cifar20"),
-    "stl-10": ("simclr_stl10", "scan_stl10", "selflabel_stl10"),
-    "imagenet_50": ("moco_imagenet50", "scan_imagenet_50", "selflabel_imagenet_50"),
-    "imagenet_100": ("moco_imagenet100", "scan_imagenet_100", "selflabel_imagenet_100"),
-    "imagenet_200": ("moco_imagenet200", "scan_imagenet_200", "selflabel_imagenet_200"),
-}
-# DATASET: CPU threads, where the network is so small that more threads would only wait for each other
+# DATASET: CPU threads, where the network is so small that more threads are slower
 THREADS = {"digits": 1}
 
-PIXELS, FEATURES = "k-means on pixels", "k-means on features"
+ON_PIXELS, ON_FEATURES = "k-means on pixels", "k-means on features"
 # ACC, NMI, ARI in %, as published with SCAN (ECCV 2020): of the released models, which are the best ones, and
 # on CIFAR-10 also the paper's means over ten runs
-BEST, MEAN = "best model", "mean of 10 runs"
-PUBLISHED = {
+BEST, TEN_RUNS = "best model", "mean of 10 runs"
+PUBLISHED: dict[str, list[tuple]] = {  # method, of which runs, figures
     "cifar-10": [
-        (FEATURES, MEAN, 65.9),
+        (ON_FEATURES, TEN_RUNS, 65.9),
         ("SCAN loss", BEST, 81.6, 71.5, 66.5),
-        ("SCAN loss", f"{MEAN}, ± 0.3", 81.8),
+        ("SCAN loss", f"{TEN_RUNS}, ± 0.3", 81.8),
         ("self-labeling", BEST, 88.3, 79.7, 77.2),
-        ("self-labeling", f"{MEAN}, ± 0.4", 87.6),
+        ("self-labeling", f"{TEN_RUNS}, ± 0.4", 87.6),
     ],
     "cifar-20": [("SCAN loss", BEST, 44.0, 44.9, 28.3), ("self-labeling", BEST, 50.7, 48.6, 33.3)],
     "stl-10": [("SCAN loss", BEST, 79.2, 67.3, 61.8), ("self-labeling", BEST, 80.9, 69.8, 64.6)],
@@ -73,15 +69,15 @@ PUBLISHED = {
 }
 
 # --rehearse: a narrow network, few images, few epochs
-FEW = {"train": 2000, "test": 1000}
+REHEARSAL_IMAGES = {"train": 2000, "test": 1000}
 REHEARSAL = {
     "pretext": ["epochs=4", "batch_size=128", "optimizer_kwargs.lr=0.06"],
     "scan": ["epochs=3", "update_cluster_head_only=True", "optimizer_kwargs.lr=0.001"],
     "selflabel": ["epochs=2", "batch_size=250", "confidence_threshold=0.2"],
 }
-# k-means keeps the best of INITIALISATIONS by inertia. If values x clusters exceed LARGE, ten would take
-# hours: then it runs once. Pixels are clustered only if the train split has at most MODERATE values (1.2 GB).
-INITIALISATIONS, LARGE, MODERATE = 10, 4e9, 3e8
+# k-means keeps the best of INITIALIZATIONS by inertia, or runs once if values x clusters exceed SLOW, as more
+# would take hours. Pixels are clustered only if the train split has at most MOST_PIXELS values (1.2 GB).
+INITIALIZATIONS, SLOW, MOST_PIXELS = 10, 4e9, 3e8
 RECORDS = Path(__file__).parent / "docs/records"
 # settings that have an argument of their own
 RESERVED = {
@@ -93,89 +89,49 @@ RESERVED = {
 }
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     if args.dataset in THREADS:
         torch.set_num_threads(THREADS[args.dataset])
     if args.minutes:
         stop_after(args.minutes)
-    files = experiment_files(args.dataset)
-    root, settings, step_settings = settings_of(args, files)
-    plans = {}
-    for seed in args.seeds:  # report mistakes now, not after the first seed
-        plans[seed] = run_steps.plan_steps(files, settings[seed], step_settings)
-    configs = {seed: run_steps.configs_of(plan) for seed, plan in plans.items()}
-    require_labels(configs[seed]["pretext"])
+    experiment = chosen_experiment(args)
+    plans = {seed: experiment.plan(seed) for seed in args.seeds}  # of all seeds first, which shows mistakes
+    configs = configs_of(plans[args.seeds[0]])
+    build_dataset = DatasetCache()
+    labels = build_dataset(configs["pretext"], "test").labels
+    if labels is None:
+        raise UserError(f"{args.dataset}: its test split has no labels, and figures need them")
     if args.ablation:
-        ablations.run(args, files, settings, step_settings, configs[seed], root)
+        run_ablation(args, experiment, configs)
         return
 
-    runs = []
-    for seed in args.seeds:
-        build_dataset = run_steps.DatasetCache()
-        folders = run_steps.run_steps(plans[seed], build_dataset)
-        report = run_steps.make_report(plans[seed]["selflabel"], build_dataset)
-        baselines = k_means_figures(configs[seed], folders["pretext"])
-        runs.append(read_results(seed, folders, baselines))
-    summary = summarize(args, configs[seed], runs)
-    tables.write(summary, root / args.dataset)
+    results = []
+    for seed, plan in plans.items():
+        run_steps(plan, build_dataset)
+        report = make_report(plan["selflabel"], build_dataset)
+        results.append(read_results(seed, plan, k_means_figures(plan, build_dataset)))
+    summary = summary_of(args, configs, results)
+    tables.write_tables(summary, experiment.root / args.dataset)
     if args.record:
-        record(summary, runs, data.build_dataset(configs[seed]["scan"], "test").labels, args.record)
+        record(summary, results, labels, args.record)
     print("", *tables.console(summary), "", f"Pictures of seed {seed}:", sep="\n")
-    for path in sorted(folders["pretext"].parent.rglob("*.png")):
+    for path in sorted(plan["pretext"].folder.parent.rglob("*.png")):
         print(f"  {path}")
     if report.exists():
         print(f"\nTo look through the clusters of seed {seed}, open {report} in a browser.")
-    print(f"\nThis table: {root / args.dataset}.md, .csv, .json")
+    print(f"\nThis table: {experiment.root / args.dataset}.md, .csv, .json")
 
 
-def experiment_files(dataset):
-    """Dict step -> path of the experiment file of a dataset of EXPERIMENTS, as text."""
-    names = zip(run_steps.SCRIPTS, EXPERIMENTS[dataset], strict=True)
-    return {step: f"configs/{step}/{name}.yml" for step, name in names}
-
-
-def settings_of(args, files):
-    """The folder of the results, and the settings of each seed and of each step.
-
-    Returns:
-        pathlib.Path; dict seed -> KEY=VALUE strings for all steps; dict step -> those for this step only.
-    """
-    environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
-    root, dataset = Path(args.root_dir or environment.root_dir).expanduser(), environment.train_db_name
-    data_dir = args.data_dir
-    if args.dataset != dataset:  # other files of the same dataset
-        root /= args.dataset
-    if args.rehearse:
-        root /= "rehearsal"
-        write_few(dataset, Path(data_dir or environment.data_dir).expanduser(), root)
-        data_dir = root
-    shared = [f"data_dir={yaml_text(data_dir)}"] if data_dir else []
-    shared += ["backbone=resnet10_narrow"] if args.rehearse else []
-    settings = {
-        seed: [f"root_dir={yaml_text(root / f'seed-{seed}')}", f"seed={seed}", *shared] for seed in args.seeds
-    }
-    rehearsal = REHEARSAL if args.rehearse else {}
-    given = {
-        step: [text for of, text in map(split_step, args.overrides) if of in (step, None)] for step in files
-    }
-    return root, settings, {step: [*rehearsal.get(step, ()), *given[step]] for step in files}
-
-
-def split_step(override):
-    """scan.epochs=9 -> ("scan", "epochs=9"), epochs=9 -> (None, "epochs=9")."""
-    step, _, setting = override.partition(".")
-    return (step, setting) if step in run_steps.SCRIPTS else (None, override)
-
-
-def read_arguments(argv):
-    """Parse and check the command line."""
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", metavar="DATASET", help=", ".join(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, help="save and stop after so many (exit status 143)")
+    parser.add_argument(
+        "--minutes", type=float, help="save and stop after this many minutes (exit status 143)"
+    )
     parser.add_argument(
         "--rehearse",
         action="store_true",
@@ -184,9 +140,7 @@ def read_arguments(argv):
     )
     parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
-    parser.add_argument(
-        "--ablation", metavar="NAME", help=f"compare variants: {', '.join(ablations.ABLATIONS)}"
-    )
+    parser.add_argument("--ablation", metavar="NAME", help=f"compare variants: {', '.join(ABLATIONS)}")
     parser.add_argument(
         "--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md"
     )
@@ -194,17 +148,17 @@ def read_arguments(argv):
     args = parser.parse_args(argv)
     distributed.require_one_process("reproduce.py")
     files = f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset"
-    require_known(args.dataset, EXPERIMENTS, files)
+    require_known_name(args.dataset, EXPERIMENTS, files)
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.minutes is not None and args.minutes <= 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
     if args.record and args.rehearse:
-        raise UserError(f"--record {args.record}: a rehearsal is no result")
+        raise UserError(f"--record {args.record}: --rehearse runs cannot be recorded")
     if args.record and not re.fullmatch(r"\w[\w.-]*", args.record):
         raise UserError(f"--record {args.record}: use letters, digits, '_', '-' and '.'")
     if args.ablation:
-        require_known(args.ablation, ablations.ABLATIONS, f"--ablation {args.ablation}: unknown")
+        require_known_name(args.ablation, ABLATIONS, f"--ablation {args.ablation}: unknown")
     if args.ablation and args.record:
         raise UserError(f"--record {args.record}: not with --ablation")
     if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
@@ -216,151 +170,174 @@ def read_arguments(argv):
     return args
 
 
-def require_known(name, known, problem):
+def require_known_name(name: str, known: Iterable[str], problem: str) -> None:
     if name not in known:
         question = did_you_mean(name, known, str)
         raise UserError(f"{problem}; {question + ' ' if question else ''}there are {', '.join(known)}")
 
 
-def stop_after(minutes):
+def stop_after(minutes: float) -> None:
     """Send this process SIGTERM after so many minutes, as a scheduler would: it saves and stops."""
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
 
 
-def write_few(dataset, data_dir, folder):
+def chosen_experiment(args: argparse.Namespace) -> DatasetExperiment:
+    """The experiment files with the settings of the command line."""
+    files = experiment_files(args.dataset)
+    environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
+    root, dataset = Path(args.root_dir or environment.root_dir).expanduser(), environment.train_db_name
+    data_dir = args.data_dir
+    if args.dataset != dataset:  # other files of the same dataset
+        root /= args.dataset
+    if args.rehearse:
+        root /= "rehearsal"
+        write_few_images(dataset, Path(data_dir or environment.data_dir).expanduser(), root)
+        data_dir = root
+    shared = [f"data_dir={yaml_text(data_dir)}"] if data_dir else []
+    settings = {}
+    for step in files:
+        rehearsal = ["backbone=resnet10_narrow", *REHEARSAL[step]] if args.rehearse else []
+        given = [setting for of, setting in map(split_step, args.overrides) if of in (step, None)]
+        settings[step] = [*shared, *rehearsal, *given]
+    return DatasetExperiment(root, files, settings)
+
+
+def write_few_images(dataset: str, data_dir: Path, folder: Path) -> None:
     """Write an .npz file with a few of the dataset's images, unless there is one."""
     path = folder / f"{dataset}.npz"
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     config = {"train_db_name": dataset, "val_db_name": dataset, "data_dir": data_dir}
-    arrays = {}
-    for split, count in FEW.items():
+    arrays: dict[str, Any] = {}
+    for split, most in REHEARSAL_IMAGES.items():
         images = data.build_dataset(config, split)
-        arrays[f"{split}_images"] = images.images[:count].permute(0, 2, 3, 1).numpy()
+        few = torch.stack([images.raw(index) for index in range(min(most, len(images)))])
+        arrays[f"{split}_images"] = few.permute(0, 2, 3, 1).numpy()
         if images.labels is not None:
-            arrays[f"{split}_labels"] = images.labels[:count].numpy()
+            arrays[f"{split}_labels"] = images.labels[:most].numpy()
             arrays["classes"] = images.classes
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 
-def require_labels(config):
-    if data.build_dataset(config, "test").labels is None:
-        raise UserError(f"{config.val_db_name}: its test split has no labels, and figures need them")
-
-
 # --- figures -------------------------------------------------------------------------------------
 
 
-def k_means_figures(configs, folder):
-    """The baselines: k-means on pixels and on pretext features, fitted on the train split.
+def k_means_figures(plan: dict[str, PlannedStep], build_dataset: BuildDataset) -> dict[str, dict[str, Any]]:
+    """The baselines' figures on the test split, by method: k-means on pixels and on pretext features.
 
-    Args:
-        configs: dict step -> configuration.
-        folder: pathlib.Path of the pretext step's results. kmeans.json beside this folder caches the figures,
-            for as long as the pretext model and the number of clusters are the same.
-
-    Returns:
-        dict method -> figures on the test split.
+    kmeans.json beside the pretext step's folder caches them, for as long as the pretext model and the number
+    of clusters are the same.
     """
-    path, config, clusters = folder.parent / "kmeans.json", configs["pretext"], configs["scan"].num_classes
+    config, folder = plan["pretext"].config, plan["pretext"].folder
+    clusters = plan["scan"].config.num_classes
+    path = folder.parent / "kmeans.json"
     made_of = {"pretext": digest(folder / FINGERPRINT), "clusters": clusters}
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_json(path)
     figures = kept["figures"] if kept.items() >= made_of.items() else {}
-    missing = {PIXELS: pixels, FEATURES: features}
-    missing = {method: function for method, function in missing.items() if method not in figures}
-    if missing:
-        train, test = (data.build_dataset(config, split) for split in ("train", "test"))
-    for method, representation in missing.items():
-        print(f"{method}, seed {config.seed} ...", flush=True)
-        found = representation(config, folder, train, test)
-        figures[method] = None if found is None else k_means(*found, test, clusters, config.seed)
-        write_json({**made_of, "figures": figures}, path)
+    for method, representation in {ON_PIXELS: pixels_of, ON_FEATURES: features_of}.items():
+        if method not in figures:
+            print(f"{method}, seed {config.seed} ...", flush=True)
+            train, test = (build_dataset(config, split) for split in ("train", "test"))
+            found = representation(plan["pretext"], train, test)
+            figures[method] = found and k_means(*found, test, clusters, config.seed)
+            write_json({**made_of, "figures": figures}, path)
     return {method: found for method, found in figures.items() if found}
 
 
-def k_means(train, test, dataset, clusters, seed):
+def k_means(
+    train: torch.Tensor, test: torch.Tensor, dataset: data.Dataset, clusters: int, seed: int
+) -> dict[str, Any]:
     """Figures of so many clusters; `dataset`: the test split, for its labels."""
-    initialisations = INITIALISATIONS if train.numel() * clusters <= LARGE else 1
-    classes = len(dataset.classes)
-    figures = kmeans.score(train, test, dataset.labels, clusters, classes, seed, initialisations)
-    return {**figures, "initialisations": initialisations}
+    times = INITIALIZATIONS if train.numel() * clusters <= SLOW else 1
+    figures = kmeans.score(train, test, dataset.labels, clusters, len(dataset.classes or ()), seed, times)
+    return {**figures, "initialisations": times}
 
 
-def pixels(config, folder, train, test):
-    """The pixels of both splits, uint8 (N, D) and (M, D); None for image files, or above MODERATE values."""
-    if not hasattr(train, "images") or train.images.numel() > MODERATE:
+def pixels_of(
+    step: PlannedStep, train: data.Dataset, test: data.Dataset
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The pixels of both splits, uint8 (N, D) and (M, D); None for image files, or too many values."""
+    if not isinstance(train, data.ArrayImages) or not isinstance(test, data.ArrayImages):
         return None
-    return [split.images.flatten(1) for split in (train, test)]
+    if train.images.numel() > MOST_PIXELS:
+        return None
+    return train.images.flatten(1).cpu(), test.images.flatten(1).cpu()
 
 
-def features(config, folder, train, test):
-    """The pretext features of both splits, as the mining uses them, float32 (N, D) and (M, D)."""
-    model = build_model(config)
-    source = folder / "model.pth.tar"
-    load_weights(model, read_weights(source, ["pretext"])[0], source)
-    device = machine.choose_device(config.device)
+def features_of(
+    step: PlannedStep, train: data.Dataset, test: data.Dataset
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The features of the pretext step, as the mining uses them, float32 (N, D) and (M, D)."""
+    config = step.config
+    model: Any = load_model(config, step.folder / "model.pth.tar", "pretext").model
+    device = choose_device(config.device)
     function = model.to(device).eval().features_from(config.features)
     loading = {"batch_size": 512, "device": device, "num_workers": config.num_workers}
     loaders = [data.eval_loader(split, config, **loading) for split in (train, test)]
-    return [inference.infer(function, loader, "features").cpu() for loader in loaders]
+    return tuple(infer(function, loader, "features").cpu() for loader in loaders)
 
 
-def read_results(seed, folders, figures):
-    """Collect the results of one seed: figures by method and by step, times, the steps' folders."""
-    steps = {}
-    for step, folder in folders.items():
+@dataclass(frozen=True)
+class SeedResults:
+    """What all steps found with one seed."""
+
+    seed: int
+    figures: dict[str, dict[str, Any]]  # by method
+    steps: dict[str, dict[str, Any]]  # by step: epochs, times and the numbers of metrics.json
+    folders: dict[str, Path]  # by step
+
+
+def read_results(
+    seed: int, plan: dict[str, PlannedStep], baselines: dict[str, dict[str, Any]]
+) -> SeedResults:
+    """Collect the results of one seed; `baselines`: figures of other methods."""
+    results = SeedResults(seed, dict(baselines), {}, {name: step.folder for name, step in plan.items()})
+    for step, folder in results.folders.items():
         epochs = read_epochs(folder)
-        content = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text())
         if step in METHODS:
-            figures = {**figures, METHODS[step]: content}
+            results.figures[METHODS[step]] = metrics
         speeds = [epoch["images_per_second"] for epoch in epochs]
-        steps[step] = {
+        results.steps[step] = {
             "epochs": len(epochs),
             "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
             "images_per_second": float(np.median(speeds)) if speeds else None,
-            **{key: value for key, value in content.items() if isinstance(value, (int, float))},
+            **{key: value for key, value in metrics.items() if isinstance(value, int | float)},
         }
-    return {
-        "seed": seed,
-        "figures": figures,
-        "steps": steps,
-        "folders": folders,
-    }
+    return results
 
 
-def summarize(args, configs, runs):
-    """The content of the table as plain values.
+def summary_of(args: argparse.Namespace, configs: dict[str, Config], results: list[SeedResults]) -> Summary:
+    """What the table shows.
 
     Our figures are shares in [0, 1]; the published figures, and the differences from them, are in %.
     """
-    folders = [folder for run in runs for folder in run["folders"].values()]
     methods = {
-        method: {name: spread([run["figures"][method][name] for run in runs]) for name in tables.METRICS}
-        for method in runs[0]["figures"]
+        method: {metric: spread([one.figures[method][metric] for one in results]) for metric in METRICS}
+        for method in results[0].figures
     }
-    published = []
-    entries = [] if args.rehearse else PUBLISHED.get(args.dataset, [])
-    for method, of, *figures in entries:
-        figures = dict(zip(tables.METRICS, figures, strict=False))
-        here = methods[method]
-        difference = {name: 100 * here[name]["mean"] - value for name, value in figures.items()}
-        published.append({"method": method, "of": of, "figures": figures, "difference": difference})
+    published: list[Published] = []
+    for method, of, *values in [] if args.rehearse else PUBLISHED.get(args.dataset, []):
+        theirs = dict(zip(METRICS, values, strict=False))
+        difference = {name: 100 * methods[method][name]["mean"] - value for name, value in theirs.items()}
+        published.append({"method": method, "of": of, "figures": theirs, "difference": difference})
+    folders = [folder for one in results for folder in one.folders.values()]
     return {
-        **provenance.summary_of(args, folders, protocol(configs, runs[0]["figures"])),
+        **origin_of(args, folders, protocol(configs, results[0].figures)),
         "methods": methods,
         "published": published,
-        "steps": {step: [{"seed": run["seed"], **run["steps"][step]} for run in runs] for step in configs},
+        "steps": {step: [{"seed": one.seed, **one.steps[step]} for one in results] for step in configs},
     }
 
 
-def protocol(configs, figures):
-    """How the figures, by method, of a seed were obtained: a list of lines."""
+def protocol(configs: dict[str, Config], figures: dict[str, dict[str, Any]]) -> list[str]:
+    """Sentences on how the figures of a seed were obtained."""
     scan = configs["scan"]
-    held_out = scan.get("validation") == "train_holdout"
+    held_out = scan.validation == "train_holdout"
     tries = [
         f"{found['initialisations']} ({method.split()[-1]})"
         for method, found in figures.items()
@@ -373,30 +350,29 @@ def protocol(configs, figures):
         f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
         "self-labeling, the last epoch.",
         "ACC: after one-to-one matching of clusters to classes.",
-        f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initialisations.",
-        "" if PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
+        f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initializations.",
+        "" if ON_PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
     ]
 
 
 # --- what is written -----------------------------------------------------------------------------
 
 
-def record(summary, runs, labels, name):
+def record(summary: Summary, results: list[SeedResults], labels: torch.Tensor, name: str) -> None:
     """Keep the summary and the clusters of the test images in RECORDS; write docs/RESULTS.md of all kept.
 
     Args:
-        runs: list of what `read_results` returned.
         labels: int64 (N,), of the test images.
         name: of the files: NAME.json, and for each seed NAME-seedN.npz with an array `labels` and, for each
             step of METHODS, one of clusters.
     """
-    for run in runs:
-        found = {"labels": labels.numpy()}
+    for one in results:
+        arrays = {"labels": labels.numpy()}
         for step in METHODS:
-            with open(run["folders"][step] / "assignment.csv", encoding="utf-8") as file:
-                found[step] = np.array([int(row["cluster"]) for row in csv.DictReader(file)])
-        small = {key: values.astype(np.min_scalar_type(values.max())) for key, values in found.items()}
-        with atomic(RECORDS / f"{name}-seed{run['seed']}.npz") as path, open(path, "wb") as file:
+            with open(one.folders[step] / "assignment.csv", encoding="utf-8") as file:
+                arrays[step] = np.array([int(row["cluster"]) for row in csv.DictReader(file)])
+        small: dict[str, Any] = {key: a.astype(np.min_scalar_type(a.max())) for key, a in arrays.items()}
+        with atomic(RECORDS / f"{name}-seed{one.seed}.npz") as path, open(path, "wb") as file:
             np.savez_compressed(file, **small)
     write_json(summary, RECORDS / f"{name}.json")
     kept = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]

@@ -7,32 +7,40 @@ without --ablation, in ROOT_DIR/seed-N/DATASET/; those of a variant are in ROOT_
 same command resumes. It writes ROOT_DIR/DATASET-ablation-NAME.md, .csv, .json and .png.
 """
 
+import argparse
 import json
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from utils.analysis import plots
-from utils.run.config import to_dict
-from utils.run.script import yaml_text
-from workflows import provenance, run_steps, tables
-from workflows.tables import METHODS
+from utils.analysis.metrics import spread
+from utils.run.config import Config, to_dict
+from workflows import tables
+from workflows.experiments import DatasetExperiment
+from workflows.provenance import origin_of
+from workflows.run_steps import DatasetCache, PlannedStep, run_steps
+from workflows.tables import METHODS, AblationSummary, Variant
 
-METRICS = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # of which an ablation shows one
-NOT_IN_NAMES = r"[^\w.]+"  # of folders
+METRIC_TITLES = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # an ablation shows one of them
+
+Configs = dict[str, Config]  # by step
+Plan = dict[str, PlannedStep]  # by step
+# Label -> step -> KEY=VALUE strings; {} for the files' own settings, which must be among the variants. A
+# variant's changes are those of the whole pipeline: later steps start from what its earlier ones found.
+Variants = dict[str, dict[str, list[str]]]
 
 
-class Ablation(NamedTuple):
+@dataclass(frozen=True)
+class Ablation:
     """What differs between variants, and what is shown of them."""
 
     about: str
-    steps: tuple  # the steps whose figures are shown; later ones do not run
-    # configurations by step -> dict label -> dict step -> KEY=VALUE strings; {} for the files' own settings,
-    # which must be among the variants. A variant's changes are those of the whole pipeline: later steps start
-    # from what its earlier ones found.
-    variants: Callable
+    steps: tuple[str, ...]  # the steps whose figures are shown; later ones do not run
+    variants: Callable[[Configs], Variants]
     metric: str = "acc"
     note: str = ""
 
@@ -43,11 +51,11 @@ SCAN, SELFLABEL, BOTH = ("scan",), ("selflabel",), ("scan", "selflabel")
 # --- the variants --------------------------------------------------------------------------------
 
 
-def values_of(step, key, others):
+def values_of(step: str, key: str, others: Iterable[float]) -> Callable[[Configs], Variants]:
     """Variants: the file's value of a key of a step, and the others, in ascending order."""
 
-    def variants(configs):
-        own = configs[step]
+    def variants(configs: Configs) -> Variants:
+        own: Any = configs[step]
         for part in key.split("."):
             own = own[part]
         return {
@@ -61,32 +69,32 @@ def values_of(step, key, others):
 FACTORS = (1.5, 2, 3)  # more clusters than classes
 
 
-def numbers_of_clusters(configs):
+def numbers_of_clusters(configs: Configs) -> Variants:
     own = configs["scan"].num_classes
     more = {str(number): [f"num_classes={number}"] for number in (round(factor * own) for factor in FACTORS)}
-    return {str(own): {}} | {number: dict.fromkeys(BOTH, setting) for number, setting in more.items()}
+    return {str(own): {}, **{number: dict.fromkeys(BOTH, setting) for number, setting in more.items()}}
 
 
-AUGMENTATIONS = {"strong": "ours", "SimCLR": "simclr", "standard": "standard", "none": "ours"}
+STRATEGIES = {"strong": "ours", "SimCLR": "simclr", "standard": "standard", "none": "ours"}
 NOTHING = {"num_strong_augs": 0, "cutout_kwargs": {"n_holes": 0}}  # but flips and crops, if the file has them
 
 
-def augmentations(configs):
+def augmentations(configs: Configs) -> Variants:
     """Each other augmentation in step 2 alone, and in steps 2 and 3."""
-    given = {}  # the settings of all strategies, which no single file has
+    given: dict[str, Any] = {}  # the settings of all strategies, which no single file has
     for config in configs.values():
         given |= to_dict(config.get("augmentation_kwargs", {}))
-    names = {strategy: name for name, strategy in AUGMENTATIONS.items() if name != "none"}
+    names = {strategy: name for name, strategy in STRATEGIES.items() if name != "none"}
     own = {step: names[configs[step].augmentation_strategy] for step in BOTH}
 
-    def settings(step, name):
+    def settings(step: str, name: str) -> list[str]:
         lacks = {key: value for key, value in given.items() if key not in configs[step].augmentation_kwargs}
         kwargs = [*lacks.items(), *(NOTHING.items() if name == "none" else ())]
         groups = [f"augmentation_kwargs.{key}={json.dumps(value)}" for key, value in kwargs]
-        return [f"augmentation_strategy={AUGMENTATIONS[name]}", *groups]
+        return [f"augmentation_strategy={STRATEGIES[name]}", *groups]
 
     pairs = [tuple(own.values())]
-    pairs += [pair for name in AUGMENTATIONS for pair in ((name, own["selflabel"]), (name, name))]
+    pairs += [pair for name in STRATEGIES for pair in ((name, own["selflabel"]), (name, name))]
     return {
         ", ".join(pair): {
             step: settings(step, name) for step, name in zip(BOTH, pair, strict=True) if name != own[step]
@@ -95,11 +103,11 @@ def augmentations(configs):
     }
 
 
-def trained_parts(configs):
+def trained_parts(configs: Configs) -> Variants:
     """Heads only or the whole network, the latter also at a tenth of the rate."""
     own, key = configs["scan"], "update_cluster_head_only"
     slower = f"optimizer_kwargs.lr={own.optimizer_kwargs.lr / 10:g}"
-    whole = [f"{key}=False", *(["cache_features=null"] if "cache_features" in own else [])]
+    whole = [f"{key}=False", *(["cache_features=null"] if own.cache_features is not None else [])]
     return {
         "heads only": {} if own[key] else {"scan": [f"{key}=True"]},
         "all": {"scan": whole} if own[key] else {},
@@ -133,102 +141,76 @@ ABLATIONS = {
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def run(args, files, settings, step_settings, configs, root):
-    """Run the variants of each seed, and write what they found.
+def run_ablation(args: argparse.Namespace, experiment: DatasetExperiment, configs: Configs) -> None:
+    """Run the variants with each seed, and write what they found.
 
     Args:
         args: what reproduce.read_arguments returned.
-        files, step_settings: as run_steps.plan_steps takes them.
-        settings: dict seed -> settings as run_steps.plan_steps takes them; root_dir is ROOT/seed-N.
-        configs: dict step -> configuration, of any seed, with the experiment files' own settings.
-        root: pathlib.Path.
+        configs: of the experiment files, with any seed.
 
     Raises:
-        UserError: as run_steps.plan_steps and run_steps.run_steps.
+        UserError: as `run_steps`.
     """
     variants = ABLATIONS[args.ablation].variants(configs)
-    plans = {
-        seed: plan(args.ablation, variants, files, own, step_settings, root / f"seed-{seed}")
-        for seed, own in settings.items()
-    }
-    steps = {  # of each seed and variant; this reports mistakes now, not after the first variant
-        seed: {label: run_steps.plan_steps(**arguments) for label, (_, arguments) in calls.items()}
-        for seed, calls in plans.items()
-    }
-    found = {}
-    for seed, calls in plans.items():
-        folders, build_dataset = {}, run_steps.DatasetCache()
-        for label, (base, _) in calls.items():
-            own = run_steps.run_steps(steps[seed][label], build_dataset)
-            folders[label] = {**folders.get(base, {}), **own}
-        found[seed] = folders
-    summary = summarize(args, variants, found)
-    path = root / f"{args.dataset}-ablation-{args.ablation}"
-    tables.write(summary, path)
-    save_figure(summary, f"{path}.png")
+    plans = [plan_variants(args.ablation, variants, experiment, seed) for seed in args.seeds]
+    for seed_plans in plans:  # all are made first, which shows mistakes
+        build_dataset = DatasetCache()
+        done: set[Path] = set()
+        for plan in seed_plans.values():
+            run_steps({name: step for name, step in plan.items() if step.folder not in done}, build_dataset)
+            done |= {step.folder for step in plan.values()}
+    summary = ablation_summary(args, variants, plans)
+    path = experiment.root / f"{args.dataset}-ablation-{args.ablation}"
+    tables.write_tables(summary, path)
+    save_figure(summary, Path(f"{path}.png"))
     print("", *tables.console(summary), "", sep="\n")
     print(f"This table: {path}.md, .csv, .json; as a figure: {path}.png")
 
 
-def plan(name, variants, files, settings, step_settings, folder):
-    """What run_steps.plan_steps is to be called with for each variant of a seed, in this order.
+def plan_variants(name: str, variants: Variants, experiment: DatasetExperiment, seed: int) -> dict[str, Plan]:
+    """The steps of each variant, the files' own first.
 
-    Args:
-        variants: what the ablation's `variants` returned.
-        folder: pathlib.Path, the root_dir in `settings`.
-
-    Returns:
-        dict label -> the label of the variant whose steps it shares, or None; and arguments by name.
+    A variant takes over the steps of an earlier one, up to where their settings differ.
     """
-    steps = list(files)[: list(files).index(ABLATIONS[name].steps[-1]) + 1]
+    steps = list(experiment.files)
+    steps = steps[: steps.index(ABLATIONS[name].steps[-1]) + 1]
 
-    def in_common(label, other):
-        """How many steps two variants share: the first ones, up to where their settings differ."""
-        same = [variants[label].get(step) == variants[other].get(step) for step in steps]
-        return [*same, False].index(False)
+    def in_common(label: str, other: str) -> list[str]:
+        return list(takewhile(lambda step: variants[label].get(step) == variants[other].get(step), steps))
 
-    calls, places = {}, {}
-    for label in sorted(variants, key=lambda label: bool(variants[label])):  # the files' own first
-        base = max(calls, key=partial(in_common, label), default=None)
-        own = steps[in_common(label, base) :] if base else steps
-        run = f"{name}-{re.sub(NOT_IN_NAMES, '-', label.lower())}" if base else None
-        places[label] = places[base] / run if base else folder
-        elsewhere = base and places[base] != folder
-        arguments = {
-            "files": {step: files[step] for step in own},
-            "settings": [*settings, *([f"root_dir={yaml_text(places[base])}"] if elsewhere else [])],
-            "step_settings": {step: [*step_settings[step], *variants[label].get(step, ())] for step in own},
-            "run": run,
-        }
-        calls[label] = base, arguments
-    return calls
+    first, *others = sorted(variants, key=lambda label: bool(variants[label]))
+    plans = {first: experiment.plan(seed, steps)}
+    for label in others:
+        base = max(plans, key=lambda other: len(in_common(label, other)))
+        shared = in_common(label, base)
+        plan = {step: plans[base][step] for step in shared}
+        run = f"{name}-" + re.sub(r"[^\w.]+", "-", label.lower())
+        root = Path(plans[base][steps[-1]].config.root_dir)
+        plans[label] = plan | experiment.plan(seed, steps[len(shared) :], variants[label], root, run)
+    return plans
 
 
-def summarize(args, variants, found):
-    """The content of the table as plain values; figures are shares in [0, 1].
-
-    Args:
-        found: dict seed -> dict label -> dict step -> pathlib.Path of its results.
-    """
-    ablation, seeds = ABLATIONS[args.ablation], list(found)
-    rows = {}
+def ablation_summary(
+    args: argparse.Namespace, variants: Variants, plans: list[dict[str, Plan]]
+) -> AblationSummary:
+    """What the table shows; `plans`: of each seed, what `plan_variants` returned."""
+    ablation = ABLATIONS[args.ablation]
+    rows: dict[str, Variant] = {}
     for label, changes in variants.items():
-        figures = {}
+        rows[label] = {"settings": changes, "figures": {}}
         for step in ablation.steps:
-            contents = [json.loads((found[seed][label][step] / "metrics.json").read_text()) for seed in seeds]
-            figures[METHODS[step]] = {
-                metric: tables.spread([content[metric] for content in contents])
-                for metric in (*tables.METRICS, "majority_vote_acc")
-            }
-        rows[label] = {"settings": changes, "figures": figures}
-    folders = [folder for labels in found.values() for steps in labels.values() for folder in steps.values()]
+            files = [seed_plans[label][step].folder / "metrics.json" for seed_plans in plans]
+            found = [json.loads(file.read_text()) for file in files]
+            figures = {name: spread([metrics[name] for metrics in found]) for name in tables.ABLATION_METRICS}
+            rows[label]["figures"][METHODS[step]] = figures
+    folders = [step.folder for seed_plans in plans for plan in seed_plans.values() for step in plan.values()]
     lines = [
-        f"Figures: {METRICS[ablation.metric]}, and NMI.",
+        f"Figures: {METRIC_TITLES[ablation.metric]}, and NMI.",
         ablation.note,
         "All variants of a seed share the pretext step.",
     ]
     return {
-        **provenance.summary_of(args, folders, lines),
+        **origin_of(args, folders, lines),
         "ablation": args.ablation,
         "about": ablation.about,
         "metric": ablation.metric,
@@ -237,13 +219,11 @@ def summarize(args, variants, found):
     }
 
 
-def save_figure(summary, path):
-    shown = {
-        method: {
-            label: variant["figures"][method][summary["metric"]]
-            for label, variant in summary["variants"].items()
-        }
+def save_figure(summary: AblationSummary, path: Path) -> None:
+    variants, metric = summary["variants"], summary["metric"]
+    figures = {
+        method: {label: variant["figures"][method][metric] for label, variant in variants.items()}
         for method in summary["methods"]
     }
-    own = next(label for label, variant in summary["variants"].items() if not variant["settings"])
-    plots.save_variants(shown, own, summary["about"], METRICS[summary["metric"]], Path(path))
+    own = next(label for label, variant in variants.items() if not variant["settings"])
+    plots.save_variants(figures, own, summary["about"], METRIC_TITLES[metric], path)

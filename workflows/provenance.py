@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -17,6 +17,19 @@ from utils.run.fingerprint import FINGERPRINT, read_fingerprint
 from utils.run.machine import Machine, dtype_name
 
 MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
+
+
+class Origin(TypedDict):
+    """Where the figures of a table of reproduce.py come from; written as JSON."""
+
+    dataset: str
+    command: str
+    finished: str  # date of the last step
+    rehearsal: bool
+    settings: list[str]  # other than those of the experiment files
+    seeds: list[int]
+    protocol: list[str]  # sentences on how the figures were obtained
+    made_with: list[dict[str, str]]  # machines and versions, see `note_maker`
 
 
 def note_maker(folder: Path, machine: Machine) -> None:
@@ -53,8 +66,8 @@ def provenance(folders: list[Path]) -> tuple[str, list[dict[str, str]]]:
     return datetime.date.fromtimestamp(finished).isoformat(), makers
 
 
-def summary_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -> dict[str, Any]:
-    """What every table of reproduce.py says of its making, as plain values for JSON.
+def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -> Origin:
+    """The origin of figures.
 
     Args:
         args: the command line of reproduce.py.

@@ -1,15 +1,23 @@
-"""The tables of reproduce.py and ablation.py, from their summaries: rows, text, Markdown."""
+"""The tables of reproduce.py from its summaries: rows, text, Markdown, CSV."""
 
 import textwrap
+from pathlib import Path
+from typing import Any, TypedDict, final
 
 import numpy as np
 
+from utils.analysis.metrics import Spread
 from utils.files import atomic, write_csv, write_json
+from workflows.provenance import Origin
 
 METRICS = ("acc", "nmi", "ari")
+ABLATION_METRICS = (*METRICS, "majority_vote_acc")
 METHODS = {"scan": "SCAN loss", "selflabel": "self-labeling"}  # by step
 # key of the pretext step's metrics.json: its name in the table
-NOTES = {"knn_accuracy": "k-NN accuracy", "train_neighbors_of_same_class": "neighbors of the same class"}
+PRETEXT_NOTES = {
+    "knn_accuracy": "k-NN accuracy",
+    "train_neighbors_of_same_class": "neighbors of the same class",
+}
 ABOUT_RESULTS = """# Results
 
 Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ±
@@ -24,75 +32,100 @@ downloaded by themselves: `python benchmarks/data/known.py mnist` makes the file
 [IMAGES.md](IMAGES.md#array-files).
 """
 
+Rows = list[list[str]]  # of a table, the header first
+Figures = dict[str, dict[str, Spread]]  # by method and metric, shares in [0, 1]
 
-def figure_rows(summary):
-    """The table of figures: a list of rows, each a list of strings, the header first."""
-    header = [f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]
-    rows = [header]
+
+class Published(TypedDict):
+    """A published result, and the difference of our mean from it, both by metric and in %."""
+
+    method: str
+    of: str
+    figures: dict[str, float]
+    difference: dict[str, float]
+
+
+@final
+class Summary(Origin):
+    """What the table of all steps shows; written as JSON."""
+
+    methods: Figures
+    published: list[Published]
+    steps: dict[str, list[dict[str, Any]]]  # by step, what the step found with each seed
+
+
+class Variant(TypedDict):
+    """A row of an ablation."""
+
+    settings: dict[str, list[str]]  # KEY=VALUE strings by step; {} as in the experiment files
+    figures: Figures
+
+
+@final
+class AblationSummary(Origin):
+    """What the table of an ablation shows; written as JSON."""
+
+    ablation: str
+    about: str
+    metric: str
+    methods: list[str]
+    variants: dict[str, Variant]
+
+
+def figure_rows(summary: Summary) -> Rows:
+    """The table of figures, a row for each method and published result."""
     several, published = len(summary["seeds"]) > 1, summary["published"]
-    if several:
-        header.append("worst ACC")
-    if published:
-        header += ["published", "difference"]
+    rows = [[f"{summary['dataset']}, test split, %", *(name.upper() for name in METRICS)]]
+    rows[0] += (["worst ACC"] if several else []) + (["published", "difference"] if published else [])
     for method, figures in summary["methods"].items():
-        row = [method, *(shown(figures[name]) for name in METRICS)]
-        if several:
-            row.append(worst(figures["acc"]))
-        if not published:
-            rows.append(row)
-            continue
-        entries = [compared(entry) for entry in published if entry["method"] == method] or [["", ""]]
-        rows.append([*row, *entries[0]])
-        rows += [[""] * len(row) + entry for entry in entries[1:]]
+        row = [method, *(mean_and_std(figures[name]) for name in METRICS)]
+        row += [worst(figures["acc"])] if several else []
+        theirs = [published_cells(entry) for entry in published if entry["method"] == method]
+        first, *others = theirs or [["", ""] if published else []]
+        rows.append([*row, *first])
+        rows += [[""] * len(row) + cells for cells in others]
     return rows
 
 
-def compared(entry):
-    """Two cells of the table: a published result, and the difference of our mean from it."""
+def published_cells(entry: Published) -> list[str]:
+    """A published result, and the difference of our mean from it."""
     figures = " / ".join(f"{value:.1f}" for value in entry["figures"].values())
-    return [
-        f"{figures} ({entry['of']})",
-        " / ".join(f"{value:+.1f}" for value in entry["difference"].values()),
-    ]
+    differences = " / ".join(f"{value:+.1f}" for value in entry["difference"].values())
+    return [f"{figures} ({entry['of']})", differences]
 
 
-def spread(values):
-    """Mean and standard deviation (n - 1) of values; the deviation of a single value is None."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+def mean_and_std(figure: Spread) -> str:
+    """Mean and standard deviation, in %."""
+    mean, std = figure["mean"], figure["std"]
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
-def shown(found):
-    """What `spread` returned as text, in %."""
-    mean = f"{100 * found['mean']:.1f}"
-    return mean if found["std"] is None else f"{mean} ± {100 * found['std']:.1f}"
+def worst(figure: Spread) -> str:
+    """The lowest value, in %."""
+    return f"{100 * min(figure['values']):.1f}"
 
 
-def worst(found):
-    """The lowest of the values of what `spread` returned as text, in %."""
-    return f"{100 * min(found['values']):.1f}"
-
-
-def step_rows(summary):
-    """The table of times, means over the seeds: rows as in `figure_rows`."""
+def step_rows(summary: Summary) -> Rows:
+    """The table of times, means over the seeds."""
     rows = [["step", "epochs", "minutes", "images/s", ""]]
     for step, runs in summary["steps"].items():
         speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
-        notes = [
-            f"{text} {100 * np.mean([run[key] for run in runs]):.1f} %"
-            for key, text in NOTES.items()
-            if key in runs[0]
-        ]
+        shares = {text: [run[key] for run in runs] for key, text in PRETEXT_NOTES.items() if key in runs[0]}
         minutes = np.mean([run["training_minutes"] for run in runs])
         speed = f"{np.mean(speeds):.0f}" if speeds else ""
-        rows.append([step, str(runs[0]["epochs"]), f"{minutes:.1f}", speed, ", ".join(notes)])
-    total = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
-    rows.append([f"total, {len(runs)} seed{'s' * (len(runs) > 1)}", "", f"{total:.1f}", "", ""])
-    return rows
+        note = ", ".join(f"{text} {100 * np.mean(values):.1f} %" for text, values in shares.items())
+        rows.append([step, str(runs[0]["epochs"]), f"{minutes:.1f}", speed, note])
+    total = f"total, {len(runs)} seed{'s' * (len(runs) > 1)}"
+    return [*rows, [total, "", f"{training_minutes(summary):.1f}", "", ""]]
 
 
-def ablation_rows(summary):
-    """The table of an ablation (see ablation.summarize), a row for each variant; rows as in `figure_rows`."""
+def training_minutes(summary: Summary) -> float:
+    """Of all steps and seeds."""
+    return sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
+
+
+def ablation_rows(summary: AblationSummary) -> Rows:
+    """The table of an ablation, a row for each variant."""
     several = len(summary["seeds"]) > 1
     rows = [[f"{summary['dataset']}, test split, %: {summary['about']}"]]
     how = " (majority vote)" if summary["metric"] == "majority_vote_acc" else ""
@@ -101,13 +134,18 @@ def ablation_rows(summary):
     for label, variant in summary["variants"].items():
         row = [label if variant["settings"] else f"{label} (as in the files)"]
         for figures in variant["figures"].values():
-            found = figures[summary["metric"]]
-            row += [shown(found), *([worst(found)] if several else []), shown(figures["nmi"])]
+            figure = figures[summary["metric"]]
+            row += [mean_and_std(figure), *([worst(figure)] if several else []), mean_and_std(figures["nmi"])]
         rows.append(row)
     return rows
 
 
-def notes(summary):
+def summary_rows(summary: Summary | AblationSummary) -> list[Rows]:
+    """The tables of a summary: of an ablation, or of all steps."""
+    return [ablation_rows(summary)] if "variants" in summary else [figure_rows(summary), step_rows(summary)]
+
+
+def notes(summary: Summary | AblationSummary) -> list[str]:
     """The lines under the tables."""
     makers = [
         f"Made with: {maker['machine']}; trained in {maker['precision']}, evaluated in float32; "
@@ -117,18 +155,13 @@ def notes(summary):
     return [*summary["protocol"], *dict.fromkeys(makers)]
 
 
-def console(summary):
+def console(summary: Summary | AblationSummary) -> list[str]:
     """The lines to print."""
     wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in notes(summary))
-    return [*(line for rows in row_groups(summary) for line in (*aligned(rows), "")), *wrapped]
+    return [*(line for rows in summary_rows(summary) for line in (*aligned(rows), "")), *wrapped]
 
 
-def row_groups(summary):
-    """The tables of a summary: of an ablation, or of all steps."""
-    return [ablation_rows(summary)] if "variants" in summary else [figure_rows(summary), step_rows(summary)]
-
-
-def aligned(rows):
+def aligned(rows: Rows) -> list[str]:
     """Lines of text with aligned columns, numbers to the right."""
     columns = []
     for header, *body in zip(*rows, strict=True):
@@ -138,62 +171,58 @@ def aligned(rows):
     return ["   ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
-def markdown(summary):
+def markdown(summary: Summary | AblationSummary) -> str:
     """The table as a section of a Markdown file."""
     lines = [f"## {summary['dataset']}", "", f"`{summary['command']}`, finished on {summary['finished']}", ""]
-    for rows in row_groups(summary):
+    for rows in summary_rows(summary):
         lines += [*markdown_table(rows), ""]
     lines += [f"* {line}" for line in notes(summary)]
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(rows):
-    """Lines of a Markdown table, the first row its header."""
+def markdown_table(rows: Rows) -> list[str]:
+    """Lines of a Markdown table."""
     header, *body = (f"| {' | '.join(row)} |" for row in rows)
     return [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body]
 
 
-def csv_rows(summary):
+def csv_table(summary: Summary | AblationSummary) -> tuple[list[str], list[tuple]]:
     """All figures, not rounded: the header; a row for each seed and method (in an ablation, each variant)."""
+    metrics: tuple[str, ...]
+    groups: list[tuple[list[str], Figures]]
     if "variants" in summary:
-        header, names = ["dataset", "variant"], (*METRICS, "majority_vote_acc")
-        groups = {(label,): variant["figures"] for label, variant in summary["variants"].items()}
+        header, metrics = ["dataset", "variant"], ABLATION_METRICS
+        groups = [([label], variant["figures"]) for label, variant in summary["variants"].items()]
     else:
-        header, names, groups = ["dataset"], METRICS, {(): summary["methods"]}
+        header, metrics, groups = ["dataset"], METRICS, [([], summary["methods"])]
     rows = [
-        (summary["dataset"], *label, seed, method, *(figures[name]["values"][number] for name in names))
-        for label, methods in groups.items()
+        (summary["dataset"], *label, seed, method, *(figures[metric]["values"][number] for metric in metrics))
+        for label, methods in groups
         for number, seed in enumerate(summary["seeds"])
         for method, figures in methods.items()
     ]
-    return [*header, "seed", "method", *names], rows
+    return [*header, "seed", "method", *metrics], rows
 
 
-def write(summary, path):
-    """Write the tables: `path`.json, .md and .csv."""
+def write_tables(summary: Summary | AblationSummary, path: Path) -> None:
+    """Write `path`.json, .md and .csv."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(summary, f"{path}.json")
     with atomic(f"{path}.md") as temporary:
         temporary.write_text(markdown(summary), encoding="utf-8")
-    write_csv(*csv_rows(summary), f"{path}.csv")
+    write_csv(*csv_table(summary), f"{path}.csv")
 
 
-def results_page(summaries):
+def results_page(summaries: list[Summary]) -> str:
     """RESULTS.md: all recorded results, in Markdown."""
     rows = [["data", "method", "ACC", "worst", "NMI", "ARI", "seeds", "minutes a seed", "machine"]]
     for summary in summaries:
-        minutes = sum(run["training_minutes"] for runs in summary["steps"].values() for run in runs)
-        machines = dict.fromkeys(maker["machine"] for maker in summary["made_with"])
+        settings = " (other settings, see below)" if summary["settings"] else ""
+        seeds = len(summary["seeds"])
+        minutes = f"{training_minutes(summary) / seeds:.0f}"
+        machines = ", ".join(dict.fromkeys(maker["machine"] for maker in summary["made_with"]))
         for method, figures in summary["methods"].items():
-            rows.append([
-                summary["dataset"] + (" (other settings, see below)" if summary["settings"] else ""),
-                method,
-                shown(figures["acc"]),
-                worst(figures["acc"]),
-                *(shown(figures[name]) for name in METRICS[1:]),
-                str(len(summary["seeds"])),
-                f"{minutes / len(summary['seeds']):.0f}",
-                ", ".join(machines),
-            ])  # fmt: skip
-    lines = [ABOUT_RESULTS, *markdown_table(rows), "", *map(markdown, summaries)]
-    return "\n".join(lines)
+            acc, nmi, ari = (mean_and_std(figures[name]) for name in METRICS)
+            row = [summary["dataset"] + settings, method, acc, worst(figures["acc"]), nmi, ari]
+            rows.append([*row, str(seeds), minutes, machines])
+    return "\n".join([ABOUT_RESULTS, *markdown_table(rows), "", *map(markdown, summaries)])

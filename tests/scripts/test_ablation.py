@@ -11,7 +11,7 @@ from digits_steps import fails
 from PIL import Image
 
 import reproduce
-from utils.analysis import plots
+from utils.analysis import metrics, plots
 from utils.files import digest
 from utils.run.config import read_yaml
 from workflows import ablations, run_steps, tables
@@ -45,7 +45,7 @@ def finished(made_once):
     def make(root):
         called = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ablations, "AUGMENTATIONS", TWO)
+            patch.setattr(ablations, "STRATEGIES", TWO)
             count(patch, called)
             reproduce.main(command(root))
         (root / "called.json").write_text(json.dumps(called))
@@ -57,7 +57,7 @@ def finished(made_once):
 @pytest.fixture
 def called(monkeypatch):
     """Names of the scripts that train from now on, in order."""
-    monkeypatch.setattr(ablations, "AUGMENTATIONS", TWO)
+    monkeypatch.setattr(ablations, "STRATEGIES", TWO)
     names = []
     count(monkeypatch, names)
     return names
@@ -79,7 +79,7 @@ def count(patch, called):
 
 
 def shown(values):
-    return tables.shown(tables.spread(values))
+    return tables.mean_and_std(metrics.spread(values))
 
 
 def figures_of(root, label, step, seed):
@@ -185,20 +185,17 @@ def test_steps_after_the_last_one_shown_do_not_run(tmp_path, called, monkeypatch
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
 def test_variants_of_every_dataset(name, dataset, tmp_path):
     """They are valid, differ from each other, and the files' own settings are among them."""
-    files = reproduce.experiment_files(dataset)
-    settings = [f"root_dir={tmp_path}/seed-0"]
-    variants = ablations.ABLATIONS[name].variants(configs_of(files, settings))
+    experiment = reproduce.chosen_experiment(reproduce.read_arguments([dataset, "--root_dir", str(tmp_path)]))
+    own = experiment.plan(0)
+    variants = ablations.ABLATIONS[name].variants(run_steps.configs_of(own))
     assert len(variants) >= 3
-    nothing = {step: [] for step in files}
-    calls = ablations.plan(name, variants, files, settings, nothing, tmp_path / "seed-0")
-    assert calls.keys() == variants.keys()
-    assert [label for label, (base, _) in calls.items() if base is None] == [next(iter(calls))]
-    found = {}
-    for label, (base, arguments) in calls.items():
-        found[label] = {**found.get(base, {}), **configs_of(**arguments)}
-    places = {(str(c.root_dir), step) for configs in found.values() for step, c in configs.items()}
-    trained = sum(len(arguments["files"]) for _, arguments in calls.values())
-    assert trained == len(places)  # nothing is written over
+    plans = ablations.plan_variants(name, variants, experiment, 0)
+    assert plans.keys() == variants.keys()
+    first = next(iter(plans.values()))
+    assert {step: own[step].config for step in first} == run_steps.configs_of(first)
+    found = {label: run_steps.configs_of(plan) for label, plan in plans.items()}
+    steps = {id(step): step for plan in plans.values() for step in plan.values()}
+    assert len({step.folder for step in steps.values()}) == len(steps)  # nothing is written over
     pipelines = [json.dumps({**configs}, sort_keys=True, default=str) for configs in found.values()]
     without_folders = {re.sub(r'"root_dir": "[^"]*"', "", text) for text in pipelines}
     assert len(without_folders) == len(variants)
@@ -233,7 +230,7 @@ def test_a_figure_that_fails_is_a_warning(finished, tmp_path, monkeypatch, caplo
     root, _ = finished
     summary = json.loads((root / "digits-ablation-augmentation.json").read_text())
     monkeypatch.setattr(plots.Figure, "savefig", mock.Mock(side_effect=OSError("no space left")))
-    tables.write(summary, tmp_path / "again")
+    tables.write_tables(summary, tmp_path / "again")
     ablations.save_figure(summary, tmp_path / "again.png")
     assert "again.png: no picture (OSError: no space left)" in caplog.text
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".csv"}

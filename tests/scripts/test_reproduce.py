@@ -177,13 +177,13 @@ def test_every_experiment_file_is_used():
 
 
 def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "MODERATE", 0)
-    monkeypatch.setattr(reproduce, "LARGE", 0)
+    monkeypatch.setattr(reproduce, "MOST_PIXELS", 0)
+    monkeypatch.setattr(reproduce, "SLOW", 0)
     (copied / "seed-1/digits/kmeans.json").unlink()
     reproduce.main(command(copied, seeds=[1]))
     assert "k-means on pixels" not in read_json(copied / "digits.json")["methods"]
     printed = capsys.readouterr().out
-    assert "the best by inertia of 1 (features) initialisations" in printed and "Not on pixels" in printed
+    assert "the best by inertia of 1 (features) initializations" in printed and "Not on pixels" in printed
 
 
 def test_k_means_with_fewer_clusters_than_classes():
@@ -279,7 +279,7 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
         arrays[f"{split}_images"] = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = random.integers(0, 10, count)
     np.savez(tmp_path / "cifar-10.npz", **arrays)
-    monkeypatch.setattr(reproduce, "FEW", {"train": 250, "test": 120})
+    monkeypatch.setattr(reproduce, "REHEARSAL_IMAGES", {"train": 250, "test": 120})
     budget = ["epochs=1", "batch_size=100", "confidence_threshold=0.0"]
     monkeypatch.setattr(reproduce, "REHEARSAL", dict.fromkeys(run_steps.SCRIPTS, budget))
     argv = ["cifar-10", "--rehearse", "--data_dir", str(tmp_path), "--root_dir", str(tmp_path / "out")]
@@ -301,9 +301,7 @@ def test_rehearsal(tmp_path, monkeypatch, capsys, scripts_called):
 def test_settings_of_all_steps_and_of_one(tmp_path):
     overrides = ["--set", "epochs=2", "scan.epochs=3", "selflabel.optimizer_kwargs.lr=0.5"]
     args = reproduce.read_arguments(["digits", "--root_dir", str(tmp_path), *overrides])
-    files = reproduce.experiment_files("digits")
-    _, settings, step_settings = reproduce.settings_of(args, files)
-    configs = run_steps.configs_of(run_steps.plan_steps(files, settings[0], step_settings))
+    configs = run_steps.configs_of(reproduce.chosen_experiment(args).plan(0))
     assert [config.epochs for config in configs.values()] == [2, 3, 2]
     assert [config.optimizer_kwargs.lr == 0.5 for config in configs.values()] == [False, False, True]
 

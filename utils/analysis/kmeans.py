@@ -62,19 +62,21 @@ def repeat(train, test, dataset, num_clusters):
         dataset: the M images, with `labels` (int64 (M,) or None) and `classes`.
 
     Returns:
-        dict of figures: mean, standard deviation and values of the inertia and, with labels, of ACC, NMI and
-        ARI; and `cluster_sizes` of the fit with the lowest inertia. Second, that fit's clusters, int64 (M,).
+        dict of figures: metrics.spread of the inertia and, with labels, of ACC, NMI and ARI; and
+        `cluster_sizes` of the fit with the lowest inertia. Second, that fit's clusters, int64 (M,).
     """
     bar = tqdm(SEEDS, desc="k-means", leave=False, disable=None)
     fits, inertia = zip(*(cluster(train, test, num_clusters, seed) for seed in bar), strict=True)
     best = fits[int(np.argmin(inertia))]
     sizes = best.bincount(minlength=num_clusters)
-    figures = {"inertia": _spread(inertia), "cluster_sizes": sizes.tolist()}
+    figures = {"inertia": metrics.spread(inertia), "cluster_sizes": sizes.tolist()}
     if dataset.labels is None:
         shown = f"cluster sizes {health.counted(sizes)}"
     else:
         scores = [_compare(fit, dataset.labels, num_clusters, len(dataset.classes)) for fit in fits]
-        accuracies = {name: _spread([score[name] for score in scores]) for name in ("acc", "nmi", "ari")}
+        accuracies = {
+            name: metrics.spread([score[name] for score in scores]) for name in ("acc", "nmi", "ari")
+        }
         figures |= accuracies
         shown = [
             f"{name.upper()} {100 * f['mean']:.2f} ± {100 * f['std']:.2f}" for name, f in accuracies.items()
@@ -86,7 +88,3 @@ def repeat(train, test, dataset, num_clusters):
 
 def _compare(clusters, labels, num_clusters, num_classes):
     return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)
-
-
-def _spread(values):
-    return {"mean": np.mean(values), "std": np.std(values), "values": values}

@@ -1,5 +1,8 @@
 """How good a clustering is: with labels, and, to select a model, without them."""
 
+from collections.abc import Sequence
+from typing import TypedDict
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -144,3 +147,17 @@ def neighbor_agreement(clusters, neighbors, images=slice(None)):
     agreement = (clusters[neighbors[:, 1:]] == counting.unsqueeze(1)).double().mean().item()
     chance = (counting.bincount().double() / len(counting)).square().sum().item()
     return (agreement - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+class Spread(TypedDict):
+    """A figure of several runs."""
+
+    mean: float
+    std: float | None  # standard deviation (n - 1); None of a single run
+    values: list[float]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of a figure."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "values": list(values)}
