@@ -30,8 +30,7 @@ from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
 from utils.run import distributed
 from utils.run.config import load_config, read_yaml
-from utils.run.fingerprint import FINGERPRINT
-from utils.run.folder import Run, read_epochs
+from utils.run.folder import FINGERPRINT, Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.training.inference import dry_run, infer, infer_to_file

@@ -34,8 +34,7 @@ from utils.analysis.metrics import spread
 from utils.files import atomic, digest, read_json, write_json
 from utils.run import distributed
 from utils.run.config import Config, load_config
-from utils.run.fingerprint import FINGERPRINT
-from utils.run.folder import read_epochs
+from utils.run.folder import FINGERPRINT, read_epochs
 from utils.run.machine import choose_device
 from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
 from utils.training.inference import infer

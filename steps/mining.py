@@ -10,7 +10,7 @@ from data.messages import say_once
 from utils.analysis import duplicates, neighbors
 from utils.files import write_json
 from utils.run import distributed
-from utils.run.fingerprint import FINGERPRINT
+from utils.run.folder import FINGERPRINT
 from utils.training import resume
 from utils.training.features import backbone_features, features_path, remove_stale_features
 from utils.training.inference import dry_run, infer_to_file

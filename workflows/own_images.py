@@ -9,7 +9,7 @@ import data
 from errors import UserError
 from utils.files import read_json, write_json
 from utils.run.config import differences, listed, read_yaml
-from utils.run.fingerprint import FINGERPRINT
+from utils.run.folder import FINGERPRINT
 from utils.training.features import digest_of
 from workflows.fit_to_images import fit, require_enough_images
 from workflows.own_experiment import ClusterOptions, OwnExperiment, templates

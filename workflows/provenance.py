@@ -13,7 +13,8 @@ from typing import TypedDict
 import torch
 
 from utils.files import write_json
-from utils.run.fingerprint import FINGERPRINT, read_fingerprint
+from utils.run.fingerprint import read_fingerprint
+from utils.run.folder import FINGERPRINT
 from utils.run.machine import Machine, dtype_name
 
 MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results

@@ -213,7 +213,7 @@ def test_differences():
         ({"use_ema": "yes"}, "use_ema must be True or False"),
         ({"confidence_threshold": 1.0}, "below 1"),
         ({"criterion": "scan"}, "needs criterion simclr"),
-        ({"criterion_kwargs": {"entropy_weight": 5}}, "needs criterion simclr with criterion_kwargs.temp"),
+        ({"criterion_kwargs": {"entropy_weight": 5}}, "missing criterion_kwargs.temperature"),
         ({"transformation_kwargs": {"normalize": {"mean": [0.5]}}}, "list of 3"),
         ({"transformation_kwargs": {"normalize": {"std": [1, 0, 1]}}}, "above 0"),
         ({"epochs": None, "optimizer": None}, "missing epochs, optimizer"),

@@ -1,8 +1,6 @@
 """The automatic choices: device, precision, compilation."""
 
 import math
-import warnings
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -10,9 +8,6 @@ import torch
 
 from errors import UserError
 from utils.run import machine
-from utils.run.config import load_config
-from utils.run.folder import Run
-from utils.run.script import parse_arguments
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -57,36 +52,6 @@ def test_a_device_that_is_not_there(gpus, name, count, local_rank, advice):
     gpus(count)
     with pytest.raises(UserError, match=advice):
         machine.choose_device(name, local_rank)
-
-
-def test_a_driver_too_old_is_one_warning(tmp_path, monkeypatch, capsys):
-    def init():
-        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nand more")
-
-    def is_available():
-        warnings.warn("CUDA initialization: ...", stacklevel=1)
-        return False
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", is_available)
-    monkeypatch.setattr(torch.cuda, "init", init)
-
-    def told(name, device="auto"):
-        with warnings.catch_warnings(action="error"):
-            path = "configs/scan/scan_digits.yml"
-            args = parse_arguments(["--config_exp", path, "--set", f"device={device}"], "")
-            config = load_config(args, ["scan"])
-            Run(config, tmp_path / name, machine.Machine.start(config))
-        return [line for line in capsys.readouterr().err.splitlines() if "NVIDIA" in line]
-
-    monkeypatch.setattr(machine, "DRIVER", [tmp_path / "no driver"])
-    assert told("no GPU") == []
-    monkeypatch.setattr(machine, "DRIVER", [Path(__file__)])
-    (line,) = told("driver")
-    assert "so the CPU computes (The NVIDIA driver on your system is too old (found version 11040).)" in line
-    assert told("asked for", device="cpu") == []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert told("hidden") == []
 
 
 @pytest.mark.parametrize(

@@ -73,53 +73,51 @@ def list_of(check: Check, length: int | None = None) -> Check:
     return Check(words, convert)
 
 
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(BOOLEAN.words)
-    return value
+def that(
+    good: Callable[[Any], object], words: str, convert: Callable[[Any], Any] = lambda value: value
+) -> Check:
+    """A value that is good once it is converted."""
+
+    def checked(value: Any) -> Any:
+        value = convert(value)
+        if not good(value):
+            raise ValueError(words)
+        return value
+
+    return Check(words, checked)
 
 
-def _string(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not value:
-        raise ValueError(STRING.words)
-    return value
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and value != ""
 
 
-def _dataset(value: Any) -> str:
-    path = Path(_string(value))  # it names folders of data and of results
-    if path.is_absolute() or ".." in path.parts or path == Path():
-        raise ValueError(DATASET.words)
-    return str(path)  # without a slash at the end, as a shell completes it
+def _is_relative(name: str) -> bool:
+    path = Path(name)  # it names folders of data and of results
+    return not path.is_absolute() and ".." not in path.parts and path != Path()
 
 
-def _device(value: Any) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)):
-        raise ValueError(DEVICE.words)
-    return value
+def _on_or_off(value: Any) -> Any:
+    """YAML 1.1 reads on and off as booleans."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
-def _on_or_off(value: Any) -> str:
-    if isinstance(value, bool):  # as YAML 1.1 reads on and off
-        return "on" if value else "off"
-    return _AUTO_ON_OFF.convert(value)
-
-
-def _scale(value: Any) -> list[float]:
-    low, high = _TWO_SHARES.convert(value)
-    if low > high:
-        raise ValueError(SCALE.words)
-    return [low, high]
-
-
+BOOLEAN = that(lambda value: isinstance(value, bool), "True or False")
+STRING = that(_is_name, "a name")
+DATASET = that(
+    _is_relative,
+    "the name of a dataset within data_dir",
+    lambda value: str(Path(STRING.convert(value))),  # without a slash at the end, as a shell completes it
+)
+DEVICE = that(
+    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)), "auto, cpu, cuda or cuda:N"
+)
 _AUTO_ON_OFF = one_of("auto", "on", "off")
-_TWO_SHARES = list_of(number(above=0, high=1), 2)
-
-BOOLEAN = Check("True or False", _boolean)
-STRING = Check("a name", _string)
-DATASET = Check("the name of a dataset within data_dir", _dataset)
-DEVICE = Check("auto, cpu, cuda or cuda:N", _device)
-ON_OR_OFF = Check(_AUTO_ON_OFF.words, _on_or_off)
-SCALE = Check("a list of two shares of the area, the smaller one first", _scale)
+ON_OR_OFF = Check(_AUTO_ON_OFF.words, lambda value: _AUTO_ON_OFF.convert(_on_or_off(value)))
+SCALE = that(
+    lambda pair: pair[0] <= pair[1],
+    "a list of two shares of the area, the smaller one first",
+    list_of(number(above=0, high=1), 2).convert,
+)
 POSITIVE = number(1, whole=True)
 PROBABILITY = number(0, 1)
 SIDE = count(1, 10_000)  # of an image, in pixels

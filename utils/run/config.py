@@ -54,7 +54,12 @@ def merge_config(
     if args.run:
         config.root_dir = str(Path(config.root_dir) / args.run)
     if training:
-        _require_criterion(given, where)
+        own = [name for name, step in schema.CRITERIA.items() if step == config.setup]
+        if own and given.get("criterion", own[0]) not in own:
+            found = config.criterion
+            raise UserError(
+                f"{where}: setup {config.setup} needs criterion {' or '.join(own)}, found {found}"
+            )
         if config.setup == "selflabel" and config.num_heads != 1:
             raise UserError(f"{where}: num_heads must be 1 for self-labeling, found {config.num_heads}")
     _require_keys(keys, given, config, training, where)
@@ -231,26 +236,6 @@ def _checked(
         except ValueError as expected:
             raise UserError(f"{where}: {key.name} must be {expected}, found {value!r}") from None
     return result
-
-
-def _require_criterion(given: dict[str, Any], where: str) -> None:
-    """Raise UserError for a criterion of another step, or options that are not the criterion's own."""
-    setup, found, options = (given.get(key) for key in ("setup", "criterion", "criterion_kwargs"))
-    criteria = {name: schema.options_of(name) for name, step in schema.CRITERIA.items() if step == setup}
-    if not criteria or found is None or options is None:  # no training, or a key is missing
-        return
-    known = criteria.get(found, {})
-    needed = {option for option, key in known.items() if key.required}
-    if found in criteria and needed <= options.keys() <= known.keys():
-        return
-    ways = []
-    for name, keys in criteria.items():
-        takes = ", ".join(f"{key.name}{'' if key.required else ' (optional)'}" for key in keys.values())
-        ways.append(f"{name} with {takes}" if takes else name)
-    raise UserError(
-        f"{where}: setup {setup} needs criterion {' or '.join(ways)}, "
-        f"found {found} with {', '.join(options) or 'nothing'}"
-    )
 
 
 def _require_keys(

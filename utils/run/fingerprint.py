@@ -1,32 +1,27 @@
 """What a step's results were made from: written beside them, and compared before they are used."""
 
 import hashlib
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
+
+import torch
 
 from errors import UserError
-from utils.files import digest, write_json
+from utils.files import digest, read_json, write_json
 
 from .config import differences, experiment_of, listed
+from .folder import CHECKPOINT, FINGERPRINT, MODEL, SIGNED
+from .schema import Config
 
 log = logging.getLogger(__name__)
 
-FINGERPRINT = "fingerprint.json"
-# Settings that may change when a training is resumed, if the user says so (--accept_changes).
-TUNABLE = (
-    "epochs",
-    "optimizer_kwargs",
-    "scheduler",
-    "batch_size",
-    "augmentation_kwargs",
-    "criterion_kwargs",
-    "temperature",
-    "confidence_threshold",
-    "data.train",
-)
-# Results whose digests the fingerprint holds, so that a file that was replaced is noticed.
-SIGNED = ("model.pth.tar", "topk-train-neighbors.npy", "topk-val-neighbors.npy", "metrics.json")
+
+class Identified(Protocol):
+    """A dataset, of which only the identity of its images matters here."""
+
+    def fingerprint(self) -> str: ...
 
 
 class Fingerprint:
@@ -34,24 +29,29 @@ class Fingerprint:
 
     Args:
         config: the checked configuration.
-        datasets: dict split -> dataset, whose `fingerprint()` identifies its images.
-        inputs: dict role -> path of a file that the step starts from; `role` names it in messages.
+        datasets: by split.
+        inputs: the files that the step starts from by their role, which names them in messages.
 
     Attributes:
-        content: dict of plain values: the experiment's keys, `inputs` and `data`.
-        files: list of pathlib.Path, the inputs that exist.
+        content: plain values: the experiment's keys, `inputs` and `data`.
+        files: the inputs that exist.
     """
 
-    def __init__(self, config, datasets, inputs=None):
+    def __init__(
+        self,
+        config: Config,
+        datasets: Mapping[str, Identified],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> None:
         inputs = inputs or {}
-        self.content = {
+        self.content: dict[str, Any] = {
             **experiment_of(config),
             "inputs": {role: digest(path) for role, path in inputs.items()},
             "data": {split: dataset.fingerprint() for split, dataset in datasets.items()},
         }
         self.files = [path for path in map(Path, inputs.values()) if path.exists()]
 
-    def write(self, folder, weights):
+    def write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write FINGERPRINT of a finished step: `content`, and digests of its files and its backbone.
 
         `weights`: state dict of the step's model.
@@ -61,7 +61,7 @@ class Fingerprint:
         write_json(content, folder / FINGERPRINT)
 
 
-def of_backbone(weights):
+def of_backbone(weights: dict[str, torch.Tensor]) -> str:
     """Hash of a state dict's backbone, the same in whatever file it is saved."""
     sum_ = hashlib.sha256()
     for key, tensor in sorted(weights.items()):
@@ -70,22 +70,23 @@ def of_backbone(weights):
     return sum_.hexdigest()[:16]
 
 
-def read_fingerprint(folder):
-    """What `Fingerprint.write` wrote; an empty dict if it did not, as for files of the original program."""
-    try:
-        content = json.loads((folder / FINGERPRINT).read_text())
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(content, dict) and "backbone_weights" in content
-    return content if whole and all(isinstance(content.get(key), dict) for key in ("data", "files")) else {}
+def read_fingerprint(folder: Path) -> dict[str, Any]:
+    """What `Fingerprint.write` wrote; empty if it did not, as for files of the original program."""
+    content = read_json(folder / FINGERPRINT)
+    whole = "backbone_weights" in content and all(
+        isinstance(content.get(key), dict) for key in ("data", "files")
+    )
+    return content if whole else {}
 
 
-def check_neighbors(folder, fingerprint, weights, remedy):
+def check_neighbors(
+    folder: Path, fingerprint: Fingerprint, weights: dict[str, torch.Tensor], remedy: str
+) -> None:
     """Check that the mined neighbors fit the images and weights that the clustering step starts from.
 
     Args:
         folder: of the pretext step.
-        fingerprint: the Fingerprint of the clustering step.
+        fingerprint: of the clustering step.
         weights: the pretext model's state dict that the clustering step starts from.
         remedy: what to do about neighbors of other images, for the message.
 
@@ -112,10 +113,10 @@ def check_neighbors(folder, fingerprint, weights, remedy):
         log.warning("%s: its neighbors were mined with another model than this step starts from", folder)
 
 
-def warn_if_unfinished(folder):
+def warn_if_unfinished(folder: Path) -> None:
     """Log a warning if the training that wrote this folder is not finished."""
-    signed = read_fingerprint(folder).get("files", {}).get("model.pth.tar")
-    if (folder / "checkpoint.pth.tar").exists() and digest(folder / "model.pth.tar") != signed:
+    signed = read_fingerprint(folder).get("files", {}).get(MODEL)
+    if (folder / CHECKPOINT).exists() and digest(folder / MODEL) != signed:
         log.warning(
             "%s: that step is not finished (or was made by an older version); its command, given "
             "again, finishes it",

@@ -4,13 +4,11 @@ import json
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from typing import Any
 
 import torch
 import yaml
@@ -21,25 +19,18 @@ from utils.files import atomic
 
 from . import checkpoint, distributed
 from .config import mismatches, to_dict
-from .fingerprint import FINGERPRINT
-from .machine import Machine, warn_of_unused_gpu
+from .machine import Machine
+from .schema import Config
 
 log = logging.getLogger(__name__)
 
-# what the steps write to the folder, except config.yml and log.txt, which every run rewrites or appends to
-RESULTS = (
-    "checkpoint.pth.tar",
-    "model.pth.tar",
-    "topk-train-neighbors.npy",
-    "topk-val-neighbors.npy",
-    "metrics.json",
-    "metrics.jsonl",
-    "curves.png",
-    "confusion_matrix.png",
-    "calibration.png",
-    "assignment.csv",
-    FINGERPRINT,
-)
+# What the steps write to the folder, except config.yml and log.txt, which every run rewrites or appends to.
+CHECKPOINT, MODEL, FINGERPRINT = "checkpoint.pth.tar", "model.pth.tar", "fingerprint.json"
+EPOCHS, FIGURES = "metrics.jsonl", "metrics.json"
+NEIGHBORS = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
+SIGNED = (MODEL, *NEIGHBORS, FIGURES)  # FINGERPRINT holds their digests, so that a replaced file is noticed
+PICTURES = "curves.png", "confusion_matrix.png", "calibration.png"
+RESULTS = (CHECKPOINT, *SIGNED, EPOCHS, *PICTURES, "assignment.csv", FINGERPRINT)
 
 
 class Run:
@@ -50,14 +41,19 @@ class Run:
         folder: of the results; created.
         machine: what it computes on.
         fresh: set an earlier run's results in that folder aside instead of resuming that run.
-        accept_changes: resume even if TUNABLE settings have changed.
+        accept_changes: resume even if settings have changed that may change, see `schema.Key`.
 
     Attributes:
         main: whether this process writes the results; of torchrun's processes only one does.
     """
 
     def __init__(
-        self, config, folder: Path, machine: Machine, fresh: bool = False, accept_changes: bool = False
+        self,
+        config: Config,
+        folder: Path,
+        machine: Machine,
+        fresh: bool = False,
+        accept_changes: bool = False,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -72,25 +68,19 @@ class Run:
             raise UserError(
                 f"{self.folder}: cannot write results there ({error}); set root_dir, or --output of eval.py"
             ) from None
-        self._require_replaceable()
-        if config.device == "auto" and machine.device.type == "cpu" and self.main:
-            warn_of_unused_gpu()
+        for path in (self.folder / name for name in RESULTS):
+            if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+                raise UserError(f"{path}: cannot be replaced; move it away, or set another root_dir")
         self.seed()
         log.info("%s on %s, results in %s", config.setup, machine, self.folder)
         for mismatch in mismatches(config):
             log.warning("%s", mismatch)
 
-    def begins(self):
+    def begins(self) -> bool:
         """Whether a training begins here; else it goes on, or is finished."""
-        return self.fresh or not (self.folder / "checkpoint.pth.tar").exists()
+        return self.fresh or not (self.folder / CHECKPOINT).exists()
 
-    def _require_replaceable(self):
-        """Raise UserError now if a file could not be replaced when the results are written."""
-        for path in (self.folder / name for name in RESULTS):
-            if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-                raise UserError(f"{path}: cannot be replaced; move it away, or set another root_dir")
-
-    def start_logging(self):
+    def start_logging(self) -> None:
         """Log to the console and to log.txt, in the main process."""
         console = logging.StreamHandler()
         console.setLevel(logging.INFO if self.main else logging.ERROR)
@@ -100,18 +90,18 @@ class Run:
         if self.main:
             file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            _lock(file.stream, self.folder)
+            _lock(file, self.folder)
             logging.getLogger().addHandler(file)
         logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it lists the instruction sets that it tried
 
-    def seed(self, epoch=None):
+    def seed(self, epoch: int = -1) -> None:
         """Seed all random numbers by (seed, epoch), so that a resumed epoch repeats, on a CPU exactly."""
-        torch.manual_seed(self.config.seed * 1_000_003 + (0 if epoch is None else epoch + 1))
+        torch.manual_seed(self.config.seed * 1_000_003 + epoch + 1)
 
     @contextmanager
-    def scratch(self):
-        """Context of a folder for large intermediate files, beside the results; removed at the end."""
+    def scratch(self) -> Iterator[Path]:
+        """Context manager of a folder for large intermediate files; removed at the end."""
         folder = self.folder / "scratch"
         if not self.main:
             yield folder
@@ -125,31 +115,31 @@ class Run:
 
     # --- what is written: by the main process only -----------------------------------------------
 
-    def save(self, content, name):
+    def save(self, content: dict[str, Any], name: str) -> None:
         """Save a file of weights in the folder."""
         if self.main:
             checkpoint.save(content, self.folder / name)
 
-    def save_config(self):
+    def save_config(self) -> None:
         """Save the resolved configuration beside the results."""
         if self.main:
             with atomic(self.folder / "config.yml") as path:
                 path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
 
-    def log_epoch(self, metrics):
+    def log_epoch(self, metrics: dict[str, Any]) -> None:
         """Append one JSON line of metrics to metrics.jsonl."""
         if self.main:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.folder / EPOCHS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
 
-    def read_epochs(self):
-        """The metrics of the epochs so far, a list of dicts."""
+    def read_epochs(self) -> list[dict[str, Any]]:
+        """The metrics of the epochs so far."""
         return read_epochs(self.folder)
 
 
-def read_epochs(folder):
-    """The logged metrics of the epochs of a step, by its folder: a list of dicts."""
-    path = folder / "metrics.jsonl"
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The logged metrics of the epochs of a step, by its folder."""
+    path = folder / EPOCHS
     epochs = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -162,12 +152,12 @@ def read_epochs(folder):
     return epochs
 
 
-def results_folder(config, step):
+def results_folder(config: Config, step: str) -> Path:
     """`{root_dir}/{train_db_name}/{step}`; the steps are pretext, scan, selflabel."""
     return Path(config.root_dir).expanduser() / config.train_db_name / step
 
 
-def earlier_folder(config, step, run_name):
+def earlier_folder(config: Config, step: str, run_name: str | None) -> Path:
     """Folder of an earlier step's results; if the run named by --run has none, of those without --run."""
     folder = find_earlier_folder(config, step, run_name)
     if folder != results_folder(config, step):
@@ -175,20 +165,22 @@ def earlier_folder(config, step, run_name):
     return folder
 
 
-def find_earlier_folder(config, step, run_name):
+def find_earlier_folder(config: Config, step: str, run_name: str | None) -> Path:
     """`earlier_folder` without a word in the log."""
     own = results_folder(config, step)
     shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
-    lacks = run_name and not (own / "model.pth.tar").exists()
-    return shared if lacks and (shared / "model.pth.tar").exists() else own
+    lacks = run_name and not (own / MODEL).exists()
+    return shared if lacks and (shared / MODEL).exists() else own
 
 
-def _lock(file, folder):
-    """Lock an open file until this process ends or closes it; raise UserError if another process did."""
-    if fcntl is None:
+def _lock(log_file: logging.FileHandler, folder: Path) -> None:
+    """Lock the log file until this process ends or closes it; raise UserError if another process did."""
+    if sys.platform == "win32":
         return
+    import fcntl
+
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"{folder}: another run is using this folder; wait for it, or keep this one apart with --run NAME"
@@ -200,6 +192,6 @@ def _lock(file, folder):
 class _ColorFormatter(logging.Formatter):
     COLORS = {logging.WARNING: "yellow", logging.ERROR: "red"}
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return colored(text, self.COLORS[record.levelno]) if record.levelno in self.COLORS else text

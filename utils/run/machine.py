@@ -2,28 +2,25 @@
 
 import ctypes
 import logging
-import os
 import sys
 import warnings
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch._functorch import config as compiler_config
 
 from errors import UserError
 
 from . import distributed
+from .schema import Config
 
 log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# files that show an NVIDIA driver, on Linux and on Linux within Windows
-DRIVER = Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1")
 # Compiling costs a minute or two, and saves some milliseconds per iteration on a GPU.
 ITERATIONS_THAT_REPAY = 3000
 # With at most so many images in a pass, or numbers in its input (1024 images of 32 x 32 pixels), a GPU waits
@@ -33,21 +30,15 @@ FEW_IMAGES, FEW_NUMBERS = 256, 1024 * 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Machine:
-    """What a command computes on; made once per command, by `start`.
+    """What a command computes on; made once per command, by `start`."""
 
-    Attributes:
-        device: what everything computes on.
-        precision: of the network during training and monitoring.
-        rank: the number of this process among `world_size` processes, which torchrun started.
-    """
-
-    device: torch.device
-    precision: torch.dtype
-    rank: int = 0
+    device: torch.device  # that everything computes on
+    precision: torch.dtype  # of the network during training and monitoring
+    rank: int = 0  # number of this process among `world_size` processes, which torchrun started
     world_size: int = 1
 
     @classmethod
-    def start(cls, config) -> "Machine":
+    def start(cls, config: Config) -> "Machine":
         """Choose by the configuration, and join the other processes, if there are any.
 
         Raises UserError if torch does not see the device, or the other processes cannot be reached.
@@ -66,7 +57,7 @@ class Machine:
         """Whether this process writes the results; of several, only one does."""
         return self.rank == 0
 
-    def loading(self, config) -> dict[str, Any]:
+    def loading(self, config: Config) -> dict[str, Any]:
         """Keyword arguments for every data.Loader."""
         return {
             "batch_size": config.batch_size,
@@ -89,7 +80,7 @@ class Machine:
         return distributed.synchronize(model, self.device)
 
 
-def choose_device(name, local_rank=None):
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto` is CUDA if there is one, else the CPU; each of torchrun's processes takes its own GPU.
 
     Args:
@@ -99,48 +90,30 @@ def choose_device(name, local_rank=None):
     Raises:
         UserError: torch does not see the device, or not a GPU for each process.
     """
-    if name == "auto":
-        name = "cuda" if _count_gpus() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and local_rank is not None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    if device.type != "cuda":
+        return device
+    if local_rank is not None:
         if device.index is not None:
             raise UserError(
                 f"device {name}: torchrun's processes take one GPU each; set device to auto or cuda"
             )
         device = torch.device("cuda", local_rank)
-    if device.type == "cuda":
-        count, index = _count_gpus(), device.index or 0
-        if index >= count:
-            one_each = f"each process needs its own: torchrun --nproc_per_node {count}"
-            what = one_each if local_rank and count else "set device to auto or cpu"
-            raise UserError(f"device {device}: torch sees no such GPU here; {what}")
-        torch.cuda.set_device(index)
-        # Reported figures are float32 ones; training in bfloat16 does not need TensorFloat-32.
-        torch.backends.cudnn.allow_tf32 = False
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # advice of the compiler
-        torch.backends.cudnn.benchmark = True
+    index = device.index or 0
+    if index >= gpus:
+        one_each = f"each process needs its own: torchrun --nproc_per_node {gpus}"
+        what = one_each if local_rank and gpus else "set device to auto or cpu"
+        raise UserError(f"device {device}: torch sees no such GPU here; {what}")
+    torch.cuda.set_device(index)
+    # Reported figures are float32 ones; training in bfloat16 does not need TensorFloat-32.
+    torch.backends.cudnn.allow_tf32 = False
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # advice of the compiler
+    torch.backends.cudnn.benchmark = True
     return device
 
 
-def _count_gpus():
-    with warnings.catch_warnings(action="ignore"):  # about an old driver: see `warn_of_unused_gpu`
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def warn_of_unused_gpu():
-    """Log a warning if this machine has an NVIDIA GPU, not hidden on purpose, that torch cannot use."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not any(path.exists() for path in DRIVER):
-        return
-    try:
-        torch.cuda.init()
-        reason = "it does not say why"
-    except Exception as error:  # an old driver, torch without CUDA, ...: each raises another exception
-        reason = str(error).strip().splitlines()[0]
-    log.warning("torch cannot use the NVIDIA GPU of this machine, so the CPU computes (%s)", reason)
-
-
-def choose_precision(name, device):
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware computes in it, else float32."""
     if name == "auto":
         # torch.cuda.is_bf16_supported() also counts emulation, which is slow
@@ -150,20 +123,16 @@ def choose_precision(name, device):
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def dtype_name(dtype):
+def dtype_name(dtype: torch.dtype) -> str:
     """torch.float32 -> "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
-def _cpu_has_bf16():
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
-
-
-def reuse_freed_memory():
+def reuse_freed_memory() -> None:
     """Make the C library keep freed memory, so that the system need not zero new pages in each iteration.
 
-    Only glibc has these settings (`man mallopt`); elsewhere this does nothing.
+    That takes a tenth of the time of a small network on a CPU. Only glibc has these settings (`man mallopt`);
+    elsewhere this does nothing.
     """
     if sys.platform == "linux":
         trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
@@ -174,8 +143,8 @@ def reuse_freed_memory():
 
 
 @contextmanager
-def few_threads(device):
-    """Context of training on `device`: beside a GPU, one thread; on a CPU, nothing is changed.
+def few_threads(device: torch.device) -> Iterator[None]:
+    """Context manager of training on `device`: beside a GPU, one thread; on a CPU, nothing is changed.
 
     What is left for the CPU, mostly random numbers and kernel launches, is not worth more: on 16 cores,
     threads that wait for each other slowed the launches to half.
@@ -191,14 +160,16 @@ def few_threads(device):
         torch.set_num_threads(threads)
 
 
-def compiled(network, setting, device, iterations):
+def compiled(
+    network: nn.Module, setting: str, device: torch.device, iterations: int
+) -> Callable[[torch.Tensor], Any]:
     """`network`, compiled for training where that pays.
 
     Args:
         network: the module to train.
         setting: `on`, `off`, or `auto`: on a GPU, if the run is long enough to repay the compiler's minutes.
             On a CPU nearly all of the time goes to convolutions, which use the same library either way.
-        device: torch.device that it trains on.
+        device: that it trains on.
         iterations: their number in the whole run.
 
     Returns:
@@ -208,38 +179,55 @@ def compiled(network, setting, device, iterations):
     if setting == "off" or (setting == "auto" and not repays):
         return network
     log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
-    return _OrEager(network)
+    return _CompiledOrEager(network)
 
 
-class _OrEager:
+class _CompiledOrEager:
     """A compiled network, or the network itself if compiling fails.
 
     The first calls compile, for passes of the first one's size. Calls without gradients and calls with them
-    have separate graphs. The backward pass is compiled together with the forward pass, not when it is first
-    needed, so that a failure shows here. After a call with gradients nothing is left to compile.
+    have separate graphs. After a call with gradients nothing is left to compile.
     """
 
-    def __init__(self, network):
-        self.network, self.eager = None, network
+    def __init__(self, network: nn.Module) -> None:
+        self.call: Callable[[torch.Tensor], Any] = network
+        self.eager = network
+        self.may_fail = True
 
-    def __call__(self, images):
-        if self.eager is None:
-            return self.network(images)
+    def __call__(self, images: torch.Tensor) -> Any:
+        if not self.may_fail:
+            return self.call(images)
         try:
-            if self.network is None:
+            if self.call is self.eager:
                 few = images.is_cuda and (len(images) <= FEW_IMAGES or images.numel() <= FEW_NUMBERS)
                 # not dynamic: a graph for each input size is faster than one for all sizes
-                mode = "reduce-overhead" if few else None
-                self.network = torch.compile(self.eager, mode=mode, dynamic=False)
-            with compiler_config.patch(force_non_lazy_backward_lowering=True):
-                outputs = self.network(images)
+                self.call = torch.compile(self.eager, mode="reduce-overhead" if few else None, dynamic=False)
+            with _backward_compiled_at_once():
+                outputs = self.call(images)
+            self.may_fail = not torch.is_grad_enabled()
+            return outputs
         except Exception as error:  # no C++ compiler, no Triton, ...: each raises another exception
-            cause = getattr(error, "inner_exception", error)  # without what torch.compile adds
-            lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-            log.info("not compiled, which is slower but gives the same results (%s)", lines[0].strip())
+            cause = str(getattr(error, "inner_exception", error)).strip()  # without what torch.compile adds
+            line = (cause.splitlines() or [type(error).__name__])[0]
+            log.info("not compiled, which is slower but gives the same results (%s)", line)
             log.debug("%s", error)
-            self.network, self.eager = self.eager, None
-            return self.network(images)
-        if torch.is_grad_enabled():
-            self.eager = None
-        return outputs
+            self.call, self.may_fail = self.eager, False
+            return self.eager(images)
+
+
+# --- what torch has no public name for; without these, its next version computes the same ----------
+
+
+def _cpu_has_bf16() -> bool:
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def _backward_compiled_at_once() -> AbstractContextManager[object]:
+    """Context manager that compiles the backward pass with the forward pass: a failure shows there."""
+    try:
+        from torch._functorch import config
+
+        return config.patch(force_non_lazy_backward_lowering=True)
+    except (ImportError, AttributeError):
+        return nullcontext()

@@ -71,6 +71,7 @@ class Key:
     required: str | When | None = None  # ALWAYS or a When; evaluation requires only keys without a condition
     only: When | None = None  # training rejects the key unless this holds
     affects_results: bool = True
+    tunable: bool = False  # it may change when a training is resumed, if the user says so: --accept_changes
     name: str = ""  # dotted within a group: optimizer_kwargs.lr
 
     def __set_name__(self, owner: type[Settings], name: str) -> None:
@@ -126,7 +127,7 @@ CRITERIA = {"simclr": "simclr", "scan": "scan", CONFIDENCE: "selflabel", VOTE: "
 
 
 def criterion(*names: str) -> When:
-    return When("criterion", names)
+    return When("criterion", names, "other losses have no such option")
 
 
 # --- the table: groups ---------------------------------------------------------------------------
@@ -277,7 +278,9 @@ class Experiment(Settings):
     train_db_name: str = key(DATASET, "Dataset whose train split is learned from.", required=ALWAYS)
     val_db_name: str = key(DATASET, "Dataset whose test split is evaluated.", required=ALWAYS)
     num_classes: int = key(count(2, 100_000), "Number of clusters.", required=ALWAYS)
-    batch_size: int = key(POSITIVE, "Images per iteration, without their other views.", required=ALWAYS)
+    batch_size: int = key(
+        POSITIVE, "Images per iteration, without their other views.", required=ALWAYS, tunable=True
+    )
     num_workers: int = key(
         count(0, 1000), "Processes that decode image files.", default=0, affects_results=False
     )
@@ -315,7 +318,7 @@ class Experiment(Settings):
     # the pretext step
     temperature: float = key(
         number(above=0), "Temperature of the weighted k-NN that measures the features.",
-        default=PerSetup(simclr=0.1, moco=0.1, pretrained=0.1), required=to_train("simclr"),
+        default=PerSetup(simclr=0.1, moco=0.1, pretrained=0.1), required=to_train("simclr"), tunable=True,
     )
     knn_every: int = key(
         POSITIVE, "Epochs between two measurements of the k-NN accuracy; the last is measured.",
@@ -355,7 +358,7 @@ class Experiment(Settings):
     # self-labeling
     confidence_threshold: float = key(
         number(0, below=1), "Probability above which a prediction is a pseudo-label.",
-        required=to_train("selflabel"),
+        required=to_train("selflabel"), tunable=True,
     )
     use_ema: bool = key(
         BOOLEAN, "After each iteration replace the weights by their running average.", default=False
@@ -365,18 +368,23 @@ class Experiment(Settings):
     )
     # the loss
     criterion: str = key(one_of(*CRITERIA), "Loss; each step has its own.", required=TRAINED)
-    criterion_kwargs: CriterionSettings = group(CriterionSettings, "Options of the loss.", required=TRAINED)
+    criterion_kwargs: CriterionSettings = group(
+        CriterionSettings, "Options of the loss.", required=TRAINED, tunable=True
+    )
     # the optimizer
-    epochs: int = key(POSITIVE, "Passes over the training images.", required=TRAINED)
+    epochs: int = key(POSITIVE, "Passes over the training images.", required=TRAINED, tunable=True)
     optimizer: str = key(one_of("sgd", "adam"), "Optimizer.", required=TRAINED)
     optimizer_kwargs: OptimizerSettings = group(
-        OptimizerSettings, "Arguments of the optimizer.", required=TRAINED
+        OptimizerSettings, "Arguments of the optimizer.", required=TRAINED, tunable=True
     )
     scheduler: str = key(
         one_of("cosine", "step", "constant"),
-        "Course of the learning rate; cosine ends at lr * lr_decay_rate ** 3.", required=TRAINED,
+        "Course of the learning rate; cosine ends at lr * lr_decay_rate ** 3.",
+        required=TRAINED, tunable=True,
     )
-    scheduler_kwargs: SchedulerSettings = group(SchedulerSettings, "Arguments of the scheduler.", default={})
+    scheduler_kwargs: SchedulerSettings = group(
+        SchedulerSettings, "Arguments of the scheduler.", default={}, tunable=True
+    )
     # the images
     augmentation_strategy: str = key(
         one_of("standard", "simclr", "ours"),
@@ -384,7 +392,8 @@ class Experiment(Settings):
         required=TRAINED,
     )
     augmentation_kwargs: AugmentationSettings = group(
-        AugmentationSettings, "Settings of the strategy; those of another one are ignored.", required=TRAINED
+        AugmentationSettings, "Settings of the strategy; those of another one are ignored.",
+        required=TRAINED, tunable=True,
     )
     transformation_kwargs: TransformationSettings = group(
         TransformationSettings, "Evaluation transform.", required=ALWAYS
@@ -424,18 +433,13 @@ def rows_of(settings: type[Settings], prefix: str = "") -> Iterator[Key]:
 
 
 ENVIRONMENT, EXPERIMENT = tuple(rows_of(Environment)), tuple(rows_of(Experiment))
+TUNABLE = (*(row.name for row in EXPERIMENT if row.tunable), "data.train")  # the last: the images
 
 
 def within(keys: tuple[Key, ...], group: str = "") -> dict[str, Key]:
     """The rows of the keys directly in a group, or at the top level: {last part of the name: row}."""
     names = [row.name.rpartition(".") for row in keys]
     return {name: row for row, (parent, _, name) in zip(keys, names, strict=True) if parent == group}
-
-
-def options_of(criterion: str) -> dict[str, Key]:
-    """The rows of a criterion's options: {name within criterion_kwargs: row}."""
-    rows = within(EXPERIMENT, "criterion_kwargs")
-    return {option: row for option, row in rows.items() if row.only and criterion in row.only.values}
 
 
 def defaults(setup: str | None) -> dict[str, Any]:

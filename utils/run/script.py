@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from termcolor import colored
@@ -15,12 +16,15 @@ from termcolor import colored
 from errors import UserError
 
 from . import distributed, interrupt, schema
-from .fingerprint import TUNABLE
 
 log = logging.getLogger(__name__)
 
+AddArguments = Callable[[argparse.ArgumentParser], None]
 
-def run_script(main, when_stopped="the same command, without --fresh, goes on"):
+
+def run_script(
+    main: Callable[[], object], when_stopped: str = "the same command, without --fresh, goes on"
+) -> None:
     """Call `main()`. Exit status: 1, with one line of text, for a user's mistake; 128 + N for signal N.
 
     `when_stopped` says, after a signal, what to do next.
@@ -30,52 +34,54 @@ def run_script(main, when_stopped="the same command, without --fresh, goes on"):
         main()
         distributed.stop()
     except (UserError, OSError) as error:  # OSError: no permission, ...; it names the file
-        _fail(error)
-    except torch.OutOfMemoryError as error:
-        _fail(f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size")
-    except MemoryError as error:
-        _fail(f"the memory is full ({error}); lower batch_size or the images' size")
-    except RuntimeError as error:
-        if re.search(r"shared memory|\bshm\b|bus error", str(error), re.I):
-            _fail(
-                f"the processes that decode images do not fit in /dev/shm ({_shared_memory()}); set "
-                "num_workers=0, or make it larger (docker run --shm-size=8g, or --ipc=host)"
-            )
-        if "allocate memory" in str(error):  # how torch says MemoryError on a CPU
-            _fail(f"the memory is full ({str(error).splitlines()[0]}); lower batch_size or the images' size")
-        if distributed.world_size() == 1 or not re.search("connection|peer|nccl|gloo", str(error), re.I):
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        message = _what_to_do(error)
+        if message is None:
             raise
         log.debug("%s", error)
-        _fail(
-            "another process of this run was lost, so this one stops; the last checkpoint is intact: "
-            "the same command, without --fresh, resumes from it (torchrun --max_restarts does so by itself)"
-        )
+        _fail(message)
     except interrupt.Interrupted as signal:
         if distributed.is_main():
             print(f"stopped by {signal}; {when_stopped}", file=sys.stderr)
         sys.exit(128 + signal.number)
 
 
-def _shared_memory():
-    try:
-        return f"{shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB in all"
-    except OSError:
-        return "there is none"
+def _what_to_do(error: Exception) -> str | None:
+    """The message for an error that is no bug: memory that is full, or a process that was lost; else None."""
+    text = str(error)
+    line = text.partition("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is full ({line}); lower batch_size"
+    if isinstance(error, MemoryError) or "allocate memory" in text:  # how torch says it on a CPU
+        return f"the memory is full ({line}); lower batch_size or the images' size"
+    if re.search(r"shared memory|\bshm\b", text):
+        return (
+            "the processes that decode images do not fit in /dev/shm; set num_workers=0, or make it larger "
+            "(docker run --shm-size=8g, or --ipc=host)"
+        )
+    if distributed.world_size() > 1 and re.search("connection|peer|nccl|gloo", text, re.I):
+        return (
+            "another process of this run was lost, so this one stops; the last checkpoint is intact: "
+            "the same command, without --fresh, resumes from it (torchrun --max_restarts does so by itself)"
+        )
+    return None
 
 
-def _fail(message):
+def _fail(message: str) -> NoReturn:
     where = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
     log.debug("error: %s", message)  # to log.txt, where there is one
     print(colored(f"error{where}:", "red", attrs=["bold"]), message, file=sys.stderr)
     sys.stderr.flush()
-    # not sys.exit, which would wait for the other processes
-    os._exit(1) if where else sys.exit(1)
+    if where:
+        os._exit(1)  # sys.exit would wait for the other processes
+    sys.exit(1)
 
 
-def start_arguments(pretrained_help):
+def start_arguments(pretrained_help: str) -> AddArguments:
     """Function that adds the arguments on what a step starts from: --pretrained FILE, --fresh, ..."""
 
-    def add(parser):
+    def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
         parser.add_argument(
             "--fresh",
@@ -86,13 +92,13 @@ def start_arguments(pretrained_help):
         parser.add_argument(
             "--accept_changes",
             action="store_true",
-            help=f"go on from the checkpoint although {', '.join(TUNABLE)} changed",
+            help=f"go on from the checkpoint although {', '.join(schema.TUNABLE)} changed",
         )
 
     return add
 
 
-def file_argument(text):
+def file_argument(text: str) -> Path:
     """argparse type of a file name."""
     if not text or "://" in text:
         raise argparse.ArgumentTypeError(f"expected a file on this machine, found {text!r}")
@@ -102,18 +108,20 @@ def file_argument(text):
 class _ListKeys(argparse.Action):
     """Prints the table of keys and exits, even if required arguments are missing, as --help does."""
 
-    def __call__(self, parser, *_):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(schema.listing())
         parser.exit()
 
 
-def default_environment():
+def default_environment() -> str:
     """configs/env.yml of the current folder or, without one, that of this program."""
     here = Path("configs/env.yml")
     return str(here if here.exists() else Path(__file__).parents[2] / here)
 
 
-def parse_arguments(argv, description, add_arguments=None):
+def parse_arguments(
+    argv: Sequence[str] | None, description: str | None, add_arguments: AddArguments | None = None
+) -> argparse.Namespace:
     """Parse the command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
@@ -145,7 +153,7 @@ def parse_arguments(argv, description, add_arguments=None):
     return args
 
 
-def yaml_text(path):
+def yaml_text(path: str | Path) -> str:
     """A path for --set KEY=PATH, in quotes where YAML would misread it, such as 2024, or a path with a #."""
     text = str(path)
     if re.fullmatch(r"[\w./-]*/[\w./-]*", text):
@@ -153,7 +161,7 @@ def yaml_text(path):
     return json.dumps(text, ensure_ascii=False)
 
 
-def add_overrides(parser, help_):
+def add_overrides(parser: argparse.ArgumentParser, help_: str) -> None:
     """Add --set KEY=VALUE ... to a command line, as `overrides`."""
     parser.add_argument(
         "--set",
@@ -167,7 +175,7 @@ def add_overrides(parser, help_):
     )
 
 
-def _run_name(text):
+def _run_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"expected letters, digits, '_', '-' and '.', found {text!r}")
     return text

@@ -19,8 +19,9 @@ from errors import UserError
 from utils.files import atomic
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, listed, with_defaults
-from utils.run.fingerprint import FINGERPRINT, TUNABLE, Fingerprint, of_backbone, read_fingerprint
-from utils.run.folder import RESULTS, Run
+from utils.run.fingerprint import Fingerprint, of_backbone, read_fingerprint
+from utils.run.folder import FINGERPRINT, RESULTS, Run
+from utils.run.schema import TUNABLE
 from utils.run.weights import load_weights, unwrap
 
 from .optim import scheduled_learning_rate
