@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
 
 import data
 from errors import UserError
@@ -29,7 +28,7 @@ from utils.analysis.neighbor_quality import neighbor_quality
 from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
 from utils.run import distributed
-from utils.run.config import load_config, read_yaml
+from utils.run.config import Config, load_config, read_yaml
 from utils.run.folder import FINGERPRINT, Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate_checkpoint(
-    config: EasyDict,
+    config: Config,
     options: EvalOptions,
     build_dataset: BuildDataset = data.build_dataset,
     machine: Machine | None = None,
@@ -133,7 +132,7 @@ def array_file(text: str) -> Path:
     return path
 
 
-def check_options(options: EvalOptions, config: EasyDict, kind: str) -> None:
+def check_options(options: EvalOptions, config: Config, kind: str) -> None:
     """Raise UserError for options that do not fit the kind of the checkpoint, or an --output in use."""
     if options.kmeans and kind != "pretext":
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
@@ -147,7 +146,7 @@ def check_options(options: EvalOptions, config: EasyDict, kind: str) -> None:
         options.features.parent.mkdir(parents=True, exist_ok=True)
 
 
-def results_name(options: EvalOptions, config: EasyDict) -> str:
+def results_name(options: EvalOptions, config: Config) -> str:
     """The model's name; with the split's or, of another dataset than in its training, the dataset's."""
     name = options.model.name.removesuffix(".tar").removesuffix(".pth")
     if options.split == "train":

@@ -76,7 +76,7 @@ class Machine:
 
         On several processes, also make its BatchNorm layers synchronize.
         """
-        model = model.to(self.device, memory_format=torch.channels_last)
+        model = model.to(self.device).to(memory_format=torch.channels_last)
         return distributed.synchronize(model, self.device)
 
 
