@@ -94,8 +94,8 @@ def fill(model, config, file):
 
 def warn_of_normalization(config):
     """Log a warning if the images are not normalized as the backbone's weights expect."""
-    expected, given = preprocessing(config), config.transformation_kwargs.normalize
-    found = differences(dict(given), {key: expected[key] for key in ("mean", "std")})
+    expected, given = preprocessing(config.backbone), config.transformation_kwargs.normalize
+    found = differences(dict(given), {"mean": expected.mean, "std": expected.std})
     if found:
         log.warning(
             "transformation_kwargs.normalize is not what the weights of %s were trained with (%s)",
@@ -145,7 +145,7 @@ def known_of(file):
 
 def classified(library, weights):
     """True if a classifier of ImageNet's classes lies beside a backbone's weights; None: that is unknown."""
-    for name in library.classifiers if library else ():
+    for name in library.classifiers() if library else ():
         layer = weights.get(f"{name}.weight")
         if layer is not None and len(layer) >= 1000:
             return True

@@ -28,10 +28,10 @@ class BatchSource(Protocol):
 
 
 class Dataset(BatchSource, Protocol):
-    """The N images of one split, in an order that never changes. Derive datasets from this class.
+    """The N images of one split, in an order that never changes. Datasets derive from this class.
 
     Attributes:
-        labels: int64 tensor (N,) on the CPU, or None. Only evaluation uses them.
+        labels: int64 (N,) on the CPU, or None. Only evaluation uses them.
         classes: class names, of which labels are the indices; None without labels.
         white_level: the value of 16-bit files that is shown white; None if not known, as without such files.
     """
@@ -49,7 +49,7 @@ class Dataset(BatchSource, Protocol):
     def fingerprint(self) -> str:
         """Text that identifies these images, wherever they are stored; it does not depend on labels."""
 
-    # These two are optional. A dataset of files can do better than these defaults.
+    # The two below are optional: datasets of files override them.
 
     def content_hashes(self) -> list[str] | None:
         """N strings, equal for files of equal content; None if not known."""

@@ -1,21 +1,30 @@
 """Batches of a dataset, seen through a view."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
 import torch
 
 from errors import UserError
+
+from .dataset import BatchSource
+from .device import Device
+from .views import View
 
 # On a GPU, small batches are augmented several at a time, up to this many bytes of images: the kernels of a
 # single one would take longer to launch than to run.
 AT_ONCE = 2**23
 
+Source = TypeVar("Source", bound=BatchSource)
+Fetched = tuple[torch.Tensor, torch.Tensor]  # images, and their index
 
-class Loader:
+
+class Loader(Generic[Source]):
     """Iterate over a dataset in batches.
 
     Args:
-        dataset: a `data.Dataset`, or CachedFeatures; it is moved to `device` if it fits there.
-        view: what a step of the method sees (`data/views.py`): `view.index(anchors)` says which images to
-            fetch for the anchors (B,), `view(images, index)` makes network inputs of them.
+        dataset: it is moved to `device` if it fits there.
+        view: what a step of the method sees.
         batch_size: anchors per batch.
         anchors: int64 (M,), indices of the images to go through; by default all.
         train: shuffle and drop the last incomplete batch; otherwise neither.
@@ -35,33 +44,21 @@ class Loader:
 
     def __init__(
         self,
-        dataset,
-        view,
-        batch_size,
-        train,
-        device="cpu",
-        num_workers=0,
-        rank=0,
-        world_size=1,
-        anchors=None,
+        dataset: Source,
+        view: View,
+        batch_size: int,
+        train: bool,
+        device: Device = "cpu",
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        anchors: torch.Tensor | None = None,
     ):
-        if train and batch_size < 2:
-            raise UserError(
-                f"batch_size {batch_size}: the losses compare images of a batch; set batch_size to 2 or more"
-            )
-        if train and batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} does not divide by {world_size} processes, which share a batch; "
-                f"set it to {max(1, batch_size // world_size) * world_size}"
-            )
+        self.anchors = torch.arange(len(dataset)) if anchors is None else anchors
+        if train:
+            _check_batch_size(batch_size, world_size, len(self.anchors))
         dataset.to(device)
         self.dataset = dataset
-        self.anchors = torch.arange(len(dataset)) if anchors is None else anchors
-        if train and len(self.anchors) < batch_size:
-            raise UserError(
-                f"batch_size {batch_size} is larger than the training split ({len(self.anchors)} images), "
-                f"so no batch would be complete; set batch_size to {len(self.anchors)} or less"
-            )
         self.view = view
         self.batch_size = batch_size
         self.train = train
@@ -71,14 +68,15 @@ class Loader:
         self.world_size = world_size
         self.at_once = AT_ONCE if train and torch.device(device).type == "cuda" else 0
         self.ahead = 0
-        self._skip = 0, None
+        self._skip: tuple[int, torch.Tensor | None] = 0, None
 
-    def __len__(self):
+    def __len__(self) -> int:
         if self.train:
             return len(self.anchors) // self.batch_size
         return -(-len(self.anchors) // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what the view makes of each batch: a tensor, or a tuple of tensors."""
         order = self.anchors[torch.randperm(len(self.anchors))] if self.train else self.anchors
         batches = order.split(self.batch_size)[: len(self)]
         indices = [self._share(self.view.index(anchors)) for anchors in batches]
@@ -90,33 +88,33 @@ class Loader:
             torch.set_rng_state(random_state)
         indices = indices[skipped:]
         fetched = self.dataset.fetch(indices, self.device, self.num_workers)
-        for batches in self._together(zip(fetched, indices, strict=True)):
-            seen = self._see(batches)
+        for group in self._grouped(zip(fetched, indices, strict=True)):
+            seen = self._see(group)
             for number, batch in enumerate(seen, start=1):
                 self.ahead = len(seen) - number
                 yield batch
 
-    def _together(self, fetched):
-        """Group the fetched batches and their indices: yields lists of them to augment in one call."""
-        batches = []
+    def _grouped(self, fetched: Iterable[Fetched]) -> Iterator[list[Fetched]]:
+        """Lists of batches to augment in one call."""
+        group: list[Fetched] = []
         for images, index in fetched:
-            batches.append((images, index))
-            if (len(batches) + 1) * images.nbytes > self.at_once:
-                yield batches
-                batches = []
-        if batches:
-            yield batches
+            group.append((images, index))
+            if (len(group) + 1) * images.nbytes > self.at_once:
+                yield group
+                group = []
+        if group:
+            yield group
 
-    def _see(self, batches):
+    def _see(self, group: list[Fetched]) -> list[Any]:
         """Apply the view to several batches of one size in one call; returns a result for each."""
-        if len(batches) == 1:
-            return [self.view(*batches[0])]
-        seen = self.view(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-        if torch.is_tensor(seen):
-            return seen.chunk(len(batches))
-        return list(zip(*(part.chunk(len(batches)) for part in seen), strict=True))
+        if len(group) == 1:
+            return [self.view(*group[0])]
+        seen = self.view(*map(torch.cat, zip(*group, strict=True)))
+        if isinstance(seen, torch.Tensor):
+            return list(seen.chunk(len(group)))
+        return list(zip(*(part.chunk(len(group)) for part in seen), strict=True))
 
-    def sample(self, n=4):
+    def sample(self, n: int = 4) -> tuple[torch.Tensor, Any]:
         """A batch of the first n anchors, outside any pass; the random state does not change.
 
         Returns:
@@ -127,13 +125,31 @@ class Loader:
             fetched = next(iter(self.dataset.fetch([index], self.device)))
             return fetched, self.view(fetched, index)
 
-    def skip(self, batches, random_state):
+    def skip(self, batches: int, random_state: torch.Tensor) -> None:
         """Start the next pass after so many batches, with the random state that torch had there.
 
         Several processes do not share one random state: they draw new augmentations for the rest of the pass.
         """
         self._skip = batches, random_state
 
-    def _share(self, index):
+    def _share(self, index: torch.Tensor) -> torch.Tensor:
         size = -(-len(index) // self.world_size)
         return index[torch.arange(self.rank * size, (self.rank + 1) * size) % len(index)]
+
+
+def _check_batch_size(batch_size: int, world_size: int, n: int) -> None:
+    """Raise UserError for a batch size that `n` training images and `world_size` processes cannot have."""
+    if batch_size < 2:
+        raise UserError(
+            f"batch_size {batch_size}: the losses compare images of a batch; set batch_size to 2 or more"
+        )
+    if batch_size % world_size:
+        raise UserError(
+            f"batch_size {batch_size} does not divide by {world_size} processes, which share a batch; "
+            f"set it to {max(1, batch_size // world_size) * world_size}"
+        )
+    if n < batch_size:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the training split ({n} images), "
+            f"so no batch would be complete; set batch_size to {n} or less"
+        )

@@ -6,19 +6,23 @@ Networks of timm and torchvision need no entry: see pretrained_backbones.py.
 """
 
 import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 from errors import UserError, did_you_mean
 
-from .heads import ClusteringModel, ContrastiveModel
-from .pretrained_backbones import IMAGENET, PretrainedModel, library_network, vector_inputs
+from .heads import ClusteringModel, ContrastiveModel, PretrainedModel
+from .pretrained_backbones import IMAGENET, LibraryNetwork, Preprocessing, VectorInputs, library_network
 from .resnet import resnet10_narrow, resnet10_narrow_pool, resnet18, resnet50
 
 __all__ = [
     "BACKBONES",
     "ClusteringModel",
     "ContrastiveModel",
+    "LibraryNetwork",
     "PretrainedModel",
     "build_model",
     "library_network",
@@ -26,7 +30,7 @@ __all__ = [
 ]
 
 # name: builder(image_size) of a module; `image_size`: side of the images in pixels
-BACKBONES = {
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "resnet10_narrow": resnet10_narrow,
@@ -39,10 +43,10 @@ IMAGE_SIZE = {"cifar-10": 32, "cifar-20": 32, "stl-10": 96}
 
 # For callers who read a YAML file without load_config: defaults of keys that may be missing. A test compares
 # them with the table of keys in utils/run/schema.py.
-DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 32}}
+MODEL_DEFAULTS = {"model_kwargs": {}, "num_heads": 1, "transformation_kwargs": {"crop_size": 32}}
 
 
-def build_model(config):
+def build_model(config: Mapping[str, Any]) -> ContrastiveModel | ClusteringModel | PretrainedModel:
     """Build the network that an experiment describes, with fresh weights, without network access.
 
     Args:
@@ -52,37 +56,39 @@ def build_model(config):
     Raises:
         UserError: unknown setup or backbone, or a backbone that cannot take images of that size.
     """
-    config = {**DEFAULTS, **config}
+    config = {**MODEL_DEFAULTS, **config}
     backbone, dim = build_backbone(config)
-    if config["setup"] == "pretrained":
-        if config.get("features") == "head":
-            raise UserError("features: setup pretrained has no contrastive head; set features to backbone")
-        return PretrainedModel(backbone)
-    if config["setup"] in ("simclr", "moco"):
-        return ContrastiveModel(backbone, dim, **config["model_kwargs"])
-    if config["setup"] in ("scan", "selflabel"):
-        return ClusteringModel(backbone, dim, config["num_classes"], config["num_heads"])
+    match config["setup"]:
+        case "simclr" | "moco":
+            return ContrastiveModel(backbone, dim, **config["model_kwargs"])
+        case "scan" | "selflabel":
+            return ClusteringModel(backbone, dim, config["num_classes"], config["num_heads"])
+        case "pretrained":
+            if config.get("features") == "head":
+                raise UserError(
+                    "features: setup pretrained has no contrastive head; set features to backbone"
+                )
+            return PretrainedModel(backbone)
     known = "simclr, moco, pretrained, scan, selflabel"
     raise UserError(f"setup: unknown step {config['setup']!r}, known: {known}")
 
 
-def build_backbone(config):
+def build_backbone(config: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The backbone of a configuration, and the width D of its features (B, D)."""
     name, crop_size = config["backbone"], config["transformation_kwargs"]["crop_size"]
     if name.startswith("features"):
         if not config.get("features_file"):
             raise UserError(f"backbone {name}: takes vectors in the place of images; set features_file")
-        backbone = vector_inputs(name)
-        return backbone, len(backbone.zeros)
+        vectors = VectorInputs(name)
+        return vectors, len(vectors.zeros)
     if name not in BACKBONES and "/" not in name:
         question = did_you_mean(name, BACKBONES)
-        hint = f"; {question}" if question else ""
         raise UserError(
-            f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}, timm/NAME, "
-            f"torchvision/NAME{hint}"
+            f"backbone: unknown name {name!r}, known: {', '.join(BACKBONES)}, timm/NAME, torchvision/NAME"
+            f"{'; ' if question else ''}{question}"
         )
     library = library_network(name)
-    image_size = crop_size if library else IMAGE_SIZE.get(config.get("train_db_name"), crop_size)
+    image_size = crop_size if library else IMAGE_SIZE.get(config.get("train_db_name", ""), crop_size)
     try:
         backbone = library.build(image_size) if library else BACKBONES[name](image_size)
         return backbone, feature_width(backbone, image_size)
@@ -96,25 +102,16 @@ def build_backbone(config):
         ) from None
 
 
-def preprocessing(backbone):
-    """What a backbone's own data configuration says: the images that its pretrained weights expect.
+def preprocessing(backbone: str) -> Preprocessing:
+    """The images that a backbone's pretrained weights expect; those of ImageNet if it does not say.
 
-    Args:
-        backbone: its name, or a configuration with the key `backbone`.
-
-    Returns:
-        dict: `size`, side of the crop in pixels; `mean` and `std` of the channels, lists of three numbers.
-        For networks without such a configuration, those of ImageNet.
-
-    Raises:
-        UserError: an unknown network of a library.
+    Raises UserError for an unknown network of a library.
     """
-    name = backbone if isinstance(backbone, str) else backbone["backbone"]
-    library = None if name.startswith("features/") else library_network(name)
-    return copy.deepcopy(library.preprocessing if library else IMAGENET)
+    library = None if backbone.startswith("features/") else library_network(backbone)
+    return library.preprocessing if library else IMAGENET
 
 
-def feature_width(backbone, image_size):
+def feature_width(backbone: nn.Module, image_size: int) -> int:
     """D of a backbone's features (B, D).
 
     It comes from a forward pass of one black image through a copy in eval mode, which draws no random number

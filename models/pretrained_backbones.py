@@ -6,14 +6,24 @@
 
 import re
 import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from errors import UserError, did_you_mean
 
-IMAGENET = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+class Preprocessing(NamedTuple):
+    """The images that pretrained weights expect."""
+
+    size: int  # side of the crop in pixels
+    mean: list[float]  # of each of the three channels
+    std: list[float]
+
+
+IMAGENET = Preprocessing(224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # DINOv2's configured size: more than five times the work of 224 pixels, far too slow on a CPU. timm resamples
 # the position embeddings.
 TOO_LARGE = {518: 224}
@@ -24,7 +34,33 @@ IMAGENET_LABELS = re.compile(r"inw?\d+k")  # in1k, in12k, in21k, in22k
 OTHER_TEACHERS = {"mim", "eupe"}  # that learned by imitating networks of mixed origin
 
 
-def library_network(name):
+class LibraryNetwork(Protocol):
+    """A network of a library, by the name that `backbone` has in a configuration.
+
+    Attributes:
+        weights: full name of the pretrained weights; None if the library has none.
+        labels: whether these were learned with labels: True, False, or None where the name does not tell.
+        preprocessing: what the weights were trained with.
+    """
+
+    weights: str | None = None
+    labels: bool | None = None
+    preprocessing: Preprocessing = IMAGENET
+
+    def build(self, image_size: int) -> nn.Module:
+        """The network without its classifier: images (B, 3, S, S) -> features (B, D)."""
+
+    def download(self, image_size: int) -> dict[str, torch.Tensor]:
+        """State dict of the pretrained weights, which the library caches. Raises whatever it does."""
+
+    def convert(self, backbone: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights in an original program's layout -> the backbone's; position embeddings are resampled."""
+
+    def classifiers(self) -> tuple[str, ...]:
+        """Names of the classifier's modules in the library's network."""
+
+
+def library_network(name: str) -> LibraryNetwork | None:
     """The network that a `backbone` of the form LIBRARY/NAME means; None for a name without a slash.
 
     Raises UserError: unknown library, network or weights; timm is not installed.
@@ -32,22 +68,17 @@ def library_network(name):
     library, slash, rest = name.partition("/")
     if not slash:
         return None
-    if library not in LIBRARIES:
-        raise UserError(f"backbone: unknown library {library!r} in {name!r}, known: {', '.join(LIBRARIES)}")
-    return LIBRARIES[library](rest)
+    if library == "timm":
+        return TimmNetwork(rest)
+    if library == "torchvision":
+        return TorchvisionNetwork(rest)
+    raise UserError(f"backbone: unknown library {library!r} in {name!r}, known: timm, torchvision")
 
 
-class TimmNetwork:
-    """timm/NAME[.TAG]; without a tag, timm's default one.
+class TimmNetwork(LibraryNetwork):
+    """timm/NAME[.TAG]; without a tag, timm's default one."""
 
-    Attributes:
-        weights: full name of the pretrained weights; None if timm has none.
-        labels: whether these were learned with labels: True, False, or None where the name does not tell.
-        preprocessing: dict of `size` (pixels), `mean` and `std` that the weights were trained for.
-        classifiers: names of the classifier's modules in the library's network.
-    """
-
-    def __init__(self, name):
+    def __init__(self, name: str):
         try:
             import timm
         except ImportError:
@@ -55,30 +86,22 @@ class TimmNetwork:
         self.name, self.timm = name, timm
         architecture, _, tag = name.partition(".")
         if not timm.is_model(architecture):
-            _refuse(f"timm/{architecture}", "network", timm.list_models(), "timm/")
+            raise _unknown("network", "timm/", architecture, timm.list_models())
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
         if tag and tag not in tags:
-            _refuse(f"timm/{name}", "weights", tags, f"timm/{architecture}.")
-        config = timm.get_pretrained_cfg(name)
-        self.resizable = config is not None and config.fixed_input_size
-        self.weights, self.labels, self.classifiers, self.preprocessing = None, None, (), IMAGENET
-        if config is not None:
-            size = config.input_size[-1]
-            if tags:
-                self.weights = f"timm/{architecture}.{config.tag}"
-                self.labels = learned_with_labels(config.tag)
-            self.classifiers = _names(config.classifier)
-            self.preprocessing = {
-                "size": TOO_LARGE.get(size, size),
-                "mean": list(config.mean),
-                "std": list(config.std),
-            }
+            raise _unknown("weights", f"timm/{architecture}.", tag, tags)
+        config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+        if tags:
+            self.weights = f"timm/{architecture}.{config.tag}"
+            self.labels = learned_with_labels(config.tag or "")
+        self.config = config
+        size = config.input_size[-1]
+        self.preprocessing = Preprocessing(TOO_LARGE.get(size, size), list(config.mean), list(config.std))
 
-    def build(self, image_size, pretrained=False):
-        """The network without its classifier: images (B, 3, S, S) -> features (B, D)."""
-        options = {"pretrained": pretrained, "num_classes": 0}
+    def build(self, image_size: int, pretrained: bool = False) -> nn.Module:
+        options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
         try:  # a transformer is built for one image size
-            size = {"img_size": image_size} if self.resizable else {}
+            size: dict[str, Any] = {"img_size": image_size} if self.config.fixed_input_size else {}
             network = self.timm.create_model(self.name, **options, **size)
         except TypeError:  # some have a fixed size and do not take another
             network = self.timm.create_model(self.name, **options)
@@ -92,91 +115,73 @@ class TimmNetwork:
             )
         return network
 
-    def download(self, image_size):
-        """State dict of the pretrained weights, by timm, which caches them. Raises whatever it does."""
+    def download(self, image_size: int) -> dict[str, torch.Tensor]:
         return self.build(image_size, pretrained=True).state_dict()
 
-    def convert(self, backbone, weights):
-        """Weights in an original program's layout -> timm's; position embeddings are resampled."""
+    def convert(self, backbone: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # each architecture's module has one, under this name, if it needs one
         convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-        return convert(dict(weights), backbone) if convert else weights
+        return convert(dict(weights), backbone) if convert else dict(weights)
+
+    def classifiers(self) -> tuple[str, ...]:
+        names = self.config.classifier or ()
+        return (names,) if isinstance(names, str) else tuple(names)
 
 
-class TorchvisionNetwork:
-    """torchvision/NAME[.WEIGHTS], a classification network; attributes and methods as TimmNetwork."""
+class TorchvisionNetwork(LibraryNetwork):
+    """torchvision/NAME[.WEIGHTS], a classification network; without WEIGHTS, torchvision's default ones."""
 
     labels = True  # all of its weights were trained to classify
 
-    def __init__(self, name):
-        import torchvision.models
+    def __init__(self, name: str):
+        from torchvision import models
 
-        self.name, self.models = name, torchvision.models
-        self.architecture, _, weights = name.partition(".")
+        architecture, _, weights = name.partition(".")
         # these two give several outputs in training, and change their inputs
-        known = set(self.models.list_models(module=self.models)) - {"googlenet", "inception_v3"}
-        if self.architecture not in known:
-            _refuse(f"torchvision/{self.architecture}", "network", sorted(known), "torchvision/")
-        enum = self.models.get_model_weights(self.architecture)
-        if weights and weights not in enum.__members__:
-            _refuse(
-                f"torchvision/{name}", "weights", list(enum.__members__), f"torchvision/{self.architecture}."
-            )
-        self.entry = enum[weights or "DEFAULT"]
-        self.weights = f"torchvision/{self.architecture}.{self.entry.name}"
+        known = set(models.list_models(module=models)) - {"googlenet", "inception_v3"}
+        if architecture not in known:
+            raise _unknown("network", "torchvision/", architecture, sorted(known))
+        entries = models.get_model_weights(architecture).__members__
+        if weights and weights not in entries:
+            raise _unknown("weights", f"torchvision/{architecture}.", weights, list(entries))
+        self.models, self.architecture = models, architecture
+        self.entry = entries[weights or "DEFAULT"]
+        self.weights = f"torchvision/{architecture}.{self.entry.name}"
         transform = self.entry.transforms()
-        self.preprocessing = {
-            "size": transform.crop_size[0],
-            "mean": list(transform.mean),
-            "std": list(transform.std),
-        }
+        self.preprocessing = Preprocessing(transform.crop_size[0], list(transform.mean), list(transform.std))
 
-    @property
-    def classifiers(self):
-        return (_classifier(self.models.get_model(self.architecture, weights=None)),)
-
-    def build(self, image_size):
-        """The network without its classifier: images (B, 3, S, S) -> features (B, D)."""
+    def build(self, image_size: int) -> nn.Module:
         size = {"image_size": image_size} if self.architecture.startswith("vit_") else {}
         network = self.models.get_model(self.architecture, weights=None, **size)
         network.set_submodule(_classifier(network), nn.Identity())
         return network
 
-    def download(self, image_size):
-        """State dict of the pretrained weights, by torchvision, which caches them in torch.hub's folder."""
+    def download(self, image_size: int) -> dict[str, torch.Tensor]:
         return self.entry.get_state_dict(
             progress=True, check_hash=True, weights_only=True, map_location="cpu"
         )
 
-    def convert(self, backbone, weights):
-        """Resample a transformer's position embeddings, (1, 1 + G * G, D), to its own grid."""
-        name = "encoder.pos_embedding"
+    def convert(self, backbone: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name = "encoder.pos_embedding"  # a transformer's, (1, 1 + G * G, D)
         own, given = backbone.state_dict().get(name), weights.get(name)
         if own is None or given is None or own.shape == given.shape:
-            return weights
+            return dict(weights)
         resample = self.models.vision_transformer.interpolate_embeddings
         return resample(backbone.image_size, backbone.patch_size, dict(weights))
 
+    def classifiers(self) -> tuple[str, ...]:
+        return (_classifier(self.models.get_model(self.architecture, weights=None)),)
 
-LIBRARIES = {"timm": TimmNetwork, "torchvision": TorchvisionNetwork}
 
-
-def _refuse(name, what, known, prefix):
-    found = name.removeprefix(prefix)
+def _unknown(what: str, prefix: str, found: str, known: Iterable[str]) -> UserError:
+    known = list(known)
     hint = did_you_mean(found, known, lambda near: f"'{prefix}{near}'")
-    hint = (
-        hint or f"known: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
-        if known
-        else "it has none"
-    )
-    raise UserError(f"backbone {name}: unknown {what} {found!r}; {hint}")
+    if not hint:
+        hint = f"known: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}" if known else "it has none"
+    return UserError(f"backbone {prefix}{found}: unknown {what} {found!r}; {hint}")
 
 
-def _names(names):
-    return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def _classifier(network):
+def _classifier(network: nn.Module) -> str:
     """Name of the layer that classifies: the last one with an output for each of ImageNet's 1000 classes."""
     return [
         name
@@ -185,51 +190,33 @@ def _classifier(network):
     ][-1]
 
 
-def learned_with_labels(tag):
+def learned_with_labels(tag: str) -> bool | None:
     """Whether timm's weights with this tag were learned with labels: True, False, or None where unknown."""
     parts = set(tag.split("_"))
-    with_labels = any(map(IMAGENET_LABELS.fullmatch, parts))
+    with_labels = any(map(IMAGENET_LABELS.fullmatch, parts)) or None
     if "ft" in parts:  # fine-tuned
-        return True if with_labels else None
+        return with_labels
     if parts & OTHER_TEACHERS:
         return None
-    if parts & UNLABELED:
-        return False
-    return True if with_labels else None
-
-
-# --- models ----------------------------------------------------------------------------------------
-
-
-class PretrainedModel(nn.Module):
-    """A backbone alone, with features that others learned: images -> L2-normalized features (B, D)."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images):
-        return F.normalize(self.backbone(images).float(), dim=1)
-
-    def features_from(self, part):
-        """The model itself: `part` can only be "backbone"."""
-        return self
+    return False if parts & UNLABELED else with_labels
 
 
 class VectorInputs(nn.Module):
-    """The backbone `features/D`: the inputs are features already, (B, D), and stay as they are."""
+    """The backbone `features/D`: the inputs are features already, (B, D), and stay as they are.
 
-    def __init__(self, width):
+    Raises UserError if D is not a positive whole number.
+    """
+
+    zeros: torch.Tensor  # of length D, so that a file of weights shows it
+
+    def __init__(self, name: str):
         super().__init__()
-        self.register_buffer("zeros", torch.zeros(width))  # so that a file of weights shows the width
+        width = name.removeprefix("features/")
+        if not re.fullmatch(r"[1-9]\d{0,5}", width):
+            raise UserError(
+                f"backbone {name}: expected features/D, such as features/384, D the vectors' length"
+            )
+        self.register_buffer("zeros", torch.zeros(int(width)))
 
-    def forward(self, vectors):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors + self.zeros
-
-
-def vector_inputs(name):
-    """The VectorInputs of `features/D`. Raises UserError if D is not a positive whole number."""
-    width = name.removeprefix("features/")
-    if not re.fullmatch(r"[1-9]\d{0,5}", width):
-        raise UserError(f"backbone {name}: expected features/D, such as features/384, D the vectors' length")
-    return VectorInputs(int(width))

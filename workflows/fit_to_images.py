@@ -93,7 +93,7 @@ def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[f
         return data.vector_backbone(options.features), 112, None  # the size of the pictures
     backbone = options.backbone or BACKBONE
     expected = models.preprocessing(backbone)
-    return backbone, options.size or expected["size"], {key: expected[key] for key in ("mean", "std")}
+    return backbone, options.size or expected.size, {"mean": expected.mean, "std": expected.std}
 
 
 def set_network(

@@ -5,6 +5,8 @@ Every image of a batch draws its own operation. The batch is sorted by operation
 works on a slice of it. Operations with the same arithmetic share a function.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -30,7 +32,7 @@ OPERATIONS = {
 INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 
 
-def draw_operations(n):
+def draw_operations(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One operation per image: their index in OPERATIONS, int64 (n,), and magnitudes, float64 (n,)."""
     low, high, mirrored = torch.tensor(list(OPERATIONS.values()), dtype=torch.float64).unbind(1)
     operation = torch.randint(len(OPERATIONS), (n,))
@@ -39,36 +41,37 @@ def draw_operations(n):
     return operation, torch.where((mirrored > 0) & (torch.rand(n) < 0.5), -magnitude, magnitude)
 
 
-def apply_operations(images, operation, magnitude):
+def apply_operations(images: torch.Tensor, operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Apply to each uint8 image (B, 3, H, W) its own operation, an index (B,), and magnitude (B,)."""
-    group = GROUP[operation]
-    order = group.argsort()
-    counts = group.bincount(minlength=len(GROUPS)).tolist()
+    function_of = FUNCTION_OF[operation]
+    order = function_of.argsort()
+    counts = function_of.bincount(minlength=len(FUNCTIONS)).tolist()
     # index_select copies whole rows: on a CPU ten times faster than images[order]
     images = images.index_select(0, to_device(order, images.device))
     parts = [values.split(counts) for values in (images, operation[order], magnitude[order])]
     done = [
-        function(*part) if len(part[0]) else part[0] for function, *part in zip(GROUPS, *parts, strict=True)
+        function(*part) if len(part[0]) else part[0]
+        for function, *part in zip(FUNCTIONS, *parts, strict=True)
     ]
     return torch.cat(done).index_select(0, to_device(order.argsort(), images.device))
 
 
-def _per_image(values, device):
+def _per_image(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """(n,) on the CPU -> (n, 1, 1, 1) on the device."""
     return to_device(values, device).view(-1, 1, 1, 1)
 
 
-def _identity(images, operation, magnitude):
+def _identity(images: torch.Tensor, operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def _warp(images, operation, magnitude):
+def _warp(images: torch.Tensor, operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     n, _, height, width = images.shape
     # Output pixel (x, y) takes the input pixel (a x + b y + c, d x + e y + f).
     identity = torch.tensor([1, 0, 0, 0, 1, 0], dtype=torch.float64)
     a, b, c, d, e, f = identity.repeat(n, 1).unbind(1)
 
-    def only(name, value):
+    def only(name: str, value: torch.Tensor) -> torch.Tensor:
         return torch.where(operation == INDEX[name], value, 0)
 
     angle = torch.deg2rad(only("Rotate", magnitude))  # about the image's center
@@ -93,7 +96,7 @@ def _warp(images, operation, magnitude):
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, source).view_as(images)
 
 
-def _blend(images, operation, factor):
+def _blend(images: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Color, Contrast, Brightness: other + factor * (image - other); other is gray, mean gray, black."""
     takes_luma, takes_mean = (
         _per_image((operation == INDEX[name]).float(), images.device) for name in ("Color", "Contrast")
@@ -104,25 +107,25 @@ def _blend(images, operation, factor):
     return _enhance(images, luma.mul_(takes_luma).add_(mean * takes_mean), factor)
 
 
-def _enhance(images, other, factor):
+def _enhance(images: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     factor = _per_image(factor.float(), images.device)
     blend = images.sub_(other).mul_(factor).add_(other)
     return blend.to(torch.int16).to(torch.uint8)  # truncates, as Pillow does; straight to uint8 is slower
 
 
-def _luma(images):
+def _luma(images: torch.Tensor) -> torch.Tensor:
     """Pillow's "L" of whole-numbered float images, exactly: (n, 1, H, W)."""
     r, g, b = (images[:, i : i + 1] for i in range(3))
     luma = torch.mul(r, 19595 / 65536).add_(g, alpha=38470 / 65536).add_(b, alpha=7471 / 65536)
     return luma.add_(0.5).floor_()
 
 
-def _sharpness(images, operation, factor):
+def _sharpness(images: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     images = images.float()
     return _enhance(images, _smooth(images), factor)
 
 
-def _smooth(images):
+def _smooth(images: torch.Tensor) -> torch.Tensor:
     """Pillow's SMOOTH of whole-numbered float images: 3x3 mean, weight 5 in the middle; same border."""
     smooth = images.clone()
     if min(images.shape[-2:]) >= 3:
@@ -133,23 +136,23 @@ def _smooth(images):
     return smooth
 
 
-def _solarize(images, operation, threshold):
+def _solarize(images: torch.Tensor, operation: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     value = torch.arange(256, device=images.device).view(1, 1, 256)
     threshold = to_device(threshold, images.device).view(-1, 1, 1)
     return _look_up(images, torch.where(value < threshold, value, 255 - value))
 
 
-def _posterize(images, operation, bits):
+def _posterize(images: torch.Tensor, operation: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     return images & _per_image((256 - (1 << (8 - bits.long()))).to(torch.uint8), images.device)
 
 
-def _look_up(images, table):
+def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Replace each value by its entry in the table of its image and channel, (n, 3 or 1, 256)."""
     table = table.to(torch.uint8).expand(-1, 3, -1)
     return table.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def _autocontrast(images, operation, magnitude):
+def _autocontrast(images: torch.Tensor, operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Stretch each channel so that its darkest value becomes 0 and its lightest 255."""
     value = torch.arange(256, device=images.device).view(1, 1, 256)
     flat = images.flatten(2)
@@ -160,7 +163,7 @@ def _autocontrast(images, operation, magnitude):
     return _look_up(images, torch.where(high > low, stretched, value))
 
 
-def _equalize(images, operation, magnitude):
+def _equalize(images: torch.Tensor, operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Spread each channel's histogram evenly, in ImageOps.equalize's integer arithmetic."""
     value = torch.arange(256, device=images.device, dtype=torch.int32).view(1, 1, 256)
     pixels = images.flatten(2).long()
@@ -175,7 +178,7 @@ def _equalize(images, operation, magnitude):
 
 
 # function(images, operation, magnitude): the operations that it implements
-GROUPS = {
+FUNCTIONS: dict[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], tuple[str, ...]] = {
     _identity: ("Identity",),
     _warp: ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"),
     _blend: ("Color", "Contrast", "Brightness"),
@@ -185,16 +188,18 @@ GROUPS = {
     _autocontrast: ("AutoContrast",),
     _equalize: ("Equalize",),
 }
-# for each operation, by its index, the index of its function in GROUPS
-GROUP = torch.tensor(
-    [group for name in OPERATIONS for group, names in enumerate(GROUPS.values()) if name in names]
+# for each operation, by its index, the index of its function in FUNCTIONS
+FUNCTION_OF = torch.tensor(
+    [i for name in OPERATIONS for i, names in enumerate(FUNCTIONS.values()) if name in names]
 )
 
 
 # --- Cutout --------------------------------------------------------------------------------------
 
 
-def draw_holes(n, size, n_holes, length, random=True):
+def draw_holes(
+    n: int, size: Sequence[int], n_holes: int, length: int, random: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Square holes: centers (row, column), int64 (n, n_holes, 2), and side lengths, int64 (n,).
 
     With `random` the length is uniform in 1..length, one per image; otherwise it is `length`.
@@ -204,12 +209,12 @@ def draw_holes(n, size, n_holes, length, random=True):
     return centers, lengths
 
 
-def cut_out(images, centers, lengths):
+def cut_out(images: torch.Tensor, centers: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Set rows and columns [center - l // 2, center + l // 2) of each hole to 0, in normalized images."""
     device = images.device
     centers, lengths = to_device(centers, device), to_device(lengths, device)
     half = (lengths // 2).view(-1, 1, 1)
-    keep = 1.0
+    keep: torch.Tensor | float = 1.0
     rows = torch.arange(images.shape[-2], device=device).view(1, -1, 1)
     columns = torch.arange(images.shape[-1], device=device).view(1, 1, -1)
     for row, column in (hole.unbind(1) for hole in centers.unbind(1)):

@@ -6,15 +6,18 @@ parameters, and the tests compare it with Pillow image by image.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from errors import UserError
 
 from ..device import to_device
+from ..views import Transform
 from . import strong
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
+GRAY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
 
 
 # --- normalization and center crop ---------------------------------------------------------------
@@ -23,17 +26,17 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow's "L"
 class Normalize:
     """0-255 images, uint8 or float32 (overwritten), -> (x / 255 - mean) / std, float32."""
 
-    def __init__(self, mean, std):
-        mean, std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-        self.scale = 1 / (255 * std)
-        self.shift = -mean / std
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        means, stds = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+        self.scale = 1 / (255 * stds)
+        self.shift = -means / stds
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
         return images.float().mul_(self.scale).add_(self.shift)
 
 
-def center_crop(images, size):
+def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
     """(B, 3, H, W) -> (B, 3, size, size). Raises UserError for images smaller than that."""
     height, width = images.shape[-2:]
     _require_size(height, width, size, "transformation_kwargs.crop_size")
@@ -41,7 +44,7 @@ def center_crop(images, size):
     return images[..., top : top + size, left : left + size]
 
 
-def _require_size(height, width, size, key):
+def _require_size(height: int, width: int, size: int, key: str) -> None:
     if min(height, width) < size:
         raise UserError(
             f"{key}: crop_size {size} is larger than the images ({height} x {width}); "
@@ -52,7 +55,9 @@ def _require_size(height, width, size, key):
 # --- random resized crop and flip ----------------------------------------------------------------
 
 
-def draw_resized_crops(n, height, width, scale, ratio=(3 / 4, 4 / 3)):
+def draw_resized_crops(
+    n: int, height: int, width: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Boxes by torchvision's rules: (top, left, height, width), int64 (n,) each.
 
     Ten tries of an area uniform in `scale` and an aspect log-uniform in `ratio`; if none fits, the
@@ -75,7 +80,9 @@ def draw_resized_crops(n, height, width, scale, ratio=(3 / 4, 4 / 3)):
     return top, left, h, w
 
 
-def _resampling_matrix(start, length, full, size, mirror=None):
+def _resampling_matrix(
+    start: torch.Tensor, length: torch.Tensor, full: int, size: int, mirror: torch.Tensor | None = None
+) -> torch.Tensor:
     """Pillow's bilinear filter as matrices (B, size, full): output pixel <- input pixels of the box.
 
     A triangle that reaches one input pixel to each side, or further when shrinking. It is cut off at the box
@@ -93,7 +100,15 @@ def _resampling_matrix(start, length, full, size, mirror=None):
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
-def resized_crop(images, top, left, height, width, size, flip):
+def resized_crop(
+    images: torch.Tensor,
+    top: torch.Tensor,
+    left: torch.Tensor,
+    height: torch.Tensor,
+    width: torch.Tensor,
+    size: int,
+    flip: torch.Tensor,
+) -> torch.Tensor:
     """Crop the boxes, resize, mirror where `flip` (B,): float32 (B, 3, size, size) in 0-255."""
     b, c, full_height, full_width = images.shape
     boxes = to_device(torch.stack([top, left, height, width, flip]), images.device)
@@ -106,7 +121,7 @@ def resized_crop(images, top, left, height, width, size, flip):
         return torch.matmul(rows.unsqueeze(1), out.view(b, c, full_height, size))  # (B, 3, S, S)
 
 
-def crop(images, top, left, size):
+def crop(images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: int) -> torch.Tensor:
     """Cut a square of `size` out of each image at its own place, `top` and `left` (B, 1, 1)."""
     device = images.device
     within = torch.arange(size, device=device)
@@ -116,7 +131,7 @@ def crop(images, top, left, size):
     return images.flatten(2).gather(2, source.expand(-1, 3, -1)).unflatten(2, (size, size))
 
 
-def flip_where(images, flip):
+def flip_where(images: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Mirror the images for which `flip` (B,) holds."""
     both = torch.cat([images, images.flip(-1)])
     chosen = torch.arange(len(images)) + len(images) * flip
@@ -126,13 +141,13 @@ def flip_where(images, flip):
 # --- color ---------------------------------------------------------------------------------------
 
 
-def to_grey(images):
+def to_gray(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) -> luma (B, 1, H, W)."""
     r, g, b = images.split(1, dim=1)
-    return (GREY[0] * r).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2])
+    return (GRAY[0] * r).add_(g, alpha=GRAY[1]).add_(b, alpha=GRAY[2])
 
 
-def shift_hue(images, shift):
+def shift_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """Turn the hue of float 0-255 images by `shift` (B,), as a fraction of the circle."""
     red, green, blue = images.unbind(1)  # (B, H, W) each
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -154,7 +169,14 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])  # the factors that change nothing
 
 
-def draw_color_jitter(n, p, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0):
+def draw_color_jitter(
+    n: int,
+    p: float,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors float32 (n, 4), hue as a shift, and the order of the four operations int64 (n, 4).
 
     With probability 1 - p an image gets the factors that change nothing.
@@ -169,7 +191,7 @@ def draw_color_jitter(n, p, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.
     return factors, order
 
 
-def color_jitter(images, factors, order):
+def color_jitter(images: torch.Tensor, factors: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Apply brightness, contrast, saturation and hue to float 0-255 images, each image in its own order.
 
     The first three are the same blend, clamp(f x + (1 - f) d), with a different d: black, the mean gray, the
@@ -193,19 +215,19 @@ def color_jitter(images, factors, order):
     jittered = images[: ends[3]]
     for r in range(4):
         if r > 0:
-            factor, takes_mean, takes_grey = per_blend[:, : ends[3], r - 1]
-            luma = to_grey(jittered)
-            other = luma.mean((2, 3), keepdim=True) * takes_mean + luma * takes_grey
+            factor, takes_mean, takes_gray = per_blend[:, : ends[3], r - 1]
+            luma = to_gray(jittered)
+            other = luma.mean((2, 3), keepdim=True) * takes_mean + luma * takes_gray
             jittered.mul_(factor).add_(other * (1 - factor)).clamp_(0, 255)
         turned = slice(ends[r - 1] if r else 0, ends[r])
         images[turned] = shift_hue(images[turned], shift[turned])
     return images.index_select(0, to_device(by_round.argsort(), device))
 
 
-def grey_where_(images, chosen):
+def gray_where_(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Overwrite the float images for which `chosen` (B,) holds by their luma in three channels."""
     index = to_device(chosen.nonzero().squeeze(1), images.device)
-    return images.index_copy_(0, index, to_grey(images.index_select(0, index)).expand(-1, 3, -1, -1))
+    return images.index_copy_(0, index, to_gray(images.index_select(0, index)).expand(-1, 3, -1, -1))
 
 
 # --- the three training augmentations and the evaluation transform -------------------------------
@@ -219,28 +241,28 @@ class SimCLRAugmentation:
 
     def __init__(
         self,
-        random_resized_crop,
-        normalize,
-        color_jitter=None,
-        color_jitter_random_apply=None,
-        random_grayscale=None,
-        random_horizontal_flip=None,
+        random_resized_crop: Mapping[str, Any],
+        normalize: Mapping[str, Any],
+        color_jitter: Mapping[str, float] | None = None,
+        color_jitter_random_apply: Mapping[str, float] | None = None,
+        random_grayscale: Mapping[str, float] | None = None,
+        random_horizontal_flip: Mapping[str, float] | None = None,
     ):
         self.size, self.scale = random_resized_crop["size"], random_resized_crop["scale"]
         self.flip = (random_horizontal_flip or {"p": 0.5})["p"]
         self.jitter = color_jitter
         self.jitter_p = (color_jitter_random_apply or {"p": 1.0})["p"]
-        self.grey = (random_grayscale or {"p": 0.0})["p"]
+        self.gray = (random_grayscale or {"p": 0.0})["p"]
         self.normalize = Normalize(**normalize)
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         n, _, height, width = images.shape
         boxes = draw_resized_crops(n, height, width, self.scale)
         images = resized_crop(images, *boxes, self.size, flip=torch.rand(n) < self.flip)
         if self.jitter:
             images = color_jitter(images, *draw_color_jitter(n, self.jitter_p, **self.jitter))
-        if self.grey:
-            images = grey_where_(images, torch.rand(n) < self.grey)
+        if self.gray:
+            images = gray_where_(images, torch.rand(n) < self.gray)
         return self.normalize(images)
 
 
@@ -250,14 +272,21 @@ class StrongAugmentation:
     Args: as the YAML keys of `augmentation_kwargs`; `random_horizontal_flip: {p}` defaults to 0.5.
     """
 
-    def __init__(self, crop_size, num_strong_augs, cutout_kwargs, normalize, random_horizontal_flip=None):
+    def __init__(
+        self,
+        crop_size: int,
+        num_strong_augs: int,
+        cutout_kwargs: Mapping[str, Any],
+        normalize: Mapping[str, Any],
+        random_horizontal_flip: Mapping[str, float] | None = None,
+    ):
         self.crop_size = crop_size
         self.num_strong_augs = num_strong_augs
         self.cutout = cutout_kwargs
         self.flip = (random_horizontal_flip or {"p": 0.5})["p"]
         self.normalize = Normalize(**normalize)
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         n = len(images)
         images = flip_where(images, torch.rand(n) < self.flip)
         images = self._random_crop(images)
@@ -266,7 +295,7 @@ class StrongAugmentation:
         images = self.normalize(images)
         return strong.cut_out(images, *strong.draw_holes(n, images.shape[-2:], **self.cutout))
 
-    def _random_crop(self, images):
+    def _random_crop(self, images: torch.Tensor) -> torch.Tensor:
         n, _, height, width = images.shape
         size = self.crop_size
         _require_size(height, width, size, "augmentation_kwargs.crop_size")
@@ -280,16 +309,16 @@ class StrongAugmentation:
 class EvalTransform:
     """The transform of evaluation, and of the weak view of step 3: center crop and normalize."""
 
-    def __init__(self, crop_size, normalize):
+    def __init__(self, crop_size: int, normalize: Mapping[str, Any]):
         self.crop_size = crop_size
         self.normalize = Normalize(**normalize)
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return self.normalize(center_crop(images, self.crop_size))
 
 
 # name: (class, the keys of `augmentation_kwargs` that it must have besides `normalize`)
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, tuple[Callable[..., Transform], set[str]]] = {
     "standard": (SimCLRAugmentation, {"random_resized_crop"}),
     "simclr": (
         SimCLRAugmentation,
@@ -299,7 +328,7 @@ AUGMENTATIONS = {
 }
 
 
-def build_train_transform(config):
+def build_train_transform(config: Mapping[str, Any]) -> Transform:
     """The training augmentation that `augmentation_strategy` and `augmentation_kwargs` describe.
 
     Keys of other strategies are ignored, because published files contain some. With `features_file`, the
@@ -319,7 +348,7 @@ def build_train_transform(config):
     return augmentation(**{key: value for key, value in given.items() if key in wanted})
 
 
-def build_eval_transform(config):
+def build_eval_transform(config: Mapping[str, Any]) -> Transform:
     """The evaluation transform that `transformation_kwargs` describes; none with `features_file`."""
     if config.get("features_file"):
         return torch.nn.Identity()

@@ -1,11 +1,13 @@
 """scikit-learn's 1 797 handwritten digits, 8 x 8 pixels: real images that need no download."""
 
+from pathlib import Path
+
 import numpy as np
 
 from .arrays import ArrayImages, to_channels_first
 
 
-def build_digits(data_dir, split, size):
+def build_digits(data_dir: Path, split: str, size: int) -> ArrayImages:
     """`train` (1 437 images) or `test` (360): a fixed split, stratified by class."""
     from sklearn.datasets import load_digits  # takes seconds, so only where it is needed
     from sklearn.model_selection import train_test_split
@@ -16,8 +18,4 @@ def build_digits(data_dir, split, size):
         np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0
     )
     index = test if split == "test" else train
-    return ArrayImages(
-        to_channels_first(images[index], "digits"),
-        bunch.target[index],
-        [str(name) for name in bunch.target_names],
-    )
+    return ArrayImages(to_channels_first(images[index], "digits"), bunch.target[index])

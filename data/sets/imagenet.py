@@ -11,7 +11,7 @@ from .labels import require_known
 SUBSETS = Path(__file__).parent / "imagenet_subsets"
 
 
-def build_imagenet(data_dir, split, size, subset=None):
+def build_imagenet(data_dir: Path, split: str, size: int, subset: int | None = None) -> FolderImages:
     """ImageNet under `{data_dir}/imagenet/ILSVRC2012_img_{train,val}/<wnid>/*`.
 
     Args:
@@ -19,7 +19,7 @@ def build_imagenet(data_dir, split, size, subset=None):
         subset: 50, 100 or 200 for the published class lists, whose line number is the label; None
             for all classes, labeled in the sorted order of the train split's folders.
     """
-    train, val = (Path(data_dir) / "imagenet" / f"ILSVRC2012_img_{name}" for name in ("train", "val"))
+    train, val = (data_dir / "imagenet" / f"ILSVRC2012_img_{name}" for name in ("train", "val"))
     root = val if split == "test" else train
     if not root.is_dir():
         raise UserError(f"{root}: ImageNet is not there; set data_dir to the folder that holds imagenet/")
@@ -32,11 +32,11 @@ def build_imagenet(data_dir, split, size, subset=None):
         require_known(train, wnids, root, present)
     else:
         lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()
-        wnids, names = zip(*(line.split(" ", 1) for line in lines), strict=True)
+        wnids, names = map(list, zip(*(line.split(" ", 1) for line in lines), strict=True))
     missing = [wnid for wnid in wnids if not (root / wnid).is_dir()]
     if missing:
         raise UserError(f"{root}: {len(missing)} class folders are missing ({', '.join(missing[:4])})")
     files, labels, _ = labelled_files(root, wnids)
     if not files:
         raise UserError(f"{root}: no images found in its class folders")
-    return FolderImages(files, labels, list(names), size)
+    return FolderImages(files, labels, names, size)

@@ -1,12 +1,16 @@
 """Checks of labels, which only evaluation uses: wrong ones are an error, meaningless ones are dropped."""
 
 import logging
+from collections.abc import Iterable, Sequence, Sized
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from errors import UserError
 
+from ..dataset import Dataset
 from ..messages import say_once, shown
 
 log = logging.getLogger(__name__)
@@ -14,34 +18,23 @@ log = logging.getLogger(__name__)
 MOST_CLASSES = 30_000  # comparing more of them with clusters would take gigabytes
 
 
-def labels_and_names(labels, classes, count):
-    """The labels and class names as a dataset keeps them.
+def labels_and_names(
+    labels: ArrayLike | None, classes: Sequence[str] | None, count: int
+) -> tuple[torch.Tensor | None, list[str] | None]:
+    """Labels, int64 (count,), and class names, by default the labels themselves; None without labels.
 
-    Args:
-        labels: integers (count,), or None.
-        classes: class names; None: the labels themselves.
-        count: number of images.
-
-    Returns:
-        int64 tensor (count,) and a list of strings, or None and None without labels. Raises ValueError, see
-        `check`.
+    Raises ValueError, see `check_labels`.
     """
     if labels is None:
         return None, None
     labels = np.asarray(labels)
-    check(labels, count, classes)
-    labels = torch.as_tensor(labels, dtype=torch.int64)
-    return labels, classes or [str(name) for name in range(len(labels.bincount()))]
+    check_labels(labels, count, classes)
+    indices = torch.as_tensor(labels, dtype=torch.int64)
+    return indices, list(classes or map(str, range(len(indices.bincount()))))
 
 
-def check(labels, count, classes, what="labels"):
-    """Raise ValueError, naming `what`, unless an array holds one class index per image.
-
-    Args:
-        labels: the array, which should hold integers (count,).
-        count: number of images.
-        classes: class names, or None.
-    """
+def check_labels(labels: np.ndarray, count: int, classes: Sized | None, what: str = "labels") -> None:
+    """Raise ValueError, naming `what`, unless the labels are integers (count,), indices of the classes."""
     if not count and not len(labels):  # an empty list has no type
         return
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
@@ -54,12 +47,7 @@ def check(labels, count, classes, what="labels"):
         raise ValueError(f"'classes' has {len(classes)} names, but a label is {labels.max()}")
 
 
-def none_if_unknown(labels):
-    """The labels, or None if some are negative: torchvision marks unknown ones by -1."""
-    return None if (np.asarray(labels) < 0).any() else labels
-
-
-def require_few(classes, where):
+def require_few(classes: Sized, where: str) -> None:
     """Raise UserError for more class folders than can be compared with clusters."""
     if len(classes) > MOST_CLASSES:
         raise UserError(
@@ -68,7 +56,7 @@ def require_few(classes, where):
         )
 
 
-def require_known(train, classes, folder, present):
+def require_known(train: Path, classes: Iterable[str], folder: Path, present: Iterable[str]) -> None:
     """Raise UserError if a split has a class folder that the train split lacks."""
     unknown = sorted(set(present) - set(classes))
     if unknown:
@@ -76,11 +64,12 @@ def require_known(train, classes, folder, present):
         raise UserError(f"{shown(str(train))}: has no class folder {names}, but {shown(str(folder))} has")
 
 
-def leave_out_a_single_class(dataset, where):
+def drop_labels_of_one_class(dataset: Dataset, where: str) -> None:
     """Drop the labels if all images have the same: a collapsed clustering would match them perfectly."""
-    if dataset.labels is None or len(dataset) < 2 or (dataset.labels != dataset.labels[0]).any():
+    labels, classes = dataset.labels, dataset.classes
+    if labels is None or classes is None or len(labels) < 2 or (labels != labels[0]).any():
         return
-    name = dataset.classes[dataset.labels[0]]
+    name = classes[labels[0]]
     message = f"{where}: all images are of one class ({name}), which is no information: treated as unlabeled"
     say_once(log.info, message)
     dataset.labels = dataset.classes = None

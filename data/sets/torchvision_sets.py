@@ -2,24 +2,24 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from errors import UserError
 
 from .arrays import ArrayImages, to_channels_first
-from .labels import none_if_unknown
 
 
-def build_cifar10(data_dir, split, size):
+def build_cifar10(data_dir: Path, split: str, size: int) -> ArrayImages:
     """CIFAR-10, 50 000 train and 10 000 test images of 32 x 32."""
-    files = _read("CIFAR10", Path(data_dir) / "cifar-10", train=split != "test")
+    files = _read("CIFAR10", data_dir / "cifar-10", train=split != "test")
     return ArrayImages(to_channels_first(files.data, "cifar-10"), files.targets, files.classes)
 
 
-def build_cifar20(data_dir, split, size):
+def build_cifar20(data_dir: Path, split: str, size: int) -> ArrayImages:
     """CIFAR-100 with its 20 coarse labels, which are in the files but not in torchvision's class."""
-    files = _read("CIFAR100", Path(data_dir) / "cifar-20", train=split != "test")
+    files = _read("CIFAR100", data_dir / "cifar-20", train=split != "test")
     folder = Path(files.root) / files.base_folder
     # safe to unpickle: torchvision has just verified the MD5 sums
     labels = _unpickle(folder / ("test" if split == "test" else "train"))["coarse_labels"]
@@ -27,13 +27,14 @@ def build_cifar20(data_dir, split, size):
     return ArrayImages(to_channels_first(files.data, "cifar-20"), labels, classes)
 
 
-def build_stl10(data_dir, split, size):
+def build_stl10(data_dir: Path, split: str, size: int) -> ArrayImages:
     """STL-10, 96 x 96: `train` (5 000), `test` (8 000), `train+unlabeled` (105 000, labels unknown)."""
-    files = _read("STL10", Path(data_dir) / "stl-10", split=split)
-    return ArrayImages(np.ascontiguousarray(files.data), none_if_unknown(files.labels), files.classes)
+    files = _read("STL10", data_dir / "stl-10", split=split)
+    labels = None if split == "train+unlabeled" else files.labels
+    return ArrayImages(np.ascontiguousarray(files.data), labels, files.classes)
 
 
-def _read(name, root, **split):
+def _read(name: str, root: Path, **split: Any) -> Any:
     """torchvision's dataset `name` of the files under `root`, downloaded first if they are not there."""
     import torchvision  # takes seconds, so only where it is needed
 
@@ -46,6 +47,6 @@ def _read(name, root, **split):
         ) from None
 
 
-def _unpickle(path):
+def _unpickle(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return pickle.load(file, encoding="latin1")

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 from zipfile import BadZipFile
 
 import numpy as np
@@ -12,74 +14,68 @@ import torch
 from errors import UserError
 
 from ..dataset import Dataset
-from ..device import moved_if_it_fits, to_device
+from ..device import Device, moved_if_it_fits, to_device
 
-ORDER = (
+ROW_ORDER = (
     "a row for each image of the train split, then for each of the test split if it has other images, sorted"
 )
 
 
-_tables = weakref.WeakValueDictionary()  # (the file's identity, its rows): Table; a cache of this process
+class SharedVectors:
+    """Vectors, float32 (N, D), that all datasets of these rows share."""
 
-
-class Table:
-    """Vectors, float32 tensor (N, D), that all datasets of these rows share."""
-
-    def __init__(self, vectors):
+    def __init__(self, vectors: torch.Tensor):
         self.vectors = vectors
-        self.sum = hashlib.sha256(vectors.numpy()).hexdigest()[:16]
+        self.digest = hashlib.sha256(vectors.numpy().data).hexdigest()[:16]
+
+
+_in_use: WeakValueDictionary[tuple, SharedVectors] = WeakValueDictionary()  # by file status, and rows
 
 
 class VectorDataset(Dataset):
-    """A dataset whose names, labels and pictures are those of images, and whose `fetch` gives vectors.
+    """A dataset whose names, labels and pictures are those of N images, and whose `fetch` gives N vectors."""
 
-    Args:
-        images: a `data.Dataset` of N images.
-        table: Table of N vectors.
-    """
-
-    def __init__(self, images, table):
+    def __init__(self, images: Dataset, shared: SharedVectors):
         self.images = images
-        self.table = table
+        self.shared = shared
         self.labels, self.classes = images.labels, images.classes
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
-    def names(self):
-        """The images' names."""
+    def names(self) -> list[str]:
         return self.images.names()
 
-    def raw(self, index):
-        """One image, uint8 (3, H, W), on the CPU."""
+    def raw(self, index: int) -> torch.Tensor:
         return self.images.raw(index)
 
-    def content_hashes(self):
-        """Those of the images, or None."""
+    def content_hashes(self) -> list[str] | None:
         return self.images.content_hashes()
 
-    def content_digest(self):
-        """That of the images with a hash of all vectors, or None."""
+    def content_digest(self) -> str | None:
         digest = self.images.content_digest()
-        return digest and f"{digest}, vectors {self.table.sum}"
+        return digest and f"{digest}, vectors {self.shared.digest}"
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """The images' fingerprint and a hash of all vectors."""
-        return f"{self.images.fingerprint()}, vectors of {self.table.vectors.size(1)} ({self.table.sum})"
+        width = self.shared.vectors.size(1)
+        return f"{self.images.fingerprint()}, vectors of {width} ({self.shared.digest})"
 
-    def to(self, device):
-        """Move the vectors to `device` if they fit there; if not, `fetch` copies each batch."""
+    def to(self, device: Device) -> None:
         what = f"the vectors of {len(self)} images"
-        self.table.vectors = moved_if_it_fits(self.table.vectors, device, what)
+        self.shared.vectors = moved_if_it_fits(self.shared.vectors, device, what)
 
-    def fetch(self, index_batches, device, num_workers=0):
-        """Yield the vectors of each int64 index batch, float32 (*index.shape, D), on `device`."""
+    def fetch(
+        self, index_batches: Iterable[torch.Tensor], device: Device, num_workers: int = 0
+    ) -> Iterator[torch.Tensor]:
+        vectors = self.shared.vectors
         for index in index_batches:
-            index = to_device(index, self.table.vectors.device)
-            yield self.table.vectors[index].to(device, non_blocking=True)
+            yield vectors[to_device(index, vectors.device)].to(device, non_blocking=True)
 
 
-def with_vectors(config, split, build):
+def build_vectors(
+    config: Mapping[str, Any], split: str, build_images: Callable[[Mapping[str, Any], str], Dataset]
+) -> VectorDataset:
     """The images of one split with the vectors of `features_file`.
 
     The file has a row for each image of both splits, so both are built. For the test split of another dataset
@@ -88,10 +84,7 @@ def with_vectors(config, split, build):
     Args:
         config: a configuration with `features_file`.
         split: "train" or "test".
-        build: function (config, split) that builds the dataset of the images.
-
-    Returns:
-        VectorDataset.
+        build_images: function (config, split) that builds the dataset of the images.
 
     Raises:
         UserError: the file cannot be read, holds something else than finite vectors, not one for each image,
@@ -107,48 +100,47 @@ def with_vectors(config, split, build):
             f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
             f"{table.shape[1]} numbers"
         )
+    images, start = build_images(config, split), 0
     other = split == "test" and config["val_db_name"] != config["train_db_name"]
-    images = {"test": build(config, "test")} if other else {}
-    start = 0
-    if not other or len(table) != len(images["test"]):
-        images = {name: images.get(name) or build(config, name) for name in ("train", "test")}
-        n, m = len(images["train"]), len(images["test"])
-        same = images["train"].fingerprint() == images["test"].fingerprint()
-        if len(table) != n + (0 if same else m):
+    if not (other and len(table) == len(images)):
+        train, test = (images if name == split else build_images(config, name) for name in ("train", "test"))
+        n, m, same = len(train), len(test), train.fingerprint() == test.fingerprint()
+        if len(table) != (n if same else n + m):
             counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
-            raise UserError(f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ORDER}")
+            raise UserError(
+                f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ROW_ORDER}"
+            )
         start = n if split == "test" and not same else 0
-    images, status = images[split], os.stat(path)
+    status = os.stat(path)
     key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, start, len(images)
-    shared = _tables.get(key)
-    if shared is None:
-        shared = _tables[key] = Table(_finite(path, table, start, images))
+    shared = _in_use.get(key) or SharedVectors(_finite(path, table, start, images))
+    _in_use[key] = shared
     return VectorDataset(images, shared)
 
 
-def _finite(path, table, start, images):
+def _finite(path: Path, table: np.ndarray, start: int, images: Dataset) -> torch.Tensor:
     """The images' vectors, float32 (N, D), from a row on. Raises UserError."""
     with np.errstate(over="ignore"):  # it is refused below
         vectors = torch.from_numpy(table[start : start + len(images)].astype(np.float32))
-    broken = (~vectors.isfinite().all(1)).nonzero().flatten()
-    if len(broken):
+    broken = (~vectors.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
         raise UserError(
             f"{path}: {len(broken)} vectors hold NaN or infinity, or numbers too large for float32, the "
-            f"first one in row {start + int(broken[0])} ({images.names()[broken[0]]})"
+            f"first one in row {start + broken[0]} ({images.names()[broken[0]]})"
         )
     return vectors
 
 
-def vector_backbone(path):
-    """The `backbone` of a model of the vectors in this .npy file. Raises UserError, see `with_vectors`."""
-    return _backbone_of(_read(Path(path)))
+def vector_backbone(path: Path) -> str:
+    """The `backbone` of a model of the vectors in this .npy file. Raises UserError, see `build_vectors`."""
+    return _backbone_of(_read(path))
 
 
-def _backbone_of(table):
+def _backbone_of(table: np.ndarray) -> str:
     return f"features/{table.shape[1]}"
 
 
-def _read(path):
+def _read(path: Path) -> np.ndarray:
     """Map the table of an .npy file, float (N, D)."""
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -158,8 +150,9 @@ def _read(path):
         raise UserError(
             f"features_file {path}: not a readable .npy file of numbers; write it with numpy.save"
         ) from None
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
-        found = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "several arrays"
+    is_array = isinstance(table, np.ndarray)
+    if not is_array or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
+        found = f"{table.dtype} {table.shape}" if is_array else "several arrays"
         raise UserError(
             f"features_file {path}: expected floating-point numbers of shape (N, D), found {found}"
         )

@@ -8,16 +8,16 @@ import data
 from errors import UserError
 
 
-@pytest.mark.parametrize("grey", [False, True])
-def test_npz(tmp_path, grey):
+@pytest.mark.parametrize("gray", [False, True])
+def test_npz(tmp_path, gray):
     train, test = pictures(6, 20, 24), pictures(4, 20, 24, seed=1)
-    if grey:
+    if gray:
         train, test = train[..., 0], test[..., 0]
     labels = np.array([[0], [1], [2], [0], [1], [2]], dtype=np.uint8)  # (N, 1), as MedMNIST writes them
     np.savez(tmp_path / "mine.npz", train_images=train, train_labels=labels, test_images=test)
     found = data.build_dataset(config("mine", tmp_path), "train")
     assert found.images.shape == (6, 3, 20, 24)
-    expected = train if not grey else np.repeat(train[..., None], 3, axis=3)
+    expected = train if not gray else np.repeat(train[..., None], 3, axis=3)
     np.testing.assert_array_equal(found.images.permute(0, 2, 3, 1), expected)
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert found.classes == ["0", "1", "2"]

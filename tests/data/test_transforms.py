@@ -1,4 +1,4 @@
-"""Crops and colours against Pillow and torchvision image by image; the laws of their random parameters."""
+"""Crops and colors against Pillow and torchvision image by image; the laws of their random parameters."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_box_that_never_fits_falls_back_to_the_center():
     assert (top.tolist(), left.tolist(), h.tolist(), w.tolist()) == ([0] * 3, [43] * 3, [10] * 3, [13] * 3)
 
 
-# --- colour --------------------------------------------------------------------------------------
+# --- color --------------------------------------------------------------------------------------
 
 
 def test_color_jitter_equals_torchvision_in_the_same_order():
@@ -122,10 +122,10 @@ def test_color_jitter_draws():
     assert (permutations - 1000).abs().max() < 5 * 1000**0.5
 
 
-def test_grey_where():
+def test_gray_where():
     images = batch(6).float()
     chosen = torch.tensor([True, False] * 3)
-    out = transforms.grey_where_(images.clone(), chosen)
+    out = transforms.gray_where_(images.clone(), chosen)
     assert torch.equal(out[1::2], images[1::2])
     for image, result in zip(images[::2], out[::2], strict=True):
         expected = np.asarray(as_pil(image.byte()).convert("L")).astype(float)
@@ -183,18 +183,18 @@ def augmented(images, name, kwargs):
     return out
 
 
-def test_simclr_is_crop_jitter_grey_normalise():
+def test_simclr_is_crop_jitter_gray_normalize():
     images = batch(16)
     out = augmented(images, "simclr", SIMCLR)
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
     x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
     x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
-    x = transforms.grey_where_(x, torch.rand(16) < 0.2)
+    x = transforms.gray_where_(x, torch.rand(16) < 0.2)
     torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
 
 
-def test_standard_is_crop_normalise():
-    """Colour keys, which published files carry for all strategies, are not used."""
+def test_standard_is_crop_normalize():
+    """Color keys, which published files carry for all strategies, are not used."""
     images = batch(16)
     out = augmented(images, "standard", SIMCLR)
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
@@ -202,7 +202,7 @@ def test_standard_is_crop_normalise():
     torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
 
 
-def test_ours_is_flip_crop_four_operations_normalise_cutout():
+def test_ours_is_flip_crop_four_operations_normalize_cutout():
     images = batch(16)
     out = augmented(images, "ours", OURS)
     x = transforms.flip_where(images, torch.rand(16) < 0.5)

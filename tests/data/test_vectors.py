@@ -56,9 +56,9 @@ def test_images_that_are_both_splits_share_one_tensor(photos, tmp_path):
     settings = photos(vectors(4))
     train, test = (data.build_dataset(settings, split) for split in ("train", "test"))
     test.to("meta")
-    assert train.table.vectors is test.table.vectors
+    assert train.shared.vectors is test.shared.vectors
     np.save(tmp_path / "v.npy", vectors(4, seed=1))
-    assert data.build_dataset(settings, "train").table is not test.table
+    assert data.build_dataset(settings, "train").shared is not test.shared
 
 
 def test_another_dataset_needs_no_training_images(photos, tmp_path):

@@ -12,7 +12,7 @@ from digits_steps import ROOT
 from mistakes import refused
 
 from models import build_model, library_network, preprocessing
-from models.pretrained_backbones import learned_with_labels
+from models.pretrained_backbones import IMAGENET, learned_with_labels
 
 DINO = "timm/vit_small_patch14_dinov2.lvd142m"
 
@@ -48,7 +48,7 @@ def test_torchvision_features_are_what_its_classifier_takes(name, classifier, di
     whole = torchvision.models.get_model(name).eval()
     fits = whole.load_state_dict(backbone.state_dict(), strict=False)
     assert {key.rpartition(".")[0] for key in fits.missing_keys} == {classifier}
-    assert library_network(f"torchvision/{name}").classifiers == (classifier,)
+    assert library_network(f"torchvision/{name}").classifiers() == (classifier,)
     taken = []
     whole.get_submodule(classifier).register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
     images = torch.randn(2, 3, 64, 64)
@@ -123,15 +123,12 @@ def test_the_libraries_are_imported_only_when_needed():
 
 
 def test_preprocessing():
-    imagenet = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    assert preprocessing(DINO) == imagenet  # not 518 pixels
-    assert preprocessing({"backbone": "torchvision/mobilenet_v2"}) == imagenet
-    assert preprocessing("torchvision/efficientnet_b1") == {**imagenet, "size": 240}
-    assert preprocessing("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k") == {"size": 384, **half}
-    assert preprocessing("resnet18") == preprocessing("features/64") == imagenet
-    preprocessing("resnet18")["mean"].clear()
-    assert preprocessing("resnet18") == imagenet
+    assert preprocessing(DINO) == IMAGENET  # not 518 pixels
+    assert preprocessing("torchvision/mobilenet_v2") == IMAGENET
+    assert preprocessing("torchvision/efficientnet_b1") == IMAGENET._replace(size=240)
+    half = [0.5] * 3
+    assert preprocessing("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k") == (384, half, half)
+    assert preprocessing("resnet18") == preprocessing("features/64") == IMAGENET
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,9 @@ def test_criteria_are_those_of_the_losses():
 # --- defaults are the same everywhere ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("package", [data, models])
-def test_defaults_of_the_packages(package):
-    for name, value in package.DEFAULTS.items():
+@pytest.mark.parametrize("defaults", [data.DATA_DEFAULTS, models.MODEL_DEFAULTS])
+def test_defaults_of_the_packages(defaults):
+    for name, value in defaults.items():
         default = KEYS[name].default
         found = set(map(str, default.values())) if isinstance(default, PerSetup) else {str(default)}
         if KEYS[name].required != schema.ALWAYS:
