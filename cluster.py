@@ -20,6 +20,7 @@ import torch
 
 import data
 from errors import UserError
+from models import ClusteringModel
 from steps import sheets
 from steps.describe_clusters import describe_clusters
 from steps.load_model import load_model
@@ -68,41 +69,30 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "images", metavar="PHOTOS", type=file_argument, help="folder of images, nested or not"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", metavar="PHOTOS", type=file_argument, help="folder of images, nested or not")
+    add(
         "--clusters", metavar="K", required=True, type=numbers_argument,
         help="number of clusters; several to compare, K,K,...; or auto, to compare many and take the best",
     )  # fmt: skip
-    parser.add_argument("--name", help="name of the results folder (default: the name of PHOTOS)")
-    parser.add_argument("--root_dir", help="folder of all results (default: that of configs/env.yml)")
-    parser.add_argument(
+    add("--name", help="name of the results folder (default: the name of PHOTOS)")
+    add("--root_dir", help="folder of all results (default: that of configs/env.yml)")
+    add(
         "--backbone", metavar="NAME",
         help=f"network: timm/..., torchvision/... (default: {BACKBONE}); with --from-scratch also "
         "resnet18, ... (default: the best for which --hours are enough)",
     )  # fmt: skip
-    parser.add_argument(
-        "--pretrained", metavar="FILE", type=file_argument, help="file of the backbone's weights"
-    )
-    parser.add_argument(
+    add("--pretrained", metavar="FILE", type=file_argument, help="file of the backbone's weights")
+    add(
         "--features", metavar="FILE.npy", type=file_argument,
         help="cluster by these vectors, one for each image in the order of their names, from any model",
     )  # fmt: skip
-    parser.add_argument(
-        "--from-scratch", action="store_true", help="learn the features from these images alone"
-    )
-    parser.add_argument("--size", metavar="PIXELS", type=int, help="side to which images are brought")
-    parser.add_argument("--resize", choices=["crop", "pad", "squeeze"], default="crop", help="how they are")
-    parser.add_argument(
-        "--hours", type=float, default=2.0, help="budget of --from-scratch for step 1 (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--labels",
-        choices=["subfolders"],
-        help="the names of subfolders are classes: compare, after clustering",
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    add("--from-scratch", action="store_true", help="learn the features from these images alone")
+    add("--size", metavar="PIXELS", type=int, help="side to which images are brought")
+    add("--resize", choices=["crop", "pad", "squeeze"], default="crop", help="how they are")
+    add("--hours", type=float, default=2.0, help="time for step 1 of --from-scratch (default: %(default)g)")
+    add("--labels", choices=["subfolders"], help="compare with the names of subfolders, after clustering")
+    add("--seed", type=int, default=0)
     add_overrides(parser, "override a key of all experiment files")
     args = parser.parse_args(argv)
     distributed.require_one_process("cluster.py")
@@ -236,6 +226,7 @@ def predictions(run: Run, dataset: data.Dataset, kept: Path) -> tuple[torch.Tens
     """
     loaded = load_model(run.config, run.folder / "model.pth.tar")
     model = run.machine.place(loaded.model).eval()
+    assert isinstance(model, ClusteringModel) and loaded.head is not None  # as these steps have
     loading = run.machine.loading(run.config)
     loader = data.eval_loader(dataset, run.config, **loading)
     features = backbone_features(run, kept, model, loader, "features")
