@@ -182,8 +182,8 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     described = describe_clusters(
         dataset, features, probabilities, run.machine, config.search, folders["pretext"]
     )
-    opinions = baselines.cluster(features, config.num_classes, config.seed)
-    agreement, opinions = baselines.compare(described.assignment.cluster, opinions, config.num_classes)
+    others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
+    agreement, others = baselines.measure_agreement(described.assignment.cluster, others, config.num_classes)
     epochs = {step: read_epochs(path) for step, path in folders.items()}
     figures = {
         "folder": str(experiment.options.images),
@@ -210,7 +210,7 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         epochs=epochs,
         image_url=f"{experiment.options.images.as_uri()}/",
         truth=truth,
-        columns={name: clusters.tolist() for name, clusters in opinions.items()},
+        columns={name: clusters.tolist() for name, clusters in others.items()},
         seed=config.seed,
     )
     report.write_report(folder, dataset, features, described.assignment, figures, context)
@@ -238,7 +238,7 @@ def predictions(run: Run, dataset: data.Dataset, kept: Path) -> tuple[torch.Tens
 def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:
     """Print what was found, and where it is."""
     sizes = torch.tensor(figures["cluster_sizes"])
-    print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.counted(sizes)}")
+    print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.describe_counts(sizes)}")
     for verdict in report.verdicts(figures, advice):
         print(f"{verdict.text} {verdict.advice}".strip())
     if "acc" in figures:

@@ -172,16 +172,16 @@ def evaluate_features(
     config, dataset = run.config, test.dataset
     if train_set:
         train = data.eval_loader(train_set, config, **run.machine.loading(config))
-        kmeans.require_enough(len(train_set), config.num_classes)
+        kmeans.require_one_per_cluster(len(train_set), config.num_classes)
     function = model.features_from(config.features)
     features = infer(function, test, f"{about['split']} features").cpu()
-    k = max(1, min(max(neighbors.TOP), len(dataset) - 1))
-    mined = neighbors.mine(features, k, run.machine.device, config.search)
+    k = max(1, min(max(neighbors.ACCURACY_AT), len(dataset) - 1))
+    mined = neighbors.nearest_neighbors(features, k, run.machine.device, config.search)
     figures = {**about, "num_images": len(dataset)}
     if dataset.labels is None:
         log.info("%d %s images without labels: no accuracies", len(dataset), about["split"])
     else:
-        figures.update(neighbors.accuracy(mined, dataset.labels))
+        figures.update(neighbors.neighbor_accuracies(mined, dataset.labels))
     if train_set:
         with run.scratch() as scratch:
             fit_on = infer_to_file(function, train, "train features", scratch / "train.npy")

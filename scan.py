@@ -153,7 +153,7 @@ class Selection:
         self.splits = splits
         self.best_loss = float("inf")
         self.best_head: int | None = None
-        self.watch = health.Watch(
+        self.watch = health.ClusterMonitor(
             health.SCAN_ADVICE, patience=run.config.epochs // 4, history=run.read_epochs
         )
 

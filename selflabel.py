@@ -138,11 +138,11 @@ def require_pseudo_labels(run, predict, train_set):
 
 
 def watch_from_the_start(run, predict, test):
-    """The health.Watch of the training, which compares later clusters with those at the start."""
+    """The health.ClusterMonitor of the training, which compares later clusters with those at the start."""
     with run.machine.autocast():
         start = infer(predict, test, "clusters at the start").argmax(1).cpu()
     threshold = run.config.confidence_threshold
-    return health.Watch(health.SELFLABEL_ADVICE, threshold, start, history=run.read_epochs)
+    return health.ClusterMonitor(health.SELFLABEL_ADVICE, threshold, start, history=run.read_epochs)
 
 
 def monitor(run, predict, test, watch, epoch):

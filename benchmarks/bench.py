@@ -354,7 +354,7 @@ def mining(way, device):
     else:
 
         def run():
-            neighbors.mine(features, 20, device)
+            neighbors.nearest_neighbors(features, 20, device)
 
     flop = 2 * IMAGES**2 * 128
     seconds = seconds_of(run, device)
@@ -376,7 +376,7 @@ def mining_a_million(way, device):
         seconds = seconds_of(lambda: index.search(features[:500].numpy(), 21), device) * count / 500
     else:
         start = time.perf_counter()
-        neighbors.mine(features, 20, device)
+        neighbors.nearest_neighbors(features, 20, device)
         seconds = time.perf_counter() - start
     return {"unit": "images", "count": count, "seconds": seconds, "extrapolated": way == "plain"}
 

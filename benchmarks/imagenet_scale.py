@@ -65,7 +65,7 @@ def mining(args):
             synthetic(args.dim), Batches(args.images), "features", Path(folder) / "f.npy"
         )
         middle = time.perf_counter()
-        neighbors.mine(found, args.k)
+        neighbors.nearest_neighbors(found, args.k)
         seconds = time.perf_counter() - middle
         return {
             "features to a file": {"seconds": middle - start, "GB": found.nbytes / 1e9},

@@ -165,4 +165,4 @@ def start_heads(run: Run, model: ClusteringModel, inputs: ClusteringInputs, spli
         loader = Loader(inputs.train.dataset, view, train=False, **loading)
         features = infer(backbone, loader, "features to start from")
     neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
-    graph.start(model.cluster_head, features, neighbors, inputs.train.anchors, run.config.seed)
+    graph.start_heads(model.cluster_head, features, neighbors, inputs.train.anchors, run.config.seed)

@@ -36,7 +36,7 @@ def describe_clusters(
         features: float (N, D), of the backbone.
         probabilities: float (N, C), on the CPU.
         machine: what computes.
-        search: the library that mines neighbors, see neighbors.mine.
+        search: the library that mines neighbors, see neighbors.nearest_neighbors.
         pretext: folder of the pretext step's results, which may be missing.
     """
     prototypes = find_prototypes(features, probabilities)

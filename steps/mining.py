@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import data
 from data.messages import say_once
 from utils.analysis import duplicates, neighbors
-from utils.files import write_json
+from utils.files import write_array, write_json
 from utils.run import distributed
 from utils.run.folder import FINGERPRINT
 from utils.training import resume
@@ -17,7 +17,7 @@ from utils.training.inference import dry_run, infer_to_file
 
 log = logging.getLogger(__name__)
 
-TOP = max(neighbors.TOP)
+TOP = max(neighbors.ACCURACY_AT)
 
 
 def eval_loaders(run, model, k_train, k_val, build_dataset):
@@ -34,7 +34,7 @@ def eval_loaders(run, model, k_train, k_val, build_dataset):
         if n < len(dataset):
             copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"
             say_once(log.info, f"{copies}; neighbors are mined without them")
-        neighbors.require_enough(n, k, len(dataset) - n)
+        neighbors.require_candidates(n, k, len(dataset) - n)
     loaders = [
         data.eval_loader(dataset, run.config, **run.machine.loading(run.config)) for dataset in datasets
     ]
@@ -76,7 +76,7 @@ def mine(run, fingerprint, model, train, val, k_train, k_val, pretrained=None, a
             for found, (name, (loader, k)) in zip(features, splits.items(), strict=True):
                 mined[name] = _mine_split(run, found, loader.dataset, k, paths[name])
                 if loader.dataset.labels is not None:
-                    share = neighbors.agreement(mined[name], loader.dataset.labels, k)
+                    share = neighbors.label_agreement(mined[name], loader.dataset.labels, k)
                     log.info("%.2f %% of them are of the image's class", 100 * share)
                     figures[f"{name}_neighbors_of_same_class"] = share
             figures |= _feature_figures(run, features, mined["val"], train, val)
@@ -92,7 +92,7 @@ def _mine_split(run, features, dataset, k, path):
     first = duplicates.first_copies(dataset)
     most = max(k, min(TOP, duplicates.count_distinct(first) - 1))
     mined = duplicates.mine_distinct(features, most, first, run.machine.device, run.config.search)
-    neighbors.save(mined[:, : k + 1], path)
+    write_array(mined[:, : k + 1].numpy(), path)
     log.info("mined %d neighbors of each of %d images: %s", k, len(mined), path)
     return mined
 
@@ -115,7 +115,7 @@ def _feature_figures(run, features, mined, train, val):
     """Neighbor and k-NN accuracy, as far as there are labels; `mined`: the test split's neighbors."""
     if val.dataset.labels is None:
         return {}
-    figures = neighbors.accuracy(mined, val.dataset.labels)
+    figures = neighbors.neighbor_accuracies(mined, val.dataset.labels)
     if can_vote(train.dataset, val.dataset):
         accuracy = knn_accuracy(features, train, val, run.config.temperature, run.machine.device)
         figures["knn_accuracy"] = accuracy

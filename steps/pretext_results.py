@@ -78,6 +78,6 @@ class PretextResults:
         """
         check_neighbors(self.folder, fingerprint, weights, neighbors.mine_again(self.folder, "them"))
         return MinedNeighbors(
-            neighbors.read(self.folder / TRAIN_NEIGHBORS, len(train_set)),
-            neighbors.read(self.folder / VAL_NEIGHBORS, len(test_set)),
+            neighbors.read_neighbors(self.folder / TRAIN_NEIGHBORS, len(train_set)),
+            neighbors.read_neighbors(self.folder / VAL_NEIGHBORS, len(test_set)),
         )

@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 ROWS = 10  # of neighbors.png, an image and its neighbors each
 MOST_CONFIDENT, LEAST_CONFIDENT = 80, 20  # images of a cluster's sheet
 
-Cell = tuple[torch.Tensor | None, str]  # an image, uint8 (3, H, W), or None for an empty place; its title
-
 
 def save_prototypes(dataset: data.Dataset, figures: dict[str, Any], path: Path) -> None:
     """A sheet of an image for each cluster, titled with its matched class and size.
@@ -52,13 +50,13 @@ def save_clusters(dataset: data.Dataset, probabilities: torch.Tensor, folder: Pa
         plots.save_contact_sheet(cells, title, folder / f"{cluster:0{digits}d}.png")
 
 
-def _save(cells: Iterator[Cell], path: Path) -> None:
+def _save(cells: Iterator[plots.Cell], path: Path) -> None:
     plots.save_image_sheet(cells, path)
     if path.exists():
         log.info("%s in %s", path.stem, path)
 
 
-def _prototypes(dataset: data.Dataset, figures: dict[str, Any]) -> Iterator[Cell]:
+def _prototypes(dataset: data.Dataset, figures: dict[str, Any]) -> Iterator[plots.Cell]:
     class_of = dict(figures.get("matches", []))
     names = plots.drawable(tuple(enumerate(figures.get("classes") or dataset.classes or ())))
     for cluster, index in enumerate(figures["prototypes"]):
@@ -67,15 +65,15 @@ def _prototypes(dataset: data.Dataset, figures: dict[str, Any]) -> Iterator[Cell
         yield None if index is None else dataset.raw(index), title
 
 
-def _neighbors(dataset: data.Dataset, mined: torch.Tensor) -> Iterator[Cell]:
+def _neighbors(dataset: data.Dataset, mined: torch.Tensor) -> Iterator[plots.Cell]:
     rows = []
     for anchor in np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)).tolist():
         nearest = [i for i in mined[anchor].tolist() if i != anchor]
-        rows.append([anchor, *nearest[: plots.COLUMNS - 1]])
+        rows.append([anchor, *nearest[: plots.SHEET_COLUMNS - 1]])
     names = dataset.names()
     images = {i for row in rows for i in row}
     shown = plots.drawable(tuple((i, names[i]) for i in images))
     for row in rows:
         for i in row:
             yield dataset.raw(i), f"neighbors of\n{shown[i]}" if i == row[0] else shown[i]
-        yield from [(None, "")] * (plots.COLUMNS - len(row))
+        yield from [(None, "")] * (plots.SHEET_COLUMNS - len(row))

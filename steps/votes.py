@@ -33,7 +33,7 @@ class Votes:
         self.images = data.eval_loader(train_set, run.config, **run.machine.loading(run.config))
         self.first = duplicates.first_copies(train_set)
         n = duplicates.count_distinct(self.first)
-        neighbors.require_enough(n, voting.num_neighbors, len(train_set) - n)
+        neighbors.require_candidates(n, voting.num_neighbors, len(train_set) - n)
         self.votes = torch.full((len(train_set),), NO_VOTE, device=run.machine.device)
         self.tell = log.info  # once, not in each epoch
 

@@ -68,9 +68,9 @@ def test_knn_votes():
 
 @pytest.mark.parametrize("k", [5, 20])
 def test_mining(k):
-    mined = neighbors.mine(tensor("mb_f"), k)
+    mined = neighbors.nearest_neighbors(tensor("mb_f"), k)
     np.testing.assert_array_equal(mined, ARRAYS[f"mb_idx{k}"])
-    close(neighbors.agreement(mined, tensor("mb_t"), k), f"mb_acc{k}", 1e-9)
+    close(neighbors.label_agreement(mined, tensor("mb_t"), k), f"mb_acc{k}", 1e-9)
 
 
 @pytest.mark.parametrize("head", [0, 1, 2])

@@ -26,8 +26,8 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
     content = read_json(kept)
     if content.get("made_of") != made_of:
         print("\ncomparing numbers of clusters ...", flush=True)
-        few = [number for number in choose_k.NUMBERS if number * choose_k.FEWEST <= len(mined)]
-        rows = choose_k.compare(mined, candidates or few or [2], seed)
+        few = [number for number in choose_k.CANDIDATES if number * choose_k.MIN_MEAN_SIZE <= len(mined)]
+        rows = choose_k.compare_numbers(mined, candidates or few or [2], seed)
         best, alike = choose_k.suggest(rows)
         content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
         write_json(content, kept)

@@ -32,7 +32,7 @@ def test_copies_are_nobodys_neighbors_and_have_those_of_the_first():
     mined = duplicates.mine_distinct(distinct[order], 5, first, library="torch")
     assert mined.shape == (33, 6)
     assert mined[:, 0].tolist() == list(range(33))
-    alone = neighbors.mine(distinct, 5, library="torch")
+    alone = neighbors.nearest_neighbors(distinct, 5, library="torch")
     assert torch.equal(order[mined], alone[order])
     assert torch.equal(first[mined[:, 1:]], mined[:, 1:])
 

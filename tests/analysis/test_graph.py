@@ -15,7 +15,7 @@ def groups(sizes, spread=0.3, width=8, k=8):
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     centers = F.normalize(torch.randn(len(sizes), width, generator=generator), dim=1)
     features = centers[labels] + spread * torch.randn(len(labels), width, generator=generator)
-    mined = neighbors.mine(F.normalize(features, dim=1), k, library="torch")
+    mined = neighbors.nearest_neighbors(F.normalize(features, dim=1), k, library="torch")
     return features, mined, labels
 
 
@@ -70,7 +70,7 @@ def test_only_the_given_images_count():
     spoiled = features.clone()
     spoiled[1::2] = 1e6
     heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
-    graph.start(heads, spoiled, kept, images, seed=0)
+    graph.start_heads(heads, spoiled, kept, images, seed=0)
     assert all(accuracy(head(features).argmax(1), labels) == 1 for head in heads)
 
 

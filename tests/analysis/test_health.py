@@ -37,7 +37,7 @@ def predictions(clusters, num_clusters, confidence=0.9):
 
 def test_healthy_clusters(caplog):
     clusters = torch.arange(40) % 4
-    watch = health.Watch(ALL_ADVICE, 0.8, start=(clusters + 1) % 4)
+    watch = health.ClusterMonitor(ALL_ADVICE, 0.8, start=(clusters + 1) % 4)
     confidence = torch.full((40,), 0.9)
     confidence[clusters == 2] = 0.7
     confidence[2] = 0.9
@@ -51,14 +51,18 @@ def test_healthy_clusters(caplog):
 
 
 def test_values_of_a_dead_cluster_and_no_threshold():
-    values = health.Watch(ALL_ADVICE)(1, predictions([0, 0, 2], 3))
+    values = health.ClusterMonitor(ALL_ADVICE)(1, predictions([0, 0, 2], 3))
     assert (values["cluster_sizes"], values["dead_clusters"]) == ([2, 0, 1], 1)
     assert "confident_shares" not in values
-    assert health.Watch(ALL_ADVICE, 0.5)(1, predictions([0, 0, 2], 3))["confident_shares"] == [1, 0, 1]
+    assert health.ClusterMonitor(ALL_ADVICE, 0.5)(1, predictions([0, 0, 2], 3))["confident_shares"] == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_a_confidence_at_the_threshold_does_not_count():
-    watch = health.Watch(ALL_ADVICE, 0.75)
+    watch = health.ClusterMonitor(ALL_ADVICE, 0.75)
     assert watch(1, predictions([0, 1], 2, 0.75))["confident_shares"] == [0, 0]
 
 
@@ -74,12 +78,12 @@ def test_a_confidence_at_the_threshold_does_not_count():
 )
 def test_warning_of_sizes(caplog, sizes, message):
     clusters = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    health.Watch(ALL_ADVICE)(3, predictions(clusters, len(sizes)))
+    health.ClusterMonitor(ALL_ADVICE)(3, predictions(clusters, len(sizes)))
     assert warnings(caplog) == ([message] if message else [])
 
 
 def test_no_warning_while_clusters_form(caplog):
-    watch = health.Watch(ALL_ADVICE, patience=3)
+    watch = health.ClusterMonitor(ALL_ADVICE, patience=3)
     for epoch in (1, 3, 4):
         watch(epoch, predictions([0, 0, 1, 1], 3))
         assert len(warnings(caplog)) == (epoch == 4)
@@ -88,10 +92,10 @@ def test_no_warning_while_clusters_form(caplog):
 def test_warning_of_uncovered_clusters(caplog):
     clusters = torch.arange(50) % 5
     for covered, warned in ((2, True), (3, False)):
-        health.Watch(ALL_ADVICE, 0.8)(1, predictions(clusters, 5, 0.7 + 0.2 * (clusters < covered)))
+        health.ClusterMonitor(ALL_ADVICE, 0.8)(1, predictions(clusters, 5, 0.7 + 0.2 * (clusters < covered)))
         found = warnings(caplog)
         assert len(found) == warned
-    health.Watch(ALL_ADVICE)(1, predictions(clusters, 5, 0.3))
+    health.ClusterMonitor(ALL_ADVICE)(1, predictions(clusters, 5, 0.3))
     assert warnings(caplog) == []
 
 
@@ -99,7 +103,7 @@ def test_warning_of_merged_clusters(caplog):
     start = torch.arange(4).repeat_interleave(10)
     now = start.clone()
     now[start == 1] = 3
-    health.Watch(ALL_ADVICE, start=start)(1, predictions(now, 4))
+    health.ClusterMonitor(ALL_ADVICE, start=start)(1, predictions(now, 4))
     found = warnings(caplog)
     assert "1 of 4 clusters are dead" in found[0]
     assert found[1].startswith("epoch 1: self-labeling merges clusters") and len(found) == 2
@@ -109,18 +113,19 @@ def test_warning_of_merged_clusters(caplog):
 def test_what_is_merged():
     start = torch.arange(4).repeat_interleave(10)
     swapped = start.roll(20)
-    assert health.merged(start, swapped, 4) == {}
+    assert health.find_merged(start, swapped, 4) == {}
     half = start.clone()
     half[10:15] = 0  # half of cluster 1 is no majority
-    assert health.merged(start, half, 4) == {}
+    assert health.find_merged(start, half, 4) == {}
     half[15] = 0
-    assert health.merged(start, half, 4) == {0: [0, 1]}
+    assert health.find_merged(start, half, 4) == {0: [0, 1]}
     # one of less than half the mean size may go where it likes; of half of it, it may not
     assert (
-        health.merged(torch.tensor([0] * 17 + [1] * 4 + [2] * 6), torch.tensor([0] * 21 + [2] * 6), 3) == {}
+        health.find_merged(torch.tensor([0] * 17 + [1] * 4 + [2] * 6), torch.tensor([0] * 21 + [2] * 6), 3)
+        == {}
     )
     start, now = torch.tensor([0] * 12 + [1] * 4 + [2] * 8), torch.tensor([0] * 16 + [2] * 8)
-    assert health.merged(start, now, 3) == {0: [0, 1]}
+    assert health.find_merged(start, now, 3) == {0: [0, 1]}
 
 
 def test_a_run_is_warned_of_each_trouble_once(caplog):
@@ -132,28 +137,28 @@ def test_a_run_is_warned_of_each_trouble_once(caplog):
         logged.append(watch(len(logged) + 1, predictions(clusters, 10)))
         return len(warnings(caplog))
 
-    watch = health.Watch(ALL_ADVICE, history=lambda: logged)
+    watch = health.ClusterMonitor(ALL_ADVICE, history=lambda: logged)
     assert [warned(watch, dead) for dead in (0, 2, 2, 3, 0, 5, 1)] == [0, 1, 0, 0, 0, 0, 0]
     assert warned(watch, 5, dominant=True) == 1
     assert [line.get("warned_of") for line in logged if "warned_of" in line] == [["dead"], ["dominant"]]
-    resumed = health.Watch(ALL_ADVICE, history=lambda: logged)
+    resumed = health.ClusterMonitor(ALL_ADVICE, history=lambda: logged)
     assert warned(resumed, 5, dominant=True) == 0
-    repeated = health.Watch(ALL_ADVICE, history=lambda: logged[:3])  # before the second one
+    repeated = health.ClusterMonitor(ALL_ADVICE, history=lambda: logged[:3])  # before the second one
     assert warned(repeated, 5, dominant=True) == 1
 
 
 def test_a_broken_network_is_not_blamed_on_the_clusters(caplog):
-    values = health.Watch(ALL_ADVICE, 0.5)(1, torch.full((9, 3), torch.nan))
+    values = health.ClusterMonitor(ALL_ADVICE, 0.5)(1, torch.full((9, 3), torch.nan))
     assert values["mean_confidence"] != values["mean_confidence"]
     assert warnings(caplog) == []
 
 
 def test_many_clusters_are_not_listed(caplog):
     start = torch.arange(1000)
-    health.Watch(ALL_ADVICE, start=start)(1, predictions(torch.zeros(1000, dtype=torch.int64), 1000))
+    health.ClusterMonitor(ALL_ADVICE, start=start)(1, predictions(torch.zeros(1000, dtype=torch.int64), 1000))
     assert max(map(len, warnings(caplog))) < 500
     pairs = torch.arange(1000) // 20 * 20
-    health.Watch(ALL_ADVICE, start=start)(1, predictions(pairs, 1000))
+    health.ClusterMonitor(ALL_ADVICE, start=start)(1, predictions(pairs, 1000))
     assert max(sum(word.strip(",;").isdigit() for word in line.split()) for line in warnings(caplog)) < 65
     health.require_confident(torch.ones(1000), start, 1000, 0.5)
     assert len(caplog.messages[0]) < 200

@@ -18,15 +18,15 @@ def blobs(n, seed):
 
 def test_separate_blobs_are_found():
     (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
-    figures = kmeans.score(train, test, labels, 3, 3, seed=0, initialisations=3)
+    figures = kmeans.score(train, test, labels, 3, 3, seed=0, initializations=3)
     assert figures["acc"] == figures["nmi"] == 1
 
 
 def test_large_splits_are_sampled(monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(kmeans, "FIT_ON", 60)
+    monkeypatch.setattr(kmeans, "KMEANS_LIMIT", 60)
     (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
-    assert kmeans.score(train, test, labels, 3, 3, seed=0, initialisations=3)["acc"] == 1
+    assert kmeans.score(train, test, labels, 3, 3, seed=0, initializations=3)["acc"] == 1
     assert "fitted on 60 of 90 images" in caplog.text
 
 
@@ -43,7 +43,7 @@ def test_repeated_with_and_without_labels(caplog, with_labels):
     dataset = SimpleNamespace(labels=labels if with_labels else None, classes=["a", "b", "c"])
     figures, clusters = kmeans.repeat(train, test, dataset, 3)
     assert len(figures["inertia"]["values"]) == 10
-    best = min(kmeans.cluster(train, test, 3, seed)[1] for seed in range(10))
+    best = min(kmeans.fit_predict(train, test, 3, seed)[1] for seed in range(10))
     assert min(figures["inertia"]["values"]) == best
     assert figures["cluster_sizes"] == clusters.bincount().tolist() == [10, 10, 10]
     assert ("acc" in figures) == with_labels

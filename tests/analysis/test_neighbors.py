@@ -28,7 +28,7 @@ def test_mining_loop(with_faiss, monkeypatch, caplog):
         monkeypatch.setitem(sys.modules, "faiss", None)  # its import now fails
     caplog.set_level("INFO")
     bank = features(1500)
-    mined = neighbors.mine(bank, 7)
+    mined = neighbors.nearest_neighbors(bank, 7)
     assert mined.dtype == torch.int64
     assert mined.shape == (1500, 8)
     for i in range(0, 1500, 100):
@@ -49,7 +49,7 @@ def test_the_log_tells_what_searches_before_it_does(monkeypatch, caplog, library
     function, told = ("search" if library == "torch" else "_query"), []
     search = getattr(neighbors, function)
     monkeypatch.setattr(neighbors, function, lambda *args: told.append(caplog.text) or search(*args))
-    assert neighbors.mine(features(30), 3, library=library).shape == (30, 4)
+    assert neighbors.nearest_neighbors(features(30), 3, library=library).shape == (30, 4)
     assert f"{name} searches 30 features on cpu\n" in told[0]
     assert "not installed" not in caplog.text
 
@@ -107,7 +107,7 @@ def test_mining_on_a_gpu(monkeypatch, caplog, torch_on_the_cpu, faiss, library, 
     monkeypatch.setitem(sys.modules, "faiss", faiss)
     bank = features(30)
     expected = (bank @ bank.T).topk(4).indices
-    assert torch.equal(neighbors.mine(bank, 3, device, library), expected)
+    assert torch.equal(neighbors.nearest_neighbors(bank, 3, device, library), expected)
     assert told in caplog.text
     assert (device in torch_on_the_cpu) == torch_searches
 
@@ -119,7 +119,7 @@ def test_mining_on_a_gpu(monkeypatch, caplog, torch_on_the_cpu, faiss, library, 
 def test_faiss_that_was_asked_for_and_is_not_there(monkeypatch, faiss, device, why):
     monkeypatch.setitem(sys.modules, "faiss", faiss)
     with pytest.raises(UserError, match=f"search: faiss was asked for, but faiss {why}.* set search to auto"):
-        neighbors.mine(features(30), 3, device, "faiss")
+        neighbors.nearest_neighbors(features(30), 3, device, "faiss")
 
 
 def test_search_in_blocks_is_exact(monkeypatch):
@@ -160,10 +160,10 @@ def test_large_splits_are_searched_approximately_with_a_measured_recall(monkeypa
     pytest.importorskip("faiss")
     caplog.set_level("INFO")
     bank = clustered(6000)
-    exact = neighbors.mine(bank, 20)
+    exact = neighbors.nearest_neighbors(bank, 20)
     assert "recall" not in caplog.text
     monkeypatch.setattr(neighbors, "EXACT_ON_CPU", 5000)
-    mined = neighbors.mine(bank, 20)
+    mined = neighbors.nearest_neighbors(bank, 20)
     recall = (exact.unsqueeze(2) == mined.unsqueeze(1)).any(2).double().mean().item()
     stated = float(re.search(r"recall ([\d.]+) % of the 21 exact neighbors", caplog.text)[1]) / 100
     assert stated >= neighbors.RECALL
@@ -181,7 +181,7 @@ def test_cells_that_hold_too_few_images(monkeypatch):
     searched = []
     search = neighbors.search
     monkeypatch.setattr(neighbors, "search", lambda *args: searched.append(args[0]) or search(*args))
-    mined = neighbors.mine(bank, 500)
+    mined = neighbors.nearest_neighbors(bank, 500)
     assert len(searched) == 2  # for the recall, and for the short rows
     assert all(len(set(row)) == 501 for row in mined.tolist())
     exact = search(bank, bank, 501)[1]
@@ -190,7 +190,7 @@ def test_cells_that_hold_too_few_images(monkeypatch):
 
 def test_too_few_images():
     with pytest.raises(UserError, match="20 neighbors among 15 images"):
-        neighbors.mine(features(15), 20)
+        neighbors.nearest_neighbors(features(15), 20)
 
 
 def test_votes_loop(monkeypatch):
@@ -198,7 +198,7 @@ def test_votes_loop(monkeypatch):
     torch.manual_seed(0)
     features = F.normalize(torch.randn(40, 5), dim=1)
     probabilities = (3 * torch.randn(40, 4)).softmax(1)
-    voted, agreement = neighbors.vote(neighbors.mine(features, 6), probabilities)
+    voted, agreement = neighbors.vote(neighbors.nearest_neighbors(features, 6), probabilities)
     for i in range(40):
         nearest = (features @ features[i]).argsort(descending=True)[:7]  # the image is its own nearest
         assert voted[i] == probabilities[nearest].mean(0).argmax()
@@ -209,8 +209,8 @@ def test_votes_loop(monkeypatch):
 def test_agreement_excludes_the_image_itself():
     mined = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1]])
     labels = torch.tensor([0, 0, 1])
-    assert neighbors.agreement(mined, labels, 1) == pytest.approx(2 / 3)
-    assert neighbors.agreement(mined, labels, 2) == pytest.approx(2 / 6)
+    assert neighbors.label_agreement(mined, labels, 1) == pytest.approx(2 / 3)
+    assert neighbors.label_agreement(mined, labels, 2) == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("k", [5, 100, 1000])
@@ -275,15 +275,15 @@ def test_refused(number, tmp_path):
     mined = (np.arange(n).reshape(-1, 1) + np.arange(k)) % n
     given = given(mined) if callable(given) else given
     path.write_bytes(given if isinstance(given, bytes) else npy(given))
-    refused(words, neighbors.read, path, n)
+    refused(words, neighbors.read_neighbors, path, n)
 
 
 def test_no_file(tmp_path):
     words = "topk-val-neighbors.npy: no such file", "run the pretext step", "simclr.py"
-    refused(words, neighbors.read, tmp_path / "topk-val-neighbors.npy", 360)
+    refused(words, neighbors.read_neighbors, tmp_path / "topk-val-neighbors.npy", 360)
 
 
 def test_several_arrays_in_one_file(tmp_path):
     with open(tmp_path / "n.npy", "wb") as file:
         np.savez(file, a=np.zeros(3))
-    refused(["table of whole numbers"], neighbors.read, tmp_path / "n.npy", 10)
+    refused(["table of whole numbers"], neighbors.read_neighbors, tmp_path / "n.npy", 10)

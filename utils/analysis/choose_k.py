@@ -1,5 +1,8 @@
 """How many clusters? Clusterings of the neighbor graph into several numbers, compared without labels."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
@@ -9,12 +12,12 @@ from . import graph
 
 CLUSTERINGS = 6  # of each number of clusters
 TIE = 0.02  # difference of modularity that says nothing; see docs/LOG.md
-# numbers to try for want of better ones, as far as clusters have FEWEST images on average
-NUMBERS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
-FEWEST = 20
+# default candidates; those with fewer than MIN_MEAN_SIZE images per cluster are skipped
+CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
+MIN_MEAN_SIZE = 20
 
 
-def modularity(clusters, neighbors):
+def modularity(clusters: torch.Tensor, neighbors: torch.Tensor) -> float:
     """Share of the neighbors within clusters, minus that by chance (Newman and Girvan, 2004, equation 5).
 
     By chance each pair of images is connected in proportion to the number of their connections.
@@ -31,15 +34,11 @@ def modularity(clusters, neighbors):
     return (inside - share.square().sum()).item()
 
 
-def compare(neighbors, numbers, seed=0):
-    """Cluster the neighbor graph into each of several numbers of clusters.
-
-    Args:
-        neighbors: int64 (N, 1 + k).
-        numbers: of clusters.
+def compare_numbers(neighbors: torch.Tensor, numbers: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Cluster the neighbor graph, int64 (N, 1 + k), into each of several numbers of clusters.
 
     Returns:
-        list of dicts: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;
+        a dict for each number: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;
         `stability`, the mean adjusted Rand index of two of them; `mean_smallest` and `mean_largest` size.
     """
     spectra = graph.spectra_of(neighbors, max(numbers))
@@ -62,11 +61,11 @@ def compare(neighbors, numbers, seed=0):
     return rows
 
 
-def suggest(rows):
+def suggest(rows: list[dict[str, Any]]) -> tuple[int, list[int]]:
     """The number of clusters of the highest modularity; and all numbers within TIE of it.
 
-    Which of these is right the graph does not say.
+    The graph does not say which of these is right.
     """
     best = max(rows, key=lambda row: row["modularity"])
-    alike = [row["clusters"] for row in rows if row["modularity"] >= best["modularity"] - TIE]
-    return best["clusters"], alike
+    ties = [row["clusters"] for row in rows if row["modularity"] >= best["modularity"] - TIE]
+    return best["clusters"], ties

@@ -1,5 +1,6 @@
-"""Images that are there more than once: copies of a file, and images whose features nearly agree."""
+"""Images that occur more than once: copies of a file, and images whose features nearly agree."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,18 +22,25 @@ def first_copies(dataset: "Dataset") -> torch.Tensor:
     return torch.arange(len(dataset)) if hashes is None else first_of(hashes)
 
 
-def first_of(values):
+def first_of(values: Sequence[object]) -> torch.Tensor:
     """For each of N values the index of the first one that is equal, int64 (N,)."""
-    first = {}
+    first: dict[object, int] = {}
     return torch.tensor([first.setdefault(value, i) for i, value in enumerate(values)])
 
 
-def count_distinct(first):
+def count_distinct(first: torch.Tensor) -> int:
     return int((first == torch.arange(len(first))).sum())
 
 
-def mine_distinct(features, k, first, device="cpu", library="auto", tell=neighbors.log.info):
-    """`neighbors.mine` among distinct images: a copy has the neighbors of the first copy, and is nobody's.
+def mine_distinct(
+    features: torch.Tensor,
+    k: int,
+    first: torch.Tensor,
+    device: torch.device | str = "cpu",
+    library: str = "auto",
+    tell: Callable[..., None] = neighbors.log.info,
+) -> torch.Tensor:
+    """`nearest_neighbors` among distinct images: a copy has the first copy's neighbors, and is no neighbor.
 
     Args:
         first: int64 (N,), see `first_copies`.
@@ -47,14 +55,15 @@ def mine_distinct(features, k, first, device="cpu", library="auto", tell=neighbo
     everyone = torch.arange(len(first))
     distinct = (first == everyone).nonzero().squeeze(1)
     if len(distinct) == len(first):
-        return neighbors.mine(features, k, device, library, tell)
+        return neighbors.nearest_neighbors(features, k, device, library, tell)
     place = torch.empty_like(first)
     place[distinct] = torch.arange(len(distinct))
-    mined = distinct[neighbors.mine(features[distinct], k, device, library, tell)][place[first]]
+    found = neighbors.nearest_neighbors(features[distinct], k, device, library, tell)
+    mined = distinct[found][place[first]]
     return torch.where(mined == first[:, None], everyone[:, None], mined)
 
 
-def among_distinct(mined, first):
+def among_distinct(mined: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """Neighbors int64 (N, k) of the distinct images only, in their own numbers: int64 (M, k).
 
     `first`: int64 (N,), see `first_copies`.
@@ -63,7 +72,9 @@ def among_distinct(mined, first):
     return (distinct.cumsum(0) - 1)[first[mined[distinct]]]
 
 
-def near_duplicates(mined, similarity, first):
+def near_duplicates(
+    mined: torch.Tensor, similarity: torch.Tensor, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """For each image the most similar earlier image of other content, if they are nearly equal.
 
     Args:

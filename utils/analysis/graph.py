@@ -6,6 +6,7 @@ weighted by their eigenvalues: the weaker ones tell clusters apart that the firs
 
 import logging
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import lobpcg
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from torch import nn
 
 from errors import UserError
 
@@ -23,12 +25,20 @@ log = logging.getLogger(__name__)
 # Shares of an image's neighbors that the graphs connect it with, one graph after another.
 WIDTHS = 0.5, 0.75, 1
 DENSE = 500  # images up to which all eigenvectors are computed, which is then as fast
-MEMORY = 8e9  # bytes at most
-FIT_ON = 20_000  # images at most that the heads are fitted on
+MAX_MEMORY = 8e9  # bytes
+MAX_FITTED = 20_000  # images that the heads are fitted on
 WEIGHT_DECAY = 1e-4  # of the fit, on features of unit scale
 
+Spectrum = tuple[np.ndarray, np.ndarray]  # eigenvalues (K,), in falling order, and eigenvectors (N, K)
 
-def clusterings(neighbors, num_clusters, count, seed, spectra=None):
+
+def clusterings(
+    neighbors: torch.Tensor,
+    num_clusters: int,
+    count: int,
+    seed: int,
+    spectra: list[Spectrum] | None = None,
+) -> torch.Tensor:
     """`count` clusterings of the images by their neighbor graphs.
 
     They differ in how many neighbors each image is connected with (WIDTHS), and in the seed of k-means.
@@ -58,14 +68,14 @@ def clusterings(neighbors, num_clusters, count, seed, spectra=None):
     return torch.stack(found)
 
 
-def spectra_of(neighbors, num_clusters):
-    """The largest 2 C eigenvalues, and their eigenvectors (N, 2 C), of the graph of each of WIDTHS.
+def spectra_of(neighbors: torch.Tensor, num_clusters: int) -> list[Spectrum]:
+    """The largest 2 C eigenvalues, and their eigenvectors, of the graph of each of WIDTHS.
 
     Raises UserError if they would not fit in memory.
     """
     n = len(neighbors)
     needed = 8 * n * 16 * num_clusters  # the eigenvectors, and as much again for each of seven work arrays
-    if needed > MEMORY:
+    if needed > MAX_MEMORY:
         raise UserError(
             f"the eigenvectors of the neighbor graph of {n} images for {num_clusters} clusters need "
             f"{needed / 1e9:.0f} GB of memory; give --clusters one smaller number, or set head_init to random"
@@ -74,8 +84,8 @@ def spectra_of(neighbors, num_clusters):
     return [spectrum(neighbors[:, : max(1, round(share * k)) + 1], 2 * num_clusters) for share in WIDTHS]
 
 
-def spectrum(neighbors, count):
-    """The largest `count` eigenvalues, in falling order, and eigenvectors of the normalized graph."""
+def spectrum(neighbors: torch.Tensor, count: int) -> Spectrum:
+    """The largest `count` eigenvalues and their eigenvectors of the normalized graph."""
     edges = connect(neighbors)
     n = len(neighbors)
     degrees = np.asarray(edges.sum(1)).ravel()  # 0: an image that is its only neighbor
@@ -92,7 +102,7 @@ def spectrum(neighbors, count):
     return values[order], vectors[:, order]
 
 
-def embedding(values, vectors, num_clusters):
+def embedding(values: np.ndarray, vectors: np.ndarray, num_clusters: int) -> np.ndarray:
     """Directions of the images in the space of the graph's first eigenvectors, float32 (N, <= 2 C).
 
     An image that is its only neighbor gets zeros.
@@ -101,7 +111,7 @@ def embedding(values, vectors, num_clusters):
     return F.normalize(torch.from_numpy(vectors * values.clip(0) ** 2), dim=1).float().numpy()
 
 
-def connect(neighbors):
+def connect(neighbors: torch.Tensor) -> sparse.csr_matrix:
     """The graph: sparse (N, N) of 1 between an image and its neighbor, 1/2 if only one names the other."""
     n = len(neighbors)
     anchors = np.repeat(np.arange(n), neighbors.size(1))
@@ -112,7 +122,9 @@ def connect(neighbors):
     return (directed + directed.T) / 2
 
 
-def fit_heads(features, clusters, num_clusters):
+def fit_heads(
+    features: torch.Tensor, clusters: torch.Tensor, num_clusters: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Linear heads whose softmax reproduces the given clusters: logistic regression.
 
     Args:
@@ -122,8 +134,8 @@ def fit_heads(features, clusters, num_clusters):
     Returns:
         float32 weights (H, C, D) and biases (H, C), on the features' device.
     """
-    if len(features) > FIT_ON:
-        chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:FIT_ON]
+    if len(features) > MAX_FITTED:
+        chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MAX_FITTED]
         features, clusters = features[chosen.to(features.device)], clusters[:, chosen]
     features, targets = features.float(), clusters.to(features.device)
     mean = features.mean(0)
@@ -134,7 +146,7 @@ def fit_heads(features, clusters, num_clusters):
     biases = x.new_zeros(heads * num_clusters, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, biases], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss():
+    def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = F.linear(x, weights, biases).unflatten(1, (heads, num_clusters))  # (N, H, C)
         total = F.cross_entropy(logits.flatten(0, 1), targets.T.flatten()) * heads
@@ -150,11 +162,17 @@ def fit_heads(features, clusters, num_clusters):
 
 
 @torch.no_grad()
-def start(cluster_heads, features, neighbors, images, seed):
+def start_heads(
+    cluster_heads: Sequence[nn.Linear],
+    features: torch.Tensor,
+    neighbors: torch.Tensor,
+    images: torch.Tensor,
+    seed: int,
+) -> None:
     """Set linear heads to clusters of the neighbor graph.
 
     Args:
-        cluster_heads: sequence of H nn.Linear(D, C).
+        cluster_heads: H linear layers from D to C.
         features: float (N, D).
         neighbors: int64 (N, 1 + k).
         images: int64 (M,), the images to cluster, whose neighbors are among them.

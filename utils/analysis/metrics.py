@@ -1,7 +1,7 @@
 """How good a clustering is: with labels, and, to select a model, without them."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**26}
 MIN_PROBABILITY, MIN_LOG = 1e-8, -100
 
 
-def contingency(clusters, labels, num_clusters, num_classes):
+def contingency(clusters: np.ndarray, labels: np.ndarray, num_clusters: int, num_classes: int) -> np.ndarray:
     """Number of images of each (cluster, class) pair in one pass: int64 (num_clusters, num_classes)."""
     pairs = np.bincount(clusters * num_classes + labels, minlength=num_clusters * num_classes)
     return pairs.reshape(num_clusters, num_classes)
 
 
-def hungarian_match(table):
+def hungarian_match(table: np.ndarray) -> list[tuple[int, int]]:
     """One-to-one assignment of clusters to classes that explains the most images.
 
     Pairs without a common image are left out: they explain nothing, and would be arbitrary.
@@ -38,27 +38,35 @@ def hungarian_match(table):
     return [pair for pair in pairs if table[pair] > 0]
 
 
-def clustering_accuracy(probabilities, labels, num_classes):
+def matched_class(matches: list[tuple[int, int]], num_clusters: int) -> torch.Tensor:
+    """The class of each cluster, int64 (num_clusters,), or -1; `matches`: see `hungarian_match`."""
+    class_of = torch.full((num_clusters,), -1)
+    for cluster, class_index in matches:
+        class_of[cluster] = class_index
+    return class_of
+
+
+def clustering_accuracy(probabilities: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
     """The `acc` of `clustering_metrics` alone, for monitoring: the other figures take longer."""
     table = contingency(probabilities.argmax(1).numpy(), labels.numpy(), probabilities.size(1), num_classes)
     return matched_share(table, hungarian_match(table))
 
 
-def matched_share(table, matches):
+def matched_share(table: np.ndarray, matches: list[tuple[int, int]]) -> float:
     """Share of the images of a `contingency` table that are in the matched pairs."""
     return sum(int(table[pair]) for pair in matches) / int(table.sum())
 
 
-def clustering_metrics(probabilities, labels, num_classes):
-    """Compare an assignment with the true classes.
+def clustering_metrics(probabilities: torch.Tensor, labels: torch.Tensor, num_classes: int) -> dict[str, Any]:
+    """Compare clusters with the true classes.
 
     Args:
-        probabilities: float (N, C) over clusters; the assignment is the argmax.
+        probabilities: float (N, C); the cluster is the argmax.
         labels: int64 (N,) in 0..num_classes - 1.
 
     Returns:
         dict: `acc` and `top5` (top-min(5, C)) after one-to-one matching, `majority_vote_acc` (each
-        cluster takes its most frequent class), `nmi`, `ari`, `ami` of the raw assignment, and
+        cluster takes its most frequent class), `nmi`, `ari`, `ami`, which need no matching, and
         `matches`, pairs (cluster, class), see `hungarian_match`.
     """
     probabilities, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
@@ -67,9 +75,7 @@ def clustering_metrics(probabilities, labels, num_classes):
     clusters, truth = probabilities.argmax(1).numpy(), labels.numpy()
     table = contingency(clusters, truth, num_clusters, num_classes)
     matches = hungarian_match(table)
-    class_of = torch.full((num_clusters,), -1)
-    for cluster, class_index in matches:
-        class_of[cluster] = class_index
+    class_of = matched_class(matches, num_clusters)
     return {
         "acc": matched_share(table, matches),
         "top5": (class_of[top] == labels.unsqueeze(1)).any(1).double().mean().item(),
@@ -81,15 +87,20 @@ def clustering_metrics(probabilities, labels, num_classes):
     }
 
 
-def confusion_matrix(clusters, labels, matches, num_clusters, num_classes):
+def confusion_matrix(
+    clusters: np.ndarray,
+    labels: np.ndarray,
+    matches: list[tuple[int, int]],
+    num_clusters: int,
+    num_classes: int,
+) -> tuple[np.ndarray, list[int | None]]:
     """Share of each true class (rows) in each cluster (columns).
 
     Columns are the classes' matched clusters in the order of the classes, then the unmatched
     clusters. Each row is divided by its own sum; a class without images stays 0.
 
     Returns:
-        (matrix float (num_classes, columns), the cluster of each column or None for a class
-        without one).
+        matrix float (num_classes, columns); the cluster of each column, None for a class without one.
     """
     table = contingency(clusters, labels, num_clusters, num_classes).T  # (class, cluster)
     cluster_of = {class_index: cluster for cluster, class_index in matches}
@@ -99,7 +110,9 @@ def confusion_matrix(clusters, labels, matches, num_clusters, num_classes):
     return matrix / np.maximum(table.sum(1, keepdims=True), 1), columns
 
 
-def validation_objective(probabilities, neighbors, images=slice(None)):
+def validation_objective(
+    probabilities: torch.Tensor, neighbors: torch.Tensor, images: torch.Tensor | slice = slice(None)
+) -> dict[str, float]:
     """The SCAN objective of one head over a whole split, entropy weight 1; needs no labels.
 
     The consistency is averaged over all stored neighbors, the image itself included; memory is
@@ -111,11 +124,11 @@ def validation_objective(probabilities, neighbors, images=slice(None)):
         images: int64 (M,), the images to average over, whose neighbors these are; by default all N.
 
     Returns:
-        dict of floats: `entropy`, `consistency`, `loss` = consistency - entropy.
+        `entropy`, `consistency`, `loss` = consistency - entropy.
     """
     p = probabilities.float()
     neighbors = neighbors.to(p.device)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=p.device)
     rows = max(1, CHUNK_BYTES[p.device.type] // (p.element_size() * p.size(1)))
     counting = p[images]
     for chunk, index in zip(counting.split(rows), neighbors.split(rows), strict=True):
@@ -128,7 +141,9 @@ def validation_objective(probabilities, neighbors, images=slice(None)):
     return {"entropy": entropy, "consistency": consistency, "loss": consistency - entropy}
 
 
-def neighbor_agreement(clusters, neighbors, images=slice(None)):
+def neighbor_agreement(
+    clusters: torch.Tensor, neighbors: torch.Tensor, images: torch.Tensor | slice = slice(None)
+) -> float:
     """How much more often than by chance images share their neighbors' cluster; needs no labels.
 
     (agreement - chance) / (1 - chance), as Cohen's kappa; chance is the share of pairs of images that are in
@@ -141,7 +156,7 @@ def neighbor_agreement(clusters, neighbors, images=slice(None)):
         images: int64 (M,), the images to average over, whose neighbors these are; by default all N.
 
     Returns:
-        float, at most 1; 0 if all images are in one cluster.
+        at most 1; 0 if all images are in one cluster.
     """
     counting = clusters[images]
     agreement = (clusters[neighbors[:, 1:]] == counting.unsqueeze(1)).double().mean().item()

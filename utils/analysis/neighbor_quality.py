@@ -1,26 +1,29 @@
 """Do mined neighbors have structure? A check before clustering, without using labels."""
 
 import logging
+from typing import Any
 
 import numpy as np
+import torch
 
 log = logging.getLogger(__name__)
 
 # shares on a scale where chance is 0, see neighbor_quality
-MIN_MUTUAL, MIN_TRANSITIVE, MAX_NOBODYS = 0.1, 0.05, 0.5
-SAMPLE = 1000  # images whose neighbors' neighbors are examined
+MIN_MUTUAL, MIN_TRANSITIVE, MAX_ANTIHUBS = 0.1, 0.05, 0.5
+TRANSITIVE_SAMPLE = 1000  # images whose neighbors' neighbors are examined
 NEIGHBOR_ADVICE = "train the pretext longer, or check its augmentation and lower its optimizer_kwargs.lr"
 
 
-def neighbor_quality(neighbors):
+def neighbor_quality(neighbors: torch.Tensor) -> dict[str, Any]:
     """How much structure do mined neighbors have? Logs the figures and a verdict; never stops a run.
 
     If the k neighbors of each of N images were drawn at random,
 
-        a neighbor would be mutual with probability             c = k / (N - 1)
+        a neighbor would be mutual with probability                     c = k / (N - 1)
         a neighbor's neighbor would be one's own neighbor,
-        i.e. transitive, with probability                       c, too
-        an image would be nobody's neighbor with probability    z = (1 - c) ^ (N - 1), about e^-k
+        i.e. transitive, with probability                               c, too
+        an image would be an antihub, in no other image's list,
+        with probability                                                z = (1 - c) ^ (N - 1), about e^-k
 
     Each share s is compared with its value p by chance as (s - p) / (1 - p), which is 0 at random and 1 at
     most, so that neither N nor k matters much. The verdict is "go" if this is, for
@@ -31,50 +34,50 @@ def neighbor_quality(neighbors):
                      noise of 128 dimensions has 0.007 to 0.025 for k = 5 to 50 (10 000 images), the digits'
                      pixels have 0.3 to 0.5. In a cluster, neighbors are each other's neighbors. A single
                      neighbor (k = 1) is not judged.
-        nobody's     at most MAX_NOBODYS. Above, most images are in no list but their own: the feature space
-                     has collapsed, and all images have the same few neighbors.
+        antihubs     at most MAX_ANTIHUBS. Above, the feature space has collapsed, and all images have the
+                     same few neighbors.
 
     The skewness of the in-degrees (about k^-1/2 at random) shows hubs, but is not judged, since it grows with
-    N. "go" means that there is structure, not that it is the right one: to judge that takes labels, or eyes.
+    N. "go" means that there is structure, not that it is the right one. Only labels or a person can say that.
 
     Args:
         neighbors: int64 (N, 1 + k) on the CPU. Entries that are the image itself are ignored; so are repeated
             ones, except in the transitive share.
 
     Returns:
-        dict: `mutual`, share of the neighbors; `transitive`, share of the neighbors' neighbors, of SAMPLE
-        images; `by_chance`, either at random; `nobodys`, share of the images that are nobody's neighbor;
-        `in_degree_skewness`; and `verdict`, "go" or "no-go".
+        dict: `mutual`, share of the neighbors; `transitive`, share of the neighbors' neighbors, of
+        TRANSITIVE_SAMPLE images; `by_chance`, either at random; `nobodys`, share of the images that are
+        antihubs; `in_degree_skewness`; and `verdict`, "go" or "no-go".
 
     1.28 million images with 50 neighbors take 7 seconds and 1 GB besides the neighbors (0.5 GB).
     """
     n = len(neighbors)
-    itself, neighbors = np.arange(n)[:, None], neighbors.numpy()
-    pairs = (itself * n + neighbors)[neighbors != itself]  # "j is a neighbor of i" as one number
+    itself, table = np.arange(n)[:, None], neighbors.numpy()
+    pairs = (itself * n + table)[table != itself]  # "j is a neighbor of i" as one number
     pairs.sort()
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     degree = np.bincount(pairs % n, minlength=n)
     either = np.minimum(pairs, pairs % n * n + pairs // n)  # the same number for (i, j) and (j, i)
     either.sort()
     mutual = 2 * int(np.count_nonzero(either[1:] == either[:-1])) / max(1, len(pairs))
-    transitive = _transitive(neighbors)
-    nobodys = int(np.count_nonzero(degree == 0)) / n
+    transitive = _transitive(table)
+    antihubs = int(np.count_nonzero(degree == 0)) / n
     deviation = degree - degree.mean()
     skewness = float((deviation**3).mean() / max(1e-12, (deviation**2).mean()) ** 1.5)
 
     chance = len(pairs) / n / max(1, n - 1)
-    lonely = (1 - chance) ** (n - 1)
+    antihubs_by_chance = (1 - chance) ** (n - 1)
     log.info(
         f"neighbors: {100 * mutual:.1f} % are mutual and {100 * transitive:.1f} % transitive (by chance "
-        f"{100 * chance:.1f} %), {100 * nobodys:.1f} % of the images are nobody's (by chance "
-        f"{100 * lonely:.1f} %), skewness of the in-degrees {skewness:.2f}"
+        f"{100 * chance:.1f} %), {100 * antihubs:.1f} % of the images are antihubs (by chance "
+        f"{100 * antihubs_by_chance:.1f} %), skewness of the in-degrees {skewness:.2f}"
     )
     wrong = None
-    if _beyond(nobodys, lonely) > MAX_NOBODYS:
-        wrong = "most images are nobody's neighbor, as if the features had collapsed"
+    if _beyond(antihubs, antihubs_by_chance) > MAX_ANTIHUBS:
+        wrong = "most images are antihubs (no other image's neighbor), as if the features had collapsed"
     elif _beyond(mutual, chance) < MIN_MUTUAL:
         wrong = "hardly more are mutual than by chance"
-    elif neighbors.shape[1] > 2 and _beyond(transitive, chance) < MIN_TRANSITIVE:
+    elif table.shape[1] > 2 and _beyond(transitive, chance) < MIN_TRANSITIVE:
         wrong = "an image's neighbors are hardly each other's, as if the features were noise"
     if wrong:
         log.warning("neighbors: no-go: %s; %s", wrong, NEIGHBOR_ADVICE)
@@ -84,21 +87,21 @@ def neighbor_quality(neighbors):
         "mutual": mutual,
         "transitive": transitive,
         "by_chance": chance,
-        "nobodys": nobodys,
+        "nobodys": antihubs,
         "in_degree_skewness": skewness,
         "verdict": "no-go" if wrong else "go",
     }
 
 
-def _beyond(share, chance):
+def _beyond(share: float, chance: float) -> float:
     """A share on a scale where chance is 0 and the maximum 1; 0 if chance is 1, which means nothing."""
     return (share - chance) / (1 - chance) if chance < 1 else 0.0
 
 
-def _transitive(neighbors):
+def _transitive(neighbors: np.ndarray) -> float:
     """Share of the neighbors' neighbors, except the image and the neighbor, that are the image's own."""
     found = possible = 0
-    for i in np.unique(np.linspace(0, len(neighbors) - 1, SAMPLE).astype(np.int64)):
+    for i in np.unique(np.linspace(0, len(neighbors) - 1, TRANSITIVE_SAMPLE).astype(np.int64)):
         own = neighbors[i][neighbors[i] != i]
         theirs = neighbors[own]  # (k, 1 + k)
         theirs = theirs[(theirs != own[:, None]) & (theirs != i)]

@@ -1,17 +1,20 @@
-"""Nearest neighbors in feature space: mining, their quality, and classification by them.
+"""Nearest neighbors in feature space: the search, what it found in a file, votes and accuracies.
 
 Features may be mapped from a file (see inference.infer): apart from faiss's index, nothing here copies all of
 them, or holds more than one block of similarities.
 """
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from errors import UserError
-from utils.files import write_array
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +25,12 @@ QUERIES, BANK = 1024, 131072  # the block of similarities that is in memory at a
 EXACT_ON_CPU = 300_000
 RECALL = 0.99  # that the approximate search should reach
 RECALL_SAMPLE = 1000  # images on which it is measured
-TOP = 1, 5, 20  # numbers of neighbors for which an evaluation gives the accuracy
+ACCURACY_AT = 1, 5, 20  # numbers of neighbors for which an evaluation gives the accuracy
 
 
-def search(queries, bank, k, device=None):
+def search(
+    queries: torch.Tensor, bank: torch.Tensor, k: int, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best matches of each query by inner product, exactly.
 
     Args:
@@ -38,7 +43,7 @@ def search(queries, bank, k, device=None):
     """
     device = bank.device if device is None else device
     chunks = queries.split(QUERIES)
-    best = [None] * len(chunks)
+    best: list[tuple[torch.Tensor, torch.Tensor]] = []
     # one block for all: freed ones, with results between them, fragment memory that the C library keeps
     block = torch.empty(min(QUERIES, len(queries)), min(BANK, len(bank)), dtype=bank.dtype, device=device)
     for start in tqdm(
@@ -50,14 +55,22 @@ def search(queries, bank, k, device=None):
             torch.matmul(chunk.to(device), part.T, out=product)
             similarity, index = product.topk(min(k, len(part)))
             index += start
-            if best[i] is not None:
-                similarity, place = torch.cat([best[i][0], similarity], 1).topk(k)
-                index = torch.cat([best[i][1], index], 1).gather(1, place)
-            best[i] = similarity, index
-    return tuple(torch.cat(parts) for parts in zip(*best, strict=True))
+            if start == 0:
+                best.append((similarity, index))
+                continue
+            similarity, place = torch.cat([best[i][0], similarity], 1).topk(k)
+            best[i] = similarity, torch.cat([best[i][1], index], 1).gather(1, place)
+    similarities, indices = zip(*best, strict=True)
+    return torch.cat(similarities), torch.cat(indices)
 
 
-def mine(features, k, device="cpu", library="auto", tell=log.info):
+def nearest_neighbors(
+    features: torch.Tensor,
+    k: int,
+    device: torch.device | str = "cpu",
+    library: str = "auto",
+    tell: Callable[..., None] = log.info,
+) -> torch.Tensor:
     """Each row's k + 1 best matches by inner product, the first of them normally the row itself.
 
     Both libraries search exactly (faiss with a flat index), with one exception: above EXACT_ON_CPU rows,
@@ -65,7 +78,7 @@ def mine(features, k, device="cpu", library="auto", tell=log.info):
 
     Args:
         features: float32 (N, D), normalized.
-        k: neighbors to mine, not counting the image itself; see `require_enough`.
+        k: neighbors to find, not counting the image itself; see `require_candidates`.
         library: "faiss"; "torch"; or "auto": faiss if it works on `device`, else torch. torch also takes over
             if the GPU's memory is too small for faiss.
         tell: logging function for what searches, and why.
@@ -76,13 +89,13 @@ def mine(features, k, device="cpu", library="auto", tell=log.info):
     Raises:
         UserError: `library` is "faiss", which does not work on `device`; or too few images.
     """
-    require_enough(len(features), k)
+    require_candidates(len(features), k)
     device = torch.device(device)
     faiss, reason = (None, None) if library == "torch" else _faiss_for(device)
     if library == "faiss" and faiss is None:
         raise UserError(f"search: faiss was asked for, but {reason}; set search to auto or torch")
     if reason:
-        tell("%s: torch mines instead, also exactly", reason)
+        tell("%s: torch searches instead, also exactly", reason)
     # logged before the search: a faiss error on a GPU may end the process, which nothing here can catch
     advice = "; if it ends the program, set search: torch" if faiss and device.type == "cuda" else ""
     tell("%s searches %d features on %s%s", "faiss" if faiss else "torch", len(features), device, advice)
@@ -90,7 +103,7 @@ def mine(features, k, device="cpu", library="auto", tell=log.info):
         return search(features, features, k + 1, device)[1].cpu()
     features = features.cpu()
     if device.type == "cpu" and len(features) > EXACT_ON_CPU:
-        return _mine_in_cells(faiss, features, k + 1)
+        return _search_in_cells(faiss, features, k + 1)
     index = faiss.IndexFlatIP(features.size(1))
     if device.type == "cpu":
         return _query(_filled(index, features), features, k + 1)
@@ -103,31 +116,14 @@ def mine(features, k, device="cpu", library="auto", tell=log.info):
         return search(features, features, k + 1, device)[1].cpu()
 
 
-def vote(mined, probabilities):
-    """For each image, what it and its neighbors vote for.
-
-    Args:
-        mined: int64 (N, k + 1), neighbors of each image, the image itself among them.
-        probabilities: float32 (N, C), of the clusters.
-
-    Returns:
-        the cluster of the highest mean probability, int64 (N,); the share of the k + 1 images whose own most
-        probable cluster it is, float32 (N,).
-    """
-    clusters, found = probabilities.argmax(1), []
-    for index in mined.split(QUERIES):
-        voted = probabilities[index].mean(1).argmax(1)
-        found.append((voted, (clusters[index] == voted.unsqueeze(1)).float().mean(1)))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+def require_candidates(n: int, k: int, copies: int = 0) -> None:
+    """Raise UserError unless each of n images, of which there are also copies, can have k neighbors."""
+    if k >= n:
+        more = f" (and {copies} copies of them)" if copies else ""
+        raise UserError(f"cannot mine {k} neighbors among {n} images{more}; the split is too small")
 
 
-def similarities(features, mined):
-    """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
-    parts = zip(features.split(QUERIES), mined.split(QUERIES), strict=True)
-    return torch.cat([(features[index] @ part[:, :, None]).squeeze(2) for part, index in parts])
-
-
-def _faiss_for(device):
+def _faiss_for(device: torch.device) -> tuple[ModuleType | None, str | None]:
     """The faiss module and None if it works on the device; otherwise None and the reason."""
     try:
         import faiss
@@ -138,13 +134,15 @@ def _faiss_for(device):
     return faiss, None
 
 
-def _filled(index, features):
+def _filled(index: Any, features: torch.Tensor) -> Any:
+    """A faiss index with the features."""
     for chunk in tqdm(features.split(BANK), desc="index", leave=False, disable=None):
         index.add(chunk.numpy())
     return index
 
 
-def _query(index, queries, k):
+def _query(index: Any, queries: torch.Tensor, k: int) -> torch.Tensor:
+    """The k best matches in a faiss index, int64 (M, k)."""
     found = torch.empty(len(queries), k, dtype=torch.int64)
     bar = tqdm(total=len(queries), desc="mining", unit="images", leave=False, disable=None)
     for chunk, place in zip(queries.split(16 * QUERIES), found.split(16 * QUERIES), strict=True):
@@ -154,7 +152,7 @@ def _query(index, queries, k):
     return found
 
 
-def _mine_in_cells(faiss, features, k):
+def _search_in_cells(faiss: ModuleType, features: torch.Tensor, k: int) -> torch.Tensor:
     """Approximate search: each row visits only its nearest cells, as many as give RECALL on a sample."""
     n, d = features.shape
     cells = int(2 * n**0.5)
@@ -167,7 +165,7 @@ def _mine_in_cells(faiss, features, k):
     _filled(index, features)
     queries = features[order[:RECALL_SAMPLE].sort().values]
     exact = search(queries, features, k)[1]
-    index.nprobe, recall = 4, 0
+    index.nprobe, recall = 4, 0.0
     while recall < RECALL and index.nprobe < cells // 16:  # more would be slower than exact
         index.nprobe *= 2
         found = _query(index, queries, k)
@@ -187,37 +185,61 @@ def _mine_in_cells(faiss, features, k):
     return mined
 
 
-def require_enough(n, k, copies=0):
-    """Raise UserError unless each of n images, of which there are also copies, can have k neighbors."""
-    if k >= n:
-        more = f" (and {copies} copies of them)" if copies else ""
-        raise UserError(f"cannot mine {k} neighbors among {n} images{more}; the split is too small")
+# --- what neighbors say --------------------------------------------------------------------------
 
 
-def save(mined, path):
-    """Write mined neighbors (N, 1 + k) to an .npy file."""
-    write_array(mined.numpy(), path)
+def similarities(features: torch.Tensor, mined: torch.Tensor) -> torch.Tensor:
+    """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
+    parts = zip(features.split(QUERIES), mined.split(QUERIES), strict=True)
+    return torch.cat([(features[index] @ part[:, :, None]).squeeze(2) for part, index in parts])
 
 
-def agreement(neighbors, labels, k):
+def vote(mined: torch.Tensor, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each image, what it and its neighbors vote for.
+
+    Args:
+        mined: int64 (N, k + 1), neighbors of each image, the image itself among them.
+        probabilities: float32 (N, C), of the clusters.
+
+    Returns:
+        the cluster of the highest mean probability, int64 (N,); the share of the k + 1 images whose own most
+        probable cluster it is, float32 (N,).
+    """
+    clusters, votes, agreement = probabilities.argmax(1), [], []
+    for index in mined.split(QUERIES):
+        votes.append(probabilities[index].mean(1).argmax(1))
+        agreement.append((clusters[index] == votes[-1].unsqueeze(1)).float().mean(1))
+    return torch.cat(votes), torch.cat(agreement)
+
+
+def label_agreement(neighbors: torch.Tensor, labels: torch.Tensor, k: int) -> float:
     """Fraction of the first k neighbors, the image itself excluded, that carry the image's label."""
     same = labels[neighbors[:, 1 : k + 1]] == labels.unsqueeze(1)
     return same.count_nonzero().item() / same.numel()
 
 
-def accuracy(mined, labels):
+def neighbor_accuracies(mined: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Share of the top 1, 5 and 20 neighbors, mined within a split, that are of the image's class.
 
     If fewer neighbors were mined, there are fewer figures.
     """
-    ks = [k for k in TOP if k < mined.shape[1]]
-    figures = {f"top{k}_neighbor_accuracy": agreement(mined, labels, k) for k in ks}
-    for k, share in zip(ks, figures.values(), strict=True):
-        log.info("top-%d neighbors of the image's class: %.2f %%", k, 100 * share)
+    figures = {}
+    for k in ACCURACY_AT:
+        if k < mined.shape[1]:
+            share = figures[f"top{k}_neighbor_accuracy"] = label_agreement(mined, labels, k)
+            log.info("top-%d neighbors of the image's class: %.2f %%", k, 100 * share)
     return figures
 
 
-def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1, device=None):
+def weighted_knn(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    queries: torch.Tensor,
+    num_classes: int,
+    k: int = 100,
+    temperature: float = 0.1,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
     """Class of each query by a vote of its k nearest features, weighted by exp(similarity / temperature).
 
     Args:
@@ -234,7 +256,10 @@ def weighted_knn(features, labels, queries, num_classes, k=100, temperature=0.1,
     return votes.argmax(1)
 
 
-def mine_again(folder, what="the neighbors"):
+# --- files of neighbors --------------------------------------------------------------------------
+
+
+def mine_again(folder: Path, what: str = "the neighbors") -> str:
     """Advice for a message about neighbors that cannot be used; following it loses no training."""
     return (
         f"mine {what} again with the trained network, in seconds to minutes: simclr.py (or moco.py) with "
@@ -242,7 +267,7 @@ def mine_again(folder, what="the neighbors"):
     )
 
 
-def read(path, dataset_size):
+def read_neighbors(path: Path, dataset_size: int) -> torch.Tensor:
     """Load mined neighbors, int64 (N, 1 + mined), and check them against the split they belong to."""
     again = mine_again(path.parent)
     try:

@@ -7,9 +7,13 @@ import functools
 import logging
 import math
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,16 +26,18 @@ from . import health
 log = logging.getLogger(__name__)
 
 TICKS = 50  # with more rows or columns than this, names would not be legible
-COLUMNS = 10  # of a sheet of images
+SHEET_COLUMNS = 10  # of a sheet of images
 CONTACT_COLUMNS, CONTACT_SIDE = 20, 80  # of a contact sheet; the side of an image in pixels
 LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; longer text is cut
 LEAST_SPAN = 8  # percentage points of an axis, so that chance does not look like an effect
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
+Cell = tuple[torch.Tensor | None, str]  # an image, uint8 (3, H, W), or None for an empty place; its title
+
 
 @contextmanager
-def or_a_warning(path):
-    """Context of making the picture or page `path`: whatever goes wrong is logged, and there is none."""
+def or_a_warning(path: Path) -> Iterator[None]:
+    """Context manager that makes the picture or page `path`; an error is logged, and no file is left."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about the layout, mostly
             yield
@@ -45,8 +51,8 @@ def or_a_warning(path):
 
 
 @contextmanager
-def _figure(path, **settings):
-    """Context of a new Figure, which is saved as a PNG at the end."""
+def _figure(path: Path, **settings: Any) -> Iterator[Figure]:
+    """Context manager that gives a new Figure, and saves it as a PNG at the end."""
     with or_a_warning(path):
         figure = Figure(**settings)
         yield figure
@@ -59,53 +65,31 @@ def _figure(path, **settings):
 
 
 @functools.cache  # so that it logs the same names only once
-def drawable(names):
-    """Names of classes or images as pictures can show them.
+def drawable(names: tuple[tuple[int, str], ...]) -> dict[int, str]:
+    """Names of classes or images as pictures can show them, number -> text.
 
     Line breaks, control characters and bytes that are not UTF-8 become escapes. A name with a character that
-    no installed font has is replaced by its number, and the log lists both.
+    the font lacks is replaced by its number, and the log lists both.
 
     Args:
-        names: tuple of pairs (number, name).
-
-    Returns:
-        dict number -> text.
+        names: pairs (number, name).
     """
     texts = {
         number: "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for number, name in names
     }
-    _, missing = _fonts_with(texts.values())
-    numbered = [number for number, text in texts.items() if missing & set(text)]
-    if numbered:
-        shown = health.listed([f"#{number} {texts[number]}" for number in numbered])
-        log.info(
-            "no installed font has all characters of %d names; pictures show their numbers: %s",
-            len(numbered),
-            shown,
-        )
-    return texts | {number: f"#{number}" for number in numbered}
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    numbers = {
+        number: f"#{number}"
+        for number, text in texts.items()
+        if not all(font.get_char_index(ord(c)) for c in text)
+    }
+    if numbers:
+        listed = health.join_some([f"{short} {texts[number]}" for number, short in numbers.items()])
+        log.info("pictures show numbers for %d names that their font cannot write: %s", len(numbers), listed)
+    return texts | numbers
 
 
-def _fonts_with(texts):
-    """The default font's families and those of fonts with what it lacks; the characters that no font has."""
-    default = font_manager.FontProperties()
-    families = default.get_family()
-    font = font_manager.get_font(font_manager.findfont(default))
-    missing = {c for c in set().union(*texts) - {"\n"} if not font.get_char_index(ord(c))}
-    for entry in font_manager.fontManager.ttflist:
-        if not missing:
-            break
-        if entry.style != "normal" or "last resort" in entry.name.lower():  # all of its characters are boxes
-            continue
-        with suppress(OSError, RuntimeError):  # a file that is no longer there, or damaged
-            font = font_manager.get_font(entry.fname)
-            found = {c for c in missing if font.scalable and font.get_char_index(ord(c))}
-            if found:
-                families, missing = [*families, entry.name], missing - found
-    return families, missing
-
-
-def _cut(text, length):
+def _cut(text: str, length: int) -> str:
     """A text without its middle if it has more than `length` characters."""
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
@@ -114,11 +98,8 @@ def _cut(text, length):
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def save_confusion_matrix(matrix, rows, columns, path):
-    """Draw a matrix of shares in [0, 1], a row for each true class, as a PNG.
-
-    `rows` and `columns` are lists of their names.
-    """
+def save_confusion_matrix(matrix: np.ndarray, rows: list[str], columns: list[str], path: Path) -> None:
+    """Draw a matrix of shares in [0, 1], a row for each true class. `rows`, `columns`: their names."""
     side = min(14, 3 + 0.35 * max(matrix.shape))
     with _figure(path, figsize=(side + 1, side), layout="constrained") as figure:
         axes = figure.add_subplot()
@@ -127,8 +108,7 @@ def save_confusion_matrix(matrix, rows, columns, path):
         axes.set_xlabel("cluster, in the order of the matched classes")
         if len(rows) <= TICKS:
             names = [_cut(name, LONGEST_TICK) for name in drawable(tuple(enumerate(rows))).values()]
-            fonts, _ = _fonts_with(names)
-            axes.set_yticks(range(len(rows)), names, fontsize=8, fontfamily=fonts, parse_math=False)
+            axes.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
         if len(columns) <= TICKS:
             axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
         if max(matrix.shape) <= 20:
@@ -141,26 +121,23 @@ def save_confusion_matrix(matrix, rows, columns, path):
         figure.colorbar(picture, ax=axes, label="share of the true class")
 
 
-def save_calibration(found, path):
-    """Draw what calibration_figures returned.
+def save_calibration(figures: dict[str, Any], path: Path) -> None:
+    """Draw `calibration_figures`: reliability diagram, histogram of confidence, coverage-accuracy curve.
 
-    A reliability diagram above a histogram of confidence, and the coverage-accuracy curve beside them. Dashed
-    lines are where images begin to count as unsure.
+    Dashed lines show where images begin to count as unsure.
     """
-    bins, coverage = found["bins"], found["coverage"]
-    width = 1 / len(bins["count"])
+    bins, coverage = figures["bins"], figures["coverage"]
+    width, total = 1 / len(bins["count"]), sum(bins["count"])
     middles = [(i + 0.5) * width for i in range(len(bins["count"]))]
-    total = sum(bins["count"])
     with _figure(path, figsize=(9, 4.5), layout="constrained") as figure:
-        layout = [["reliability", "coverage"], ["histogram", "coverage"]]
-        axes = figure.subplot_mosaic(layout, height_ratios=[3, 1])
-        reliability, histogram, curve = (axes[name] for name in ("reliability", "histogram", "coverage"))
+        axes = figure.subplot_mosaic([["reliability", "curve"], ["histogram", "curve"]], height_ratios=[3, 1])
+        reliability, curve, histogram = axes["reliability"], axes["curve"], axes["histogram"]
         filled = [i for i, count in enumerate(bins["count"]) if count]
         mean, accuracy = ([bins[name][i] for i in filled] for name in ("confidence", "accuracy"))
         reliability.bar([middles[i] for i in filled], accuracy, 0.94 * width, color="tab:blue", alpha=0.5)
         reliability.plot(mean, accuracy, "o", color="tab:blue", markersize=4)
         reliability.plot([0, 1], [0, 1], linestyle=":", color="gray")
-        reliability.set_title(f"expected calibration error {100 * found['ece']:.1f} %", fontsize=9)
+        reliability.set_title(f"expected calibration error {100 * figures['ece']:.1f} %", fontsize=9)
         reliability.set_ylabel("accuracy", fontsize=8)
         reliability.set_ylim(0, 1.02)
         histogram.bar(middles, [count / total for count in bins["count"]], 0.94 * width, color="tab:gray")
@@ -168,48 +145,45 @@ def save_calibration(found, path):
         histogram.set_ylabel("share of images", fontsize=8)
         for panel in (reliability, histogram):
             panel.set_xlim(0, 1)
-            panel.axvline(found["unsure_below"], linestyle="--", linewidth=1, color="tab:orange")
+            panel.axvline(figures["unsure_below"], linestyle="--", linewidth=1, color="tab:orange")
         curve.plot(coverage["share"], coverage["accuracy"], marker=".")
         curve.set_title("accuracy of the most confident images", fontsize=9)
         curve.set_xlabel("share of images", fontsize=8)
         curve.set_ylabel("accuracy", fontsize=8)
-        curve.axvline(found["sure"]["count"] / total, linestyle="--", linewidth=1, color="tab:orange")
+        curve.axvline(figures["sure"]["count"] / total, linestyle="--", linewidth=1, color="tab:orange")
         curve.set_xlim(0, 1.02)
         for panel in axes.values():
             panel.tick_params(labelsize=7)
             panel.grid(alpha=0.3)
 
 
-def save_image_sheet(cells, path):
-    """A grid of images, COLUMNS in a row, under their titles.
+def save_image_sheet(cells: Iterable[Cell], path: Path) -> None:
+    """A grid of images, SHEET_COLUMNS in a row, under their titles of one or two lines.
 
-    Args:
-        cells: iterable of pairs: an image, uint8 (3, H, W), or None for an empty place; and its title, one or
-            two lines of text, which are cut to the width of an image.
+    A title that is wider than an image is cut.
     """
     with _figure(path) as figure:
         images, titles = zip(*cells, strict=True)
-        fonts, _ = _fonts_with(titles)
-        columns = min(COLUMNS, len(images))
+        columns = min(SHEET_COLUMNS, len(images))
         rows = math.ceil(len(images) / columns)
         figure.set_size_inches(1.5 * columns, 1.8 * rows)
         for i, (image, title) in enumerate(zip(images, titles, strict=True)):
             row, column = divmod(i, columns)  # by hand: automatic layout of a thousand takes minutes
             left, bottom = (column + 0.1) / columns, 1 - (row + 0.95) / rows
-            axes = figure.add_axes([left, bottom, 0.8 / columns, 0.7 / rows])
+            axes = figure.add_axes((left, bottom, 0.8 / columns, 0.7 / rows))
             axes.axis("off")
             lines = [_cut(line, LONGEST_TITLE) for line in title.split("\n")]
-            axes.set_title("\n".join(lines), fontsize=8, fontfamily=fonts, parse_math=False)
+            axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
             if image is not None:
                 axes.imshow(np.asarray(image).transpose(1, 2, 0))
 
 
-def save_contact_sheet(cells, title, path):
+def save_contact_sheet(cells: Sequence[tuple[torch.Tensor, str]], title: str, path: Path) -> None:
     """A dense grid of small images, CONTACT_COLUMNS in a row, under one title.
 
     Args:
-        cells: list of pairs: an image, uint8 (3, H, W), and a short text to write under it, ASCII.
-        title: one line of text, ASCII.
+        cells: pairs of an image, uint8 (3, H, W), and a short ASCII text below it.
+        title: one line of ASCII text.
     """
     with or_a_warning(path):
         side, line, gap = CONTACT_SIDE, 12, 4  # pixels
@@ -229,8 +203,8 @@ def save_contact_sheet(cells, title, path):
             sheet.save(temporary, "PNG")
 
 
-def save_numbers(rows, best, path):
-    """Plot what numbers.compare returned over the number of clusters, with `best` marked."""
+def save_numbers(rows: list[dict[str, Any]], best: int, path: Path) -> None:
+    """Plot what choose_k.compare_numbers returned over the number of clusters, with `best` marked."""
     numbers = [row["clusters"] for row in rows]
     with _figure(path, figsize=(9, 3), layout="constrained") as figure:
         for place, name in enumerate(("modularity", "stability"), start=1):
@@ -246,14 +220,15 @@ def save_numbers(rows, best, path):
             axes.grid(alpha=0.3)
 
 
-def save_variants(methods, own, label, metric, path):
-    """Plot a figure in % over the variants of an ablation: each seed's, their mean and standard deviation.
+def save_variants(
+    methods: dict[str, dict[str, Any]], default: str, label: str, metric: str, path: Path
+) -> None:
+    """Plot a metric in % over the variants of an ablation: each seed's, their mean and standard deviation.
 
     Args:
-        methods: dict method -> dict variant -> `tables.spread` of the seeds' shares in [0, 1].
-        own: the variant that is as in the experiment files, which is marked.
-        label: of the axis of variants.
-        metric: of the other axis.
+        methods: method -> variant -> the spread of the seeds' shares in [0, 1]: `values`, `mean`, `std`.
+        default: the variant of the experiment files, which is marked.
+        label, metric: texts at the axis of variants and at the other one.
     """
     names = list(next(iter(methods.values())))
     with _figure(path, figsize=(max(4.2, 0.7 * len(names)), 2.6), layout="constrained") as figure:
@@ -274,7 +249,7 @@ def save_variants(methods, own, label, metric, path):
         margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
         axes.set_ylim(low - margin, min(high + margin, 100.5))
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
-        axes.get_xticklabels()[names.index(own)].set_fontweight("bold")
+        axes.get_xticklabels()[names.index(default)].set_fontweight("bold")
         axes.tick_params(labelsize=8)
         seeds = len(found["values"])
         about = f"{label} (bold: as in the files; {seeds} seed{'s' * (seeds > 1)})"
@@ -284,12 +259,12 @@ def save_variants(methods, own, label, metric, path):
         axes.legend(fontsize=7)
 
 
-def curves_of(epochs):
-    """Each logged number, except lists, over the epochs: dict name -> list of (epoch, value).
+def curves_of(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Each logged number, except lists, over the epochs: name -> (epoch, value) pairs.
 
-    `epochs`: see Run.read_epochs.
+    `epochs`: see `read_epochs`.
     """
-    curves = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
     for line in epochs:
         for name, value in line.items():
             if name not in NOT_CURVES and not isinstance(value, list):
@@ -297,8 +272,8 @@ def curves_of(epochs):
     return curves
 
 
-def save_curves(epochs, path):
-    """Plot each of `curves_of` the logged epochs, a panel each."""
+def save_curves(epochs: list[dict[str, Any]], path: Path) -> None:
+    """Plot each of `curves_of` the logged epochs in a panel of its own."""
     curves = curves_of(epochs)
     if not curves:
         return

@@ -1,19 +1,21 @@
 """The image that stands for a cluster (SCAN, section 3.4)."""
 
+import torch
 
-def find_prototypes(features, probabilities, n=10):
+
+def find_prototypes(features: torch.Tensor, probabilities: torch.Tensor, n: int = 10) -> list[int | None]:
     """Per cluster: of its n most confident images, the one nearest to their mean feature.
 
     Args:
-        features: (N, D) backbone features.
-        probabilities: (N, C); an image belongs to its argmax.
+        features: float (N, D), of the backbone.
+        probabilities: float (N, C); an image belongs to its argmax.
         n: number of images to average; a smaller cluster gives all it has.
 
     Returns:
         list of C image indices, None for an empty cluster.
     """
     confidence, assignment = probabilities.max(1)
-    prototypes = []
+    prototypes: list[int | None] = []
     for cluster in range(probabilities.size(1)):
         members = (assignment == cluster).nonzero().squeeze(1)
         if len(members) == 0:
@@ -22,5 +24,5 @@ def find_prototypes(features, probabilities, n=10):
         best = members[confidence[members].topk(min(n, len(members))).indices]
         candidates = features[best].float()
         distance = (candidates - candidates.mean(0)).norm(dim=1)
-        prototypes.append(best[distance.argmin()].item())
+        prototypes.append(int(best[distance.argmin()]))
     return prototypes

@@ -1,12 +1,17 @@
 """Write the figures and pictures of an evaluation."""
 
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from utils.files import write_csv, write_json
 
 from . import calibration, health, metrics, plots
+
+if TYPE_CHECKING:
+    from data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,7 @@ PARTS = (
 )
 
 
-def write_figures(figures, folder):
+def write_figures(figures: dict[str, Any], folder: Path) -> None:
     """Write metrics.json; if there was one before, remove the files that belong to its figures."""
     stale = PARTS if (folder / "metrics.json").exists() else ()
     write_json(figures, folder / "metrics.json")
@@ -31,25 +36,26 @@ def write_figures(figures, folder):
     log.info("figures in %s", folder / "metrics.json")
 
 
-def report_clusters(folder, probabilities, dataset, about):
-    """Evaluate an assignment; write metrics.json and assignment.csv.
+def report_clusters(
+    folder: Path, probabilities: torch.Tensor, dataset: "Dataset", about: dict[str, Any]
+) -> dict[str, Any]:
+    """Evaluate clusters; write metrics.json and assignment.csv.
 
     With labels, also confusion_matrix.png and calibration.png.
 
     Args:
-        folder: where to write.
         probabilities: float (N, C), on the CPU.
-        dataset: the images, a data.Dataset.
-        about: dict of what was evaluated, put first in metrics.json.
+        dataset: the N images.
+        about: what was evaluated, put first in metrics.json; with `split`.
 
     Returns:
-        the content of metrics.json, a dict.
+        the content of metrics.json.
     """
-    labels, classes = dataset.labels, dataset.classes
+    labels, classes = dataset.labels, dataset.classes or []
     confidence, clusters = probabilities.max(1)
     sizes = torch.bincount(clusters, minlength=probabilities.size(1))
     empty = (sizes == 0).nonzero().flatten().tolist()
-    figures = {
+    figures: dict[str, Any] = {
         **about,
         "num_images": len(probabilities),
         "image_side": min(dataset.raw(0).shape[1:]),  # the size that new images are to have
@@ -60,9 +66,9 @@ def report_clusters(folder, probabilities, dataset, about):
         "empty_clusters": empty,
     }
     if empty:
-        log.warning("%d of %d clusters are empty: %s", len(empty), len(sizes), health.listed(empty))
+        log.warning("%d of %d clusters are empty: %s", len(empty), len(sizes), health.join_some(empty))
     if labels is None:
-        log.info("%s split without labels: cluster sizes %s", about["split"], health.counted(sizes))
+        log.info("%s split without labels: cluster sizes %s", about["split"], health.describe_counts(sizes))
     else:
         figures["num_classes"] = len(classes)
         figures.update(metrics.clustering_metrics(probabilities, labels, len(classes)))

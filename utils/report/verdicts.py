@@ -58,7 +58,7 @@ def _clusters(figures: dict[str, Any], advice: dict[str, str]) -> Iterator[Verdi
     sizes, troubles = torch.tensor(figures["cluster_sizes"]), figures.get("troubles", ())
     empty = (sizes == 0).nonzero().flatten().tolist()
     if empty:
-        which = f"cluster {empty[0]} is" if len(empty) == 1 else f"clusters {health.listed(empty, 10)} are"
+        which = f"cluster {empty[0]} is" if len(empty) == 1 else f"clusters {health.join_some(empty, 10)} are"
         yield Verdict("warning", f"{which.capitalize()} empty.", _sentence(advice["dead"]))
     if health.is_dominant(sizes):
         share = percent(sizes.max().item() / sizes.sum().item())

@@ -25,10 +25,10 @@ def without_umap(monkeypatch):
 def test_they_find_directions(without_umap, caplog):
     caplog.set_level("INFO")
     features, labels = directions()
-    opinions = baselines.cluster(features.half(), 3)
+    opinions = baselines.cluster_by_baselines(features.half(), 3)
     assert set(opinions) == {"kmeans", "ward"}
-    assert "UMAP is left out" in caplog.text
-    agreement, renumbered = baselines.compare(labels, opinions, 3)
+    assert "umap is left out" in caplog.text
+    agreement, renumbered = baselines.measure_agreement(labels, opinions, 3)
     for name in opinions:
         assert agreement[name] == {"matched": 1, "nmi": pytest.approx(1)}
         assert torch.equal(renumbered[name], labels)
@@ -36,15 +36,15 @@ def test_they_find_directions(without_umap, caplog):
 
 def test_ward_is_left_out_of_many_images(monkeypatch, without_umap, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(baselines, "WARD_ON", 80)
-    assert set(baselines.cluster(directions()[0], 3)) == {"kmeans"}
+    monkeypatch.setattr(baselines, "WARD_LIMIT", 80)
+    assert set(baselines.cluster_by_baselines(directions()[0], 3)) == {"kmeans"}
     assert "90 images are more than 80" in caplog.text
 
 
 def test_disagreement_is_counted_and_the_unmatched_marked():
     ours = torch.tensor([0, 0, 0, 1, 1, 1])
     other = torch.tensor([2, 2, 1, 0, 0, 0])
-    agreement, renumbered = baselines.compare(ours, {"other": other}, 3)
+    agreement, renumbered = baselines.measure_agreement(ours, {"other": other}, 3)
     assert agreement["other"]["matched"] == pytest.approx(5 / 6)
     assert 0 < agreement["other"]["nmi"] < 1
     assert renumbered["other"].tolist() == [0, 0, -1, 1, 1, 1]
@@ -62,10 +62,10 @@ def test_umap_clusters_what_it_embeds(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "umap", type(sys)("umap"))
     sys.modules["umap"].UMAP = Fake
-    opinion = baselines.cluster(features, 3)["umap"]
-    assert baselines.compare(labels, {"umap": opinion}, 3)[0]["umap"]["matched"] == 1
+    opinion = baselines.cluster_by_baselines(features, 3)["umap"]
+    assert baselines.measure_agreement(labels, {"umap": opinion}, 3)[0]["umap"]["matched"] == 1
 
 
 def test_fewer_images_than_clusters():
     with pytest.raises(UserError, match="at least 5"):
-        baselines.cluster(torch.eye(3), 5)
+        baselines.cluster_by_baselines(torch.eye(3), 5)

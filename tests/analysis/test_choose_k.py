@@ -29,7 +29,7 @@ def groups(count, size, noise, seed=0):
     torch.manual_seed(seed)
     centers = torch.randn(count, 16)
     features = F.normalize(centers.repeat_interleave(size, 0) + noise * torch.randn(count * size, 16), dim=1)
-    return neighbors.mine(features, 10, library="torch")
+    return neighbors.nearest_neighbors(features, 10, library="torch")
 
 
 def test_modularity():
@@ -49,7 +49,7 @@ def test_modularity_by_hand():
 
 @pytest.mark.parametrize("count", [3, 6])
 def test_the_number_of_groups_is_suggested(count):
-    rows = choose_k.compare(groups(count, 40, 0.3), [2, 3, 4, 6, 8, 10])
+    rows = choose_k.compare_numbers(groups(count, 40, 0.3), [2, 3, 4, 6, 8, 10])
     suggested, alike = choose_k.suggest(rows)
     assert suggested == count and count in alike
     row = next(row for row in rows if row["clusters"] == count)
