@@ -228,8 +228,8 @@ def predictions(run: Run, dataset: data.Dataset, kept: Path) -> tuple[torch.Tens
     model = run.machine.place(loaded.model).eval()
     assert isinstance(model, ClusteringModel) and loaded.head is not None  # as these steps have
     loading = run.machine.loading(run.config)
-    loader = data.eval_loader(dataset, run.config, **loading)
-    features = backbone_features(run, kept, model, loader, "features")
+    images = data.eval_loader(dataset, run.config, **loading)
+    features = backbone_features(run, kept, model, images, "features")
     head = model.cluster_head[loaded.head]
     loader = data.feature_loader(features, **loading)
     return features, infer(lambda batch: head(batch).softmax(1), loader, "clusters").cpu()

@@ -116,13 +116,12 @@ def set_network(
 
 def tell_cost_of_features(config: Config, n: int) -> None:
     """Say how long the features of n images will take."""
-    device = Machine.start(config).device
-    backbone = models.build_model(config).backbone.to(device, memory_format=torch.channels_last).eval()
-    size = config.transformation_kwargs.crop_size
-    seconds = n * cost.of_features(backbone, size, device)
+    machine, size = Machine.start(config), config.transformation_kwargs.crop_size
+    backbone = machine.place(models.build_model(config).backbone).eval()
+    seconds = n * cost.of_features(backbone, size, machine.device)
     print(
         f"features of {n} images by {config.backbone} at {size} pixels: about {cost.duration(seconds)} "
-        f"on {device}; then a minute or so for the clusters"
+        f"on {machine.device}; then a minute or so for the clusters"
     )
     if seconds > 1800:
         print("much faster, and less exact: --backbone torchvision/mobilenet_v2, or a smaller --size")
@@ -165,7 +164,7 @@ def fit_training(
 
 def cost_of_image(content: dict[str, Any], machine: Machine) -> tuple[float, float]:
     """Seconds that SimCLR trains on an image, and bytes that it keeps for each image of a batch."""
-    model = models.build_model(content).to(machine.device, memory_format=torch.channels_last).train()
+    model = machine.place(models.build_model(content)).train()
     step = partial(simclr_step, model, SimCLRLoss(content["temperature"]))
     size = content["transformation_kwargs"]["crop_size"]
     return cost.of_training(step, model, size, machine.device, machine.autocast)

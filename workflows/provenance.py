@@ -55,18 +55,6 @@ def read_makers(folder: Path) -> list[dict[str, str]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def provenance(folders: list[Path]) -> tuple[str, list[dict[str, str]]]:
-    """When the last of these steps finished, an ISO date; and all records of `note_maker`, each once.
-
-    `folders` hold the steps' results.
-    """
-    makers: list[dict[str, str]] = []
-    for folder in folders:
-        makers += [maker for maker in read_makers(folder) if maker not in makers]
-    finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
-    return datetime.date.fromtimestamp(finished).isoformat(), makers
-
-
 def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -> Origin:
     """The origin of figures.
 
@@ -75,7 +63,8 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
         folders: of the steps' results.
         lines: what else is to be said of how the figures were obtained.
     """
-    finished, made_with = provenance(folders)
+    finished = max((folder / FINGERPRINT).stat().st_mtime for folder in folders)
+    makers = [maker for folder in folders for maker in read_makers(folder)]
     splits = [read_fingerprint(folder).get("data", {}) for folder in folders]
     unlabeled = any("unlabeled" in of and of["unlabeled"] != of["train"] for of in splits)
     several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
@@ -90,12 +79,12 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
     return {
         "dataset": args.dataset,
         "command": command_of(args),
-        "finished": finished,
+        "finished": datetime.date.fromtimestamp(finished).isoformat(),
         "rehearsal": args.rehearse,
         "settings": args.overrides,
         "seeds": args.seeds,
         "protocol": [line for line in protocol if line],
-        "made_with": made_with,
+        "made_with": [maker for i, maker in enumerate(makers) if maker not in makers[:i]],
     }
 
 
