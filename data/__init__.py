@@ -52,6 +52,7 @@ __all__ = [
     "eval_loader",
     "feature_loader",
     "list_images",
+    "one_for_both_splits",
     "stream",
     "to_device",
     "vector_backbone",
@@ -96,9 +97,18 @@ def build_dataset(config: Mapping[str, Any], split: str) -> Dataset:
     if split not in ("train", "test", "train+unlabeled"):
         raise ValueError(f"split must be train, test or train+unlabeled, got {split!r}")
     config = {**DATA_DEFAULTS, **config}
-    if config.get("features_file"):
-        return build_vectors(config, split, _build_images)
-    return _build_images(config, split)
+    if not config.get("features_file"):
+        return _build_images(config, split)
+    if one_for_both_splits(config):
+        images = _build_images(config, split)
+        return build_vectors(config, split, lambda *_: images)
+    return build_vectors(config, split, _build_images)
+
+
+def one_for_both_splits(config: Mapping[str, Any]) -> bool:
+    """Whether both splits are all images of the folder `image_folder`, so that one dataset does for both."""
+    same_name = config["train_db_name"] == config["val_db_name"]
+    return bool(config.get("image_folder")) and config.get("folder_labels") == "none" and same_name
 
 
 def _build_images(config: Mapping[str, Any], split: str) -> Dataset:

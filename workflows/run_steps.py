@@ -62,9 +62,8 @@ class DatasetCache:
         settings = {key: config.get(key) or None for key in DATASET_KEYS}
         if settings != self.settings:
             self.settings, self.built = settings, {}
-        one_folder = config.image_folder and config.folder_labels == "none"
-        if one_folder and config.train_db_name == config.val_db_name:
-            split = "train"  # both splits are all images of the folder
+        if data.one_for_both_splits(config):
+            split = "train"
         if split not in self.built:
             self.built[split] = data.build_dataset(config, split)
         return self.built[split]
