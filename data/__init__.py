@@ -31,33 +31,6 @@ from .vectors.cached_features import CachedFeatures
 from .vectors.features_file import build_vectors, vector_backbone
 from .views import AnchorNeighborView, PlainView, Transform, TwoViews, View, WeakStrongView
 
-__all__ = [
-    "DATASETS",
-    "WITH_UNLABELED",
-    "AnchorNeighborView",
-    "ArrayImages",
-    "BatchSource",
-    "CachedFeatures",
-    "Dataset",
-    "FolderImages",
-    "Loader",
-    "PlainView",
-    "Transform",
-    "TwoViews",
-    "View",
-    "WeakStrongView",
-    "build_dataset",
-    "build_eval_transform",
-    "build_train_transform",
-    "eval_loader",
-    "feature_loader",
-    "list_images",
-    "one_for_both_splits",
-    "stream",
-    "to_device",
-    "vector_backbone",
-]
-
 # name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the
 # squares to which image files are resized and cropped, so that they can be batched
 DATASETS: dict[str, Callable[[Path, str, int], Dataset]] = {

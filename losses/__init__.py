@@ -21,19 +21,6 @@ CRITERIA: dict[str, Callable[..., Any]] = {
     "neighbor-vote-cross-entropy": NeighborVoteCE,
 }
 
-__all__ = [
-    "CRITERIA",
-    "NO_VOTE",
-    "ClusteringLoss",
-    "ConfidenceBasedCE",
-    "ContrastiveLoss",
-    "NeighborVoteCE",
-    "NeighborVoting",
-    "SCANLoss",
-    "SelfLabelingLoss",
-    "SimCLRLoss",
-]
-
 
 class ContrastiveLoss(Protocol):
     """What step 1 asks of its loss."""

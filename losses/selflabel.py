@@ -88,11 +88,7 @@ class NeighborVoteCE(ConfidenceBasedCE):
     """
 
     def __init__(
-        self,
-        threshold: float,
-        apply_class_balancing: bool,
-        num_neighbors: int = 20,
-        agreement: float = 0.8,
+        self, threshold: float, apply_class_balancing: bool, num_neighbors: int = 20, agreement: float = 0.8
     ):
         super().__init__(threshold, apply_class_balancing)
         if not 0 < agreement <= 1:

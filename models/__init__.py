@@ -18,17 +18,6 @@ from .heads import ClusteringModel, ContrastiveModel, PretrainedModel
 from .pretrained_backbones import IMAGENET, LibraryNetwork, Preprocessing, VectorInputs, library_network
 from .resnet import resnet10_narrow, resnet10_narrow_pool, resnet18, resnet50
 
-__all__ = [
-    "BACKBONES",
-    "ClusteringModel",
-    "ContrastiveModel",
-    "LibraryNetwork",
-    "PretrainedModel",
-    "build_model",
-    "library_network",
-    "preprocessing",
-]
-
 # name: builder(image_size) of a module; `image_size`: side of the images in pixels
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": resnet18,
