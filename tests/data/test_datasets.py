@@ -28,8 +28,9 @@ def test_npz_comes_before_the_registry(tmp_path):
 
 
 def test_unknown_dataset(tmp_path):
-    with pytest.raises(UserError, match="did you mean 'cifar-10'"):
-        data.build_dataset(config("cifar10", tmp_path), "train")
+    for key, split in (("train_db_name", "train"), ("val_db_name", "test")):
+        with pytest.raises(UserError, match="dataset 'cifar10': unknown.* did you mean 'cifar-10'"):
+            data.build_dataset({**config("digits", tmp_path), key: "cifar10"}, split)
     with pytest.raises(ValueError, match="split"):
         data.build_dataset(config("digits", tmp_path), "validation")
 

@@ -29,9 +29,17 @@ def test_evaluation_batches_are_in_order_and_complete():
     assert len(loader) == 5
 
 
-def test_split_smaller_than_a_batch():
-    with pytest.raises(UserError, match="set batch_size to 3"):
-        data.Loader(numbered(3), data.PlainView(None), 4, train=True)
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "message"),
+    [
+        (4, 1, r"batch_size 4 is larger than the training split \(3 images\).* set batch_size to 3 or less"),
+        (1, 1, "set batch_size to 2 or more"),
+        (3, 2, "batch_size 3 does not divide by 2 processes.* set it to 2"),
+    ],
+)
+def test_batch_sizes_that_are_refused(batch_size, processes, message):
+    with pytest.raises(UserError, match=message):
+        data.Loader(numbered(3), data.PlainView(None), batch_size, train=True, world_size=processes)
 
 
 # --- several batches in one call, as on a GPU ----------------------------------------------------

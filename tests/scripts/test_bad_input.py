@@ -1,7 +1,7 @@
 """Mistakes through the real scripts: each ends in one line that names it, and exit status 1.
 
 Here are those that only a whole script meets, and one or two of each kind that are tested beside the file
-which finds them: run/test_config_mistakes.py, run/test_bad_weights.py, data/test_bad_npz.py, ...
+which finds them: run/test_config_mistakes.py, run/test_bad_weights.py, data/sets/test_npz.py, ...
 """
 
 import io

@@ -1,12 +1,55 @@
-"""Array files that cannot be used: each is refused in one line that names the file and the array."""
+"""Array files, and those that cannot be used: each is refused in one line that names file and array."""
 
 import re
 
 import numpy as np
 import pytest
+from image_folders import config, pictures
 from mistakes import npy, refused, zipped
 
 import data
+from errors import UserError
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_npz(tmp_path, gray):
+    train, test = pictures(6, 20, 24), pictures(4, 20, 24, seed=1)
+    if gray:
+        train, test = train[..., 0], test[..., 0]
+    labels = np.array([[0], [1], [2], [0], [1], [2]], dtype=np.uint8)  # (N, 1), as MedMNIST writes them
+    np.savez(tmp_path / "mine.npz", train_images=train, train_labels=labels, test_images=test)
+    found = data.build_dataset(config("mine", tmp_path), "train")
+    assert found.images.shape == (6, 3, 20, 24)
+    expected = train if not gray else np.repeat(train[..., None], 3, axis=3)
+    np.testing.assert_array_equal(found.images.permute(0, 2, 3, 1), expected)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.classes == ["0", "1", "2"]
+    unlabelled = data.build_dataset(config("mine", tmp_path), "test")
+    assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (4, None, None)
+
+
+def test_unlabeled_images_of_an_npz(tmp_path, caplog):
+    caplog.set_level("INFO")
+    arrays = {"train_images": pictures(6, 20, 24), "train_labels": np.arange(6)}
+    more = {"unlabeled_images": pictures(9, 20, 24, seed=1)}
+    for name, found in (("with", {**arrays, **more}), ("without", arrays)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "stl-10.npz", **found)
+    everything = data.build_dataset(config("stl-10", tmp_path / "with"), "train+unlabeled")
+    assert everything.labels is None
+    both = np.concatenate([arrays["train_images"], more["unlabeled_images"]])
+    np.testing.assert_array_equal(everything.images.permute(0, 2, 3, 1), both)
+    assert "no array" not in caplog.text
+    assert len(data.build_dataset(config("stl-10", tmp_path / "without"), "train+unlabeled")) == 6
+    assert "stl-10.npz: has no array 'unlabeled_images', so only the train split" in caplog.text
+    np.savez(tmp_path / "stl-10.npz", **arrays, unlabeled_images=pictures(9, 24, 24))
+    with pytest.raises(
+        UserError, match=r"unlabeled_images are of size \(24, 24\), train_images of \(20, 24\)"
+    ):
+        data.build_dataset(config("stl-10", tmp_path), "train+unlabeled")
+
+
+# --- what is refused -----------------------------------------------------------------------------
 
 IMAGES = np.zeros((30, 8, 8, 3), np.uint8)
 
@@ -86,9 +129,9 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(ARRAYS)), ids=[f"{i}-{row[1]}" for i, row in enumerate(ARRAYS)])
-def test_refused(number, tmp_path):
-    write, *words = ARRAYS[number]
+@pytest.mark.parametrize("row", ARRAYS, ids=[f"{i}-{row[1]}" for i, row in enumerate(ARRAYS)])
+def test_refused(row, tmp_path):
+    write, *words = row
     write(tmp_path / "mine.npz")
-    config = {"train_db_name": "mine", "val_db_name": "mine", "data_dir": str(tmp_path)}
-    refused(words, lambda: [data.build_dataset(config, split) for split in ("train", "test")])
+    settings = config("mine", tmp_path)
+    refused(words, lambda: [data.build_dataset(settings, split) for split in ("train", "test")])

@@ -183,22 +183,16 @@ def augmented(images, name, kwargs):
     return out
 
 
-def test_simclr_is_crop_jitter_gray_normalize():
+@pytest.mark.parametrize("name", ["simclr", "standard"])
+def test_simclr_is_crop_jitter_gray_normalize(name):
+    """`standard` does not use the color keys, which published files carry for all strategies."""
     images = batch(16)
-    out = augmented(images, "simclr", SIMCLR)
+    out = augmented(images, name, SIMCLR)
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
     x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
-    x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
-    x = transforms.gray_where_(x, torch.rand(16) < 0.2)
-    torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
-
-
-def test_standard_is_crop_normalize():
-    """Color keys, which published files carry for all strategies, are not used."""
-    images = batch(16)
-    out = augmented(images, "standard", SIMCLR)
-    boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
-    x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
+    if name == "simclr":
+        x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
+        x = transforms.gray_where_(x, torch.rand(16) < 0.2)
     torch.testing.assert_close(out, tvf.normalize(x / 255, **NORMALIZE), atol=1e-5, rtol=1e-5)
 
 
@@ -243,16 +237,23 @@ def test_evaluation_transform_equals_torchvision():
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("transform", [transforms.EvalTransform(48, NORMALIZE)])
+@pytest.mark.parametrize(
+    "transform",
+    [transforms.EvalTransform(48, NORMALIZE), transforms.StrongAugmentation(**{**OURS, "crop_size": 48})],
+)
 def test_images_smaller_than_the_crop_are_refused(transform):
-    with pytest.raises(UserError, match="crop_size 48"):
+    with pytest.raises(UserError, match=r"crop_size 48 is larger than the images \(32 x 32\)"):
         transform(batch(2))
 
 
-def test_unknown_or_incomplete_strategy():
-    with pytest.raises(UserError, match="unknown name 'moco'"):
-        transforms.build_train_transform({"augmentation_strategy": "moco", "augmentation_kwargs": {}})
-    with pytest.raises(UserError, match="needs crop_size"):
-        transforms.build_train_transform(
-            {"augmentation_strategy": "ours", "augmentation_kwargs": {k: OURS[k] for k in list(OURS)[1:]}}
-        )
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("moco", {}, "unknown name 'moco'"),
+        ("simclr", {}, "'simclr' needs color_jitter, color_jitter_random_apply, normalize, random_gray"),
+        ("ours", SIMCLR, "'ours' needs crop_size, cutout_kwargs, num_strong_augs"),
+    ],
+)
+def test_unknown_or_incomplete_strategy(name, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        transforms.build_train_transform({"augmentation_strategy": name, "augmentation_kwargs": kwargs})
