@@ -1,6 +1,7 @@
 """UserError, whose message is written for the user, and the "did you mean" hint that many messages have."""
 
 import difflib
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -11,13 +12,10 @@ class UserError(ValueError):
     """
 
 
-def did_you_mean(name, known, shown=repr):
+def did_you_mean(name: object, known: Iterable[str], shown: Callable[[str], str] = repr) -> str:
     """The question "did you mean ...?" with the known name closest to `name`; "" if none is close.
 
-    Args:
-        name: what the user gave; of any type, since it may come from a YAML file.
-        known: iterable of strings.
-        shown: function that formats the known name for the question.
+    `name` may be of any type, since it may come from a YAML file. `shown` formats the known name.
     """
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {shown(near[0])}?" if near else ""

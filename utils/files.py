@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 
 
 @contextmanager
-def atomic(path):
-    """Context of a temporary path beside `path` to write to; on success it replaces `path` atomically."""
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Context manager of a temporary path to write to, which then replaces `path` atomically."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -25,7 +26,7 @@ def atomic(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(content, path):
+def write_json(content: Any, path: str | Path) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -39,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_csv(header, rows, path):
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]], path: str | Path) -> None:
     """Write a table in UTF-8; bytes in names that are not UTF-8 become escapes."""
     with (
         atomic(path) as temporary,
@@ -50,13 +51,13 @@ def write_csv(header, rows, path):
         writer.writerows(rows)
 
 
-def write_array(array, path):
+def write_array(array: np.ndarray, path: str | Path) -> None:
     """Write a NumPy array to an .npy file."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)
 
 
-def digest(path):
+def digest(path: str | Path) -> str:
     """SHA-256 of a file, shortened; "none" if it is not there."""
     if not Path(path).is_file():
         return "none"

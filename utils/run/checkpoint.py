@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 # Besides tensors and plain Python, a file may hold only the NumPy scalars that the original program
 # wrote: the index of the best head (int64) and the best loss (float64). And the parsed command line, which
 # DINO's, MAE's and timm's training programs put beside the weights.
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     (np.int64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # NumPy 1's name
     (np.int64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
@@ -29,19 +30,20 @@ HARMLESS = [
 ]
 
 
-def save(content, path):
+def save(content: Any, path: Path) -> None:
     """torch.save, atomically. Raises UserError, the previous file intact, when it cannot be written."""
     try:
         with atomic(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: cannot be written ({_first_line(error)}); free some space, or move the results folder "
+            f"{path}: cannot be written ({line}); free some space, or move the results folder "
             "to a larger disk and set root_dir to its new place; the previous one, if any, is intact"
         ) from None
 
 
-def load(path, hint=""):
+def load(path: str | Path, hint: str = "") -> Any:
     """Read a checkpoint onto the CPU, whatever device and version of torch (1.4 or newer) wrote it.
 
     `hint` says what to do when there is no such file. Raises UserError for anything that is not a
@@ -67,7 +69,7 @@ def load(path, hint=""):
         raise UserError(f"{path}: not a readable checkpoint: {_explain(path, error)}") from None
 
 
-def _load_safetensors(path):
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -85,7 +87,7 @@ NOT_A_CHECKPOINT = {
 }
 
 
-def _check_sums(path):
+def _check_sums(path: Path) -> None:
     """Raise if the content of a zip file (torch 1.6 and newer) is damaged, which torch does not check."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -94,7 +96,7 @@ def _check_sums(path):
             raise zipfile.BadZipFile(f"checksum of {damaged}")
 
 
-def _explain(path, error):
+def _explain(path: Path, error: Exception) -> str:
     """Why torch could not read the file, in words for the user."""
     with open(path, "rb") as file:
         start = file.read(512)
@@ -111,7 +113,3 @@ def _explain(path, error):
         found = code[1] or code[2]
         return f"it holds more than weights ({found}), and reading that could run code; save weights only"
     return "it is something else, or damaged, or its download or copy was cut short; get it again"
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

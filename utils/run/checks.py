@@ -121,5 +121,3 @@ SCALE = that(
 POSITIVE = number(1, whole=True)
 PROBABILITY = number(0, 1)
 SIDE = count(1, 10_000)  # of an image, in pixels
-MEAN = list_of(number(), 3)
-STD = list_of(number(above=0), 3)

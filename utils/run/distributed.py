@@ -12,8 +12,10 @@ pass of `gather` multiplies by W. BatchNorm takes its statistics over all shares
 
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,26 +24,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from errors import UserError
 
+Model = TypeVar("Model", bound=nn.Module)
+
 TIMEOUT = timedelta(hours=2)  # one process may mine the neighbors of ImageNet while the others wait
 
 
-def launched():
+def launched() -> bool:
     """Whether torchrun started this process."""
     return dist.is_available() and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
-def require_one_process(script):
+def require_one_process(script: str) -> None:
     """Raise UserError if torchrun started this script, which works in one process."""
     if launched():
         raise UserError(f"{script} works in one process: start it with python, not with torchrun")
 
 
-def local_rank():
+def local_rank() -> int | None:
     """Number of this process on its machine; None without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if launched() else None
 
 
-def start(device):
+def start(device: torch.device) -> None:
     """Join the other processes, if there are any. Raises UserError if they cannot be reached."""
     if not launched() or dist.is_initialized():
         return
@@ -57,41 +61,41 @@ def start(device):
         ) from None
 
 
-def stop():
+def stop() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def restarted():
+def restarted() -> bool:
     """Whether torchrun started the processes again after one was lost."""
     return launched() and _restarts() > 0
 
 
-def _restarts():
+def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def world_size():
+def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank():
+def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_main():
+def is_main() -> bool:
     """Whether this is the process that writes the results."""
     return rank() == 0
 
 
-def barrier():
+def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
-def main_first():
-    """Context that the main process passes first; for example, it downloads what the others then find."""
+def main_first() -> Iterator[None]:
+    """Context manager that the main process passes first: it downloads, say, what the others then find."""
     if not is_main():
         barrier()
     yield
@@ -99,12 +103,12 @@ def main_first():
         barrier()
 
 
-def gather(share):
+def gather(share: torch.Tensor) -> torch.Tensor:
     """Every process's share (B / W, ...) -> the whole batch (B, ...), in the order of the ranks."""
     return _Gather.apply(share) if world_size() > 1 else share
 
 
-def from_main(values):
+def from_main(values: torch.Tensor) -> torch.Tensor:
     """The main process's tensor, in every process. All give one of the same shape and dtype."""
     if world_size() > 1:
         dist.broadcast(values, 0)
@@ -113,13 +117,13 @@ def from_main(values):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, share):
+    def forward(ctx: Any, share: torch.Tensor) -> torch.Tensor:
         whole = share.new_empty(world_size() * len(share), *share.shape[1:])
         dist.all_gather_into_tensor(whole, share.contiguous())
         return whole
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient.chunk(world_size())[rank()] * world_size()
 
 
@@ -127,7 +131,7 @@ class _Mean(torch.autograd.Function):
     """Mean over the processes."""
 
     @staticmethod
-    def forward(ctx, value):
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
         value = value.clone()
         dist.all_reduce(value)
         return value / world_size()
@@ -138,15 +142,20 @@ class _Mean(torch.autograd.Function):
 class SyncBatchNorm(nn.BatchNorm2d):
     """BatchNorm with the statistics of all processes' shares, of equal size. torch's own needs a GPU."""
 
-    def __init__(self, layer):
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def __init__(self, layer: _BatchNorm) -> None:
         """Take the place of `layer`, a BatchNorm2d: share its parameters and statistics."""
         super().__init__(layer.num_features, layer.eps, layer.momentum)
         self.weight, self.bias = layer.weight, layer.bias
-        self.running_mean, self.running_var = layer.running_mean, layer.running_var
-        self.num_batches_tracked = layer.num_batches_tracked
+        for name, buffer in layer.named_buffers():
+            setattr(self, name, buffer)
         self.train(layer.training)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(images)
         x = images.float()
@@ -162,18 +171,15 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(images.dtype)
 
 
-def synchronize(model, device):
+def synchronize(model: Model, device: torch.device) -> Model:
     """Make each BatchNorm2d of the model synchronize over all processes; parameters keep their names.
 
     Raises UserError for any other BatchNorm class: it would lose what it adds, or not be synchronized.
     """
     if world_size() == 1:
         return model
-    layers = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, _BatchNorm)
-    }
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, _BatchNorm)}
     for name, module in layers.items():
         if type(module) is not nn.BatchNorm2d:
             raise UserError(
@@ -183,12 +189,11 @@ def synchronize(model, device):
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, module in layers.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, SyncBatchNorm(module))
+        model.set_submodule(name, SyncBatchNorm(module))
     return model
 
 
-def parallel(network, device):
+def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The network with its gradients averaged over the processes."""
     ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name from torch 2.14 on

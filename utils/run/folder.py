@@ -180,7 +180,7 @@ def _lock(log_file: logging.FileHandler, folder: Path) -> None:
     import fcntl
 
     try:
-        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]  # it is open
     except BlockingIOError:
         raise UserError(
             f"{folder}: another run is using this folder; wait for it, or keep this one apart with --run NAME"

@@ -3,23 +3,25 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
     """Raised by the first signal; `number` is the signal's."""
 
-    def __init__(self, number):
+    def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-_owner = None  # the process that listens
-_noted = None  # number of the signal that came
+_owner: int | None = None  # the process that listens
+_noted: int | None = None  # number of the signal that came
 _deferred = False
 
 
-def listen():
+def listen() -> None:
     """From now on the two signals raise Interrupted; a second one ends the process."""
     global _noted, _owner
     _noted, _owner = None, os.getpid()
@@ -28,7 +30,7 @@ def listen():
             signal.signal(number, _handle)
 
 
-def _handle(number, frame):
+def _handle(number: int, frame: FrameType | None) -> None:
     global _noted
     if os.getpid() != _owner:  # a worker process that is still starting; it ends with its owner
         os._exit(0)
@@ -40,8 +42,8 @@ def _handle(number, frame):
 
 
 @contextmanager
-def deferred():
-    """Context in which a signal is noted, but does not raise."""
+def deferred() -> Iterator[None]:
+    """Context manager in which a signal is noted, but does not raise."""
     global _deferred
     _deferred = True
     try:
@@ -50,12 +52,12 @@ def deferred():
         _deferred = False
 
 
-def check():
+def check() -> None:
     """Raise Interrupted if a signal came."""
     if _noted is not None:
         raise Interrupted(_noted)
 
 
-def noted():
+def noted() -> int | None:
     """The number of the signal that came, or None."""
     return _noted

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +15,10 @@ from torch import nn
 from errors import UserError
 
 from . import distributed
+from .distributed import Model
 from .schema import Config
 
 log = logging.getLogger(__name__)
-
-Model = TypeVar("Model", bound=nn.Module)
 
 # Compiling costs a minute or two, and saves some milliseconds per iteration on a GPU.
 ITERATIONS_THAT_REPAY = 3000

@@ -12,13 +12,11 @@ from .checks import (
     BOOLEAN,
     DATASET,
     DEVICE,
-    MEAN,
     ON_OR_OFF,
     POSITIVE,
     PROBABILITY,
     SCALE,
     SIDE,
-    STD,
     STRING,
     Check,
     count,
@@ -183,8 +181,8 @@ class SchedulerSettings(Settings):
 
 
 class Normalization(Settings):
-    mean: list[float] = key(MEAN, "Mean of each channel, in 0 to 1.", required=ALWAYS)
-    std: list[float] = key(STD, "Standard deviation of each.", required=ALWAYS)
+    mean: list[float] = key(list_of(number(), 3), "Mean of each channel, in 0 to 1.", required=ALWAYS)
+    std: list[float] = key(list_of(number(above=0), 3), "Standard deviation of each.", required=ALWAYS)
 
 
 class ResizedCrop(Settings):

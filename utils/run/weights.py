@@ -3,10 +3,13 @@
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from errors import UserError
 
@@ -14,6 +17,9 @@ from . import checkpoint
 from .config import read_yaml
 
 log = logging.getLogger(__name__)
+
+Weights = dict[str, torch.Tensor]  # a state dict
+Source = str | Path  # where weights come from, for messages
 
 KINDS = {
     "pretext": "a pretext model (of simclr.py or moco.py)",
@@ -23,7 +29,7 @@ KINDS = {
 }
 
 
-def read_weights(path, kinds, hint=""):
+def read_weights(path: Path, kinds: Sequence[str], hint: str = "") -> tuple[Weights, int | None]:
     """State dict and head index of a checkpoint file; see `unwrap`.
 
     Args:
@@ -35,23 +41,20 @@ def read_weights(path, kinds, hint=""):
         UserError: not a checkpoint, or one of another kind.
     """
     weights, head = unwrap(checkpoint.load(path, hint), path)
-    found = anatomy(weights)["kind"]
+    found = anatomy(weights).kind
     if found not in kinds:
-        names = f"keys {', '.join(list(weights)[:3])}, ..."
-        raise UserError(
-            f"{path}: {KINDS[found]}, but {' or '.join(KINDS[kind] for kind in kinds)} is needed ({names})"
-        )
+        needed = " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{path}: {KINDS[found]}, but {needed} is needed (keys {_some(weights)})")
     return weights, head
 
 
-def unwrap(content, source):
+def unwrap(content: Any, source: Source) -> tuple[Weights, int | None]:
     """State dict and head index of a checkpoint of any program for this method.
 
     A plain state dict; `{'model', 'head'}` as the clustering step saves; a training checkpoint
     `{'model', 'optimizer', ...}`; or MoCo's `{'state_dict', ...}`. Keys may start with `module.`.
 
-    Returns:
-        (state dict, head index or None). Raises UserError if there is no state dict in it.
+    Raises UserError if there is no state dict in it.
     """
     head = None
     for key in ("model", "state_dict"):
@@ -65,50 +68,46 @@ def unwrap(content, source):
             f"{source}: holds no state dict, but {found or 'nothing'}; "
             "expected weights of simclr.py, scan.py or selflabel.py"
         )
-    if head is not None and not isinstance(head, (int, np.integer)):
+    if head is not None and not isinstance(head, int | np.integer):
         raise UserError(f"{source}: its head must be the number of a cluster head, found {head!r}")
     # without the prefixes of DataParallel and torch.compile
     weights = {re.sub(r"^((module|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
     return weights, None if head is None else int(head)
 
 
-def anatomy(weights):
-    """What a state dict is, according to its keys and shapes.
+class Anatomy(NamedTuple):
+    """What a state dict is; the last three are named after the settings that decide them."""
 
-    Returns:
-        dict: `kind`, one of KINDS; `backbone`, dict key -> shape of its weights; and, named after the
-        settings that decide them, `model_kwargs` (as text), `num_heads` and `num_classes`, None if there is
-        no such part.
-    """
-    shapes = {key: tuple(value.shape) or (None,) for key, value in weights.items()}
+    kind: str  # one of KINDS
+    backbone: dict[str, tuple[int, ...]]  # shapes of its weights by their keys
+    model_kwargs: str | None  # the contrastive head in words; None if there is none
+    num_heads: int  # 0 if there is no cluster head
+    num_classes: int | None  # None if there is no cluster head
+
+
+def anatomy(weights: Weights) -> Anatomy:
+    """What a state dict is, according to its keys and shapes."""
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
     heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
     projection = next((key for key in shapes if re.match(r"contrastive_head\.(2\.)?weight", key)), None)
     backbone = {key: shape for key, shape in shapes.items() if key.startswith("backbone.")}
     model_kwargs = None
     if projection:
-        head = "mlp" if ".2." in projection else "linear"
-        model_kwargs = f"{head} head to {shapes[projection][0]}"
-    if heads:
-        kind = "clustering"
-    elif backbone:
-        kind = "pretext"
-    else:
-        kind = "moco" if any(key.startswith("encoder_q.") for key in shapes) else "other"
-    return {
-        "kind": kind,
-        "backbone": backbone,
-        "model_kwargs": model_kwargs,
-        "num_heads": len(heads) or None,
-        "num_classes": shapes.get("cluster_head.0.weight", [None])[0],
-    }
+        width = next(iter(shapes[projection]), None)
+        model_kwargs = f"{'mlp' if '.2.' in projection else 'linear'} head to {width}"
+    kind = "clustering" if heads else "pretext" if backbone else "other"
+    if kind == "other" and any(key.startswith("encoder_q.") for key in shapes):
+        kind = "moco"
+    num_classes = next(iter(shapes.get("cluster_head.0.weight", ())), None)
+    return Anatomy(kind, backbone, model_kwargs, len(heads), num_classes)
 
 
-def choose_head(weights, head, source):
+def choose_head(weights: Weights, head: int | None, source: Source) -> int:
     """The index of the head to use: the one that the checkpoint names, or its only one.
 
     Raises UserError if it names none of several, or one that it does not have.
     """
-    count = anatomy(weights)["num_heads"]
+    count = anatomy(weights).num_heads
     if head is None and count > 1:
         raise UserError(
             f"{source}: does not say which of its {count} heads is the best; a training checkpoint never "
@@ -119,7 +118,7 @@ def choose_head(weights, head, source):
     return head or 0
 
 
-def load_weights(model, weights, source, part=""):
+def load_weights(model: nn.Module, weights: Weights, source: Source, part: str = "") -> None:
     """Load `weights` into `model`, if all keys, shapes and types match.
 
     Args:
@@ -134,32 +133,28 @@ def load_weights(model, weights, source, part=""):
     """
     own = {key: value for key, value in model.state_dict().items() if key.startswith(part)}
     given = {key: value for key, value in weights.items() if key.startswith(part)}
+    both = [(key, given[key], own[key]) for key in own if key in given]
     problems = {
         "missing": [key for key in own if key not in given],
         "unexpected": [key for key in given if key not in own],
         "of another shape": [
-            f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in given and given[key].shape != own[key].shape
+            f"{key} {tuple(theirs.shape)} instead of {tuple(ours.shape)}"
+            for key, theirs, ours in both
+            if theirs.shape != ours.shape
         ],
         "of another type": [
-            f"{key} {given[key].dtype}"
-            for key in own
-            if key in given
-            and (given[key].is_floating_point() != own[key].is_floating_point() or not _is_plain(given[key]))
+            f"{key} {theirs.dtype}"
+            for key, theirs, ours in both
+            if theirs.is_floating_point() != ours.is_floating_point() or not _is_plain(theirs)
         ],
     }
     problems = {problem: keys for problem, keys in problems.items() if keys}
     if problems:
         for problem, keys in problems.items():
             log.debug("%s: %d weights %s\n  %s", source, len(keys), problem, "\n  ".join(keys))
-        counts = "; ".join(
-            f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for problem, keys in problems.items()
-        )
-        raise UserError(
-            f"{source}: does not fit this model: {_cause(given, own, problems, source)}: {counts}"
-        )
+        counts = "; ".join(f"{len(keys)} {problem} ({_some(keys)})" for problem, keys in problems.items())
+        cause = _cause(given, own, set(problems) == {"missing"}, source)
+        raise UserError(f"{source}: does not fit this model: {cause}: {counts}")
     broken = [key for key, value in given.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
@@ -168,36 +163,37 @@ def load_weights(model, weights, source, part=""):
     model.load_state_dict(given, strict=False)
 
 
-def _is_plain(tensor):
+def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def _cause(given, own, problems, source):
+def _cause(given: Weights, own: Weights, incomplete: bool, source: Source) -> str:
     """The first part in which two state dicts differ, and what to do about it."""
     theirs, ours = anatomy(given), anatomy(own)
     for setting in ("num_heads", "num_classes"):
-        if theirs[setting] is not None and theirs[setting] != ours[setting]:
-            return f"it was made with {setting} {theirs[setting]}, try --set {setting}={theirs[setting]}"
-    if ours["backbone"] and not theirs["backbone"]:
+        found = getattr(theirs, setting)
+        if found and found != getattr(ours, setting):
+            return f"it was made with {setting} {found}, try --set {setting}={found}"
+    if ours.backbone and not theirs.backbone:
         return "it has no backbone"
-    if not theirs["backbone"].items() <= ours["backbone"].items():
+    if not theirs.backbone.items() <= ours.backbone.items():
         return (
             "its backbone is not this configuration's; give the --config_exp that it was made with, or "
             f"--set backbone={_backbone_beside(source)}"
         )
-    if ours["model_kwargs"] and not theirs["model_kwargs"]:
+    if ours.model_kwargs and not theirs.model_kwargs:
         return "it has no contrastive head"
-    if set(problems) == {"missing"}:
+    if incomplete:
         return "it is incomplete, or of a smaller network"
-    if theirs["model_kwargs"] != ours["model_kwargs"]:
+    if theirs.model_kwargs != ours.model_kwargs:
         return (
-            f"its model_kwargs is a {theirs['model_kwargs']}, here {ours['model_kwargs']}; "
+            f"its model_kwargs is a {theirs.model_kwargs}, here {ours.model_kwargs}; "
             "give the --config_exp that it was made with"
         )
     return "it is of another network"
 
 
-def _backbone_beside(source):
+def _backbone_beside(source: Source) -> str:
     """The name of a file's backbone according to config.yml beside it; "..." if there is none."""
     try:
         return read_yaml(Path(source).parent / "config.yml")["backbone"]
@@ -213,7 +209,7 @@ HEADS = re.compile(r"fc|classif|heads?(_|$)|aux|proj|pred|prototype|queue|decode
 SECOND_CHOICE = ("momentum", "encoder_k", "target", "student")
 
 
-def find_backbone(content, backbone, source):
+def find_backbone(content: Any, backbone: nn.Module, source: Source) -> tuple[Weights, str]:
     """A backbone's weights in a file of any program, by the names of their ends.
 
     Programs differ in what they put a network into: torchvision and timm save it alone, others below
@@ -226,7 +222,7 @@ def find_backbone(content, backbone, source):
         source: where the content comes from, for the message.
 
     Returns:
-        (dict name -> tensor of all that is at that place, heads included; the place, such as "backbone.").
+        all that is at that place, by name, heads included; and the place, such as "backbone.".
 
     Raises:
         UserError: nothing in it has a name of this backbone's.
@@ -238,7 +234,7 @@ def find_backbone(content, backbone, source):
     for key in own:
         first, dot, rest = key.partition(".")
         layouts["numbered"][numbers.get(first, first) + dot + rest] = key
-    found = Counter()
+    found: Counter[tuple[str, str]] = Counter()
     for layout, names in layouts.items():
         for key in flat:
             parts = key.split(".")
@@ -251,7 +247,7 @@ def find_backbone(content, backbone, source):
             f"backbone {_some(own)}"
         )
 
-    def rank(place):
+    def rank(place: tuple[str, str]) -> tuple[int, bool, bool]:
         prefix = place[1]
         return found[place], not any(word in prefix for word in SECOND_CHOICE), "ema" in prefix
 
@@ -260,12 +256,12 @@ def find_backbone(content, backbone, source):
     return {layouts[layout].get(key, key): value for key, value in inside.items()}, prefix
 
 
-def load_backbone(model, weights, source):
+def load_backbone(model: nn.Module, weights: Weights, source: Source) -> None:
     """Load weights that `find_backbone` found into `model.backbone`; see `load_weights`.
 
     Heads are left out. Old files lack BatchNorm's count of batches, which only training looks at.
     """
-    own = model.backbone.state_dict()
+    own = model.get_submodule("backbone").state_dict()
     counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     weights = {
         f"backbone.{key}": value
@@ -275,7 +271,7 @@ def load_backbone(model, weights, source):
     load_weights(model, weights, source, "backbone.")
 
 
-def _flattened(content, prefix=""):
+def _flattened(content: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (dotted key, tensor) for each tensor in nested dicts."""
     if isinstance(content, dict):
         for key, value in content.items():
@@ -285,5 +281,6 @@ def _flattened(content, prefix=""):
                 yield from _flattened(value, f"{prefix}{key}.")
 
 
-def _some(names):
-    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+def _some(names: Iterable[str]) -> str:
+    first = list(names)
+    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
