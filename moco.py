@@ -13,11 +13,10 @@ import torch
 import data
 from errors import UserError
 from models import build_model
-from steps.mining import eval_loaders, mine
+from steps.mining import fingerprint_of, mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import distributed
 from utils.run.config import Config, load_config
-from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
@@ -52,13 +51,13 @@ def run_step(
     weights, _ = read_weights(source, ["moco", "pretext"])
     load_weights(model, convert(weights), source)
     model = run.machine.place(model)
-    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS, build_dataset)
-    fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
+    splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
+    fingerprint = fingerprint_of(run, splits)
     resume.use_given_weights(run, fingerprint, source, model)
-    mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, source)
+    mine(run, fingerprint, model, splits, source)
 
 
-def download():
+def download() -> Path:
     """Fetch the official checkpoint into torch.hub's cache folder, once; returns its path."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
     if not path.is_file():
@@ -78,7 +77,7 @@ def download():
     return path
 
 
-def convert(weights):
+def convert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Official MoCo v2 state dict -> that of our ContrastiveModel, without the key encoder and the queue.
 
     Any other state dict is returned unchanged.

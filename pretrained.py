@@ -10,15 +10,17 @@ import json
 import logging
 from pathlib import Path
 
+import torch
+from torch import nn
+
 import data
 from errors import UserError
-from models import build_model, library_network, preprocessing
-from steps.mining import eval_loaders, mine
+from models import PretrainedModel, build_model, library_network, preprocessing
+from models.pretrained_backbones import TimmNetwork, TorchvisionNetwork
+from steps.mining import fingerprint_of, mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
-from utils.analysis import duplicates
 from utils.run import checkpoint, distributed
 from utils.run.config import Config, differences, load_config
-from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import find_backbone, load_backbone
@@ -27,6 +29,8 @@ from utils.training import resume
 log = logging.getLogger("pretrained")
 
 TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, or fewer if there are not so many others
+Library = TimmNetwork | TorchvisionNetwork
+Weights = dict[str, torch.Tensor]
 LEARNED = {True: "with labels", False: "without labels", None: "it is unknown whether with labels"}
 # the libraries announce every request and retry
 TALKATIVE = "timm", "huggingface_hub", "httpx", "httpx2"
@@ -51,24 +55,19 @@ def run_step(
     with distributed.main_first():
         source, labels = fill(model, config, given)
     model = run.machine.place(model)
-    train, val = eval_loaders(run, model, 1, 1, build_dataset)
-    k_train, k_val = (
-        min(k, duplicates.count_distinct(duplicates.first_copies(loader.dataset)) - 1)
-        for k, loader in ((TRAIN_NEIGHBORS, train), (VAL_NEIGHBORS, val))
-    )
+    splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS), or_fewer=True)
     inputs = {str(given.resolve()): given} if given else {}
-    fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset}, inputs)
+    fingerprint = fingerprint_of(run, splits, inputs)
     resume.use_given_weights(run, fingerprint, given, model)
-    about = {"weights": source, "labels_in_pretraining": labels}
-    mine(run, fingerprint, model, train, val, k_train, k_val, source, about)
+    mine(run, fingerprint, model, splits, source, {"weights": source, "labels_in_pretraining": labels})
     log.info("features of %s, learned by others: %s", source, LEARNED[labels])
 
 
-def fill(model, config, file):
-    """Load the weights of `file`, a path, or, if that is None, the pretrained ones of the backbone's library.
+def fill(model: PretrainedModel, config: Config, file: Path | None) -> tuple[str, bool | None]:
+    """Load the weights of `file` or, if that is None, the pretrained ones of the backbone's library.
 
     Returns:
-        where they come from, as text; whether they were learned with labels: True, False, or None (unknown).
+        where they come from; whether they were learned with labels, None if that is unknown.
     """
     name = config.backbone
     if config.features_file:
@@ -80,19 +79,21 @@ def fill(model, config, file):
     if file:
         found, place = find_backbone(checkpoint.load(file), model.backbone, file)
         log.info("%s: the weights%s", file, f" below {place}" if place else "")
-        labels = classified(library, found) or known_of(file)
+        labels = has_classifier(library, found) or recorded_labels(file)
     elif library is None or library.weights is None:
         raise UserError(
             f"backbone {name}: has no weights of its own; give --pretrained FILE, or run simclr.py"
         )
     else:
-        found, labels = download(library, config), library.labels
+        found, labels = download(library, config.transformation_kwargs.crop_size), library.labels
     source = str(file or library.weights)
-    load_backbone(model, fitted(library, model.backbone, found, source), source)
+    if library:
+        found = converted(library, model.backbone, found, source)
+    load_backbone(model, found, source)
     return source, labels
 
 
-def warn_of_normalization(config):
+def warn_of_normalization(config: Config) -> None:
     """Log a warning if the images are not normalized as the backbone's weights expect."""
     expected, given = preprocessing(config.backbone), config.transformation_kwargs.normalize
     found = differences(dict(given), {"mean": expected.mean, "std": expected.std})
@@ -103,14 +104,14 @@ def warn_of_normalization(config):
         )  # fmt: skip
 
 
-def download(library, config):
-    """State dict of a library's pretrained weights, from its cache or the network."""
+def download(library: Library, image_size: int) -> Weights:
+    """A library's pretrained weights, from its cache or the network."""
     log.info("weights %s: from the library's cache, or downloaded once", library.weights)
     levels = {name: logging.getLogger(name).level for name in TALKATIVE}
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        return library.download(config.transformation_kwargs.crop_size)
+        return library.download(image_size)
     except Exception as error:  # whatever the network, the server, the cache or the disk make of it
         log.debug("%s", library.weights, exc_info=True)
         cause = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
@@ -124,32 +125,30 @@ def download(library, config):
             logging.getLogger(name).setLevel(level)
 
 
-def fitted(library, backbone, weights, source):
+def converted(library: Library, backbone: nn.Module, weights: Weights, source: str) -> Weights:
     """Weights in the library's layout and size. Raises UserError if it cannot make that of them."""
     try:
-        return library.convert(backbone, weights) if library else weights
+        return library.convert(backbone, weights)
     except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source}: does not fit this backbone ({cause})") from None
 
 
-def known_of(file):
+def recorded_labels(file: Path) -> bool | None:
     """What metrics.json beside a model of this step says of the labels; None for other files."""
-    if Path(file).name != "model.pth.tar":
+    figures = file.parent / "metrics.json"
+    if file.name != "model.pth.tar" or not figures.is_file():
         return None
     try:
-        return json.loads((Path(file).parent / "metrics.json").read_text()).get("labels_in_pretraining")
-    except (OSError, ValueError, AttributeError):
+        return json.loads(figures.read_text()).get("labels_in_pretraining")
+    except (ValueError, AttributeError):
         return None
 
 
-def classified(library, weights):
-    """True if a classifier of ImageNet's classes lies beside a backbone's weights; None: that is unknown."""
-    for name in library.classifiers() if library else ():
-        layer = weights.get(f"{name}.weight")
-        if layer is not None and len(layer) >= 1000:
-            return True
-    return None
+def has_classifier(library: Library | None, weights: Weights) -> bool:
+    """Whether a classifier of ImageNet's classes lies beside a backbone's weights."""
+    layers = (weights.get(f"{name}.weight") for name in (library.classifiers() if library else ()))
+    return any(layer is not None and len(layer) >= 1000 for layer in layers)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,36 @@
 python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml [--pretrained scan_cifar10.pth.tar]
 """
 
-import logging
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import data
 from losses import CRITERIA, NO_VOTE, SelfLabelingLoss
+from steps.evaluation import finish_clustering, validation_accuracy
 from steps.load_model import load_model
-from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
+from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, build_splits, open_run
 from steps.votes import Votes
-from utils.analysis import health, metrics, plots, results
+from utils.analysis import health
 from utils.run import distributed
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint, warn_if_unfinished
-from utils.run.folder import earlier_folder
+from utils.run.folder import Run, earlier_folder
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
-from utils.training import engine, resume
+from utils.training import engine
 from utils.training.ema import EMA
 from utils.training.inference import dry_run, infer
-from utils.training.network import for_training
+from utils.training.network import TrainingNetwork, for_training
 from utils.training.optim import build_optimizer
 
-log = logging.getLogger("selflabel")
 
-
-def selflabel_step(model, criterion, batch):
+def selflabel_step(
+    model: TrainingNetwork, criterion: SelfLabelingLoss, batch: tuple[torch.Tensor, ...]
+) -> dict[str, torch.Tensor]:
     """Self-labeling (section 2.3): a confident prediction on the weak view is the label of the strong view.
 
     Args:
@@ -76,27 +79,35 @@ def run_step(
     start = options.pretrained or clustering_model(config, options)
     hint = "" if options.pretrained else "run scan.py first"
     model = load_model(config, start, hint=hint, best_head_only=True).model
-    with distributed.main_first():
-        train_set, test_set = (build_dataset(config, split) for split in ("train", "test"))
-    log.info("%d train and %d test images", len(train_set), len(test_set))
+    train_set, test_set = build_splits(config, build_dataset)
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
-    test = data.eval_loader(test_set, config, **run.machine.loading(config))
+    loading = run.machine.loading(config)
+    test = data.eval_loader(test_set, config, **loading)
     model = run.machine.place(model)
     build = CRITERIA[config.criterion]
     criterion: SelfLabelingLoss = build(threshold=config.confidence_threshold, **config.criterion_kwargs)
     votes = Votes(run, model, criterion.voting, train_set) if criterion.voting else None
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
     views = data.WeakStrongView(*transforms, of_image=votes.of if votes else None)
-    train = data.Loader(train_set, views, train=True, **run.machine.loading(config))
+    train = data.Loader(train_set, views, train=True, **loading)
     dry_run(model, test, train)
 
-    def predict(images):
+    def predict(images: torch.Tensor) -> torch.Tensor:
         return model(images)[0].softmax(1)
 
+    def predict_all(title: str) -> torch.Tensor:
+        with run.machine.autocast():
+            return infer(predict, test, title).cpu()
+
     model.eval()
-    if not votes:
-        require_pseudo_labels(run, predict, train_set)
-    watch = watch_from_the_start(run, predict, test)
+    if run.begins() and not votes:
+        require_pseudo_labels(run, predict, data.eval_loader(train_set, config, **loading))
+    watch = watch_from_the_start(run, predict_all)
+
+    def monitor(epoch: int) -> dict[str, Any]:
+        probabilities = predict_all("validation")
+        return watch(epoch, probabilities) | validation_accuracy(probabilities, test_set)
+
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     ema = EMA(model, config.ema_alpha) if config.use_ema else None
     engine.train(
@@ -105,67 +116,39 @@ def run_step(
         checkpointed=[part for part in (ema, votes) if part],
         before_epoch=votes.update if votes else None,
         after_batch=ema.update if ema else None,
-        after_epoch=partial(monitor, run, predict, test, watch),
+        after_epoch=monitor,
     )  # fmt: skip
-    evaluate(run, fingerprint, model, predict, test)
+    run.save(model.state_dict(), "model.pth.tar")
+    probabilities = infer(predict, test, "evaluation")  # in float32
+    finish_clustering(run, fingerprint, model.state_dict(), probabilities, test_set)
 
 
-def clustering_model(config, options):
+def clustering_model(config: Config, options: StepOptions) -> Path:
     """Path of the clustering step's model. Logs a warning if that step is unfinished."""
     path = earlier_folder(config, "scan", options.run) / "model.pth.tar"
     warn_if_unfinished(path.parent)
     return path
 
 
-def require_pseudo_labels(run, predict, train_set):
-    """Raise UserError if training is about to begin, and no training image is confident.
+def require_pseudo_labels(
+    run: Run, predict: Callable[[torch.Tensor], torch.Tensor], images: data.Loader
+) -> None:
+    """Raise UserError if no training image is confident."""
 
-    A resumed or finished run is not checked: it has already trained on some.
-    """
-    config = run.config
-    if not run.begins():
-        return
-
-    def surest(images):  # not all probabilities, which would take much memory
-        return tuple(predict(images).max(1))
+    def surest(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:  # all probabilities would take much memory
+        return tuple(predict(batch).max(1))
 
     with run.machine.autocast():
-        found = infer(
-            surest, data.eval_loader(train_set, config, **run.machine.loading(run.config)), "pseudo-labels"
-        )
-    confidence, clusters = (part.cpu() for part in found)
+        confidence, clusters = (part.cpu() for part in infer(surest, images, "pseudo-labels"))
+    config = run.config
     health.require_confident(confidence, clusters, config.num_classes, config.confidence_threshold)
 
 
-def watch_from_the_start(run, predict, test):
-    """The health.ClusterMonitor of the training, which compares later clusters with those at the start."""
-    with run.machine.autocast():
-        start = infer(predict, test, "clusters at the start").argmax(1).cpu()
+def watch_from_the_start(run: Run, predict_all: Callable[[str], torch.Tensor]) -> health.ClusterMonitor:
+    """The Watch of the training, which compares later clusters with those at its start."""
+    start = predict_all("clusters at the start").argmax(1)
     threshold = run.config.confidence_threshold
     return health.ClusterMonitor(health.SELFLABEL_ADVICE, threshold, start, history=run.read_epochs)
-
-
-def monitor(run, predict, test, watch, epoch):
-    """Check the clusters after an epoch; returns the values to log. Labels are used only for the accuracy."""
-    with run.machine.autocast():
-        probabilities = infer(predict, test, "validation").cpu()
-    values = watch(epoch, probabilities)
-    labels = test.dataset.labels
-    if labels is not None:
-        num_classes = len(test.dataset.classes)
-        values["val_acc"] = metrics.clustering_accuracy(probabilities, labels, num_classes)
-    return values
-
-
-def evaluate(run, fingerprint, model, predict, test):
-    """Save the last epoch's model, evaluate it on the test split in float32, and write the results."""
-    run.save(model.state_dict(), "model.pth.tar")
-    probabilities = infer(predict, test, "evaluation").cpu()
-    about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}
-    if run.main:
-        results.report_clusters(run.folder, probabilities, test.dataset, about)
-        plots.save_curves(run.read_epochs(), run.folder / "curves.png")
-    resume.mark_finished(run, fingerprint, model.state_dict())
 
 
 if __name__ == "__main__":

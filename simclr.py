@@ -5,17 +5,21 @@ python simclr.py --config_exp configs/pretext/simclr_cifar10.yml [--pretrained s
 
 import logging
 import math
+from collections.abc import Callable
 from functools import partial
 
+import torch
+
 import data
-from losses import CRITERIA
-from models import build_model
+from losses import CRITERIA, ContrastiveLoss
+from models import ContrastiveModel, build_model
 from steps.load_model import load_model
-from steps.mining import can_vote, eval_loaders, knn_accuracy, mine
+from steps.mining import PretextSplits, can_vote, fingerprint_of, knn_accuracy, mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import plots
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
+from utils.run.folder import Run
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.training import engine, resume
@@ -29,12 +33,14 @@ TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # to mine for each image, not counting t
 SMALL = 0.005  # difference of cosine similarities, see has_collapsed
 
 
-def simclr_step(model, criterion, images):
+def simclr_step(
+    model: Callable[[torch.Tensor], torch.Tensor], criterion: ContrastiveLoss, images: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Instance discrimination (section 2.1): the two views of an image match each other and no other image.
 
     Args:
         model: images -> L2-normalized features (2B, D).
-        criterion: losses.SimCLRLoss.
+        criterion: such as losses.SimCLRLoss.
         images: (2B, 3, S, S), the two views of image i in rows 2i and 2i + 1; one forward pass for all.
     """
     features = model(images)
@@ -58,54 +64,55 @@ def run_step(
     run = open_run(config, "pretext", options, machine)
     model = load_model(config, given, "pretext").model if given else build_model(config)
     model = run.machine.place(model)
-    train, val = eval_loaders(run, model, TRAIN_NEIGHBORS, VAL_NEIGHBORS, build_dataset)
+    splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
+    further = {}
     if given:
-        fingerprint = Fingerprint(config, {"train": train.dataset, "test": val.dataset})
+        fingerprint = fingerprint_of(run, splits)
         resume.use_given_weights(run, fingerprint, given, model)
-        about = {}
     else:
-        fingerprint = learn(run, model, train, val, build_dataset)
-        about = {"collapsed": True} if has_collapsed(run) else {}
-    mine(run, fingerprint, model, train, val, TRAIN_NEIGHBORS, VAL_NEIGHBORS, given, about)
+        fingerprint = learn(run, model, splits, build_dataset)
+        if has_collapsed(run):
+            further["collapsed"] = True
+    mine(run, fingerprint, model, splits, given, further)
     if run.main:
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
-def learn(run, model, train, val, build_dataset):
-    """Train by instance discrimination; returns the Identity of the training.
+def learn(
+    run: Run, model: ContrastiveModel, splits: PretextSplits, build_dataset: BuildDataset
+) -> Fingerprint:
+    """Train by instance discrimination; returns the Fingerprint of the training.
 
-    Every `knn_every` epochs, k-NN accuracy on `train` and `val`, the evaluation loaders, monitors the
-    features, if `can_vote`.
+    Every `knn_every` epochs, k-NN accuracy monitors the features, if `can_vote`.
     """
-    config, images = run.config, train.dataset
-    datasets = {"train": train.dataset, "test": val.dataset}
+    config, images = run.config, splits[0].dataset
+    further: dict[str, data.Dataset] = {}
     if config.train_db_name in data.WITH_UNLABELED:
-        images = datasets["unlabeled"] = build_dataset(config, "train+unlabeled")
+        images = further["unlabeled"] = build_dataset(config, "train+unlabeled")
         log.info("%d images to learn from", len(images))
-    fingerprint = Fingerprint(config, datasets)
-    loader = data.Loader(
-        images, data.TwoViews(data.build_train_transform(config)), train=True, **run.machine.loading(config)
-    )
+    fingerprint = fingerprint_of(run, splits, further=further)
+    views = data.TwoViews(data.build_train_transform(config))
+    loader = data.Loader(images, views, train=True, **run.machine.loading(config))
     dry_run(model, loader)
-    criterion = CRITERIA[config.criterion](**config.criterion_kwargs)
+    criterion: ContrastiveLoss = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     network = for_training(run, model, loader)
 
-    def monitor(epoch):
+    def monitor(epoch: int) -> dict[str, float]:
         if epoch % config.knn_every and epoch < config.epochs:
             return {}
         with run.machine.autocast():
             function = model.features_from(config.features)
-            features = [infer(function, split, "features") for split in (train, val)]
-        return {"knn_accuracy": knn_accuracy(features, train, val, config.temperature)}
+            features = [infer(function, split.images, "features") for split in splits]
+        return {"knn_accuracy": knn_accuracy(features, splits, config.temperature)}
 
     step = partial(simclr_step, network, criterion)
-    after_epoch = monitor if can_vote(train.dataset, val.dataset) else None
+    after_epoch = monitor if can_vote(splits) else None
     engine.train(run, fingerprint, model, optimizer, loader, step, after_epoch=after_epoch)
     return fingerprint
 
 
-def has_collapsed(run):
+def has_collapsed(run: Run) -> bool:
     """Whether the training ended with features that are the same for all images; logs a warning then.
 
     Their loss is ln(2 * batch_size - 1). What a loss is below it, times the temperature, is about how much

@@ -84,14 +84,11 @@ def clustering_inputs(
     Raises:
         UserError: the features do not fit in memory.
     """
-    trains_on = run.config.trains_on
-    match trains_on:
-        case "images":
-            return _augmented_images(run, model, splits)
-        case "features":
-            return _frozen_features(run, model, splits, pretext)
-        case "augmented features":
-            return _augmented_features(run, model, splits)
+    if run.config.trains_on == "images":
+        return _augmented_images(run, model, splits)
+    if run.config.trains_on == "features":
+        return _frozen_features(run, model, splits, pretext)
+    return _augmented_features(run, model, splits)
 
 
 def _augmented_images(run: Run, model: ClusteringModel, splits: ClusteringSplits) -> ClusteringInputs:

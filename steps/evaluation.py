@@ -33,7 +33,7 @@ def finish_clustering(
     weights: dict[str, torch.Tensor],
     probabilities: torch.Tensor,
     dataset: Dataset,
-    further: dict[str, Any],
+    further: dict[str, Any] | None = None,
 ) -> None:
     """Write the results on the test split, and mark the step as finished.
 
@@ -45,8 +45,8 @@ def finish_clustering(
         dataset: the N images of the test split.
         further: what else metrics.json says.
     """
-    about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test", **further}
+    about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}
     if run.main:
-        results.report_clusters(run.folder, probabilities.cpu(), dataset, about)
+        results.report_clusters(run.folder, probabilities.cpu(), dataset, about | (further or {}))
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.mark_finished(run, fingerprint, weights)
