@@ -79,7 +79,7 @@ def evaluate_checkpoint(
     dataset = build_dataset(config, options.split)
     test = data.eval_loader(dataset, config, **run.machine.loading(config))
     dry_run(model, test)
-    about = {
+    about: dict[str, Any] = {
         "setup": config.setup,
         "dataset": config.train_db_name if options.split == "train" else config.val_db_name,
         "split": options.split,
@@ -87,12 +87,10 @@ def evaluate_checkpoint(
     }
     if kind == "pretext":
         train_set = build_dataset(config, "train") if options.kmeans else None
-        features = evaluate_features(run, model, test, about, train_set)
+        evaluate_features(run, model, test, about, options, train_set)
     else:
         about["head"] = loaded.head
-        features = evaluate_clusters(run, model, test, about, options)
-    if options.features:
-        save_features(features, dataset, options.features)
+        evaluate_clusters(run, model, test, about, options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,12 +161,10 @@ def evaluate_features(
     model: ContrastiveModel | PretrainedModel,
     test: data.Loader,
     about: dict[str, Any],
+    options: EvalOptions,
     train_set: data.Dataset | None,
-) -> torch.Tensor:
-    """Evaluate a split's nearest neighbors and, with a `train_set`, k-means that is fitted on it.
-
-    Returns the split's features, float32 (N, D).
-    """
+) -> None:
+    """Evaluate a split's nearest neighbors and, with a `train_set`, k-means that is fitted on it."""
     config, dataset = run.config, test.dataset
     if train_set:
         train = data.eval_loader(train_set, config, **run.machine.loading(config))
@@ -191,28 +187,25 @@ def evaluate_features(
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
         write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
     sheets.save_neighbors(dataset, mined, run.folder / "neighbors.png")
-    return features
+    if options.features:
+        save_features(features, dataset, options.features)
 
 
 def evaluate_clusters(
     run: Run, model: ClusteringModel, test: data.Loader, about: dict[str, Any], options: EvalOptions
-) -> torch.Tensor | None:
-    """Evaluate the head `about["head"]`: metrics, confusion matrix and, if asked for, prototypes and report.
-
-    Returns the features, float32 (N, D), or None if nothing that `options` ask for needs them.
-    """
+) -> None:
+    """Evaluate the head `about["head"]`: metrics, confusion matrix and what the options ask for."""
     dataset = test.dataset
+    # without features unless they are needed: on ImageNet they are large
     with_features = options.features or options.visualize_prototypes or options.report
 
     def outputs(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = model.backbone(images)
         probabilities = model.cluster_head(features)[about["head"]].softmax(1)
-        # without features unless they are needed: on ImageNet they are large
         return (probabilities, features) if with_features else (probabilities,)
 
     probabilities, *rest = (part.cpu() for part in infer(outputs, test, "evaluation"))
-    features = rest[0] if rest else None
-    described = None
+    features = rest[0] if with_features else torch.empty(0)
     if options.report:
         pretext = options.model.parent.parent / "pretext"
         described = describe_clusters(
@@ -227,9 +220,10 @@ def evaluate_clusters(
     figures = results.report_clusters(run.folder, probabilities, dataset, about)
     if options.visualize_prototypes:
         sheets.save_prototypes(dataset, figures, run.folder / "prototypes.png")
-    if described:
+    if options.report:
         write_report(run, dataset, features, described, figures, options.model)
-    return features
+    if options.features:
+        save_features(features, dataset, options.features)
 
 
 def write_report(

@@ -7,12 +7,13 @@ import hashlib
 import logging
 from http.client import HTTPException
 from pathlib import Path
+from typing import cast
 
 import torch
 
 import data
 from errors import UserError
-from models import build_model
+from models import ContrastiveModel, build_model
 from steps.mining import fingerprint_of, mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import distributed
@@ -45,7 +46,7 @@ def run_step(
 ) -> None:
     """Take given weights as the pretext model, and mine the neighbors of both splits."""
     run = open_run(config, "pretext", options, machine)
-    model = build_model(config)
+    model = cast(ContrastiveModel, build_model(config))
     with distributed.main_first():
         source = options.pretrained or download()
     weights, _ = read_weights(source, ["moco", "pretext"])

@@ -9,6 +9,7 @@ With `features_file`, the features themselves are given, and there are no weight
 import json
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 import data
 from errors import UserError
 from models import PretrainedModel, build_model, library_network, preprocessing
-from models.pretrained_backbones import TimmNetwork, TorchvisionNetwork
+from models.pretrained_backbones import LibraryNetwork
 from steps.mining import fingerprint_of, mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import checkpoint, distributed
@@ -29,7 +30,6 @@ from utils.training import resume
 log = logging.getLogger("pretrained")
 
 TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, or fewer if there are not so many others
-Library = TimmNetwork | TorchvisionNetwork
 Weights = dict[str, torch.Tensor]
 LEARNED = {True: "with labels", False: "without labels", None: "it is unknown whether with labels"}
 # the libraries announce every request and retry
@@ -51,7 +51,7 @@ def run_step(
     """Take a backbone that others trained as the pretext model, and mine the neighbors of both splits."""
     given = options.pretrained
     run = open_run(config, "pretext", options, machine)
-    model = build_model(config)
+    model = cast(PretrainedModel, build_model(config))
     with distributed.main_first():
         source, labels = fill(model, config, given)
     model = run.machine.place(model)
@@ -86,7 +86,7 @@ def fill(model: PretrainedModel, config: Config, file: Path | None) -> tuple[str
         )
     else:
         found, labels = download(library, config.transformation_kwargs.crop_size), library.labels
-    source = str(file or library.weights)
+    source = str(file or (library and library.weights))
     if library:
         found = converted(library, model.backbone, found, source)
     load_backbone(model, found, source)
@@ -104,7 +104,7 @@ def warn_of_normalization(config: Config) -> None:
         )  # fmt: skip
 
 
-def download(library: Library, image_size: int) -> Weights:
+def download(library: LibraryNetwork, image_size: int) -> Weights:
     """A library's pretrained weights, from its cache or the network."""
     log.info("weights %s: from the library's cache, or downloaded once", library.weights)
     levels = {name: logging.getLogger(name).level for name in TALKATIVE}
@@ -125,7 +125,7 @@ def download(library: Library, image_size: int) -> Weights:
             logging.getLogger(name).setLevel(level)
 
 
-def converted(library: Library, backbone: nn.Module, weights: Weights, source: str) -> Weights:
+def converted(library: LibraryNetwork, backbone: nn.Module, weights: Weights, source: str) -> Weights:
     """Weights in the library's layout and size. Raises UserError if it cannot make that of them."""
     try:
         return library.convert(backbone, weights)
@@ -145,7 +145,7 @@ def recorded_labels(file: Path) -> bool | None:
         return None
 
 
-def has_classifier(library: Library | None, weights: Weights) -> bool:
+def has_classifier(library: LibraryNetwork | None, weights: Weights) -> bool:
     """Whether a classifier of ImageNet's classes lies beside a backbone's weights."""
     layers = (weights.get(f"{name}.weight") for name in (library.classifiers() if library else ()))
     return any(layer is not None and len(layer) >= 1000 for layer in layers)

@@ -7,7 +7,7 @@ import argparse
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -73,7 +73,7 @@ def run_step(
 ) -> None:
     """Train cluster heads, select the best epoch and head without labels, and evaluate them."""
     run = open_run(config, "scan", options, machine)
-    model = build_model(config)
+    model = cast(ClusteringModel, build_model(config))
     pretext = PretextResults.find(config, options)
     weights = pretext.load_backbone(model)
     train_set, test_set = build_splits(config, build_dataset)

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 
@@ -63,9 +64,9 @@ def run_step(
     given = options.pretrained
     run = open_run(config, "pretext", options, machine)
     model = load_model(config, given, "pretext").model if given else build_model(config)
-    model = run.machine.place(model)
+    model = run.machine.place(cast(ContrastiveModel, model))
     splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
-    further = {}
+    further: dict[str, Any] = {}
     if given:
         fingerprint = fingerprint_of(run, splits)
         resume.use_given_weights(run, fingerprint, given, model)

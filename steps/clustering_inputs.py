@@ -111,7 +111,7 @@ def _frozen_features(
 
 
 def _augmented_features(run: Run, model: ClusteringModel, splits: ClusteringSplits) -> ClusteringInputs:
-    loading, num_views = run.machine.loading(run.config), run.config.cache_features
+    loading, num_views = run.machine.loading(run.config), run.config.cache_features or 0
     view = data.PlainView(data.build_train_transform(run.config))
     augmented = Loader(splits.train_set, view, train=False, **loading)
     run.seed()
@@ -152,9 +152,9 @@ def start_heads(run: Run, model: ClusteringModel, inputs: ClusteringInputs, spli
 
     They are fitted on the features of `inputs.train`: cached ones, or those of the evaluation transform.
     """
-    if inputs.network is model.cluster_head:
-        backbone, transform = nn.Identity(), nn.Identity()
-    else:
+    backbone: nn.Module = nn.Identity()
+    transform: Transform = nn.Identity()
+    if inputs.network is model:
         backbone, transform = model.backbone, data.build_eval_transform(run.config)
     model.eval()
     with run.machine.autocast():

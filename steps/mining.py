@@ -106,7 +106,7 @@ def mine(
         model.eval()
         features = [_features_to_mine(run, model, split, scratch) for split in splits]
         if run.main:
-            figures = {"setup": run.config.setup, "dataset": run.config.train_db_name}
+            figures: dict[str, Any] = {"setup": run.config.setup, "dataset": run.config.train_db_name}
             if pretrained:
                 figures["pretrained"] = str(pretrained)
             figures |= further or {}
