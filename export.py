@@ -7,13 +7,13 @@ compared with the model before it is kept. model.safetensors: the weights. model
 needs to know to use either of them. docs/PREDICT.md says more.
 """
 
-import argparse
 import importlib.util
 import logging
 import os
 import platform
 import tempfile
 import warnings
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             difference = largest_difference(network, inputs, scratch / "model.onnx")
             contiguous = {key: value.contiguous() for key, value in weights.items()}
             (scratch / "model.safetensors").write_bytes(save(contiguous, {"format": "pt"}))
-            write_json(description(trained, network, inputs[0], names, difference), scratch / "model.json")
+            content = description(trained, network.name, inputs[0], names, difference)
+            write_json(content, scratch / "model.json")
             for path in sorted(scratch.iterdir(), key=lambda path: path.name == "model.json"):
                 os.replace(path, output / path.name)  # model.json last
     except OSError as error:
@@ -75,17 +76,12 @@ def main(argv: list[str] | None = None) -> None:
     print(*(output / name for name in EXPORTED), sep="\n")
 
 
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "results", metavar="RESULTS", type=file_argument, help="results/NAME, or the folder of a step in it"
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", type=file_argument, help="folder for the files (default: RESULTS/export)"
-    )
-    parser.add_argument(
+def read_arguments(argv: list[str] | None) -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("results", metavar="RESULTS", type=file_argument, help="results/NAME, or the folder of a step in it")
+    add("--output", metavar="DIR", type=file_argument, help="folder for the files (default: RESULTS/export)")
+    add(
         "--input",
         choices=["uint8", "float"],
         default="uint8",
@@ -214,20 +210,16 @@ def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
 
 
 def description(
-    trained: TrainedModel,
-    network: Probabilities,
-    example: torch.Tensor,
-    names: list[str] | None,
-    difference: float,
+    trained: TrainedModel, name: str, example: torch.Tensor, names: list[str] | None, difference: float
 ) -> dict[str, Any]:
-    """The content of model.json."""
+    """The content of model.json; `name`: of the network's input, `example`: such an input."""
     config = trained.config
     shape = ("N", *example.shape[1:])
     content = {
         "format": FORMAT,
         "onnx": {
             "file": "model.onnx",
-            "input": {"name": network.name, "dtype": dtype_name(example.dtype), "shape": shape},
+            "input": {"name": name, "dtype": dtype_name(example.dtype), "shape": shape},
             "output": {"name": "probabilities", "dtype": "float32", "shape": ("N", config.num_classes)},
             "largest_difference_from_torch": difference,
         },

@@ -7,10 +7,10 @@ NEW_IMAGES is a folder, read with everything below it, or one image. The trainin
 docs/PREDICT.md says more.
 """
 
-import argparse
 import itertools
 import logging
 import os
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,48 +56,40 @@ def main(argv: list[str] | None = None) -> None:
         folders = sorting_folders(args.sort_into, [UNSURE_NOTE, *names.names], args.images)
         if not args.link:
             require_room(map(str, images.files), args.sort_into)
-    places = write_predictions(trained, names, images, output, args)
+    places = write_table(trained, names, images, output, args)
     print_summary(names, places, output, args.unsure)
     if args.sort_into:
         sort_images(images, places, folders, args)
 
 
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("results", metavar="RESULTS", type=file_argument)
-    parser.add_argument(
-        "images", metavar="NEW_IMAGES", type=file_argument, help="or .npy, vectors for a model of features"
-    )
-    parser.add_argument(
+def read_arguments(argv: list[str] | None) -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("results", metavar="RESULTS", type=file_argument)
+    add("images", metavar="NEW_IMAGES", type=file_argument, help="or .npy, vectors for a model of features")
+    add(
         "--output",
         metavar="FILE.csv",
         type=file_argument,
-        help="the table (default: RESULTS/predictions/NEW_IMAGES.csv, or NEW_IMAGES-2.csv if that is "
-        "of another folder)",
+        help="the table (default: RESULTS/predictions/NEW_IMAGES.csv; with -2 if that is of another folder)",
     )
-    parser.add_argument(
+    add(
         "--names",
         metavar="names.csv",
         type=file_argument,
         help="columns cluster,name with a row for each cluster; clusters of one name are merged",
     )
-    parser.add_argument(
-        "--unsure", metavar="SHARE", type=float, default=0.0, help="note images of lower confidence as unsure"
-    )
-    parser.add_argument(
+    add("--unsure", metavar="SHARE", type=float, default=0.0, help="note images of less confidence as unsure")
+    add(
         "--sort-into",
         metavar="DIR",
         type=file_argument,
         help="also copy each image into DIR/CLUSTER/; nothing is moved or overwritten",
     )
-    parser.add_argument("--link", action="store_true", help="with --sort-into: symbolic links, not copies")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
-    parser.add_argument(
-        "--num_workers", type=int, help="processes that decode images (default: half the cores)"
-    )
-    parser.add_argument("--device", default="auto", help=f"{DEVICE.words} (default: %(default)s)")
+    add("--link", action="store_true", help="with --sort-into: symbolic links, not copies")
+    add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    add("--num_workers", type=int, help="processes that decode images (default: half the cores)")
+    add("--device", default="auto", help=f"{DEVICE.words} (default: %(default)s)")
     args = parser.parse_args(argv)
     distributed.require_one_process("predict.py")
     if not 0 <= args.unsure <= 1:
@@ -133,9 +125,7 @@ class NewImages:
 
 
 def find_images(path: Path, trained: TrainedModel, results: Path | None = None) -> NewImages:
-    """The images of a folder, or one image file; of an .npy file for a model of features.
-
-    The folder of the results, and that of the step, are left out if they are in it: they hold pictures.
+    """The images of a folder, without the pictures of `results`; or one image file, or vectors.
 
     Raises UserError for anything else, and for what the model does not take.
     """
@@ -217,16 +207,12 @@ def require_own_table(output: Path) -> None:
         raise UserError(f"{output}: exists and is no table of predict.py; give another --output")
 
 
-def write_predictions(
-    trained: TrainedModel, names: ClusterNames, images: NewImages, output: Path, args: argparse.Namespace
+def write_table(
+    trained: TrainedModel, names: ClusterNames, images: NewImages, output: Path, args: Namespace
 ) -> list[int]:
-    """Write the table.
+    """Write the table; returns where each image belongs, see UNSURE_PLACE.
 
-    Returns:
-        where each image belongs: the number of its name, from 1, UNSURE_PLACE, or UNREADABLE.
-
-    Raises:
-        UserError: none of the images can be read, or the table cannot be written.
+    Raises UserError if none of the images can be read, or if the table cannot be written.
     """
     places: list[int] = []
     header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), "note")
@@ -241,7 +227,7 @@ def write_predictions(
 
 
 def table_rows(
-    trained: TrainedModel, names: ClusterNames, images: NewImages, places: list[int], args: argparse.Namespace
+    trained: TrainedModel, names: ClusterNames, images: NewImages, places: list[int], args: Namespace
 ) -> Iterator[list[Any]]:
     """Yield the rows of the table, in the order of the files; appends to `places`."""
     probabilities = classifier(trained, args.device)
@@ -267,31 +253,26 @@ def table_rows(
         raise UserError(f"{name}: cannot be read as an image ({unreadable[file]}); there is none that can")
 
 
-def batches(
-    images: NewImages, num_workers: int, size: int
-) -> Iterator[tuple[list, torch.Tensor, dict[Any, str]]]:
+def batches(images: NewImages, num_workers: int, size: int) -> Iterator[tuple[list, torch.Tensor, dict]]:
     """Join what `images.decode` yields to batches of about `size` inputs.
 
-    Yields:
-        for a run of files: the files; inputs of those that can be read, in their order, uint8 (B, 3, S, S) or
-        float32 (B, D); and a dict from each other file to the reason.
+    Yields the files; inputs of those that can be read, in their order, uint8 (B, 3, S, S) or float32 (B, D);
+    and a dict from each other file to the reason.
     """
     rest = iter(images.files)
     files: list = []
     inputs: list[torch.Tensor] = []
-    reasons: dict[Any, str] = {}
+    reasons: dict = {}
     for read, part, unreadable in images.decode(num_workers):
         files += itertools.islice(rest, len(read) + len(unreadable))
         inputs.append(part)
         reasons |= unreadable
-        if sum(map(len, inputs)) >= size:
+        if sum(map(len, inputs)) >= size or files[-1] == images.files[-1]:
             yield files, torch.cat(inputs), reasons
             files, inputs, reasons = [], [], {}
-    if files:
-        yield files, torch.cat(inputs), reasons
 
 
-def workers_for(images: NewImages, args: argparse.Namespace) -> int:
+def workers_for(images: NewImages, args: Namespace) -> int:
     """Number of processes that decode; the network needs cores, too."""
     if args.num_workers is not None:
         return args.num_workers
@@ -322,11 +303,11 @@ def print_summary(names: ClusterNames, places: list[int], output: Path, unsure: 
         print(f"  {shown(name):{width}} {counts[place]:8}")
     if unsure:
         print(f"unsure, below {unsure:g}: {counts[UNSURE_PLACE]}")
-    unreadable = f", {counts[UNREADABLE]} of them unreadable" if counts[UNREADABLE] else ""
+    unreadable = f", {counts[UNREADABLE]} of them unreadable" * (counts[UNREADABLE] > 0)
     print(f"{len(places)} images{unreadable}: {shown(str(output))}")
 
 
-def sort_images(images: NewImages, places: list[int], folders: list[Path], args: argparse.Namespace) -> None:
+def sort_images(images: NewImages, places: list[int], folders: list[Path], args: Namespace) -> None:
     """Copy or link each readable image into the folder of its place; print how many."""
     bar = tqdm(images.files, desc="sorting", unit="image", leave=False, disable=None)
     targets = (

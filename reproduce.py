@@ -10,13 +10,13 @@ test image, so that the figures can be computed again. --record keeps table and 
 which docs/RESULTS.md is made. --ablation NAME compares variants instead, see workflows/ablations.py.
 """
 
-import argparse
 import csv
 import json
 import os
 import re
 import signal
 import threading
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +33,26 @@ from utils.analysis import kmeans
 from utils.analysis.metrics import spread
 from utils.files import atomic, digest, read_json, write_json
 from utils.run import distributed
-from utils.run.config import Config, load_config
+from utils.run.config import load_config
 from utils.run.folder import FINGERPRINT, read_epochs
 from utils.run.machine import choose_device
 from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
 from utils.training.inference import infer
 from workflows import tables
 from workflows.ablations import ABLATIONS, run_ablation
-from workflows.experiments import EXPERIMENTS, DatasetExperiment, experiment_files, split_step
+from workflows.experiments import (
+    EXPERIMENTS,
+    Configs,
+    DatasetExperiment,
+    Plan,
+    experiment_files,
+    split_step,
+)
 from workflows.provenance import origin_of
 from workflows.run_steps import DatasetCache, PlannedStep, configs_of, make_report, run_steps
 from workflows.tables import METHODS, METRICS, Published, Summary
 
+Metrics = dict[str, Any]  # of a step or method, as in its metrics.json
 # DATASET: CPU threads, where the network is so small that more threads are slower
 THREADS = {"digits": 1}
 
@@ -122,27 +130,22 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\nThis table: {experiment.root / args.dataset}.md, .csv, .json")
 
 
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("dataset", metavar="DATASET", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--minutes", type=float, help="save and stop after this many minutes (exit status 143)"
-    )
-    parser.add_argument(
+def read_arguments(argv: list[str] | None) -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help=", ".join(EXPERIMENTS))
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--minutes", type=float, help="save and stop after this many minutes (exit status 143)")
+    add(
         "--rehearse",
         action="store_true",
         help="check in minutes, on any machine, that everything runs: a few epochs of a narrow network on "
         "few images, in ROOT_DIR/rehearsal/; the figures mean nothing",
     )
-    parser.add_argument("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
-    parser.add_argument("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
-    parser.add_argument("--ablation", metavar="NAME", help=f"compare variants: {', '.join(ABLATIONS)}")
-    parser.add_argument(
-        "--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md"
-    )
+    add("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
+    add("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
+    add("--ablation", metavar="NAME", help=f"compare variants: {', '.join(ABLATIONS)}")
+    add("--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md")
     add_overrides(parser, "override a key of all three experiment files, or of one: scan.epochs=9")
     args = parser.parse_args(argv)
     distributed.require_one_process("reproduce.py")
@@ -182,7 +185,7 @@ def stop_after(minutes: float) -> None:
     timer.start()
 
 
-def chosen_experiment(args: argparse.Namespace) -> DatasetExperiment:
+def chosen_experiment(args: Namespace) -> DatasetExperiment:
     """The experiment files with the settings of the command line."""
     files = experiment_files(args.dataset)
     environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
@@ -225,59 +228,52 @@ def write_few_images(dataset: str, data_dir: Path, folder: Path) -> None:
 # --- figures -------------------------------------------------------------------------------------
 
 
-def k_means_figures(plan: dict[str, PlannedStep], build_dataset: BuildDataset) -> dict[str, dict[str, Any]]:
+def k_means_figures(plan: Plan, build_dataset: BuildDataset) -> dict[str, Metrics]:
     """The baselines' figures on the test split, by method: k-means on pixels and on pretext features.
 
     kmeans.json beside the pretext step's folder caches them, for as long as the pretext model and the number
     of clusters are the same.
     """
-    config, folder = plan["pretext"].config, plan["pretext"].folder
-    clusters = plan["scan"].config.num_classes
-    path = folder.parent / "kmeans.json"
-    made_of = {"pretext": digest(folder / FINGERPRINT), "clusters": clusters}
+    pretext, clusters = plan["pretext"], plan["scan"].config.num_classes
+    path = pretext.folder.parent / "kmeans.json"
+    made_of = {"pretext": digest(pretext.folder / FINGERPRINT), "clusters": clusters}
     kept = read_json(path)
     figures = kept["figures"] if kept.items() >= made_of.items() else {}
     for method, representation in {ON_PIXELS: pixels_of, ON_FEATURES: features_of}.items():
         if method not in figures:
-            print(f"{method}, seed {config.seed} ...", flush=True)
-            train, test = (build_dataset(config, split) for split in ("train", "test"))
-            found = representation(plan["pretext"], train, test)
-            figures[method] = found and k_means(*found, test, clusters, config.seed)
+            print(f"{method}, seed {pretext.config.seed} ...", flush=True)
+            splits = [build_dataset(pretext.config, split) for split in ("train", "test")]
+            points = representation(pretext, splits)
+            figures[method] = points and k_means(points, splits[1], clusters, pretext.config.seed)
             write_json({**made_of, "figures": figures}, path)
     return {method: found for method, found in figures.items() if found}
 
 
-def k_means(
-    train: torch.Tensor, test: torch.Tensor, dataset: data.Dataset, clusters: int, seed: int
-) -> dict[str, Any]:
-    """Figures of so many clusters; `dataset`: the test split, for its labels."""
+def k_means(points: list[torch.Tensor], test_set: data.Dataset, clusters: int, seed: int) -> Metrics:
+    """Figures of so many clusters of the test split's points, fitted on the train split's."""
+    train, test = points
     times = INITIALIZATIONS if train.numel() * clusters <= SLOW else 1
-    figures = kmeans.score(train, test, dataset.labels, clusters, len(dataset.classes or ()), seed, times)
+    classes = len(test_set.classes or ())
+    figures = kmeans.score(train, test, test_set.labels, clusters, classes, seed, times)
     return {**figures, "initialisations": times}
 
 
-def pixels_of(
-    step: PlannedStep, train: data.Dataset, test: data.Dataset
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def pixels_of(step: PlannedStep, splits: list[data.Dataset]) -> list[torch.Tensor] | None:
     """The pixels of both splits, uint8 (N, D) and (M, D); None for image files, or too many values."""
-    if not isinstance(train, data.ArrayImages) or not isinstance(test, data.ArrayImages):
+    images = [split.images for split in splits if isinstance(split, data.ArrayImages)]
+    if not images or images[0].numel() > MOST_PIXELS:
         return None
-    if train.images.numel() > MOST_PIXELS:
-        return None
-    return train.images.flatten(1).cpu(), test.images.flatten(1).cpu()
+    return [part.flatten(1).cpu() for part in images]
 
 
-def features_of(
-    step: PlannedStep, train: data.Dataset, test: data.Dataset
-) -> tuple[torch.Tensor, torch.Tensor]:
+def features_of(step: PlannedStep, splits: list[data.Dataset]) -> list[torch.Tensor]:
     """The features of the pretext step, as the mining uses them, float32 (N, D) and (M, D)."""
-    config = step.config
+    config, device = step.config, choose_device(step.config.device)
     model: Any = load_model(config, step.folder / "model.pth.tar", "pretext").model
-    device = choose_device(config.device)
     function = model.to(device).eval().features_from(config.features)
     loading = {"batch_size": 512, "device": device, "num_workers": config.num_workers}
-    loaders = [data.eval_loader(split, config, **loading) for split in (train, test)]
-    return tuple(infer(function, loader, "features").cpu() for loader in loaders)
+    loaders = [data.eval_loader(split, config, **loading) for split in splits]
+    return [infer(function, loader, "features").cpu() for loader in loaders]
 
 
 @dataclass(frozen=True)
@@ -285,23 +281,21 @@ class SeedResults:
     """What all steps found with one seed."""
 
     seed: int
-    figures: dict[str, dict[str, Any]]  # by method
-    steps: dict[str, dict[str, Any]]  # by step: epochs, times and the numbers of metrics.json
-    folders: dict[str, Path]  # by step
+    plan: Plan
+    figures: dict[str, Metrics]  # by method
+    steps: dict[str, Metrics]  # by step: epochs, times and the numbers of metrics.json
 
 
-def read_results(
-    seed: int, plan: dict[str, PlannedStep], baselines: dict[str, dict[str, Any]]
-) -> SeedResults:
+def read_results(seed: int, plan: Plan, baselines: dict[str, Metrics]) -> SeedResults:
     """Collect the results of one seed; `baselines`: figures of other methods."""
-    results = SeedResults(seed, dict(baselines), {}, {name: step.folder for name, step in plan.items()})
-    for step, folder in results.folders.items():
-        epochs = read_epochs(folder)
-        metrics = json.loads((folder / "metrics.json").read_text())
-        if step in METHODS:
-            results.figures[METHODS[step]] = metrics
+    results = SeedResults(seed, plan, dict(baselines), {})
+    for name, step in plan.items():
+        epochs = read_epochs(step.folder)
+        metrics = json.loads((step.folder / "metrics.json").read_text())
+        if name in METHODS:
+            results.figures[METHODS[name]] = metrics
         speeds = [epoch["images_per_second"] for epoch in epochs]
-        results.steps[step] = {
+        results.steps[name] = {
             "epochs": len(epochs),
             "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
             "images_per_second": float(np.median(speeds)) if speeds else None,
@@ -310,7 +304,7 @@ def read_results(
     return results
 
 
-def summary_of(args: argparse.Namespace, configs: dict[str, Config], results: list[SeedResults]) -> Summary:
+def summary_of(args: Namespace, configs: Configs, results: list[SeedResults]) -> Summary:
     """What the table shows.
 
     Our figures are shares in [0, 1]; the published figures, and the differences from them, are in %.
@@ -324,7 +318,7 @@ def summary_of(args: argparse.Namespace, configs: dict[str, Config], results: li
         theirs = dict(zip(METRICS, values, strict=False))
         difference = {name: 100 * methods[method][name]["mean"] - value for name, value in theirs.items()}
         published.append({"method": method, "of": of, "figures": theirs, "difference": difference})
-    folders = [folder for one in results for folder in one.folders.values()]
+    folders = [step.folder for one in results for step in one.plan.values()]
     return {
         **origin_of(args, folders, protocol(configs, results[0].figures)),
         "methods": methods,
@@ -333,15 +327,14 @@ def summary_of(args: argparse.Namespace, configs: dict[str, Config], results: li
     }
 
 
-def protocol(configs: dict[str, Config], figures: dict[str, dict[str, Any]]) -> list[str]:
+def protocol(configs: Configs, figures: dict[str, Metrics]) -> list[str]:
     """Sentences on how the figures of a seed were obtained."""
     scan = configs["scan"]
     held_out = scan.validation == "train_holdout"
-    tries = [
-        f"{found['initialisations']} ({method.split()[-1]})"
-        for method, found in figures.items()
-        if "initialisations" in found
-    ]
+    k_means = {
+        method.split()[-1]: found for method, found in figures.items() if method not in METHODS.values()
+    }
+    tries = " and ".join(f"{found['initialisations']} ({name})" for name, found in k_means.items())
     return [
         "Pretext: the official MoCo v2 weights." if configs["pretext"].setup == "moco" else "",
         f"Network: {scan.backbone}. Self-labeling: {configs['selflabel'].criterion}.",
@@ -349,7 +342,7 @@ def protocol(configs: dict[str, Config], figures: dict[str, dict[str, Any]]) -> 
         f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
         "self-labeling, the last epoch.",
         "ACC: after one-to-one matching of clusters to classes.",
-        f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initializations.",
+        f"k-means: fitted on the train split, the best by inertia of {tries} initializations.",
         "" if ON_PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
     ]
 
@@ -368,7 +361,7 @@ def record(summary: Summary, results: list[SeedResults], labels: torch.Tensor, n
     for one in results:
         arrays = {"labels": labels.numpy()}
         for step in METHODS:
-            with open(one.folders[step] / "assignment.csv", encoding="utf-8") as file:
+            with open(one.plan[step].folder / "assignment.csv", encoding="utf-8") as file:
                 arrays[step] = np.array([int(row["cluster"]) for row in csv.DictReader(file)])
         small: dict[str, Any] = {key: a.astype(np.min_scalar_type(a.max())) for key, a in arrays.items()}
         with atomic(RECORDS / f"{name}-seed{one.seed}.npz") as path, open(path, "wb") as file:

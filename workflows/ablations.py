@@ -7,9 +7,9 @@ without --ablation, in ROOT_DIR/seed-N/DATASET/; those of a variant are in ROOT_
 same command resumes. It writes ROOT_DIR/DATASET-ablation-NAME.md, .csv, .json and .png.
 """
 
-import argparse
 import json
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,17 +18,15 @@ from typing import Any
 
 from utils.analysis import plots
 from utils.analysis.metrics import spread
-from utils.run.config import Config, to_dict
+from utils.run.config import to_dict
 from workflows import tables
-from workflows.experiments import DatasetExperiment
+from workflows.experiments import Configs, DatasetExperiment, Plan
 from workflows.provenance import origin_of
-from workflows.run_steps import DatasetCache, PlannedStep, run_steps
+from workflows.run_steps import DatasetCache, run_steps
 from workflows.tables import METHODS, AblationSummary, Variant
 
 METRIC_TITLES = {"acc": "ACC", "majority_vote_acc": "ACC by majority vote"}  # an ablation shows one of them
 
-Configs = dict[str, Config]  # by step
-Plan = dict[str, PlannedStep]  # by step
 # Label -> step -> KEY=VALUE strings; {} for the files' own settings, which must be among the variants. A
 # variant's changes are those of the whole pipeline: later steps start from what its earlier ones found.
 Variants = dict[str, dict[str, list[str]]]
@@ -141,7 +139,7 @@ ABLATIONS = {
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def run_ablation(args: argparse.Namespace, experiment: DatasetExperiment, configs: Configs) -> None:
+def run_ablation(args: Namespace, experiment: DatasetExperiment, configs: Configs) -> None:
     """Run the variants with each seed, and write what they found.
 
     Args:
@@ -190,9 +188,7 @@ def plan_variants(name: str, variants: Variants, experiment: DatasetExperiment, 
     return plans
 
 
-def ablation_summary(
-    args: argparse.Namespace, variants: Variants, plans: list[dict[str, Plan]]
-) -> AblationSummary:
+def ablation_summary(args: Namespace, variants: Variants, plans: list[dict[str, Plan]]) -> AblationSummary:
     """What the table shows; `plans`: of each seed, what `plan_variants` returned."""
     ablation = ABLATIONS[args.ablation]
     rows: dict[str, Variant] = {}

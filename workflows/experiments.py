@@ -4,8 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.run.config import Config
 from utils.run.script import yaml_text
 from workflows.run_steps import SCRIPTS, PlannedStep, plan_steps
+
+Plan = dict[str, PlannedStep]  # by name
+Configs = dict[str, Config]  # by step
 
 # DATASET: names of its files in configs/pretext/, configs/scan/ and configs/selflabel/
 EXPERIMENTS = {
@@ -49,8 +53,8 @@ class DatasetExperiment:
         changes: Mapping[str, list[str]] | None = None,
         root: Path | None = None,
         run: str | None = None,
-    ) -> dict[str, PlannedStep]:
-        """The steps of a seed, by name; see `plan_steps`.
+    ) -> Plan:
+        """The steps of a seed; see `plan_steps`.
 
         Args:
             steps: these only; the results of earlier ones must be in `root`.

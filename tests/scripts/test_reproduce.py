@@ -189,7 +189,7 @@ def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
 def test_k_means_with_fewer_clusters_than_classes():
     points = torch.tensor([0.0] * 4 + [9.0] * 3 + [9.1] * 2).unsqueeze(1)
     dataset = SimpleNamespace(labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 2), classes=["a", "b", "c"])
-    assert reproduce.k_means(points, points, dataset, clusters=2, seed=0)["acc"] == pytest.approx(7 / 9)
+    assert reproduce.k_means([points, points], dataset, clusters=2, seed=0)["acc"] == pytest.approx(7 / 9)
 
 
 # --- the same command again ----------------------------------------------------------------------
