@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
 from data.folder import decode_pass
-from data.folder.decode import How, OwnImages
+from data.folder.decode import ResizeSpec
+from data.folder.image_files import OwnImages
 from utils.files import write_json
 
 ROUNDS = 3
@@ -57,14 +58,14 @@ def plain(files, side):
 
 
 def reduced(files, side):
-    images = OwnImages(files, None, None, How(side), Path())
+    images = OwnImages(files, None, None, Path(), ResizeSpec(side))
     for index in range(len(images)):
         yield images.decode(index)
 
 
 def epochs(config, many):
     """Seconds of the first epoch, with everything that a step does before it, and of a later one."""
-    decode_pass._found.clear()
+    decode_pass._finished.clear()
     start = time.perf_counter()
     images = data.build_dataset(config, "train")
     once(images)

@@ -17,9 +17,11 @@ from errors import UserError, did_you_mean
 from .augment.transforms import build_eval_transform, build_train_transform
 from .dataset import BatchSource, Dataset
 from .device import to_device
-from .folder.decode import FolderImages, How
-from .folder.listing import build_folder, list_images, white_of_training
-from .folder.stream import stream_squares
+from .folder.decode import ResizeSpec
+from .folder.image_files import FolderImages
+from .folder.listing import list_images
+from .folder.splits import build_folder, white_of_training
+from .folder.stream import stream_images
 from .loader import Loader
 from .sets.arrays import ArrayImages
 from .sets.digits import build_digits
@@ -91,13 +93,15 @@ def _build_images(config: Mapping[str, Any], split: str) -> Dataset:
     dataset: Dataset
     if config.get("image_folder") and name == config["train_db_name"]:
         images = Path(config["image_folder"]).expanduser()
-        dataset = build_folder(images, split, _how(config), called="", **_folder_options(config, name))
+        dataset = build_folder(
+            images, split, _resize_spec(config), only_read=True, **_folder_options(config, name)
+        )
     elif npz.is_file():
         dataset = read_npz(npz, split)
     elif name in DATASETS:
         dataset = DATASETS[name](data_dir, split, side(config))
     elif folder.is_dir():
-        dataset = build_folder(folder, split, _how(config), **_folder_options(config, name))
+        dataset = build_folder(folder, split, _resize_spec(config), **_folder_options(config, name))
     else:
         question = did_you_mean(name, DATASETS)
         raise UserError(
@@ -115,8 +119,8 @@ def side(config: Mapping[str, Any]) -> int:
     return round({**DATA_DEFAULTS, **config}["transformation_kwargs"]["crop_size"] * 256 / 224)
 
 
-def _how(config: Mapping[str, Any]) -> How:
-    return How(side(config), config["resize"])
+def _resize_spec(config: Mapping[str, Any]) -> ResizeSpec:
+    return ResizeSpec(side(config), config["resize"])
 
 
 def _folder_options(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -125,12 +129,12 @@ def _folder_options(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         **{key: config[key] for key in keys if key in config},
         "results": config.get("root_dir"),
-        "keep_in": _images_of(config, name),
-        "training_in": _images_of(config, config["train_db_name"]),
+        "cache_folder": _cache_folder(config, name),
+        "train_cache_folder": _cache_folder(config, config["train_db_name"]),
     }
 
 
-def _images_of(config: Mapping[str, Any], name: str) -> Path | None:
+def _cache_folder(config: Mapping[str, Any], name: str) -> Path | None:
     """Folder that a dataset's decoded images are kept in, or None without `root_dir`."""
     return Path(config["root_dir"]).expanduser() / name / "images" if "root_dir" in config else None
 
@@ -149,15 +153,15 @@ def stream(
         size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 
     Yields:
-        for a few files at a time: those that can be read, n of the paths; their squares, uint8 (n, 3, S, S),
+        for a few files at a time: those that can be read, n of the paths; their pixels, uint8 (n, 3, S, S),
         as `fetch` of a folder's dataset gives them; and a dict from each path that cannot be read to the
         reason.
     """
     config = {**DATA_DEFAULTS, **config}
-    how, white = How(size or side(config), config["resize"]), config.get("white_level")
+    spec, white = ResizeSpec(size or side(config), config["resize"]), config.get("white_level")
     if white is None and "root_dir" in config:
-        white = white_of_training(_images_of(config, config["train_db_name"]), how)
-    return stream_squares(files, how, white, num_workers)
+        white = white_of_training(_cache_folder(config, config["train_db_name"]), spec)
+    return stream_images(files, spec, white, num_workers)
 
 
 def eval_loader(dataset: Dataset, config: Mapping[str, Any], **loading: Any) -> Loader[Dataset]:

@@ -105,7 +105,7 @@ def another_process(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
 
     def start():
-        monkeypatch.setattr(decode_pass, "_found", {})
+        monkeypatch.setattr(decode_pass, "_finished", {})
         messages.say_once.cache_clear()
         caplog.clear()
 

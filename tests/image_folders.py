@@ -24,6 +24,12 @@ def pictures(n, height=32, width=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
+def save(path, red=None, **options):
+    """An image, of one color if `red` is given, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (gradient() if red is None else Image.new("RGB", (SIZE, SIZE), (red, 0, 0))).save(path, **options)
+
+
 def write_images(folder, n, size=(300, 260), mode="RGB", suffix="JPEG"):
     folder.mkdir(parents=True)
     for i in range(n):
@@ -37,6 +43,13 @@ def config(name, data_dir, **more):
 def build(folder, split="train", **settings):
     settings = {"transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, **settings}
     return data.build_dataset(config("mine", folder.parent.parent, **settings), split)
+
+
+def build_anywhere(path, split="train", **settings):
+    """The images of `image_folder`."""
+    settings = {"transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, **settings}
+    settings = {**config("digits", "nowhere", image_folder=str(path)), **settings}
+    return data.build_dataset(settings, split)
 
 
 def fetch(dataset, index):
@@ -54,9 +67,10 @@ def file_names(dataset):
     return [os.path.basename(os.fsdecode(path)) for path in dataset.files]
 
 
-def notes(folder, split="train"):
-    """{name: reason} of the list of unreadable images."""
-    lines = (folder.parent / f"unreadable-{split}.txt").read_text().splitlines()
+def unreadable(folder, split="train"):
+    """{name: reason} of the list of unreadable images; split "": the list of `folder` itself."""
+    path = folder.parent / f"unreadable-{split}.txt" if split else folder / "unreadable.txt"
+    lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
     return dict(line.split("\t") for line in lines[1:])
 

@@ -83,9 +83,9 @@ def test_decoding(tmp_path, monkeypatch, capsys):
 def test_the_plain_decoding_is_ours_at_full_scale(tmp_path):
     """A picture too small to be decoded at a reduced scale."""
     decoding.photo(0, 200, 150).save(tmp_path / "a.png")
-    image = data.folder.decode.OwnImages(
-        [tmp_path / "a.png"], None, None, data.folder.decode.How(128), tmp_path
-    ).decode(0)
+    image = data.folder.decode.decode_image(
+        str(tmp_path / "a.png"), data.folder.decode.ResizeSpec(128), 65535
+    )[0]
     (expected,) = decoding.plain([tmp_path / "a.png"], 128)
     np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 

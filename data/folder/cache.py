@@ -1,17 +1,18 @@
-"""Decoded images of a folder, kept in a file for the later steps.
+"""Decoded images of a folder, kept in files for the later steps.
 
-`{stem}-*.npy` holds the squares of the images that can be read, uint8 (N, 3, S, S), and `{stem}.tsv` what is
-known of every file. The first line of the latter names the former, so that both change at once.
+`{stem}.tsv` is the manifest: a line for each file of the folder. `{stem}-*.npy` holds the decoded images,
+uint8 (N, 3, S, S), of the N files that can be read. The manifest's first line names it, so that both change
+at once.
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,188 +24,193 @@ from ..messages import amount, shown
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
 
-class Seen(NamedTuple):
-    """What decoding found out about a file: `decoding.Facts`, what `alike.look` returns, or why it failed."""
-
-    sha256: str = ""
-    width: int = 0
-    height: int = 0
-    brightest: int = -1
-    one_color: int = 0
-    checksum: int = 0
-    highest: int = 0
-    reason: str = ""
-
-
-class Listed(NamedTuple):
-    """A file as the file system lists it."""
+class FileStat(NamedTuple):
+    """A file as the file system lists it. While this is equal, so is the content."""
 
     name: str  # path within the folder, as `shown` gives it
-    bytes: int  # -1: a broken link
+    size: int  # bytes; -1: a broken link
     modified: int  # nanoseconds
 
 
-class Content(NamedTuple):
-    """What a Kept holds."""
+class FileRecord(NamedTuple):
+    """What decoding found out about a file, or why it failed."""
 
-    files: str  # digest of the list of files; "" if decoding was interrupted
-    white: int  # see decoding.How
-    noted: bool  # whether the unreadable files were also listed beside the images
-    entries: dict  # Listed: (Seen, row of its square or None)
-    squares: np.ndarray  # mapped into memory, read-only
-
-
-def read_only(squares):
-    """A tensor of an array that is mapped read-only. Writing to it would end the process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(squares)
+    sha256: str = ""  # of the content
+    width: int = 0
+    height: int = 0
+    brightest: int = -1  # highest value of an image of 16-bit gray; -1: another kind of image
+    one_color: int = 0  # 1: the decoded image has only one color
+    checksum: int = 0  # of the decoded image
+    highest: int = 0  # value of the decoded image
+    reason: str = ""  # why the image cannot be read; "": it can
 
 
-class Kept:
-    """The two files for one folder and one way to make squares.
+Records = dict[FileStat, FileRecord]
+
+
+class Manifest(NamedTuple):
+    """What is known of a folder's files.
+
+    Attributes:
+        records: in the order of the files.
+        white: the value that is white in the decoded images of 16 bits; None without such images.
+        pixels: uint8 (N, 3, S, S), mapped into memory, of the files that can be read; None: not kept.
+    """
+
+    records: Records
+    white: int | None = None
+    pixels: torch.Tensor | None = None
+
+    def holds(self, stat: FileStat, white: int) -> bool:
+        """Whether a file need not be decoded, if `white` is to be shown white."""
+        record = self.records.get(stat)
+        if record is None or record.reason:
+            return record is not None
+        return self.pixels is not None and (record.brightest < 0 or self.white == white)
+
+    def rows(self) -> dict[FileStat, int]:
+        """Where each file that can be read is in `pixels`."""
+        readable = (stat for stat, record in self.records.items() if not record.reason)
+        return {stat: row for row, stat in enumerate(readable)}
+
+
+class DecodedCache:
+    """The manifest and the decoded images of one folder and one ResizeSpec.
 
     Args:
-        folder: where they are.
+        folder: where the two files are.
         stem: start of their names.
     """
 
-    def __init__(self, folder, stem):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder = folder
         self.stem = stem
-        self.index = self.folder / f"{stem}.tsv"
+        self.path = folder / f"{stem}.tsv"
 
-    def read(self):
-        """The Content, or None if there is none, or it is damaged."""
+    def load(self) -> Manifest:
+        """The manifest, without records if it is missing or damaged, without pixels if these are."""
+        records: Records = {}
         try:
-            with open(self.index, encoding="utf-8", newline="\n") as file:
-                first = json.loads(next(file))
-                lines = [line.rstrip("\n").split("\t") for line in file]
-            squares = np.load(self.folder / first["squares"], mmap_mode="r")
-            entries, row = {}, 0
-            for name, size, modified, sha256, *numbers, reason in lines:
-                seen = Seen(sha256, *map(int, numbers), reason)
-                entries[Listed(name, int(size), int(modified))] = seen, None if reason else row
-                row += not reason
-            if squares.dtype != np.uint8 or squares.ndim != 4 or len(squares) != row:
-                return None
-            return Content(first["files"], first["white"], first["noted"], entries, squares)
+            with open(self.path, encoding="utf-8", newline="\n") as file:
+                header = json.loads(next(file))
+                for line in file:
+                    name, size, modified, sha256, *numbers, reason = line.rstrip("\n").split("\t")
+                    record = FileRecord._make([sha256, *map(int, numbers), reason])
+                    records[FileStat(name, int(size), int(modified))] = record
+            white = header["white"] if header["gray_16"] else None
+            return Manifest(records, white, self._map(header["squares"], records))
         except (OSError, ValueError, KeyError, TypeError, StopIteration):
-            return None
+            return Manifest({})
 
-    def white(self):
-        """The value of 16-bit files that is shown white; None without such files, or if not known."""
-        try:
-            with open(self.index, encoding="utf-8", newline="\n") as file:
-                first = json.loads(next(file))
-            return first["white"] if first["files"] and first["gray_16"] else None
-        except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    def _map(self, name: str | None, records: Records) -> torch.Tensor | None:
+        """The decoded images, mapped into memory read-only; None if there are none or they are damaged."""
+        if name is None:
             return None
+        try:
+            pixels = np.load(self.folder / name, mmap_mode="r")
+        except (OSError, ValueError):
+            return None
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != _count_readable(records):
+            return None
+        with warnings.catch_warnings():  # writing to the tensor would end the process
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(pixels)
 
     @contextlib.contextmanager
-    def alone(self):
-        """Context that one process at a time is in. Raises OSError if the folder cannot be written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
+    def exclusive(self) -> Iterator[None]:
+        """Context manager that one process at a time is in, where the folder exists and has locks."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if fcntl is not None:
+                    descriptor = os.open(self.folder, os.O_RDONLY)
+                    stack.callback(os.close, descriptor)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        log.info("%s: waiting for another process that decodes images", self.folder)
+                        fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-            return
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s: waiting for another process that decodes images", self.folder)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError:  # a network drive without locks
-                pass
-            yield
-        finally:
-            os.close(descriptor)
 
-    def write(self, count, side):
-        """A Writer of up to `count` squares. Raises OSError if there is no room for them."""
-        for path in self._others(f".{glob.escape(self.stem)}.*.tmp"):  # left by a killed process
+    def new_file(self, count: int, side: int) -> "PixelFile":
+        """A file for up to `count` images of a side. Raises OSError if there is no room for them."""
+        for path in self.folder.glob(f".{self.stem}.*.tmp"):  # left by a killed process
             path.unlink()
         needed, free = count * 3 * side**2, shutil.disk_usage(self.folder).free
         if needed > 0.99 * free:
             raise OSError(0, f"{amount(needed)} are needed, {amount(free)} are free")
-        return Writer(self, count, side)
+        return PixelFile(self._temporary(), side)
 
-    def _others(self, pattern, but=None):
-        return [path for path in self.folder.glob(pattern) if path.name != but]
+    def save(self, records: Records, white: int, file: "PixelFile | None" = None) -> torch.Tensor | None:
+        """Replace the files; returns the images of `file`, mapped into memory. Raises OSError."""
+        lines = ["\t".join(map(str, (*stat, *record))) + "\n" for stat, record in records.items()]
+        name = None
+        if file:
+            # its name changes with the content, so that no process reads another one's images by its manifest
+            name = f"{self.stem}-{hashlib.sha256(f'{white}{lines}'.encode()).hexdigest()[:12]}.npy"
+            file.close(_count_readable(records))
+            os.replace(file.path, self.folder / name)
+        has_16_bits = any(record.brightest >= 0 for record in records.values())
+        header = {"squares": name, "white": white, "gray_16": has_16_bits}
+        with open(self._temporary(), "w", encoding="utf-8", newline="\n") as manifest:
+            manifest.writelines([json.dumps(header) + "\n", *lines])
+            manifest.flush()
+            os.fsync(manifest.fileno())
+        os.replace(self._temporary(), self.path)
+        for path in self.folder.glob(f"{self.stem}-*.npy"):
+            if path.name != name:
+                with contextlib.suppress(OSError):  # Windows: another process maps it
+                    path.unlink()
+        pixels = self._map(name, records)
+        if name and pixels is not None:
+            log.info(
+                "decoded images are kept in %s (%s)", shown(str(self.folder / name)), amount(pixels.numel())
+            )
+        return pixels
+
+    def _temporary(self) -> Path:
+        return self.folder / f".{self.stem}.{os.getpid()}.tmp"
 
 
-class Writer:
-    """Squares on their way to the file, which replaces the earlier one when it is complete."""
+class PixelFile:
+    """An .npy file that decoded images are appended to. Its methods raise OSError on a full disk."""
 
-    def __init__(self, kept, count, side):
-        self.kept = kept
-        self.shape = 3, side, side
-        self.path = kept.folder / f".{kept.stem}.{os.getpid()}.tmp"
-        self.file = open(self.path, "wb")  # noqa: SIM115
-        try:
-            self._write_header(count)
-        except OSError:
-            self.abandon()
-            raise
-        self.start = self.file.tell()
+    def __init__(self, path: Path, side: int) -> None:
+        self.path = path
+        self.side = side
+        self.file = open(path, "wb")  # noqa: SIM115
+        self._write_header(0)
 
-    def _write_header(self, count):
+    def _write_header(self, count: int) -> int:
+        """Write the header, which is as long for any count; returns the length of the whole file."""
         self.file.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, self.side, self.side)}
         np.lib.format.write_array_header_1_0(self.file, header)
+        return self.file.tell() + count * 3 * self.side**2
 
-    def put(self, row, squares):
-        """Write squares, uint8 (n, 3, S, S), from a row on. Raises OSError; the file is then of no use."""
-        self.file.seek(self.start + row * int(np.prod(self.shape)))
-        self.file.write(squares.contiguous().numpy().data)
+    def append(self, pixels: torch.Tensor) -> None:
+        """Append an image, uint8 (3, S, S)."""
+        self.file.write(pixels.contiguous().numpy().data)
 
-    def abandon(self):
+    def close(self, count: int) -> None:
+        """Finish the file with its first `count` images."""
+        self.file.truncate(self._write_header(count))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+    def abandon(self) -> None:
+        """Remove the file."""
         with contextlib.suppress(OSError):
             self.file.close()
         self.path.unlink(missing_ok=True)
 
-    def finish(self, files, white, noted, listing, seen):
-        """Make the file the one that `Kept.read` reads. Raises OSError.
 
-        Args:
-            files, white, noted: see Content.
-            listing, seen: a Listed and a Seen for each file, in order.
-
-        Returns:
-            its pathlib.Path, and the squares, uint8 tensor mapped into memory.
-        """
-        kept, count = self.kept, sum(not file.reason for file in seen)
-        lines = []
-        for file, facts in zip(listing, seen, strict=True):
-            lines.append("\t".join([*map(str, (*file, *facts[:-1])), shown(facts.reason)]) + "\n")
-        # the name changes with the content, so that a process never reads another one's squares by its index
-        name = f"{kept.stem}-{hashlib.sha256(f'{white}{lines}'.encode()).hexdigest()[:12]}.npy"
-        gray_16 = any(facts.brightest >= 0 for facts in seen)
-        first = {"files": files, "squares": name, "white": white, "gray_16": gray_16, "noted": noted}
-        try:
-            self._write_header(count)  # as long as before: NumPy leaves room for the number
-            self.file.truncate(self.start + count * int(np.prod(self.shape)))
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            squares = np.load(self.path, mmap_mode="r") if count else np.empty((0, *self.shape), np.uint8)
-            os.replace(self.path, kept.folder / name)
-            with open(self.path, "w", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(first) + "\n")
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self.path, kept.index)
-        except BaseException:
-            self.abandon()
-            raise
-        for path in kept._others(f"{glob.escape(kept.stem)}-*.npy", but=name):
-            with contextlib.suppress(OSError):  # Windows: another process maps it
-                path.unlink()
-        return kept.folder / name, read_only(squares)
+def _count_readable(records: Records) -> int:
+    """The number of images that can be read."""
+    return sum(not record.reason for record in records.values())

@@ -1,17 +1,18 @@
 """How much memory there is, and whether decoded images fit in it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # this process's groups; the limits
 
 
-def fits_in_memory(size):
+def fits_in_memory(size: int) -> bool:
     """Whether `size` bytes are at most a quarter of this process's share of the memory."""
     return size <= available_memory() / 4
 
 
-def available_memory():
+def available_memory() -> float:
     """This process's share of the memory, in bytes.
 
     The run's processes on this machine share the memory equally. It is what the system has available, or the
@@ -28,7 +29,7 @@ def available_memory():
     return min([available, *_limits()]) / processes
 
 
-def _limits():
+def _limits() -> Iterator[int]:
     """Memory limits in bytes of this process's Linux control groups, version 1 or 2."""
     try:
         lines = CONTROL_GROUPS[0].read_text().splitlines()

@@ -1,27 +1,29 @@
 """Decode new image files as they come."""
 
 import logging
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
 from ..messages import say_once
-from .decode import OwnImages
-from .decode_pass import BATCH, Decoding
+from .decode import ResizeSpec
+from .decode_pass import decode_batch, in_batches
+from .sanity_checks import WHITE
 
 log = logging.getLogger(__name__)
 
 
-def stream_squares(files, how, white, num_workers):
-    """See `data.stream`; `how`: decoding.How; `white`: its value of white, or None if not known."""
-    how = how._replace(white=white or how.white)
-    batches = [range(i, min(i + BATCH, len(files))) for i in range(0, len(files), BATCH)]
-    loader = Decoding(OwnImages(files, None, None, how, Path())).loader(batches, num_workers)
-    for indices, (squares, seen) in zip(batches, loader, strict=True):
-        reasons = {files[i]: facts.reason for i, facts in zip(indices, seen, strict=True) if facts.reason}
-        read = [files[i] for i, facts in zip(indices, seen, strict=True) if not facts.reason]
-        empty = torch.empty(0, 3, how.size, how.size, dtype=torch.uint8)
-        if white is None and any(facts.brightest >= 0 for facts in seen):
-            message = f"new images have 16 bits, of which {how.white} is assumed to be white, because the"
+def stream_images(
+    files: Sequence[str], spec: ResizeSpec, white: int | None, num_workers: int
+) -> Iterator[tuple[list[str], torch.Tensor, dict[str, str]]]:
+    """See `data.stream`; `white`: the value of 16-bit files that is shown white, or None if not known."""
+    decode = partial(decode_batch, spec=spec, white=white or WHITE)
+    for paths, (records, pixels) in in_batches(decode, list(files), num_workers):
+        if white is None and any(record.brightest >= 0 for record in records):
+            message = f"new images have 16 bits, of which {WHITE} is assumed to be white, because the"
             say_once(log.warning, f"{message} training images do not say so; set white_level")
-        yield read, empty if squares is None else squares, reasons
+        reasons = {path: record.reason for path, record in zip(paths, records, strict=True) if record.reason}
+        if pixels is None:
+            pixels = torch.empty(0, 3, spec.size, spec.size, dtype=torch.uint8)
+        yield [path for path in paths if path not in reasons], pixels, reasons

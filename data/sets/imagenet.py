@@ -4,8 +4,8 @@ from pathlib import Path
 
 from errors import UserError
 
-from ..folder.decode import FolderImages
-from ..folder.listing import class_folders, labelled_files
+from ..folder.image_files import FolderImages
+from ..folder.listing import class_folders, labeled_files
 from .labels import require_known
 
 SUBSETS = Path(__file__).parent / "imagenet_subsets"
@@ -36,7 +36,7 @@ def build_imagenet(data_dir: Path, split: str, size: int, subset: int | None = N
     missing = [wnid for wnid in wnids if not (root / wnid).is_dir()]
     if missing:
         raise UserError(f"{root}: {len(missing)} class folders are missing ({', '.join(missing[:4])})")
-    files, labels, _ = labelled_files(root, wnids)
+    files, labels, _ = labeled_files(root, wnids)
     if not files:
         raise UserError(f"{root}: no images found in its class folders")
     return FolderImages(files, labels, names, size)

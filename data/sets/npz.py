@@ -50,7 +50,7 @@ def read_npz(path: Path, which: str) -> ArrayImages:
     elif which == "train+unlabeled":
         log.info("%s: has no array 'unlabeled_images', so only the train split is learned from", path)
     some = torch.from_numpy(images[:: max(1, len(images) // 1000)])
-    sanity_checks.warn([sanity_checks.look(image) for image in some], where)
+    sanity_checks.warn_if_alike([sanity_checks.summarize_pixels(image) for image in some], where)
     if classes is not None and classes.ndim != 1:
         raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
     if labels is not None:

@@ -22,7 +22,7 @@ import selflabel
 import simclr
 from data.augment.strong import draw_holes
 from data.augment.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_jitter
-from data.folder.listing import build_folder
+from data.folder.splits import build_folder
 from errors import UserError, did_you_mean
 from models import ContrastiveModel
 from utils.analysis import metrics

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 import data
-from data.folder import cache as kept_module
-from data.folder import decode_pass
+from data.folder import cache, decode_pass
 
 
 @pytest.mark.parametrize("source", ["folder", "npz"])
@@ -71,7 +70,7 @@ def test_10_and_12_bits_in_files_of_16(tmp_path, caplog, monkeypatch, kept, high
     if kept:
         config["root_dir"] = str(tmp_path / "results")
     if kept == "nothing":
-        monkeypatch.setattr(kept_module.Kept, "write", no_disk)
+        monkeypatch.setattr(cache.DecodedCache, "new_file", no_disk)
     if kept in ("file", "nothing"):
         monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
     for _ in range(2):
@@ -88,7 +87,7 @@ def test_10_and_12_bits_in_files_of_16(tmp_path, caplog, monkeypatch, kept, high
         caplog.clear()
         if kept == "nothing":
             break  # the notes tell the next process, which does not look at the images again
-        monkeypatch.setattr(decode_pass, "_found", {})
+        monkeypatch.setattr(decode_pass, "_finished", {})
 
 
 def no_disk(*args):
@@ -139,7 +138,7 @@ def test_the_white_level_is_known_only_if_images_tell(tmp_path, monkeypatch):
     alone = {**config, "train_db_name": "other", "val_db_name": "other"}
     assert data.build_dataset(alone, "train").white_level is None
     assert data.build_dataset({**alone, "white_level": 999}, "train").white_level == 999
-    monkeypatch.setattr(decode_pass, "_found", {})
+    monkeypatch.setattr(decode_pass, "_finished", {})
     assert data.build_dataset(config, "train").white_level == 4095
 
 
