@@ -92,11 +92,11 @@ def build_folder(
     name = "all" if folder == root else folder.name
     list_folder = cache_folder if only_read and cache_folder else root
     unreadable_list = list_folder / ("unreadable.txt" if folder == root else f"unreadable-{name}.txt")
-    cache = _cache(cache_folder, name, spec) if cache_folder else None
     is_training = cache_folder == train_cache_folder and folder in (root, root / "train")
     white = white_level
-    if white is None and train_cache_folder and not is_training:
+    if white is None and not is_training:
         white = white_of_training(train_cache_folder, spec)
+    cache = _cache(cache_folder, name, spec)
     decoded = decode_folder(found.files, folder, spec, unreadable_list, num_workers, cache, white)
     _require_readable(decoded, max_unreadable, folder, unreadable_list)
     files = list(compress(found.files, decoded.readable))
@@ -116,14 +116,14 @@ def build_folder(
     )
 
 
-def white_of_training(train_cache_folder: Path, spec: ResizeSpec) -> int | None:
+def white_of_training(train_cache_folder: Path | None, spec: ResizeSpec) -> int | None:
     """The value of 16-bit files that is white in the train split; None if not known."""
-    whites = (_cache(train_cache_folder, name, spec).load().white for name in ("train", "all"))
-    return next(filter(None, whites), None)
+    caches = [_cache(train_cache_folder, name, spec) for name in ("train", "all")]
+    return next((white for cache in caches if cache and (white := cache.load().white)), None)
 
 
-def _cache(folder: Path, name: str, spec: ResizeSpec) -> DecodedCache:
-    return DecodedCache(folder, f"{name}-{spec.size}-{spec.resize}")
+def _cache(folder: Path | None, name: str, spec: ResizeSpec) -> DecodedCache | None:
+    return DecodedCache(folder, f"{name}-{spec.size}-{spec.resize}") if folder else None
 
 
 def _require_readable(
