@@ -14,10 +14,11 @@ import torch
 import data
 from errors import UserError
 from models import ContrastiveModel, build_model
-from steps.mining import fingerprint_of, mine, pretext_splits
+from steps.mining import mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import distributed
 from utils.run.config import Config, load_config
+from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
@@ -53,7 +54,7 @@ def run_step(
     load_weights(model, convert(weights), source)
     model = run.machine.place(model)
     splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
-    fingerprint = fingerprint_of(run, splits)
+    fingerprint = Fingerprint(config, splits.datasets)
     resume.use_given_weights(run, fingerprint, source, model)
     mine(run, fingerprint, model, splits, source)
 

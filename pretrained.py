@@ -18,10 +18,11 @@ import data
 from errors import UserError
 from models import PretrainedModel, build_model, library_network, preprocessing
 from models.pretrained_backbones import LibraryNetwork
-from steps.mining import fingerprint_of, mine, pretext_splits
+from steps.mining import mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.run import checkpoint, distributed
 from utils.run.config import Config, differences, load_config
+from utils.run.fingerprint import Fingerprint
 from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import find_backbone, load_backbone
@@ -57,7 +58,7 @@ def run_step(
     model = run.machine.place(model)
     splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS), or_fewer=True)
     inputs = {str(given.resolve()): given} if given else {}
-    fingerprint = fingerprint_of(run, splits, inputs)
+    fingerprint = Fingerprint(config, splits.datasets, inputs)
     resume.use_given_weights(run, fingerprint, given, model)
     mine(run, fingerprint, model, splits, source, {"weights": source, "labels_in_pretraining": labels})
     log.info("features of %s, learned by others: %s", source, LEARNED[labels])

@@ -25,7 +25,7 @@ from steps.clustering_inputs import (
 from steps.evaluation import finish_clustering, validation_accuracy
 from steps.load_model import load_model
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, build_splits, open_run
-from steps.pretext_results import PretextResults
+from steps.pretext_results import find_pretext
 from utils.analysis import duplicates, health, metrics
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run.config import Config, load_config
@@ -33,6 +33,7 @@ from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
+from utils.run.weights import load_weights
 from utils.training import engine
 from utils.training.inference import dry_run, infer
 from utils.training.network import for_training
@@ -74,28 +75,31 @@ def run_step(
     """Train cluster heads, select the best epoch and head without labels, and evaluate them."""
     run = open_run(config, "scan", options, machine)
     model = cast(ClusteringModel, build_model(config))
-    pretext = PretextResults.find(config, options)
-    weights = pretext.load_backbone(model)
+    pretext = find_pretext(config, options)
+    load_weights(model, pretext.weights, pretext.model, "backbone.")
     train_set, test_set = build_splits(config, build_dataset)
-    fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, pretext.inputs())
-    mined = pretext.read_neighbors(fingerprint, weights, train_set, test_set)
-    quality = quality_of(mined.train, train_set, config.num_neighbors) if run.main else None
+    fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, pretext.inputs)
+    mined = pretext.read_neighbors(fingerprint, train_set, test_set)
+    quality = None
+    if run.main:
+        used = mined.train[:, : config.num_neighbors + 1]
+        quality = neighbor_quality(duplicates.among_distinct(used, duplicates.first_copies(train_set)))
 
     model = run.machine.place(model)
     if config.update_cluster_head_only:
         model.freeze_backbone()
     loading = run.machine.loading(config)
-    training_view = data.PlainView(data.build_train_transform(config))
-    training_images = data.Loader(train_set, training_view, train=True, **loading)
+    view = data.PlainView(data.build_train_transform(config))
+    training_images = data.Loader(train_set, view, train=True, **loading)
     dry_run(model, data.eval_loader(test_set, config, **loading), training_images)
-
     splits = choose_splits(config.validation, train_set, test_set, mined)
     inputs = clustering_inputs(run, model, splits, pretext.folder)
     if config.head_init == "graph" and run.begins():
         start_heads(run, model, inputs, splits)
+
     criterion: ClusteringLoss = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
-    network = for_training(run, inputs.network, inputs.train)
+    step = partial(scan_step, for_training(run, inputs.network, inputs.train), criterion)
     selection = Selection(run, model, inputs, splits)
     engine.train(
         run,
@@ -103,11 +107,17 @@ def run_step(
         model,
         optimizer,
         inputs.train,
-        partial(scan_step, network, criterion),
+        step,
         checkpointed=[selection],
         after_epoch=selection,
     )
-    evaluate(run, fingerprint, model, inputs, test_set, selection.best_loss, quality)
+
+    best = load_model(config, run.folder / "model.pth.tar", into=model)
+    log.info("best model: head %d, validation loss %.4f", best.head, selection.best_loss)
+    predict = predictor(inputs.final)
+    probabilities = infer(lambda batch: predict(batch)[best.head], inputs.test, "evaluation")  # in float32
+    further = {"head": best.head, "train_neighbors": quality}
+    finish_clustering(run, fingerprint, best.weights, probabilities, test_set, further)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,28 +130,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def quality_of(mined: torch.Tensor, dataset: data.Dataset, num_neighbors: int) -> dict[str, Any]:
-    """How much structure the neighbors have that are used, among distinct images; see neighbor_quality."""
-    used = mined[:, : num_neighbors + 1]
-    return neighbor_quality(duplicates.among_distinct(used, duplicates.first_copies(dataset)))
-
-
-# --- after each epoch, and at the end ------------------------------------------------------------
-
-
 class Selection:
     """Saves the model whenever one of its heads reaches the lowest validation loss so far.
 
     Labels, if there are any, are used only to log the accuracy.
 
-    Args:
-        run: the Run.
-        model: the model to save.
-        inputs: the network to validate, and its validation batches.
-        splits: the images that select.
-
     Attributes:
-        best_loss, best_head: the lowest loss, and which head has it; a part of the checkpoint.
+        best_loss, best_head: the lowest loss, and which head has it.
     """
 
     def __init__(
@@ -185,24 +180,6 @@ class Selection:
 def predictor(network: nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Function images -> tuple of probabilities (B, C), one for each head."""
     return lambda images: tuple(logits.softmax(1) for logits in network(images))
-
-
-def evaluate(
-    run: Run,
-    fingerprint: Fingerprint,
-    model: ClusteringModel,
-    inputs: ClusteringInputs,
-    test_set: data.Dataset,
-    best_loss: float,
-    quality: dict[str, Any] | None,
-) -> None:
-    """Evaluate the best epoch's model with its best head on the test split, in float32; write the results."""
-    loaded = load_model(run.config, run.folder / "model.pth.tar", into=model)
-    head = loaded.head
-    log.info("best model: head %d, validation loss %.4f", head, best_loss)
-    probabilities = infer(lambda batch: predictor(inputs.final)(batch)[head], inputs.test, "evaluation")
-    further = {"head": head, "train_neighbors": quality}
-    finish_clustering(run, fingerprint, loaded.weights, probabilities, test_set, further)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import data
 from losses import CRITERIA, ContrastiveLoss
 from models import ContrastiveModel, build_model
 from steps.load_model import load_model
-from steps.mining import PretextSplits, can_vote, fingerprint_of, knn_accuracy, mine, pretext_splits
+from steps.mining import PretextSplits, can_vote, knn_accuracy, mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
 from utils.analysis import plots
 from utils.run.config import Config, load_config
@@ -68,7 +68,7 @@ def run_step(
     splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
     further: dict[str, Any] = {}
     if given:
-        fingerprint = fingerprint_of(run, splits)
+        fingerprint = Fingerprint(config, splits.datasets)
         resume.use_given_weights(run, fingerprint, given, model)
     else:
         fingerprint = learn(run, model, splits, build_dataset)
@@ -86,12 +86,12 @@ def learn(
 
     Every `knn_every` epochs, k-NN accuracy monitors the features, if `can_vote`.
     """
-    config, images = run.config, splits[0].dataset
-    further: dict[str, data.Dataset] = {}
+    config, images = run.config, splits.train.dataset
+    datasets = splits.datasets
     if config.train_db_name in data.WITH_UNLABELED:
-        images = further["unlabeled"] = build_dataset(config, "train+unlabeled")
+        images = datasets["unlabeled"] = build_dataset(config, "train+unlabeled")
         log.info("%d images to learn from", len(images))
-    fingerprint = fingerprint_of(run, splits, further=further)
+    fingerprint = Fingerprint(config, datasets)
     views = data.TwoViews(data.build_train_transform(config))
     loader = data.Loader(images, views, train=True, **run.machine.loading(config))
     dry_run(model, loader)

@@ -38,7 +38,14 @@ class PretextSplit(NamedTuple):
     k: int  # neighbors to mine for each image, not counting the image itself
 
 
-PretextSplits = tuple[PretextSplit, PretextSplit]
+class PretextSplits(NamedTuple):
+    train: PretextSplit
+    val: PretextSplit
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """For the Fingerprint."""
+        return {"train": self.train.dataset, "test": self.val.dataset}
 
 
 def pretext_splits(
@@ -58,21 +65,8 @@ def pretext_splits(
         neighbors.require_candidates(n, k, len(dataset) - n)
         images = data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
         splits.append(PretextSplit(name, dataset, images, k))
-    train, val = splits
-    dry_run(model, train.images, val.images)
-    return train, val
-
-
-def fingerprint_of(
-    run: Run,
-    splits: PretextSplits,
-    inputs: dict[str, Path] | None = None,
-    further: dict[str, Dataset] | None = None,
-) -> Fingerprint:
-    """The Fingerprint of the pretext step; `further`: datasets besides both splits."""
-    train, val = splits
-    datasets = {"train": train.dataset, "test": val.dataset, **(further or {})}
-    return Fingerprint(run.config, datasets, inputs)
+    dry_run(model, *(split.images for split in splits))
+    return PretextSplits(*splits)
 
 
 def mine(
@@ -85,14 +79,10 @@ def mine(
 ) -> None:
     """Save the model; mine both splits' neighbors for the clustering step; write metrics.json.
 
-    The features are computed in float32 with the evaluation transform, written to files batch by batch, and
-    removed after the mining, or kept; see `_features_to_mine`.
+    The features are computed in float32 with the evaluation transform, and written to files batch by batch.
 
     Args:
         run: model.pth.tar, topk-{train,val}-neighbors.npy and metrics.json go to its folder.
-        fingerprint: of the step.
-        model: the pretext model.
-        splits: the train and the test split.
         pretrained: where the weights come from, if this run did not train them.
         further: what else metrics.json says.
     """
@@ -112,11 +102,17 @@ def mine(
             figures |= further or {}
             for found, split in zip(features, splits, strict=True):
                 mined = _mine_split(run, found, split)
-                if split.dataset.labels is not None:
-                    share = neighbors.label_agreement(mined, split.dataset.labels, split.k)
+                labels = split.dataset.labels
+                if labels is not None:
+                    share = neighbors.label_agreement(mined, labels, split.k)
                     log.info("%.2f %% of them are of the image's class", 100 * share)
                     figures[f"{split.name}_neighbors_of_same_class"] = share
-            figures |= _feature_figures(run, features, mined, splits)
+            if labels is not None:  # those of the test split
+                figures |= neighbors.neighbor_accuracies(mined, labels)
+            if can_vote(splits):
+                accuracy = knn_accuracy(features, splits, run.config.temperature, run.machine.device)
+                figures["knn_accuracy"] = accuracy
+                log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
             write_json(figures, run.folder / "metrics.json")
             kept = [features_path(run, run.folder, model, split.dataset) for split in splits]
             remove_stale_features(run.folder, kept)
@@ -147,24 +143,9 @@ def _features_to_mine(run: Run, model: PretextModel, split: PretextSplit, scratc
     return infer_to_file(partial(F.normalize, dim=1), loader, split.name, file)
 
 
-def _feature_figures(
-    run: Run, features: list[torch.Tensor], mined: torch.Tensor, splits: PretextSplits
-) -> dict[str, float]:
-    """Neighbor and k-NN accuracy, as far as there are labels; `mined`: the test split's neighbors."""
-    labels = splits[1].dataset.labels
-    if labels is None:
-        return {}
-    figures = neighbors.neighbor_accuracies(mined, labels)
-    if can_vote(splits):
-        accuracy = knn_accuracy(features, splits, run.config.temperature, run.machine.device)
-        figures["knn_accuracy"] = accuracy
-        log.info("weighted k-NN accuracy on the test split: %.2f %%", 100 * accuracy)
-    return figures
-
-
 def can_vote(splits: PretextSplits) -> bool:
     """Whether k-NN accuracy means something: both splits have labels, and no image votes for itself."""
-    train, val = (split.dataset for split in splits)
+    train, val = splits.train.dataset, splits.val.dataset
     labeled = train.labels is not None and val.labels is not None
     return labeled and train.fingerprint() != val.fingerprint()
 
@@ -180,9 +161,10 @@ def knn_accuracy(
     `features`: those of both splits, float32 (N, D) and (M, D).
     """
     bank, queries = features
-    train, val = (split.dataset for split in splits)
-    num_classes = len(train.classes or ())
+    train, labels = splits.train.dataset, splits.val.dataset.labels
+    if train.labels is None or train.classes is None or labels is None:
+        raise ValueError("k-NN accuracy needs the labels of both splits")
     votes = neighbors.weighted_knn(
-        bank, train.labels, queries, num_classes, temperature=temperature, device=device
+        bank, train.labels, queries, len(train.classes), temperature=temperature, device=device
     )
-    return (votes.cpu() == val.labels).double().mean().item()
+    return (votes.cpu() == labels).double().mean().item()
