@@ -1,8 +1,4 @@
-"""What a training step sees of the images.
-
-Each view says which images it needs for a batch of anchors, `index((B,)) -> (B, ...)`, and turns
-those, uint8 (B, ..., 3, H, W), into float network inputs (.., 3, S, S). It is also given that index again.
-"""
+"""What a training step sees of the images."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -15,23 +11,21 @@ Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, 3, H, W) -> floa
 
 
 class View(Protocol):
-    """What a Loader asks of a view."""
+    """Which images a step needs for a batch of anchors, and what it sees of them."""
 
     def index(self, anchors: torch.Tensor) -> torch.Tensor:
-        """Indices of the images to fetch for the anchors: int64 (B,) -> (B, ...)."""
+        """Indices of the images to fetch for the anchors: int64 (B,) -> (B, ...); by default the anchors."""
+        return anchors
 
     def __call__(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """What the step gets of those images."""
+        """Those images, uint8 (B, ..., 3, H, W), and their index -> network inputs (.., 3, S, S)."""
 
 
-class PlainView:
+class PlainView(View):
     """The image itself: (B, 3, S, S)."""
 
     def __init__(self, transform: Transform):
         self.transform = transform
-
-    def index(self, anchors: torch.Tensor) -> torch.Tensor:
-        return anchors
 
     def __call__(self, images: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         return self.transform(images)
@@ -44,7 +38,7 @@ class TwoViews(PlainView):
         return self.transform(images.repeat_interleave(2, dim=0))
 
 
-class AnchorNeighborView:
+class AnchorNeighborView(View):
     """Step 2: each image and one of its mined neighbors, augmented independently: two (B, 3, S, S).
 
     Args:
@@ -77,7 +71,7 @@ class AnchorNeighborView:
         return pairs[:, 0], pairs[:, 1]
 
 
-class WeakStrongView:
+class WeakStrongView(View):
     """Step 3: each image with the evaluation transform and strongly augmented: two (B, 3, S, S).
 
     Args:
@@ -89,9 +83,6 @@ class WeakStrongView:
         self.weak = weak
         self.strong = strong
         self.of_image = of_image
-
-    def index(self, anchors: torch.Tensor) -> torch.Tensor:
-        return anchors
 
     def __call__(self, images: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         views = self.weak(images), self.strong(images)

@@ -15,7 +15,7 @@ from torch import nn
 from errors import UserError, did_you_mean
 
 from .heads import ClusteringModel, ContrastiveModel, PretrainedModel
-from .pretrained_backbones import IMAGENET, LibraryNetwork, Preprocessing, VectorInputs, library_network
+from .pretrained_backbones import IMAGENET, Preprocessing, VectorInputs, library_network
 from .resnet import resnet10_narrow, resnet10_narrow_pool, resnet18, resnet50
 
 # name: builder(image_size) of a module; `image_size`: side of the images in pixels

@@ -28,9 +28,7 @@ class ContrastiveModel(nn.Module):
 
     Args:
         backbone: module that maps images to (B, dim).
-        dim: width of the backbone's features.
         head: "mlp" (Linear, ReLU, Linear) or "linear". Raises ValueError for another name.
-        features_dim: width of the output.
     """
 
     def __init__(self, backbone: nn.Module, dim: int, head: str = "mlp", features_dim: int = 128):
@@ -50,9 +48,7 @@ class ContrastiveModel(nn.Module):
 
     def features_from(self, part: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """Function images -> L2-normalized features (B, D) of the given part, "head" or "backbone"."""
-        if part == "backbone":
-            return lambda images: F.normalize(self.backbone(images).float(), dim=1)
-        return self
+        return PretrainedModel(self.backbone) if part == "backbone" else self
 
 
 class ClusterHeads(nn.ModuleList):
@@ -72,11 +68,7 @@ class ClusterHeads(nn.ModuleList):
 class ClusteringModel(nn.Module):
     """Backbone and linear cluster heads: images (B, 3, H, W) -> list of num_heads logits (B, num_clusters).
 
-    Args:
-        backbone: module that maps images to (B, dim).
-        dim: width of the backbone's features.
-        num_clusters: number of clusters of each head.
-        num_heads: number of independent heads.
+    The `backbone` maps images to (B, dim).
     """
 
     def __init__(self, backbone: nn.Module, dim: int, num_clusters: int, num_heads: int = 1):

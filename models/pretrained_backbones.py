@@ -7,7 +7,7 @@
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,8 +34,8 @@ IMAGENET_LABELS = re.compile(r"inw?\d+k")  # in1k, in12k, in21k, in22k
 OTHER_TEACHERS = {"mim", "eupe"}  # that learned by imitating networks of mixed origin
 
 
-class LibraryNetwork(Protocol):
-    """A network of a library, by the name that `backbone` has in a configuration.
+class TimmNetwork:
+    """timm/NAME[.TAG]; without a tag, timm's default one.
 
     Attributes:
         weights: full name of the pretrained weights; None if the library has none.
@@ -45,38 +45,6 @@ class LibraryNetwork(Protocol):
 
     weights: str | None = None
     labels: bool | None = None
-    preprocessing: Preprocessing = IMAGENET
-
-    def build(self, image_size: int) -> nn.Module:
-        """The network without its classifier: images (B, 3, S, S) -> features (B, D)."""
-
-    def download(self, image_size: int) -> dict[str, torch.Tensor]:
-        """State dict of the pretrained weights, which the library caches. Raises whatever it does."""
-
-    def convert(self, backbone: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights in an original program's layout -> the backbone's; position embeddings are resampled."""
-
-    def classifiers(self) -> tuple[str, ...]:
-        """Names of the classifier's modules in the library's network."""
-
-
-def library_network(name: str) -> LibraryNetwork | None:
-    """The network that a `backbone` of the form LIBRARY/NAME means; None for a name without a slash.
-
-    Raises UserError: unknown library, network or weights; timm is not installed.
-    """
-    library, slash, rest = name.partition("/")
-    if not slash:
-        return None
-    if library == "timm":
-        return TimmNetwork(rest)
-    if library == "torchvision":
-        return TorchvisionNetwork(rest)
-    raise UserError(f"backbone: unknown library {library!r} in {name!r}, known: timm, torchvision")
-
-
-class TimmNetwork(LibraryNetwork):
-    """timm/NAME[.TAG]; without a tag, timm's default one."""
 
     def __init__(self, name: str):
         try:
@@ -99,6 +67,7 @@ class TimmNetwork(LibraryNetwork):
         self.preprocessing = Preprocessing(TOO_LARGE.get(size, size), list(config.mean), list(config.std))
 
     def build(self, image_size: int, pretrained: bool = False) -> nn.Module:
+        """The network without its classifier: images (B, 3, S, S) -> features (B, D)."""
         options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
         try:  # a transformer is built for one image size
             size: dict[str, Any] = {"img_size": image_size} if self.config.fixed_input_size else {}
@@ -116,20 +85,23 @@ class TimmNetwork(LibraryNetwork):
         return network
 
     def download(self, image_size: int) -> dict[str, torch.Tensor]:
+        """State dict of the pretrained weights, which the library caches. Raises whatever it does."""
         return self.build(image_size, pretrained=True).state_dict()
 
     def convert(self, backbone: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights in an original program's layout -> the backbone's; position embeddings are resampled."""
         # each architecture's module has one, under this name, if it needs one
         convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
         return convert(dict(weights), backbone) if convert else dict(weights)
 
     def classifiers(self) -> tuple[str, ...]:
+        """Names of the classifier's modules in the library's network."""
         names = self.config.classifier or ()
         return (names,) if isinstance(names, str) else tuple(names)
 
 
-class TorchvisionNetwork(LibraryNetwork):
-    """torchvision/NAME[.WEIGHTS], a classification network; without WEIGHTS, torchvision's default ones."""
+class TorchvisionNetwork:
+    """torchvision/NAME[.WEIGHTS], a classification network; attributes and methods as TimmNetwork."""
 
     labels = True  # all of its weights were trained to classify
 
@@ -171,6 +143,24 @@ class TorchvisionNetwork(LibraryNetwork):
 
     def classifiers(self) -> tuple[str, ...]:
         return (_classifier(self.models.get_model(self.architecture, weights=None)),)
+
+
+LibraryNetwork = TimmNetwork | TorchvisionNetwork
+
+
+def library_network(name: str) -> LibraryNetwork | None:
+    """The network that a `backbone` of the form LIBRARY/NAME means; None for a name without a slash.
+
+    Raises UserError: unknown library, network or weights; timm is not installed.
+    """
+    library, slash, rest = name.partition("/")
+    if not slash:
+        return None
+    if library == "timm":
+        return TimmNetwork(rest)
+    if library == "torchvision":
+        return TorchvisionNetwork(rest)
+    raise UserError(f"backbone: unknown library {library!r} in {name!r}, known: timm, torchvision")
 
 
 def _unknown(what: str, prefix: str, found: str, known: Iterable[str]) -> UserError:

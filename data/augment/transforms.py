@@ -54,11 +54,13 @@ def _require_size(height: int, width: int, size: int, key: str) -> None:
 
 # --- random resized crop and flip ----------------------------------------------------------------
 
+Boxes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # top, left, height, width: int64 (n,)
+
 
 def draw_resized_crops(
     n: int, height: int, width: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Boxes by torchvision's rules: (top, left, height, width), int64 (n,) each.
+) -> Boxes:
+    """Boxes by torchvision's rules.
 
     Ten tries of an area uniform in `scale` and an aspect log-uniform in `ratio`; if none fits, the
     largest centered box whose aspect is within `ratio`.
@@ -100,19 +102,10 @@ def _resampling_matrix(
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
-def resized_crop(
-    images: torch.Tensor,
-    top: torch.Tensor,
-    left: torch.Tensor,
-    height: torch.Tensor,
-    width: torch.Tensor,
-    size: int,
-    flip: torch.Tensor,
-) -> torch.Tensor:
+def resized_crop(images: torch.Tensor, boxes: Boxes, size: int, flip: torch.Tensor) -> torch.Tensor:
     """Crop the boxes, resize, mirror where `flip` (B,): float32 (B, 3, size, size) in 0-255."""
     b, c, full_height, full_width = images.shape
-    boxes = to_device(torch.stack([top, left, height, width, flip]), images.device)
-    top, left, height, width, flip = boxes
+    top, left, height, width, flip = to_device(torch.stack([*boxes, flip]), images.device)
     rows = _resampling_matrix(top, height, full_height, size)  # (B, S, H)
     columns = _resampling_matrix(left, width, full_width, size, mirror=flip)  # (B, S, W)
     # always in float32: under the network's bfloat16 autocast, rounding would move pixels
@@ -258,7 +251,7 @@ class SimCLRAugmentation:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         n, _, height, width = images.shape
         boxes = draw_resized_crops(n, height, width, self.scale)
-        images = resized_crop(images, *boxes, self.size, flip=torch.rand(n) < self.flip)
+        images = resized_crop(images, boxes, self.size, flip=torch.rand(n) < self.flip)
         if self.jitter:
             images = color_jitter(images, *draw_color_jitter(n, self.jitter_p, **self.jitter))
         if self.gray:

@@ -38,7 +38,7 @@ def test_resized_crop_equals_pillow(height, width, size):
     images = batch(24, height, width)
     boxes = transforms.draw_resized_crops(24, height, width, (0.1, 1.0))
     flip = torch.rand(24) < 0.5
-    out = transforms.resized_crop(images, *boxes, size, flip)
+    out = transforms.resized_crop(images, boxes, size, flip)
     for i, (top, left, h, w) in enumerate(zip(*(values.tolist() for values in boxes), strict=True)):
         crop = as_pil(images[i]).crop((left, top, left + w, top + h))
         expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)).astype(float)
@@ -51,7 +51,7 @@ def test_nothing_outside_the_box_bleeds_in():
     images = torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
     images[:, :, 4:12, 4:12] = 7
     box = [torch.tensor([v]) for v in (4, 4, 8, 8)]
-    out = transforms.resized_crop(images, *box, 16, torch.tensor([False]))
+    out = transforms.resized_crop(images, box, 16, torch.tensor([False]))
     assert torch.allclose(out, torch.tensor(7.0))
 
 
@@ -189,7 +189,7 @@ def test_simclr_is_crop_jitter_gray_normalize(name):
     images = batch(16)
     out = augmented(images, name, SIMCLR)
     boxes = transforms.draw_resized_crops(16, 32, 32, (0.2, 1.0))
-    x = transforms.resized_crop(images, *boxes, 24, torch.rand(16) < 0.5)
+    x = transforms.resized_crop(images, boxes, 24, torch.rand(16) < 0.5)
     if name == "simclr":
         x = transforms.color_jitter(x, *transforms.draw_color_jitter(16, 0.8, 0.4, 0.4, 0.4, 0.1))
         x = transforms.gray_where_(x, torch.rand(16) < 0.2)
