@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,8 +109,9 @@ def test_coverage_does_not_depend_on_the_order_of_equally_confident_images():
 def test_sure_begins_at_the_threshold():
     confidence = torch.tensor([0.8, 0.79999, 0.95, 0.1])
     right = torch.tensor([True, False, False, False])
-    assert calibration.sure_and_unsure(confidence, right) == [(2, 0.5), (2, 0)]
-    assert calibration.sure_and_unsure(confidence[:1], right[:1]) == [(1, 1), (0, None)]
+    for n, expected in ((4, [(2, 0.5), (2, 0)]), (1, [(1, 1), (0, None)])):
+        found = calibration.sure_and_unsure(confidence[:n], right[:n])
+        assert [(part["count"], part["accuracy"]) for part in found] == expected
 
 
 # --- what is right -------------------------------------------------------------------------------
@@ -121,16 +123,16 @@ def test_the_mean_of_what_is_right_is_a_published_accuracy(c, classes):
     probabilities = torch.randn(400, c, generator=draw).softmax(1)
     labels = torch.randint(classes, (400,), generator=draw)
     found = metrics.clustering_metrics(probabilities, labels, classes)
-    right = calibration.is_right(probabilities.argmax(1), labels, found["matches"], c, classes)
+    table = metrics.contingency(probabilities.argmax(1).numpy(), labels.numpy(), c, classes)
+    right = calibration.judged_class(table, found["matches"])[probabilities.argmax(1)] == labels
     name = "majority_vote_acc" if c > classes else "acc"
     assert right.double().mean().item() == pytest.approx(found[name])
     assert c < classes or found["acc"] != found["majority_vote_acc"]
 
 
 def test_a_cluster_without_a_match_is_wrong_unless_there_are_more_clusters_than_classes():
-    clusters, labels = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
-    assert calibration.is_right(clusters, labels, [(0, 0)], 2, 2).tolist() == [True] * 3 + [False] * 2
-    assert calibration.is_right(clusters, labels, [(0, 0)], 2, 1).all()
+    assert calibration.judged_class(np.array([[3, 0], [2, 0]]), [(0, 0)]).tolist() == [0, -1]
+    assert calibration.judged_class(np.array([[3], [2]]), [(0, 0)]).tolist() == [0, 0]
 
 
 # --- metrics.json --------------------------------------------------------------------------------

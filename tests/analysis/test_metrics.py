@@ -100,7 +100,8 @@ def test_classes_and_clusters_without_images_change_no_figure():
 def test_confusion_matrix_rows_are_true_classes_and_sum_to_one():
     labels = np.array([0, 0, 0, 0, 1, 1])
     clusters = np.array([1, 1, 1, 0, 0, 2])
-    matrix, columns = metrics.confusion_matrix(clusters, labels, [(0, 1), (1, 0)], 3, 3)
+    table = metrics.contingency(clusters, labels, 3, 3)
+    matrix, columns = metrics.confusion_matrix(table, [(0, 1), (1, 0)])
     assert columns == [1, 0, None, 2]
     np.testing.assert_allclose(matrix, [[0.75, 0.25, 0, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 0]])
 

@@ -19,15 +19,8 @@ from utils.report import words
 from utils.report.page import render
 from workflows.cluster_names import read_names
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
 HOSTILE = [
     "<img src=x onerror=window.hacked=1>.jpg",
     '"></script><script>window.hacked=1</script>.jpg',
@@ -62,67 +55,61 @@ def sheets_of(count, side, columns, per_sheet):
 
 def bare(count=300, clusters=5, side=32):
     """Content without labels, curves, copies, pairs and so on; the last cluster is empty."""
-    rng = random.Random(0)
-    full = clusters - 1
-    confidence = [round(rng.uniform(0.3, 0.9999), 4) for _ in range(count)]
-    cluster = [row % full for row in range(count)]
+    rng, rows, full = random.Random(0), range(count), clusters - 1
+    confidence = [round(rng.uniform(0.3, 0.9999), 4) for _ in rows]
     images = {
-        "name": [f"folder/image {row}.jpg" for row in range(count)],
-        "cluster": cluster,
+        "name": [f"folder/image {row}.jpg" for row in rows],
+        "cluster": [row % full for row in rows],
         "confidence": confidence,
-        "runner_up": [(c + 1) % full for c in cluster],
-        "runner_up_confidence": [round((1 - c) / 2, 4) for c in confidence],
+        "runner_up": [(row + 1) % full for row in rows],
+        "runner_up_confidence": [round((1 - value) / 2, 4) for value in confidence],
         "label": [-1] * count,
-        "x": [round(rng.random(), 4) for _ in range(count)],
-        "y": [round(rng.random(), 4) for _ in range(count)],
-        "neighbors": [[(row + step) % count for step in range(1, 5)] for row in range(count)],
+        "x": [round(rng.random(), 4) for _ in rows],
+        "y": [round(rng.random(), 4) for _ in rows],
+        "neighbors": [[(row + step) % count for step in range(1, 5)] for row in rows],
         "copy_of": [-1] * count,
         "near_duplicate_of": [-1] * count,
     }
-    cards = []
-    for number in range(clusters):
-        rows = sorted((row for row in range(count) if cluster[row] == number), key=lambda r: -confidence[r])
-        histogram = [0] * 20
-        for row in rows:
-            histogram[int(20 * confidence[row])] += 1
-        cards.append(
-            {
-                "cluster": number,
-                "size": len(rows),
-                "confidence": sum(confidence[row] for row in rows) / len(rows) if rows else None,
-                "unsure": sum(confidence[row] < 0.8 for row in rows),
-                "prototype": rows[0] if rows else None,
-                "histogram": histogram,
-                "most": rows[:8],
-                "least": rows[::-1][:8],
-                "name": None,
-            }
-        )
+    empty = dict.fromkeys(("verdicts", "borderline", "pairs", "copies", "near", "outliers", "curves"), [])
     return {
+        **empty,
+        "about": [],
         "title": "photos",
         "how": "found without labels",
         "results": "results/photos",
         "id": "0123",
         "made": "2026-11-26",
-        "about": [],
         "sample": None,
         "num_images": count,
-        "unsure": {"below": 0.8, "count": sum(c < 0.8 for c in confidence)},
-        "verdicts": [],
-        "clusters": cards,
-        "borderline": [],
-        "pairs": [],
-        "copies": [],
         "num_copies": 0,
-        "near": [],
         "num_near": 0,
-        "outliers": [],
-        "curves": [],
+        "unsure": {"below": 0.8, "count": sum(value < 0.8 for value in confidence)},
+        "clusters": [
+            card(number, rows[number::full] if number < full else [], confidence)
+            for number in range(clusters)
+        ],
         "labels": None,
         "folder": None,
         "images": images,
         "thumbnails": sheets_of(count, side, 16, 128),
         "map_method": "PCA",
+    }
+
+
+def card(number, rows, confidence):
+    """A cluster of these images."""
+    rows = sorted(rows, key=lambda row: -confidence[row])
+    bins = [int(20 * confidence[row]) for row in rows]
+    return {
+        "cluster": number,
+        "size": len(rows),
+        "confidence": sum(confidence[row] for row in rows) / len(rows) if rows else None,
+        "unsure": sum(confidence[row] < 0.8 for row in rows),
+        "prototype": rows[0] if rows else None,
+        "histogram": [bins.count(place) for place in range(20)],
+        "most": rows[:8],
+        "least": rows[::-1][:8],
+        "name": None,
     }
 
 
@@ -148,15 +135,7 @@ def full():
             {"level": "bad", "text": "x" * 300, "advice": "--clusters 4"},
         ],
         "borderline": list(range(12)),
-        "pairs": [
-            {
-                "clusters": [0, 1],
-                "share": 0.1,
-                "text": HOSTILE[0],
-                "between": [0, 1],
-                "most": [[4, 8], [5, 9]],
-            }
-        ],
+        "pairs": [{"clusters": [0, 1], "text": HOSTILE[0], "between": [0, 1], "most": [[4, 8], [5, 9]]}],
         "copies": [[20, 21]],
         "num_copies": 1,
         "near": [[22, 23, 0.991]],
@@ -215,19 +194,14 @@ def elements():
     return Elements(render(full()))
 
 
-def test_document():
-    text = render(full())
-    assert text.startswith("<!doctype html>")
-    assert "&lt;img src=x onerror=window.hacked=1&gt;.jpg" in text
-    assert "<img" not in text
-    assert "{{ 7 * 7 }}" in text
-
-
 def test_text_from_outside_makes_no_element(elements):
     kinds = [(tag, attrs.get("type")) for tag, attrs, _ in elements.raw]
     assert kinds == [("style", None), ("script", "application/json"), ("script", None)]
     expected = Elements(render(harmless(full()))).tags
     assert [tag for tag, _ in elements.tags] == [tag for tag, _ in expected]
+    text = render(full())
+    assert text.startswith("<!doctype html>") and "<img" not in text and "{{ 7 * 7 }}" in text
+    assert "&lt;img src=x onerror=window.hacked=1&gt;.jpg" in text
 
 
 def harmless(value):
@@ -241,17 +215,15 @@ def harmless(value):
 
 
 def test_policy(elements):
+    """Only the page's own style and script; and it has no attribute that this forbids."""
     (policy,) = (attrs["content"] for _, attrs in elements.tags if "http-equiv" in attrs)
     rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
-    texts = {tag: text for tag, attrs, text in elements.raw if "type" not in attrs}
-    for tag, text in texts.items():
-        expected = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assert rules[f"{tag}-src"] == f"'sha256-{expected}'"
+    for tag, attrs, text in elements.raw:
+        if "type" not in attrs:
+            expected = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            assert rules[f"{tag}-src"] == f"'sha256-{expected}'"
     assert rules.keys() == {"default-src", "img-src", "style-src", "script-src", "base-uri", "form-action"}
     assert rules["default-src"] == "'none'"
-
-
-def test_no_attribute_that_the_policy_forbids(elements):
     names = {name for _, attrs in elements.tags for name in attrs}
     assert not {name for name in names if name == "style" or name.startswith("on")}
     links = [attrs["href"] for tag, attrs in elements.tags if tag == "a" and "href" in attrs]
@@ -284,25 +256,18 @@ def test_only_finite_numbers():
         render(content)
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0, "0 %"),
-        (0.00001, "<0.1 %"),
-        (0.004, "0.4 %"),
-        (0.5, "50 %"),
-        (0.973, "97 %"),
-        (0.9999, "99.9 %"),
-        (1, "100 %"),
-    ],
-)
-def test_percent(share, text):
-    assert words.percent(share) == text
-
-
-def test_plural():
-    assert words.plural(1, "image") == "1 image"
-    assert words.plural(12345, "image") == "12,345 images"
+def test_words():
+    texts = {
+        0: "0 %",
+        0.00001: "<0.1 %",
+        0.004: "0.4 %",
+        0.5: "50 %",
+        0.973: "97 %",
+        0.9999: "99.9 %",
+        1: "100 %",
+    }
+    assert {share: words.percent(share) for share in texts} == texts
+    assert [words.plural(count, "image") for count in (1, 12345)] == ["1 image", "12,345 images"]
 
 
 def test_bars():
@@ -402,28 +367,13 @@ def test_width(visit, content):
         page.keyboard.press("Escape")
 
 
-def test_sections(visit):
+def test_sections_headings_and_labels(visit):
     optional = {"borderline", "pairs", "copies", "outliers", "labels", "training"}
-    for content, expected in ((full(), optional), (bare(), set())):
+    for content, expected in ((bare(), set()), (full(), optional)):
         page = visit(content)
         found = each(page, "main > section", "element.id")
         assert set(found) - {"summary", "explore", "clusters"} == expected
-        links = each(page, "nav a", "element.hash.slice(1)")
-        assert links == found
-
-
-def test_dark(visit):
-    page = visit(bare(10))
-    brightness = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        brightness.append(sum(map(int, re.findall(r"\d+", color))))
-    assert brightness[0] > 600 > 100 > brightness[1]
-
-
-def test_headings_and_labels(visit):
-    page = visit(full())
+        assert each(page, "nav a", "element.hash.slice(1)") == found
     levels = each(page, "main :is(h1, h2, h3, h4)", "Number(element.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
@@ -434,6 +384,41 @@ def test_headings_and_labels(visit):
     )
     controls = each(page, "button, input, select, a, canvas, [role=region]", nameless)
     assert len(controls) > 200 and not any(controls)
+
+
+def test_colors_and_numbers(visit):
+    page = visit(bare(10))
+    brightness = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness.append(sum(map(int, re.findall(r"\d+", color))))
+    assert brightness[0] > 600 > 100 > brightness[1]
+    shares = [0, 0.00001, 0.004, 0.0025, 0.0099, 0.01, 0.123, 0.125, 0.5, 0.99, 0.993, 0.9999, 1]
+    found = page.evaluate("(shares) => shares.map(percent)", shares)  # as the template writes them
+    assert found == [words.percent(share).replace(" ", "\xa0") for share in shares]
+
+
+def test_clusters(visit):
+    """Their cards and their order; of many, those near the window are filled."""
+    content = bare()
+    content["clusters"][2].update(size=1000, unsure=1)
+    page = visit(content)
+    assert page.locator("#cluster-3 .thumb").count() == 17
+    assert "No image is in this cluster" in page.locator("#cluster-4").inner_text()
+    page.locator("#order").select_option("size")
+    for items in ("#size-list > li", "#cards > article"):
+        order = each(page, items, "Number(element.dataset.cluster)")
+        assert order[0] == 2 and order[-1] == 4
+    page = visit(bare(10_000, clusters=250, side=8), viewport={"width": 1000, "height": 600})
+    assert count_of(page) == "10,000 of 10,000 images"
+    assert page.locator("#gallery .thumb").count() == 200
+    assert page.locator("#cluster-200 .thumb").count() == 0
+    page.locator("#cluster-200").scroll_into_view_if_needed()
+    page.locator("#cluster-200 .thumb").last.wait_for()
+    page.locator("#cluster-200 .thumb").first.click()
+    assert page.locator("#detail").is_visible()
+    assert page.evaluate("map.packed.length") > 50
 
 
 def test_thumbnails_show_their_image(visit):
@@ -451,19 +436,6 @@ def test_thumbnails_show_their_image(visit):
         place.hover()
         where.append(place.evaluate("element => getComputedStyle(element).backgroundPosition"))
         assert where[0] == where[1] != "0% 0%"
-
-
-def test_cards(visit):
-    page = visit(bare())
-    assert page.locator("#cluster-3 .thumb").count() == 17
-    assert "No image is in this cluster" in page.locator("#cluster-4").inner_text()
-
-
-def test_cards_of_many_clusters_are_filled_when_near(visit):
-    page = visit(bare(4000, clusters=250, side=8), viewport={"width": 1000, "height": 600})
-    assert page.locator("#cluster-200 .thumb").count() == 0
-    page.locator("#cluster-200").scroll_into_view_if_needed()
-    page.locator("#cluster-200 .thumb").last.wait_for()
 
 
 @pytest.mark.parametrize("width", [400, 1400])
@@ -510,24 +482,16 @@ def test_filter(visit):
     assert count_of(page) == "0 of 300 images; nothing matches the filter"
     page.locator("#filters [type=reset]").click()
     page.locator("#shown-count", has_text="300 of 300").wait_for()
-
-
-def test_links_to_filters(visit):
-    content = bare()
-    page = visit(content)
-    page.locator(".tiles a").click()
-    page.locator("#shown-count", has_text=f"{content['unsure']['count']} of 300").wait_for()
+    page.locator(".tiles a").first.click()  # links to filters
+    below = sum(value < 0.8 for value in images["confidence"])
+    page.locator("#shown-count", has_text=f"{below} of 300").wait_for()
     assert page.locator("#gallery-order").input_value() == "least"
     page.locator("#cluster-1 .all a").click()
     page.locator("#shown-count", has_text="75 of 300").wait_for()
     assert page.locator("#gallery-order").input_value() == "most"
     page.locator(".chip").nth(1).click()
     page.locator("#shown-count", has_text="300 of 300").wait_for()
-
-
-def test_gallery_grows(visit):
-    page = visit(bare())
-    assert page.locator("#gallery .thumb").count() == 200
+    assert page.locator("#gallery .thumb").count() == 200  # the rest when they are near
     page.locator("#gallery").evaluate("(gallery) => { gallery.scrollTop = gallery.scrollHeight; }")
     page.locator("#gallery .thumb").nth(299).wait_for()
     assert page.locator("#more").is_hidden()
@@ -535,6 +499,11 @@ def test_gallery_grows(visit):
 
 def test_names(visit, tmp_path):
     page = visit(full())
+    assert page.locator("#title-0").text_content() == f"{CLASSES[1]} (0)"  # came with the clusters
+    page.locator("input[data-cluster='0']").fill("")
+    page.locator("input[data-cluster='1']").focus()
+    page.reload()
+    assert page.locator("#title-0").text_content() == "Cluster 0"
     typed = ['big, "fat" cats', "  ", "=1+1", "a\tb\u2028c", HOSTILE[1]]
     for cluster, name in enumerate(typed):
         page.locator(f"input[data-cluster='{cluster}']").fill(name)
@@ -554,21 +523,9 @@ def test_names(visit, tmp_path):
     page.reload()
     assert page.locator("input[data-cluster='0']").input_value() == typed[0]
     assert page.locator("#title-0").text_content() == f"{typed[0]} (0)"
-    assert visit(bare()).locator("input[data-cluster='0']").input_value() == ""
-
-
-def test_names_that_came_with_the_clusters(visit):
-    page = visit(full())
-    assert page.locator("#title-0").text_content() == f"{CLASSES[1]} (0)"
-    page.locator("input[data-cluster='0']").fill("")
-    page.locator("input[data-cluster='1']").focus()
-    page.reload()
-    assert page.locator("#title-0").text_content() == "Cluster 0"
-
-
-def test_unusable_storage(visit):
     page = visit(bare())
-    for kept in ("no JSON", '{"0": 1}', "[1, null, {}]"):
+    assert page.locator("input[data-cluster='0']").input_value() == ""
+    for kept in ("no JSON", '{"0": 1}', "[1, null, {}]"):  # storage that cannot be used
         page.evaluate("(kept) => localStorage.setItem(namesKey, kept)", kept)
         page.reload()
         assert page.locator("#title-1").text_content() == "Cluster 1"
@@ -644,14 +601,9 @@ def test_dialog(visit):
     assert title.inner_text() == names[20]
     page.mouse.click(3, 300)  # beside it
     assert dialog.is_hidden()
-
-
-def test_ends_of_a_list(visit):
-    page = visit(full())
     page.locator("#outliers").scroll_into_view_if_needed()
     page.locator("#outliers .thumb").first.click()
-    assert page.locator("#position").inner_text() == "1 of 2"
-    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")  # nothing is before the first
     assert page.locator("#position").inner_text() == "1 of 2"
     page.locator("#next").click()
     page.keyboard.press("Enter")
@@ -659,11 +611,12 @@ def test_ends_of_a_list(visit):
     assert page.locator("#next").get_attribute("aria-disabled") == "true"
 
 
-def test_link_to_the_file(visit):
+def test_hostile_names_are_shown_and_linked_as_they_are(visit):
     page = visit(full())
     page.locator("#gallery .thumb").first.click()
     links = []
-    for _ in HOSTILE:
+    for name in HOSTILE:
+        assert page.locator("#detail-name").text_content() == name
         links.append(page.locator("#open").get_attribute("href"))
         page.keyboard.press("ArrowRight")
     assert [links[row] for row in (0, 2, 10)] == [
@@ -671,21 +624,13 @@ def test_link_to_the_file(visit):
         "../my%20photos/javascript%3Awindow.hacked%3D1",
         "../my%20photos/with%20space/%C3%BC%20100%25%20%231%3F.jpg",
     ]
-    page = visit(bare())
-    page.locator("#gallery .thumb").first.click()
-    assert page.locator("#open").is_hidden()
-
-
-def test_hostile_names_are_shown_as_they_are(visit):
-    page = visit(full())
-    page.locator("#gallery .thumb").first.click()
-    for name in HOSTILE:
-        assert page.locator("#detail-name").text_content() == name
-        page.keyboard.press("ArrowRight")
     assert page.title() == f"{HOSTILE[1]}: 5 clusters"
     assert page.locator("h1").text_content() == HOSTILE[1]
     assert HOSTILE[0] in page.locator("#labels .figures").text_content()
     assert page.locator("img").count() == 0
+    page = visit(bare())  # without the images' folder
+    page.locator("#gallery .thumb").first.click()
+    assert page.locator("#open").is_hidden()
 
 
 def on_map(page, row):
@@ -693,20 +638,6 @@ def on_map(page, row):
     x, y = page.evaluate("(row) => toScreen(row)", row)
     box = page.locator("#map canvas").bounding_box()
     return box["x"] + x, box["y"] + y
-
-
-def test_map(visit):
-    content = full()
-    page = visit(content, viewport={"width": 1400, "height": 1000})
-    page.locator("#map").scroll_into_view_if_needed()
-    settled(page)
-    row = content["clusters"][2]["prototype"]
-    page.mouse.move(*on_map(page, row))
-    assert content["images"]["name"][row] in page.locator("#tip").inner_text()
-    page.mouse.click(*on_map(page, row))
-    assert page.locator("#detail-name").inner_text() == content["images"]["name"][row]
-    page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.tagName") == "CANVAS"
 
 
 def test_thumbnails_on_the_map_do_not_overlap(visit):
@@ -735,10 +666,18 @@ def test_thumbnails_on_the_map_do_not_overlap(visit):
     assert {row % 4 for row in page.evaluate("map.packed")} == {3}
 
 
-def test_moving_the_map(visit):
-    page = visit(bare(), viewport={"width": 1400, "height": 1000})
+def test_map(visit):
+    content = bare()
+    page = visit(content, viewport={"width": 1400, "height": 1000})
     page.locator("#map").scroll_into_view_if_needed()
     settled(page)
+    row = content["clusters"][2]["prototype"]
+    page.mouse.move(*on_map(page, row))
+    assert content["images"]["name"][row] in page.locator("#tip").inner_text()
+    page.mouse.click(*on_map(page, row))
+    assert page.locator("#detail-name").inner_text() == content["images"]["name"][row]
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.tagName") == "CANVAS"
     view = "[map.x, map.y, map.zoom]"
     x, y = on_map(page, 5)
     page.mouse.move(x, y)
@@ -790,16 +729,6 @@ def test_pinch(visit):
     assert page.locator("#detail").is_hidden()
 
 
-def test_order_of_clusters(visit):
-    content = bare()
-    content["clusters"][2].update(size=1000, unsure=1)
-    page = visit(content)
-    page.locator("#order").select_option("size")
-    for items in ("#size-list > li", "#cards > article"):
-        order = each(page, items, "Number(element.dataset.cluster)")
-        assert order[0] == 2 and order[-1] == 4
-
-
 def test_large_matrix(visit):
     content = bare()
     matrix = [[float(row == column) for column in range(35)] for row in range(40)]
@@ -822,19 +751,3 @@ def test_large_matrix(visit):
     assert each(page, "#matrix", pixel) == [255]
     row = page.locator("#labels tbody tr").nth(3).inner_text()
     assert row.split("\t") == ["class 3", "Cluster 3", "100\xa0%"]
-
-
-def test_the_script_says_numbers_as_the_template_does(visit):
-    shares = [0, 0.00001, 0.004, 0.0025, 0.0099, 0.01, 0.123, 0.125, 0.5, 0.99, 0.993, 0.9999, 1]
-    found = visit(bare(10)).evaluate("(shares) => shares.map(percent)", shares)
-    assert found == [words.percent(share).replace(" ", "\xa0") for share in shares]
-
-
-def test_many_images_and_clusters(visit):
-    page = visit(bare(10_000, clusters=200, side=8))
-    assert count_of(page) == "10,000 of 10,000 images"
-    assert page.locator("#gallery .thumb").count() == 200
-    page.locator("#cluster-150").scroll_into_view_if_needed()
-    page.locator("#cluster-150 .thumb").first.click()
-    assert page.locator("#detail").is_visible()
-    assert page.evaluate("map.packed.length") > 50

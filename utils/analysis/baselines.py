@@ -30,11 +30,8 @@ def cluster_by_baselines(features: torch.Tensor, num_clusters: int, seed: int = 
     k-means and Ward's linkage see L2-normalized features, as the search for neighbors does. A method that
     cannot run (too many images, UMAP not installed) is left out, and the log says so.
 
-    Args:
-        features: float (N, D).
-
     Returns:
-        int64 (N,) for "kmeans", "ward", "umap". Raises UserError for fewer images than clusters.
+        clusters for "kmeans", "ward", "umap". Raises UserError for fewer images than clusters.
     """
     x = F.normalize(features.float().cpu(), dim=1)
     kmeans.require_one_per_cluster(len(x), num_clusters)
@@ -53,14 +50,10 @@ def measure_agreement(
 ) -> tuple[dict[str, dict[str, float]], dict[str, torch.Tensor]]:
     """How far each baseline agrees with our clusters.
 
-    Args:
-        clusters: int64 (N,), ours.
-        baselines: see `cluster_by_baselines`.
-
     Returns:
         name -> {"matched": share of the images in one-to-one matched clusters, "nmi": normalized mutual
-        information}; and name -> int64 (N,), the baseline in the numbers of our clusters that it is matched
-        with (-1: a cluster without match).
+        information}; and name -> the baseline's clusters in the numbers of those of ours that they are
+        matched with (-1: a cluster without match).
     """
     agreement, renumbered = {}, {}
     for name, other in baselines.items():

@@ -1,7 +1,11 @@
-"""Whether confidence can be believed: of the images at 90 %, are 90 % right?"""
+"""Whether confidence can be believed: of the images at 90 %, are 90 % right?
+
+`right`, bool (N,), says for each image whether its class is `judged_class` of its cluster.
+"""
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import metrics
@@ -11,42 +15,27 @@ COVERAGE = tuple(range(5, 101, 5))  # of the images, the most confident ones, in
 UNSURE_BELOW = 0.8  # an image of lower confidence counts as unsure
 
 
-def is_right(
-    clusters: torch.Tensor,
-    labels: torch.Tensor,
-    matches: list[tuple[int, int]],
-    num_clusters: int,
-    num_classes: int,
-) -> torch.Tensor:
-    """Whether each image's class is that of its cluster: bool (N,).
+def judged_class(table: np.ndarray, matches: metrics.Matches) -> torch.Tensor:
+    """The class by which each cluster is judged, int64 (C,), -1 for a cluster without one.
 
-    A cluster's class is the one that is matched with it, so that the mean is `acc`, and an image in a cluster
-    without a match is wrong. With more clusters than classes some have no match, however good they are; then
-    each cluster's class is that of most of its images, and the mean is `majority_vote_acc`.
-
-    Args:
-        clusters, labels: int64 (N,).
-        matches: pairs (cluster, class), see metrics.hungarian_match.
+    It is the matched class, so that the share of right images is `acc`. With more clusters than classes some
+    clusters have no match, however good they are; then it is the class of most of the cluster's images, and
+    the share of right images is `majority_vote_acc`.
     """
-    class_of = metrics.matched_class(matches, num_clusters)
+    num_clusters, num_classes = table.shape
     if num_clusters > num_classes:
-        table = metrics.contingency(clusters.numpy(), labels.numpy(), num_clusters, num_classes)
-        class_of = torch.from_numpy(table.argmax(1))
-    return class_of[clusters] == labels
+        return torch.from_numpy(table.argmax(1))
+    return metrics.matched_class(matches, num_clusters)
 
 
 def reliability_bins(
     confidence: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What is in each of CALIBRATION_BINS bins of confidence, (0, 1/15], (1/15, 2/15], ..., (14/15, 1].
-
-    Args:
-        confidence: float (N,) in [0, 1]; 0 is in the first bin.
-        right: bool (N,), see `is_right`.
+    """What is in each of 15 bins of confidence, (0, 1/15], (1/15, 2/15], ..., (14/15, 1].
 
     Returns:
-        mean confidence float64 (BINS,), accuracy float64 (BINS,), count int64 (BINS,). Both means of a bin
-        without images are NaN.
+        mean confidence float64 (15,), accuracy float64 (15,), count int64 (15,). Both means of a bin without
+        images are NaN. A confidence of 0 is in the first bin.
     """
     confidence = confidence.double()
     inner = torch.arange(1, CALIBRATION_BINS, dtype=torch.float64) / CALIBRATION_BINS
@@ -60,8 +49,8 @@ def reliability_bins(
 def expected_calibration_error(confidence: torch.Tensor, right: torch.Tensor) -> float:
     """Mean distance of the bins' accuracy from their mean confidence, weighted by their images.
 
-    Equation 3 of Guo et al., 2017, with CALIBRATION_BINS bins. For few images it is above 0 even if the
-    confidence is perfect, because the accuracy in a bin is subject to chance.
+    Equation 3 of Guo et al., 2017. For few images it is above 0 even if the confidence is perfect, because
+    the accuracy in a bin is subject to chance.
     """
     mean, accuracy, count = reliability_bins(confidence, right)
     filled = count > 0
@@ -71,8 +60,8 @@ def expected_calibration_error(confidence: torch.Tensor, right: torch.Tensor) ->
 def coverage_curve(confidence: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Accuracy of the most confident share of the images, for each of COVERAGE: float64 (len(COVERAGE),).
 
-    Shares are rounded up to whole images. Images with the same confidence, which may be many at 1,
-    have no order: each counts with the mean of all of them.
+    Shares are rounded up to whole images. Images with the same confidence, which may be many at 1, have no
+    order: each counts with the mean of all of them.
     """
     values, place, count = confidence.unique(return_inverse=True, return_counts=True)  # sorted
     mean = place.bincount(right.double(), minlength=len(values)) / count
@@ -82,14 +71,11 @@ def coverage_curve(confidence: torch.Tensor, right: torch.Tensor) -> torch.Tenso
     return ranked[taken - 1] / taken
 
 
-def sure_and_unsure(confidence: torch.Tensor, right: torch.Tensor) -> list[tuple[int, float | None]]:
-    """Images with a confidence of at least UNSURE_BELOW, and the others: count and accuracy of each.
-
-    The accuracy of no images is None.
-    """
+def sure_and_unsure(confidence: torch.Tensor, right: torch.Tensor) -> list[dict[str, Any]]:
+    """`count` and `accuracy` (None without images) of the sure images, and of the others."""
     sure = confidence >= UNSURE_BELOW
     return [
-        (int(part.sum()), right[part].double().mean().item() if part.any() else None)
+        {"count": int(part.sum()), "accuracy": right[part].double().mean().item() if part.any() else None}
         for part in (sure, ~sure)
     ]
 
@@ -98,16 +84,14 @@ def calibration_figures(confidence: torch.Tensor, right: torch.Tensor) -> dict[s
     """All of the above for metrics.json; values in lists are rounded, means of no images are None."""
     mean, accuracy, count = reliability_bins(confidence, right)
     sure, unsure = sure_and_unsure(confidence, right)
+    curve = coverage_curve(confidence, right)
     return {
         "ece": expected_calibration_error(confidence, right),
         "bins": {"confidence": _rounded(mean), "accuracy": _rounded(accuracy), "count": count.tolist()},
-        "coverage": {
-            "share": [share / 100 for share in COVERAGE],
-            "accuracy": _rounded(coverage_curve(confidence, right)),
-        },
+        "coverage": {"share": [share / 100 for share in COVERAGE], "accuracy": _rounded(curve)},
         "unsure_below": UNSURE_BELOW,
-        "sure": dict(zip(("count", "accuracy"), sure, strict=True)),
-        "unsure": dict(zip(("count", "accuracy"), unsure, strict=True)),
+        "sure": sure,
+        "unsure": unsure,
     }
 
 

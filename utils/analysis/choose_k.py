@@ -21,10 +21,6 @@ def modularity(clusters: torch.Tensor, neighbors: torch.Tensor) -> float:
     """Share of the neighbors within clusters, minus that by chance (Newman and Girvan, 2004, equation 5).
 
     By chance each pair of images is connected in proportion to the number of their connections.
-
-    Args:
-        clusters: int64 (N,).
-        neighbors: int64 (N, 1 + k), each row normally starting with the image itself, which does not count.
     """
     anchors = torch.arange(len(neighbors)).unsqueeze(1).expand_as(neighbors)
     other = neighbors != anchors
@@ -35,7 +31,7 @@ def modularity(clusters: torch.Tensor, neighbors: torch.Tensor) -> float:
 
 
 def compare_numbers(neighbors: torch.Tensor, numbers: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
-    """Cluster the neighbor graph, int64 (N, 1 + k), into each of several numbers of clusters.
+    """Cluster the neighbor graph into each of several numbers of clusters.
 
     Returns:
         a dict for each number: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;

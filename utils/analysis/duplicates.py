@@ -42,10 +42,6 @@ def mine_distinct(
 ) -> torch.Tensor:
     """`nearest_neighbors` among distinct images: a copy has the first copy's neighbors, and is no neighbor.
 
-    Args:
-        first: int64 (N,), see `first_copies`.
-        tell: logging function for what searches, and why.
-
     Returns:
         int64 (N, k + 1) on the CPU, each row normally starting with the image itself.
 
@@ -64,10 +60,7 @@ def mine_distinct(
 
 
 def among_distinct(mined: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Neighbors int64 (N, k) of the distinct images only, in their own numbers: int64 (M, k).
-
-    `first`: int64 (N,), see `first_copies`.
-    """
+    """Neighbors, int64 (N, k), of the distinct images only, in their own numbers: int64 (M, k)."""
     distinct = first == torch.arange(len(first))
     return (distinct.cumsum(0) - 1)[first[mined[distinct]]]
 
@@ -77,10 +70,7 @@ def near_duplicates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each image the most similar earlier image of other content, if they are nearly equal.
 
-    Args:
-        mined: int64 (N, 1 + k), neighbors.
-        similarity: float (N, 1 + k), the cosine similarity with each.
-        first: int64 (N,), see `first_copies`.
+    `similarity`: float (N, 1 + k), the cosine similarity with each of the `mined` neighbors.
 
     Returns:
         int64 (N,), -1 where there is none; and the similarity, float (N,).

@@ -44,7 +44,6 @@ def clusterings(
     They differ in how many neighbors each image is connected with (WIDTHS), and in the seed of k-means.
 
     Args:
-        neighbors: int64 (N, 1 + k), each row normally starting with the image itself.
         spectra: what `spectra_of` returned for these neighbors and at least as many clusters.
 
     Returns:
@@ -57,9 +56,8 @@ def clusterings(
         raise UserError(
             f"{len(neighbors)} images cannot form num_classes {num_clusters} clusters; lower num_classes"
         )
-    embeddings = [
-        embedding(*spectrum, num_clusters) for spectrum in spectra or spectra_of(neighbors, num_clusters)
-    ]
+    spectra = spectra or spectra_of(neighbors, num_clusters)
+    embeddings = [embedding(*spectrum, num_clusters) for spectrum in spectra]
     found = []
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # of equal rows
         for i in range(count):
@@ -128,7 +126,6 @@ def fit_heads(
     """Linear heads whose softmax reproduces the given clusters: logistic regression.
 
     Args:
-        features: float (N, D).
         clusters: int64 (H, N).
 
     Returns:
@@ -173,8 +170,6 @@ def start_heads(
 
     Args:
         cluster_heads: H linear layers from D to C.
-        features: float (N, D).
-        neighbors: int64 (N, 1 + k).
         images: int64 (M,), the images to cluster, whose neighbors are among them.
         seed: of the clusterings.
     """

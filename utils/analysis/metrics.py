@@ -13,6 +13,8 @@ CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**26}
 # The published lower bounds, as in losses/scan.py.
 MIN_PROBABILITY, MIN_LOG = 1e-8, -100
 
+Matches = list[tuple[int, int]]
+
 
 def contingency(clusters: np.ndarray, labels: np.ndarray, num_clusters: int, num_classes: int) -> np.ndarray:
     """Number of images of each (cluster, class) pair in one pass: int64 (num_clusters, num_classes)."""
@@ -20,16 +22,13 @@ def contingency(clusters: np.ndarray, labels: np.ndarray, num_clusters: int, num
     return pairs.reshape(num_clusters, num_classes)
 
 
-def hungarian_match(table: np.ndarray) -> list[tuple[int, int]]:
+def hungarian_match(table: np.ndarray) -> Matches:
     """One-to-one assignment of clusters to classes that explains the most images.
 
     Pairs without a common image are left out: they explain nothing, and would be arbitrary.
 
-    Args:
-        table: (num_clusters, num_classes), see `contingency`; need not be square.
-
     Returns:
-        list of (cluster, class), sorted by cluster, without unmatched clusters and classes.
+        (cluster, class) pairs, sorted by cluster, without unmatched clusters and classes.
     """
     # only clusters and classes that occur: empty ones must not decide between equally good assignments
     clusters, classes = (np.flatnonzero(table.sum(axis)) for axis in (1, 0))
@@ -38,12 +37,17 @@ def hungarian_match(table: np.ndarray) -> list[tuple[int, int]]:
     return [pair for pair in pairs if table[pair] > 0]
 
 
-def matched_class(matches: list[tuple[int, int]], num_clusters: int) -> torch.Tensor:
-    """The class of each cluster, int64 (num_clusters,), or -1; `matches`: see `hungarian_match`."""
+def matched_class(matches: Matches, num_clusters: int) -> torch.Tensor:
+    """The class of each cluster, int64 (num_clusters,), -1 for a cluster without a match."""
     class_of = torch.full((num_clusters,), -1)
     for cluster, class_index in matches:
         class_of[cluster] = class_index
     return class_of
+
+
+def matched_share(table: np.ndarray, matches: Matches) -> float:
+    """Share of the images that are in the matched pairs."""
+    return sum(int(table[pair]) for pair in matches) / int(table.sum())
 
 
 def clustering_accuracy(probabilities: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
@@ -52,24 +56,13 @@ def clustering_accuracy(probabilities: torch.Tensor, labels: torch.Tensor, num_c
     return matched_share(table, hungarian_match(table))
 
 
-def matched_share(table: np.ndarray, matches: list[tuple[int, int]]) -> float:
-    """Share of the images of a `contingency` table that are in the matched pairs."""
-    return sum(int(table[pair]) for pair in matches) / int(table.sum())
-
-
 def clustering_metrics(probabilities: torch.Tensor, labels: torch.Tensor, num_classes: int) -> dict[str, Any]:
     """Compare clusters with the true classes.
 
-    Args:
-        probabilities: float (N, C); the cluster is the argmax.
-        labels: int64 (N,) in 0..num_classes - 1.
-
     Returns:
-        dict: `acc` and `top5` (top-min(5, C)) after one-to-one matching, `majority_vote_acc` (each
-        cluster takes its most frequent class), `nmi`, `ari`, `ami`, which need no matching, and
-        `matches`, pairs (cluster, class), see `hungarian_match`.
+        `acc` and `top5` (top-min(5, C)) after one-to-one matching, `majority_vote_acc` (each cluster takes
+        its most frequent class), `nmi`, `ari`, `ami`, which need no matching, and `matches`.
     """
-    probabilities, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
     num_clusters = probabilities.size(1)
     top = probabilities.topk(min(5, num_clusters), dim=1).indices  # (N, 5)
     clusters, truth = probabilities.argmax(1).numpy(), labels.numpy()
@@ -87,27 +80,21 @@ def clustering_metrics(probabilities: torch.Tensor, labels: torch.Tensor, num_cl
     }
 
 
-def confusion_matrix(
-    clusters: np.ndarray,
-    labels: np.ndarray,
-    matches: list[tuple[int, int]],
-    num_clusters: int,
-    num_classes: int,
-) -> tuple[np.ndarray, list[int | None]]:
+def confusion_matrix(table: np.ndarray, matches: Matches) -> tuple[np.ndarray, list[int | None]]:
     """Share of each true class (rows) in each cluster (columns).
 
     Columns are the classes' matched clusters in the order of the classes, then the unmatched
     clusters. Each row is divided by its own sum; a class without images stays 0.
 
     Returns:
-        matrix float (num_classes, columns); the cluster of each column, None for a class without one.
+        float (K, columns); the cluster of each column, None for a class without one.
     """
-    table = contingency(clusters, labels, num_clusters, num_classes).T  # (class, cluster)
+    num_clusters, num_classes = table.shape
     cluster_of = {class_index: cluster for cluster, class_index in matches}
     columns = [cluster_of.get(class_index) for class_index in range(num_classes)]
     columns += [cluster for cluster in range(num_clusters) if cluster not in cluster_of.values()]
-    matrix = np.stack([np.zeros(num_classes) if c is None else table[:, c] for c in columns], axis=1)
-    return matrix / np.maximum(table.sum(1, keepdims=True), 1), columns
+    matrix = np.stack([np.zeros(num_classes) if c is None else table[c] for c in columns], axis=1)
+    return matrix / np.maximum(table.sum(0)[:, None], 1), columns
 
 
 def validation_objective(
@@ -119,9 +106,8 @@ def validation_objective(
     O(N k), not N x N.
 
     Args:
-        probabilities: float (N, C).
-        neighbors: int64 (M, k).
-        images: int64 (M,), the images to average over, whose neighbors these are; by default all N.
+        neighbors: int64 (M, k), those of `images`.
+        images: int64 (M,), the images to average over; by default all N.
 
     Returns:
         `entropy`, `consistency`, `loss` = consistency - entropy.
@@ -130,12 +116,12 @@ def validation_objective(
     neighbors = neighbors.to(p.device)
     total = torch.zeros((), dtype=torch.float64, device=p.device)
     rows = max(1, CHUNK_BYTES[p.device.type] // (p.element_size() * p.size(1)))
-    counting = p[images]
-    for chunk, index in zip(counting.split(rows), neighbors.split(rows), strict=True):
+    chosen = p[images]
+    for chunk, index in zip(chosen.split(rows), neighbors.split(rows), strict=True):
         for column in index.unbind(1):
             similarity = (p.index_select(0, column) * chunk).sum(1)
             total -= similarity.log().clamp(min=MIN_LOG).sum(dtype=torch.float64)
-    mean = counting.double().mean(0).clamp(min=MIN_PROBABILITY)
+    mean = chosen.double().mean(0).clamp(min=MIN_PROBABILITY)
     entropy = -(mean * mean.log()).sum().item()
     consistency = total.item() / neighbors.numel()
     return {"entropy": entropy, "consistency": consistency, "loss": consistency - entropy}
@@ -151,16 +137,15 @@ def neighbor_agreement(
     provided that no cluster is empty.
 
     Args:
-        clusters: int64 (N,).
-        neighbors: int64 (M, 1 + k), each row normally starting with the image itself, which does not count.
-        images: int64 (M,), the images to average over, whose neighbors these are; by default all N.
+        neighbors: int64 (M, 1 + k), those of `images`.
+        images: int64 (M,), the images to average over; by default all N.
 
     Returns:
         at most 1; 0 if all images are in one cluster.
     """
-    counting = clusters[images]
-    agreement = (clusters[neighbors[:, 1:]] == counting.unsqueeze(1)).double().mean().item()
-    chance = (counting.bincount().double() / len(counting)).square().sum().item()
+    chosen = clusters[images]
+    agreement = (clusters[neighbors[:, 1:]] == chosen.unsqueeze(1)).double().mean().item()
+    chance = (chosen.bincount().double() / len(chosen)).square().sum().item()
     return (agreement - chance) / (1 - chance) if chance < 1 else 0.0
 
 

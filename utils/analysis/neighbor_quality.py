@@ -41,8 +41,7 @@ def neighbor_quality(neighbors: torch.Tensor) -> dict[str, Any]:
     N. "go" means that there is structure, not that it is the right one. Only labels or a person can say that.
 
     Args:
-        neighbors: int64 (N, 1 + k) on the CPU. Entries that are the image itself are ignored; so are repeated
-            ones, except in the transitive share.
+        neighbors: on the CPU. Repeated entries are ignored, except in the transitive share.
 
     Returns:
         dict: `mutual`, share of the neighbors; `transitive`, share of the neighbors' neighbors, of

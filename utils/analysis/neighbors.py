@@ -143,13 +143,8 @@ def _filled(index: Any, features: torch.Tensor) -> Any:
 
 def _query(index: Any, queries: torch.Tensor, k: int) -> torch.Tensor:
     """The k best matches in a faiss index, int64 (M, k)."""
-    found = torch.empty(len(queries), k, dtype=torch.int64)
-    bar = tqdm(total=len(queries), desc="mining", unit="images", leave=False, disable=None)
-    for chunk, place in zip(queries.split(16 * QUERIES), found.split(16 * QUERIES), strict=True):
-        place.copy_(torch.from_numpy(index.search(chunk.numpy(), k)[1]))
-        bar.update(len(chunk))
-    bar.close()
-    return found
+    chunks = tqdm(queries.split(16 * QUERIES), desc="mining", leave=False, disable=None)
+    return torch.cat([torch.from_numpy(index.search(chunk.numpy(), k)[1]) for chunk in chunks])
 
 
 def _search_in_cells(faiss: ModuleType, features: torch.Tensor, k: int) -> torch.Tensor:
@@ -188,25 +183,21 @@ def _search_in_cells(faiss: ModuleType, features: torch.Tensor, k: int) -> torch
 # --- what neighbors say --------------------------------------------------------------------------
 
 
-def similarities(features: torch.Tensor, mined: torch.Tensor) -> torch.Tensor:
+def similarities(features: torch.Tensor, neighbors: torch.Tensor) -> torch.Tensor:
     """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
-    parts = zip(features.split(QUERIES), mined.split(QUERIES), strict=True)
+    parts = zip(features.split(QUERIES), neighbors.split(QUERIES), strict=True)
     return torch.cat([(features[index] @ part[:, :, None]).squeeze(2) for part, index in parts])
 
 
-def vote(mined: torch.Tensor, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def vote(neighbors: torch.Tensor, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each image, what it and its neighbors vote for.
-
-    Args:
-        mined: int64 (N, k + 1), neighbors of each image, the image itself among them.
-        probabilities: float32 (N, C), of the clusters.
 
     Returns:
         the cluster of the highest mean probability, int64 (N,); the share of the k + 1 images whose own most
         probable cluster it is, float32 (N,).
     """
     clusters, votes, agreement = probabilities.argmax(1), [], []
-    for index in mined.split(QUERIES):
+    for index in neighbors.split(QUERIES):
         votes.append(probabilities[index].mean(1).argmax(1))
         agreement.append((clusters[index] == votes[-1].unsqueeze(1)).float().mean(1))
     return torch.cat(votes), torch.cat(agreement)
@@ -218,15 +209,12 @@ def label_agreement(neighbors: torch.Tensor, labels: torch.Tensor, k: int) -> fl
     return same.count_nonzero().item() / same.numel()
 
 
-def neighbor_accuracies(mined: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Share of the top 1, 5 and 20 neighbors, mined within a split, that are of the image's class.
-
-    If fewer neighbors were mined, there are fewer figures.
-    """
+def neighbor_accuracies(neighbors: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Share of the top 1, 5 and 20 neighbors, as far as there are so many, that are of the image's class."""
     figures = {}
     for k in ACCURACY_AT:
-        if k < mined.shape[1]:
-            share = figures[f"top{k}_neighbor_accuracy"] = label_agreement(mined, labels, k)
+        if k < neighbors.size(1):
+            share = figures[f"top{k}_neighbor_accuracy"] = label_agreement(neighbors, labels, k)
             log.info("top-%d neighbors of the image's class: %.2f %%", k, 100 * share)
     return figures
 
@@ -243,8 +231,7 @@ def weighted_knn(
     """Class of each query by a vote of its k nearest features, weighted by exp(similarity / temperature).
 
     Args:
-        features: float32 (N, D), normalized; if they are fewer than k, all of them vote.
-        labels: int64 (N,), their classes.
+        features: float32 (N, D), normalized; if there are fewer than k, all of them vote.
         queries: float32 (M, D), normalized.
 
     Returns:

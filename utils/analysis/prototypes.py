@@ -6,13 +6,13 @@ import torch
 def find_prototypes(features: torch.Tensor, probabilities: torch.Tensor, n: int = 10) -> list[int | None]:
     """Per cluster: of its n most confident images, the one nearest to their mean feature.
 
+    A smaller cluster gives all images that it has.
+
     Args:
-        features: float (N, D), of the backbone.
-        probabilities: float (N, C); an image belongs to its argmax.
-        n: number of images to average; a smaller cluster gives all it has.
+        features: of the backbone.
 
     Returns:
-        list of C image indices, None for an empty cluster.
+        C image indices, None for an empty cluster.
     """
     confidence, assignment = probabilities.max(1)
     prototypes: list[int | None] = []

@@ -44,8 +44,7 @@ def report_clusters(
     With labels, also confusion_matrix.png and calibration.png.
 
     Args:
-        probabilities: float (N, C), on the CPU.
-        dataset: the N images.
+        probabilities: on the CPU.
         about: what was evaluated, put first in metrics.json; with `split`.
 
     Returns:
@@ -71,7 +70,7 @@ def report_clusters(
         log.info("%s split without labels: cluster sizes %s", about["split"], health.describe_counts(sizes))
     else:
         figures["num_classes"] = len(classes)
-        figures.update(metrics.clustering_metrics(probabilities, labels, len(classes)))
+        figures |= metrics.clustering_metrics(probabilities, labels, len(classes))
         acc, nmi, ari, top5 = (100 * figures[key] for key in ("acc", "nmi", "ari", "top5"))
         log.info(
             f"ACC {acc:.2f}  NMI {nmi:.2f}  ARI {ari:.2f}  top-5 {top5:.2f} (%) on the {about['split']} split"
@@ -81,16 +80,15 @@ def report_clusters(
                 "%d clusters for %d classes: ACC is after one-to-one matching; by majority vote %.2f %%",
                 len(sizes), len(classes), 100 * figures["majority_vote_acc"],
             )  # fmt: skip
-        right = calibration.is_right(clusters, labels, figures["matches"], len(sizes), len(classes))
+        table = metrics.contingency(clusters.numpy(), labels.numpy(), len(sizes), len(classes))
+        right = calibration.judged_class(table, figures["matches"])[clusters] == labels
         figures["calibration"] = calibration.calibration_figures(confidence, right)
     write_figures(figures, folder)
     shown = (f"{value:.4f}" for value in confidence.tolist())
     rows = zip(dataset.names(), clusters.tolist(), shown, strict=True)
     write_csv(("image", "cluster", "confidence"), rows, folder / "assignment.csv")
     if labels is not None:
-        matrix, columns = metrics.confusion_matrix(
-            clusters.numpy(), labels.numpy(), figures["matches"], len(sizes), len(classes)
-        )
+        matrix, columns = metrics.confusion_matrix(table, figures["matches"])
         names = ["(none)" if cluster is None else str(cluster) for cluster in columns]
         plots.save_confusion_matrix(matrix, classes, names, folder / "confusion_matrix.png")
         plots.save_calibration(figures["calibration"], folder / "calibration.png")

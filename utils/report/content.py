@@ -153,11 +153,11 @@ def compare_with_labels(
     table = metrics.contingency(clusters.numpy(), known.numpy(), c, len(classes))
     class_of = {cluster: int(row.argmax()) for cluster, row in enumerate(table) if row.any()}
     class_of |= dict(matches)
-    matrix, columns = metrics.confusion_matrix(clusters.numpy(), known.numpy(), matches, c, len(classes))
+    matrix, columns = metrics.confusion_matrix(table, matches)
     expected = torch.tensor([class_of.get(cluster, -1) for cluster in range(c)])[assignment.cluster]
     order = assignment.confidence.argsort(descending=True, stable=True)
     wrong = order[(labeled & (expected != labels))[order]][:WRONG].tolist()
-    right = calibration.is_right(clusters, known, matches, c, len(classes))
+    right = calibration.judged_class(table, matches)[clusters] == known
     names = {"acc": "ACC", "nmi": "NMI", "ari": "ARI"}
     notes = []
     if not labeled.all():
@@ -183,13 +183,13 @@ def compare_with_labels(
 
 
 def _calibration_figures(confidence: torch.Tensor, right: torch.Tensor) -> Iterator[list[str]]:
-    """Whether confidence can be believed: [name, value] pairs; `right`: see calibration.is_right."""
+    """Whether confidence can be believed: [name, value] pairs; `right`: see utils/analysis/calibration.py."""
     error = calibration.expected_calibration_error(confidence, right)
     yield ["expected calibration error", f"{100 * error:.1f} %"]
     whose = f"sure images (≥ {UNSURE_BELOW}) that are right", "other images that are right"
-    for name, (_, accuracy) in zip(whose, calibration.sure_and_unsure(confidence, right), strict=True):
-        if accuracy is not None:
-            yield [name, f"{100 * accuracy:.1f} %"]
+    for name, part in zip(whose, calibration.sure_and_unsure(confidence, right), strict=True):
+        if part["accuracy"] is not None:
+            yield [name, f"{100 * part['accuracy']:.1f} %"]
 
 
 def map_indices(page: dict[str, Any], convert: Callable[[int], Any]) -> dict[str, Any]:
