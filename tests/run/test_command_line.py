@@ -1,13 +1,14 @@
 """Command lines that no script takes, and paths that YAML would take for something else."""
 
 import pytest
+import torch
 from digits_steps import STEPS
 from mistakes import assert_holds
 
 import data
 from errors import UserError
 from utils.run.config import load_config
-from utils.run.script import parse_arguments, start_arguments
+from utils.run.script import parse_arguments, run_script, start_arguments
 
 EXPERIMENT = ["--config_exp", STEPS["pretext"][1]]
 
@@ -32,6 +33,32 @@ def test_mistake(row, capsys):
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error:" in last
     assert_holds(last, words)
+
+
+ERRORS = [  # what torch and the system say, and what the user reads
+    (torch.OutOfMemoryError("CUDA out of memory.\n..."), "the GPU's memory is full (CUDA out of memory.)"),
+    (MemoryError("Unable to allocate 9 GiB"), "lower batch_size or the images' size"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is full (DefaultCPUAllocator"),
+    (RuntimeError("unable to write to file </torch_5>: No space left\nshm"), "--shm-size", "num_workers=0"),
+    (RuntimeError("dataloader's workers are out of shared memory."), "--shm-size"),
+]
+
+
+@pytest.mark.parametrize("row", ERRORS, ids=[str(row[0])[:30] for row in ERRORS])
+def test_an_error_that_is_no_bug(row, capsys):
+    error, *words = row
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert_holds(capsys.readouterr().err, words)
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(RuntimeError):
+        run_script(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
 @pytest.mark.parametrize("name", ["17", "a: b", "{x}", "a #b", "null", "\U0001f4f7"])

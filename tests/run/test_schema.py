@@ -305,12 +305,6 @@ def test_list_keys(script):
     assert "required with scheduler step" in text and "required to train selflabel " in text
 
 
-def test_help_names_it(capsys):
-    with pytest.raises(SystemExit):
-        scan.main(["--help"])
-    assert "--list-keys" in capsys.readouterr().out
-
-
 def test_did_you_mean():
     assert did_you_mean("epoch", ["epochs", "seed"]) == "did you mean 'epochs'?"
     assert did_you_mean("epoch", ["epochs"], str.upper) == "did you mean EPOCHS?"
