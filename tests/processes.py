@@ -10,7 +10,7 @@ from digits_steps import ROOT, draw_nothing
 from utils.run.script import run_script
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["steps", "faiss", "torch._dynamo"])
+PROCESSES.set_forkserver_preload(["digits_steps", "faiss", "torch._dynamo"])
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server looks for them
 
 

@@ -1,33 +1,42 @@
 """Runs that are killed, stopped, or find no room: the same command goes on, and ends where it would have."""
 
+import itertools
 import json
 import multiprocessing
 import os
+import pkgutil
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import threading
 import time
 
 import processes
 import pytest
 import torch
-from digits_steps import STEPS, arguments, before, fails
+from digits_steps import STEPS, arguments, before, fails, run
 from PIL import Image
 from processes import finish
 
 from data.folder import decode_pass
 from utils.run import checkpoint, interrupt
-from utils.run.folder import Run
-from utils.training import engine, inference
+from utils.training import engine
 
-EPOCHS = "epochs=5"
 SETTINGS = {
-    "pretext": [EPOCHS],
-    "scan": [EPOCHS, "update_cluster_head_only=False"],
-    "selflabel": [EPOCHS, "use_ema=True", "ema_alpha=0.9", "criterion=neighbor-vote-cross-entropy"],
+    "pretext": ["epochs=4", "knn_every=1"],
+    "scan": ["epochs=4", "update_cluster_head_only=False"],
+    "selflabel": ["epochs=4", "use_ema=True", "ema_alpha=0.9", "criterion=neighbor-vote-cross-entropy"],
+}
+STEP_FUNCTION = {
+    "pretext": "simclr.simclr_step",
+    "scan": "scan.scan_step",
+    "selflabel": "selflabel.selflabel_step",
+}
+VALIDATION = {
+    "pretext": "simclr.knn_accuracy",
+    "scan": "scan.Selection.__call__",
+    "selflabel": "selflabel.monitor",
 }
 
 
@@ -42,28 +51,26 @@ def _main(step, root, overrides, fault):
     STEPS[step][0].main(arguments(step, root, *SETTINGS[step], *overrides))
 
 
-def kill_after(seconds):
-    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-
-def kill_at(function, call):
-    """SIGKILL in the given call of os.fsync or os.replace, or when torch.save has written half a file."""
-    engine.SECONDS_PER_CHECKPOINT = 0  # to have more of them
-    calls = 0
-    owner = torch if function == "save" else os
+def signal_at(name, call, number, seconds_per_checkpoint):
+    """Send this process a signal at the given call of a function; in torch.save, when half is written."""
+    engine.SECONDS_PER_CHECKPOINT = seconds_per_checkpoint
+    owner, _, function = name.rpartition(".")
+    owner, calls = pkgutil.resolve_name(owner), itertools.count(1)
     original = getattr(owner, function)
 
-    def fatal(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            if function == "save":
+    def counted(*args, **kwargs):
+        if next(calls) == call:
+            if name == "torch.save":
                 original(*args, **kwargs)
                 os.truncate(args[1], os.path.getsize(args[1]) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    setattr(owner, function, fatal)
+    setattr(owner, function, counted)
+
+
+def kill_after(seconds):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +79,9 @@ def uninterrupted(results, made_once):
 
     def make(folder):
         for step in STEPS:
-            root = prepare(step, results, folder / step)
-            assert finish(start(step, root)) == 0, (root / "output").read_text()
+            run(step, prepare(step, results, folder / step), *SETTINGS[step])
 
-    folder = made_once("uninterrupted", make)
-    return {step: folder / step for step in STEPS}
+    return made_once("uninterrupted", make)
 
 
 def prepare(step, results, root):
@@ -90,28 +95,20 @@ def assert_equal(a, b, where=""):
     """Nested dicts and lists of numbers and tensors, bit for bit."""
     if torch.is_tensor(a):
         assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list):
+    elif isinstance(a, dict | list):
         assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
+        for key in a if isinstance(a, dict) else range(len(a)):
+            assert_equal(a[key], b[key], f"{where}.{key}")
     else:
         assert a == b or (a != a and b != b), where
 
 
-def assert_same_results(step, root, whole):
-    folder, expected = (r / "digits" / step for r in (root, whole))
+def assert_same_results(folder, expected):
     for name in ("checkpoint.pth.tar", "model.pth.tar"):
         assert_equal(checkpoint.load(folder / name), checkpoint.load(expected / name), name)
     assert losses(folder) == losses(expected)
     assert (folder / "metrics.json").read_text() == (expected / "metrics.json").read_text()
-    leftover = [
-        path.name for path in folder.iterdir() if path.name.endswith(".tmp") or path.name == "scratch"
-    ]
-    assert not leftover
+    assert not [*folder.glob("*.tmp"), *folder.glob("scratch")]
 
 
 def losses(folder):
@@ -120,113 +117,74 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_any_moment(step, results, uninterrupted, tmp_path):
-    """Twelve SIGKILLs: six at random moments, six while a file is being written."""
-    root, random_ = prepare(step, results, tmp_path), random.Random(step)
-    writing = [(kill_at, function, call) for function in ("save", "fsync", "replace") for call in (2, 4)]
-    faults = writing + [(kill_after, random_.uniform(0.05, 0.9)) for _ in range(6)]
-    random_.shuffle(faults)
-    killed = 0
-    for fault in faults:
-        code = finish(start(step, root, fault=fault))
-        while code == 0:  # it was done before; the next one begins anew, and is killed a little earlier
-            assert_same_results(step, root, uninterrupted[step])
-            shutil.rmtree(root / "digits" / step)
-            fault = (kill_after, fault[1] / 2) if fault[0] is kill_after else fault
-            code = finish(start(step, root, fault=fault))
-        assert code == -signal.SIGKILL, (root / "output").read_text()
-        killed += 1
-    assert killed == 12
-    assert finish(start(step, root)) == 0, (root / "output").read_text()
-    assert_same_results(step, root, uninterrupted[step])
+def test_a_run_that_is_stopped_and_killed_again_and_again(step, results, uninterrupted, tmp_path):
+    root, expected = prepare(step, results, tmp_path), uninterrupted / step / "digits" / step
+    folder, output = root / "digits" / step, root / "output"
+    batches = 1437 // checkpoint.load(expected / "checkpoint.pth.tar")["identity"]["batch_size"]
+    stops = [  # by a signal that lets it save: fault, epochs done, batches of the next one
+        ((STEP_FUNCTION[step], batches + 2, signal.SIGTERM, 0), 1, 2),
+        ((VALIDATION[step], 1, signal.SIGINT, 0), 1, batches),
+        (("utils.run.folder.Run.log_epoch", 1, signal.SIGTERM, 1000), 2, None),
+    ]
+    first_checkpoint = signal_at, "os.fsync", 3, signal.SIGKILL, 0
+    assert finish(start(step, root, fault=first_checkpoint)) == -signal.SIGKILL
+    for (name, call, number, seconds), epochs, of_next in stops:
+        assert finish(start(step, root, fault=(signal_at, name, call, number, seconds))) == 128 + number
+        told = f"stopped by {number.name}; the same command, without --fresh, goes on"
+        assert output.read_text().rstrip().endswith(told)
+        saved = checkpoint.load(folder / "checkpoint.pth.tar")
+        assert (saved["epoch"], (saved["progress"] or {}).get("batches")) == (epochs, of_next)
+    assert "epoch 2/4: stopped after batch 2, saved" in output.read_text()
+    assert "resuming after epoch 1 and 2 batches" in output.read_text()
+
+    for name, call in (("torch.save", 1), ("os.fsync", 3), ("os.replace", 4)):
+        fault = signal_at, name, call, signal.SIGKILL, 0
+        assert finish(start(step, root, fault=fault)) == -signal.SIGKILL, output.read_text()
+    random_ = random.Random(step)
+    for _ in range(3):
+        code = finish(start(step, root, fault=(kill_after, random_.uniform(0.05, 0.9))))
+        if code == 0:  # it was done before; the next one begins anew
+            assert_same_results(folder, expected)
+            shutil.rmtree(folder)
+        else:
+            assert code == -signal.SIGKILL, output.read_text()
+    assert finish(start(step, root)) == 0, output.read_text()
+    assert_same_results(folder, expected)
 
 
-def signal_in_epoch(epoch, number):
-    """Send this process a signal in the second batch of the given epoch."""
-    train_epoch = engine._train_epoch
+def endless_batch(root):
+    """The first batch touches the file `begun`, then waits, and touches `noted` when a signal came."""
 
-    def train_and_signal(model, optimizer, loader, step, after_batch, title, progress):
-        def step_and_signal(batch):
-            if title.startswith(f"epoch {epoch}/") and progress.batches == 1:
-                os.kill(os.getpid(), number)
-            return step(batch)
+    def wait(self, *args, **kwargs):
+        (root / "begun").touch()
+        while True:
+            time.sleep(0.01)
+            if interrupt.noted():
+                (root / "noted").touch()
 
-        train_epoch(model, optimizer, loader, step_and_signal, after_batch, title, progress)
-
-    engine._train_epoch = train_and_signal
+    torch.optim.SGD.step = wait
 
 
-@pytest.mark.parametrize(
-    ("step", "number"), [*((step, signal.SIGTERM) for step in STEPS), ("scan", signal.SIGINT)]
-)
-def test_stopped_within_an_epoch(step, number, results, uninterrupted, tmp_path):
-    root = prepare(step, results, tmp_path)
-    assert finish(start(step, root, fault=(signal_in_epoch, 4, number))) == 128 + number
-    output = (root / "output").read_text()
-    assert "epoch 4/5: stopped after batch 2, saved" in output
-    assert output.rstrip().endswith(f"stopped by {number.name}; the same command, without --fresh, goes on")
-    saved = checkpoint.load(root / "digits" / step / "checkpoint.pth.tar")
-    assert saved["epoch"] == 3 and saved["progress"]["batches"] == 2
-    assert finish(start(step, root)) == 0
-    assert "resuming after epoch 3 and 2 batches" in (root / "output").read_text()
-    assert_same_results(step, root, uninterrupted[step])
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
 
 
-def signal_between(epoch, number):
-    """Send this process a signal when the given epoch, which is too short for a checkpoint, is complete."""
-    log_epoch = Run.log_epoch
-
-    def log_and_signal(run, values):
-        log_epoch(run, values)
-        if values["epoch"] == epoch:
-            os.kill(os.getpid(), number)
-
-    Run.log_epoch = log_and_signal
-    engine.SECONDS_PER_CHECKPOINT = 1000
-
-
-def test_stopped_between_two_short_epochs(results, uninterrupted, tmp_path):
-    root = prepare("pretext", results, tmp_path)
-    assert finish(start("pretext", root, fault=(signal_between, 3, signal.SIGTERM))) == 128 + signal.SIGTERM
-    saved = checkpoint.load(root / "digits/pretext/checkpoint.pth.tar")
-    assert saved["epoch"] == 3 and saved["progress"] is None
-    assert finish(start("pretext", root)) == 0
-    assert_same_results("pretext", root, uninterrupted["pretext"])
-
-
-def interrupt_in_inference(epoch):
-    """SIGTERM in the first inference after the given epoch's training."""
-    train_epoch, outputs = engine._train_epoch, inference._outputs
-
-    def note(*args):
-        inference._outputs = signal_and_infer if f"epoch {epoch}/" in args[5] else outputs
-        return train_epoch(*args)
-
-    def signal_and_infer(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return outputs(*args, **kwargs)
-
-    engine._train_epoch = note
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_stopped_within_a_validation(step, results, uninterrupted, tmp_path):
-    root = prepare(step, results, tmp_path)
-    assert finish(start(step, root, fault=(interrupt_in_inference, 4))) == 128 + signal.SIGTERM
-    saved = checkpoint.load(root / "digits" / step / "checkpoint.pth.tar")
-    assert saved["epoch"] == 3 and saved["progress"]["batches"] >= 2  # of the fourth: all batches
-    assert finish(start(step, root)) == 0
-    assert_same_results(step, root, uninterrupted[step])
-
-
-def test_two_runs_in_one_folder(results, tmp_path):
+def test_a_second_run_and_a_second_signal(results, tmp_path):
+    """Another run is refused while the first one uses the folder. A second signal ends that one at once."""
     root = prepare("pretext", results, tmp_path)
     first = start("pretext", root, fault=(endless_batch, root))
     wait_for(lambda: (root / "begun").exists())
     assert finish(start("pretext", root)) == 1
     assert "another run is using this folder" in (root / "output").read_text()
-    first.kill()
-    first.join()
+    os.kill(first.pid, signal.SIGTERM)
+    wait_for(lambda: (root / "noted").exists())
+    assert first.is_alive()
+    os.kill(first.pid, signal.SIGTERM)
+    assert finish(first) == 128 + signal.SIGTERM
+    assert not (root / "digits/pretext/checkpoint.pth.tar").exists()
     assert finish(start("pretext", root, "epochs=1")) == 0  # the lock went with its owner
 
 
@@ -258,79 +216,20 @@ def test_workers_leave_signals_to_their_owner(number, tmp_path):
     assert (checkpoint.load(saved)["progress"] is not None) == ("stopped after batch" in output)
 
 
-def endless_batch(root):
-    """The first batch touches the file `begun`, then waits, and touches `noted` when a signal came."""
-
-    def wait(self, *args, **kwargs):
-        (root / "begun").touch()
-        while True:
-            time.sleep(0.01)
-            if interrupt.noted():
-                (root / "noted").touch()
-
-    torch.optim.SGD.step = wait
-
-
-def test_a_second_signal_ends_it_at_once(results, tmp_path):
-    root = prepare("pretext", results, tmp_path)
-    process = start("pretext", root, fault=(endless_batch, root))
-    wait_for(lambda: (root / "begun").exists())
-    os.kill(process.pid, signal.SIGTERM)
-    wait_for(lambda: (root / "noted").exists())
-    assert process.is_alive()
-    os.kill(process.pid, signal.SIGTERM)
-    assert finish(process) == 128 + signal.SIGTERM
-    assert not (root / "digits/pretext/checkpoint.pth.tar").exists()
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def small_files(size):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_full_disk(step, results, tmp_path):
+def test_a_full_disk(copied):
     """Files that may not grow: a line that says so, and the previous checkpoint is intact."""
-    root = prepare(step, results, tmp_path)
-    assert finish(start(step, root, "epochs=2")) == 0
-    folder = root / "digits" / step
-    saved = checkpoint.load(folder / "checkpoint.pth.tar")
-    saved["identity"]["epochs"] = 5
-    torch.save(saved, folder / "checkpoint.pth.tar")
-    (root / "output").unlink()
-    size = os.path.getsize(folder / "checkpoint.pth.tar")
-    assert finish(start(step, root, fault=(small_files, size // 2))) == 1
-    output = (root / "output").read_text()
+    saved = copied / "digits/pretext/checkpoint.pth.tar"
+    half = os.path.getsize(saved) // 2
+    assert finish(start("pretext", copied, "epochs=3", fault=(small_files, half))) == 1
+    output = (copied / "output").read_text()
     assert "error:" in output and "Traceback" not in output
     assert "cannot be written" in output and "intact" in output
-    assert checkpoint.load(folder / "checkpoint.pth.tar")["epoch"] == 2
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
-def test_a_full_file_system(results, tmp_path):
-    root = tmp_path / "small"
-    root.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", root], capture_output=True
-    ).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        (root / "filler").write_bytes(bytes(16 * 2**20 - 1_200_000))
-        assert finish(start("pretext", root)) == 1
-        output = (root / "output").read_text()
-        assert "error:" in output and "Traceback" not in output and "cannot be written" in output
-        (root / "filler").unlink()
-        (root / "output").unlink()
-        assert finish(start("pretext", root)) == 0, (root / "output").read_text()
-    finally:
-        subprocess.run(["umount", root], check=True)
+    assert checkpoint.load(saved)["epoch"] == 2
 
 
 def test_a_folder_that_is_read_only(results, tmp_path, capsys, monkeypatch):

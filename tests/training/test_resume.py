@@ -18,12 +18,12 @@ from utils.training.resume import TrainingState
 def training(tmp_path):
     """Function settings -> a Training in one folder, in which two epochs were trained."""
 
-    def build(*settings):
+    def build(*settings, inputs=None):
         config = config_of("pretext", *settings)
         model = build_model(config)
         optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
         return TrainingState(
-            Run(config, tmp_path, Machine.start(config)), Fingerprint(config, {}), model, optimizer
+            Run(config, tmp_path, Machine.start(config)), Fingerprint(config, {}, inputs), model, optimizer
         )
 
     build().save(2)
@@ -84,7 +84,19 @@ def test_another_setting(setting, words, training):
     refused(words, training(setting).resume)
 
 
-@pytest.mark.parametrize("content", ["3\n", "[1]\n", '{"loss": 1}\n', '{"epoch": "one"}\n', "\n"])
+def test_another_input(training):
+    model = training().run.folder / "earlier.pth.tar"
+    inputs = {"pretext/model.pth.tar": model}
+    model.write_bytes(b"1")
+    again = training(inputs=inputs)
+    again.save(2)
+    model.write_bytes(b"2")
+    refused(["inputs.pretext/model.pth.tar: ", "--fresh"], training(inputs=inputs).resume)
+
+
+@pytest.mark.parametrize(
+    "content", ["3\n", "[1]\n", '{"epoch": 2, "lo', '{"loss": 1}\n', '{"epoch": "one"}\n', "\n"]
+)
 def test_damaged_metrics_are_forgotten(content, training):
     again = training()
     metrics = again.run.folder / "metrics.jsonl"

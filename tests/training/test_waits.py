@@ -1,0 +1,124 @@
+"""What would go wrong on a GPU alone: numbers that are read while batches train, and tensors on two devices.
+
+A tensor on torch's `meta` device has a shape but no numbers. To read one, which on a GPU makes the CPU wait,
+is an error there. So is a shape that depends on numbers, and a tensor that was left on the CPU. This cannot
+show CUDA's kernels, copies that wait, memory, speed, compilation or CUDA graphs.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+from data import loader as loader_module
+from data.sets.arrays import ArrayImages
+from losses import CRITERIA
+from models import build_model
+from scan import scan_step
+from selflabel import selflabel_step
+from simclr import simclr_step
+from utils.run.config import load_config
+from utils.run.script import parse_arguments
+from utils.training import engine
+from utils.training.ema import EMA
+from utils.training.resume import EpochProgress
+
+META = torch.device("meta")
+
+
+def two_views(config, count):
+    return data.TwoViews(data.build_train_transform(config))
+
+
+def pairs(config, count):
+    neighbors = torch.arange(count).unsqueeze(1).expand(-1, config.num_neighbors + 1)
+    return data.AnchorNeighborView(data.build_train_transform(config), neighbors, config.num_neighbors)
+
+
+def weak_and_strong(config, count):
+    return data.WeakStrongView(data.build_eval_transform(config), data.build_train_transform(config))
+
+
+# step: experiment file, view, and how many operators augment a batch at most
+STEPS = {
+    simclr_step: ("pretext/simclr_cifar10.yml", two_views, 60),
+    scan_step: ("scan/scan_cifar10.yml", pairs, 60),
+    selflabel_step: ("selflabel/selflabel_cifar10.yml", weak_and_strong, 270),
+}
+
+
+def config_and_loader(step, *settings, batches=3):
+    """Batches on the meta device, of images in the size of CIFAR-10's."""
+    file, view, _ = STEPS[step]
+    argv = ["--config_exp", f"configs/{file}", "--set", "backbone=resnet10_narrow", *settings]
+    config = load_config(parse_arguments(argv, ""), ["simclr", "scan", "selflabel"])
+    count = batches * config.batch_size
+    images = ArrayImages(torch.zeros(count, 3, 32, 32, dtype=torch.uint8))
+    return config, data.Loader(images, view(config, count), config.batch_size, train=True, device=META)
+
+
+class NoOptimizer:
+    """torch's fused ones have no rule for shapes without numbers."""
+
+    def zero_grad(self, set_to_none):
+        pass
+
+    def step(self):
+        pass
+
+
+def train_epoch(monkeypatch, step, change=lambda values: values):
+    """Train an epoch on the meta device; returns how many batches there were until a number was read."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
+    monkeypatch.setattr(engine, "skip_unless", lambda trains, optimizer: trains.logical_not())
+    config, loader = config_and_loader(step, "batch_size=16")
+    threshold = [config.confidence_threshold] if step is selflabel_step else []
+    criterion = CRITERIA[config.criterion](*threshold, **config.criterion_kwargs)
+    model, progress = build_model(config).to(META), EpochProgress()
+
+    def changed_step(batch):
+        return change(step(model, criterion, batch))
+
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        engine._train_epoch(model, NoOptimizer(), loader, changed_step, EMA(model, 0.9).update, "", progress)
+    return progress.batches
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_number_is_read_before_the_end_of_an_epoch(monkeypatch, step):
+    assert train_epoch(monkeypatch, step) == 3
+
+
+CHANGES = {
+    "item": lambda values: {"loss": values["loss"] / values["loss"].item()},
+    "bool": lambda values: values if values["loss"] > 0 else {},
+    "shape": lambda values: {"loss": values["loss"].unsqueeze(0)[values["loss"].unsqueeze(0) > 0].sum()},
+    "device": lambda values: {"loss": (values["loss"] * torch.ones(2)).sum()},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_step_that_reads_one(monkeypatch, change):
+    assert train_epoch(monkeypatch, scan_step, CHANGES[change]) == 0
+
+
+class CountOperators(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.count += not func.is_view and getattr(result, "device", None) == META
+        return result
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_small_batches_are_augmented_several_in_one_call(monkeypatch, step):
+    """Each operator is a launch on a GPU: alone, a batch of SCAN took 480."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    config, loader = config_and_loader(step, batches=10)
+    loader.at_once = loader_module.AT_ONCE
+    with CountOperators() as operators:
+        assert sum(1 for _ in loader) == 10
+    assert operators.count / 10 <= STEPS[step][2]
