@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -19,10 +20,13 @@ import data
 import scan
 import simclr
 from utils.analysis import baselines
+from utils.run import config
 from utils.run.config import read_yaml
+from utils.run.folder import Run
 from workflows import fit_to_images, label_free_choices
 
 N, COPIES = 200, 3
+QUICK = ["num_workers=0", "device=cpu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,23 +69,38 @@ def command(photos, vectors, tmp_path_factory):
     """A command line that has run; and the folder of its results."""
     root = tmp_path_factory.mktemp("out")
     argv = [str(photos), "--clusters", "4", "--features", str(vectors), "--labels", "subfolders"]
-    argv += ["--root_dir", str(root), "--set", "precision=fp32", "num_workers=0", "device=cpu"]
+    argv += ["--root_dir", str(root), "--set", "precision=fp32", *QUICK]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         cluster.main(argv)
     return argv, root / "my_digits"
 
 
-def rows_of(folder):
-    with open(folder / "clusters.csv", encoding="utf-8") as file:
+def copied(command, tmp_path):
+    """The same command with a copy of its results."""
+    argv, folder = command
+    shutil.copytree(folder, tmp_path / "out" / folder.name)
+    argv = [str(tmp_path / "out") if arg == str(folder.parent) else arg for arg in argv]
+    return argv, tmp_path / "out" / folder.name
+
+
+def figures_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def rows_of(folder, name="clusters.csv"):
+    with open(folder / name, encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
 
 
 def test_every_image_has_a_cluster(command, photos):
     _, folder = command
-    rows = rows_of(folder)
+    rows, figures = rows_of(folder), figures_of(folder)
     assert [row["file"] for row in rows] == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
-    figures = json.loads((folder / "metrics.json").read_text())
     sizes = torch.bincount(torch.tensor([int(row["cluster"]) for row in rows]), minlength=4)
     assert figures["cluster_sizes"] == sizes.tolist()
     assert all(1 >= float(r["confidence"]) >= float(r["runner_up_confidence"]) >= 0 for r in rows)
@@ -103,25 +122,21 @@ def test_copies_are_listed_and_share_their_cluster(command):
     _, folder = command
     rows = {row["file"]: row for row in rows_of(folder)}
     pairs = {name: row["copy_of"] for name, row in rows.items() if row["copy_of"]}
-    assert len(pairs) == COPIES == json.loads((folder / "metrics.json").read_text())["copy"]
+    assert len(pairs) == COPIES == figures_of(folder)["copy"]
     assert all(rows[name]["cluster"] == rows[first]["cluster"] for name, first in pairs.items())
     mined = np.load(folder / "pretext/topk-train-neighbors.npy")
     places = [i for i, row in enumerate(rows.values()) if row["copy_of"]]
     assert not np.isin(np.delete(mined, places, 0), places).any()
 
 
-def test_the_same_command_again_changes_nothing(command, capsys):
-    argv, folder = command
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.pth.tar")}
-    cluster.main(argv)
-    assert capsys.readouterr().out.count("done before") == 2
-    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.pth.tar")}
-
-
 def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeypatch):
     """Also those of a version that made no report."""
     argv, folder = copied(command, tmp_path)
-    before = {p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]}
+
+    def written():
+        return {p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]}
+
+    before = written()
     (folder / "report.html").unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cluster.sheets, "save_clusters", mock.Mock(side_effect=KeyboardInterrupt))
@@ -129,40 +144,30 @@ def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeyp
     assert not (folder / "metrics.json").exists()
     shutil.rmtree(folder / "clusters")
     cluster.main(argv)
-    assert before == {
-        p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]
-    }
-    assert json.loads((folder / "metrics.json").read_text())["num_clusters"] == 4
+    assert before == written() and figures_of(folder)["num_clusters"] == 4
 
 
 def test_a_step_can_be_repeated_from_its_file(command, tmp_path):
     _, folder = command
     shutil.copytree(folder / "pretext", tmp_path / "my_digits/pretext")
-    settings = ["--set", f"root_dir={tmp_path}", "precision=fp32", "device=cpu", "num_workers=0"]
+    settings = ["--set", f"root_dir={tmp_path}", "precision=fp32", *QUICK]
     scan.main(["--config_exp", str(folder / "configs/scan.yml"), *settings])
-    assert (tmp_path / "my_digits/scan/assignment.csv").read_bytes() == (
-        folder / "scan/assignment.csv"
-    ).read_bytes()
+    assert rows_of(tmp_path / "my_digits/scan", "assignment.csv") == rows_of(
+        folder / "scan", "assignment.csv"
+    )
 
 
-def copied(command, tmp_path):
-    """The same command with a copy of its results."""
-    argv, folder = command
-    shutil.copytree(folder, tmp_path / "out" / folder.name)
-    argv = [str(tmp_path / "out") if arg == str(folder.parent) else arg for arg in argv]
-    return argv, tmp_path / "out" / folder.name
+# --- another command -----------------------------------------------------------------------------
 
 
 def test_another_number_of_clusters(command, tmp_path, capsys):
     """The first step stays, and the earlier results are kept."""
     argv, folder = copied(command, tmp_path)
-    pretext = {path: path.stat().st_mtime_ns for path in (folder / "pretext").iterdir()}
-    before = (folder / "clusters.csv").read_bytes()
+    pretext, before = times(folder / "pretext"), rows_of(folder)
     cluster.main([*argv[:2], "5", *argv[3:]])
     assert f"the earlier results are kept in {folder / 'earlier-1'}" in capsys.readouterr().out
-    assert pretext == {path: path.stat().st_mtime_ns for path in (folder / "pretext").iterdir()}
-    assert len(json.loads((folder / "metrics.json").read_text())["cluster_sizes"]) == 5
-    assert (folder / "earlier-1/clusters.csv").read_bytes() == before
+    assert pretext == times(folder / "pretext") and len(figures_of(folder)["cluster_sizes"]) == 5
+    assert rows_of(folder / "earlier-1") == before
     assert (folder / "earlier-1/scan/model.pth.tar").exists()
     cluster.main([*argv[:2], "3,6", *argv[3:]])
     assert (folder / "earlier-2/scan").is_dir() and (folder / "numbers.csv").exists()
@@ -170,122 +175,155 @@ def test_another_number_of_clusters(command, tmp_path, capsys):
 
 def test_another_command(command, tmp_path, capsys):
     argv, folder = copied(command, tmp_path)
-    cluster.main([*argv[:3], "--seed", "1", *argv[3:]])
+    another = [*argv[:3], "--seed", "1", *argv[3:]]
+    cluster.main(another)
     assert (folder / "earlier-1/pretext/model.pth.tar").exists()
     assert read_yaml(folder / "configs/scan.yml")["seed"] == 1
     assert len(rows_of(folder)) == N + COPIES
     # a mistake moves nothing
-    model = (folder / "scan/model.pth.tar").stat().st_mtime_ns
+    models = times(folder)
     assert "did you mean" in fails(capsys, cluster.main, [*argv, "epoch=3"])
     assert not (folder / "earlier-2").exists()
-    cluster.main([*argv[:3], "--seed", "1", *argv[3:]])
-    assert model == (folder / "scan/model.pth.tar").stat().st_mtime_ns
-
-
-def test_results_of_other_scripts(command, tmp_path, capsys):
-    argv, folder = copied(command, tmp_path)
+    cluster.main(another)
+    assert models == times(folder)
     (folder / "cluster.json").unlink()
     assert "holds results of other scripts; give --name my_digits-2" in fails(capsys, cluster.main, argv)
 
 
-def test_labels_and_a_place_are_no_other_command(command):
+def test_labels_are_no_other_command(command, capsys):
     """They change nothing of what was trained."""
     argv, folder = command
-    model = (folder / "scan/model.pth.tar").stat().st_mtime_ns
-    where = argv.index("--labels")
+    models, where = times(folder), argv.index("--labels")
     cluster.main([*argv[:where], *argv[where + 2 :]])
-    assert "acc" not in json.loads((folder / "metrics.json").read_text())
+    assert "acc" not in figures_of(folder)
     cluster.main(argv)
-    assert "acc" in json.loads((folder / "metrics.json").read_text())
-    assert model == (folder / "scan/model.pth.tar").stat().st_mtime_ns
+    assert "acc" in figures_of(folder) and models == times(folder)
+    assert capsys.readouterr().out.count("done before") == 4
 
 
 def test_mistakes_that_are_corrected(photos, vectors, tmp_path, capsys):
     """A command that was refused leaves nothing behind that the corrected one would trip over."""
-    argv = [str(photos), "--clusters", "4", "--features", str(vectors), "--root_dir", str(tmp_path / "out")]
-    argv += ["--set", "num_workers=0", "device=cpu"]
-    assert "did you mean 'epochs'" in fails(capsys, cluster.main, [*argv, "epoch=2"])
-    flat = write_few(tmp_path / "flat", 25)
-    labels = [str(flat), *argv[1:], "--labels", "subfolders"]
+    argv = [
+        "--clusters",
+        "4",
+        "--features",
+        str(vectors),
+        "--root_dir",
+        str(tmp_path / "out"),
+        "--set",
+        *QUICK,
+    ]
+    assert "did you mean 'epochs'" in fails(capsys, cluster.main, [str(photos), *argv, "epoch=2"])
+    labels = [str(write_few(tmp_path / "flat", 25)), *argv, "--labels", "subfolders"]
     assert "the images are in 0 folders; leave --labels out" in fails(capsys, cluster.main, labels)
-    cluster.main([*argv, "epochs=2"])
+    cluster.main([str(photos), *argv, "epochs=2"])
 
 
 def test_an_image_is_added(command, photos, tmp_path, capsys):
     """With a features file that does not fit, nothing changes; with one that does, all is made anew."""
     argv, folder = copied(command, tmp_path)
-    more = tmp_path / "my digits"
-    shutil.copytree(photos, more)
-    vectors = np.load(argv[argv.index("--features") + 1])
-    argv[0] = str(more)
-    Image.effect_noise((8, 8), 90).save(more / "zzz.png")
+    argv[0] = str(shutil.copytree(photos, tmp_path / "my digits"))
+    Image.effect_noise((8, 8), 90).save(tmp_path / "my digits/zzz.png")
     message = fails(capsys, cluster.main, argv)
-    assert "vectors, but there are" in message and not (folder / "earlier-1").exists()
-    np.save(tmp_path / "more.npy", np.concatenate([vectors, vectors[:1] + 0.1]))
-    argv[argv.index("--features") + 1] = str(tmp_path / "more.npy")
+    assert f"holds {N + COPIES} vectors, but there are {N + COPIES + 1} images" in message
+    assert not (folder / "earlier-1").exists()
+    where = argv.index("--features") + 1
+    table = np.load(argv[where])
+    argv[where] = str(tmp_path / "more.npy")
+    np.save(argv[where], np.concatenate([table, table[:1] + 0.1]))
     cluster.main(argv)
     assert len(rows_of(folder)) == N + COPIES + 1
     assert len(rows_of(folder / "earlier-1")) == N + COPIES
 
 
-def test_images_that_have_changed_since(photos, tmp_path, capsys):
-    shutil.copytree(photos, tmp_path / "in")
-    argv = [str(tmp_path / "in"), "--clusters", "3", "--from-scratch", "--backbone", "resnet10_narrow"]
-    argv += ["--size", "8", "--hours", "0.00001", "--root_dir", str(tmp_path / "out")]
-    argv += ["--set", "num_workers=0", "device=cpu", "epochs=4", "batch_size=32"]
-    cluster.main(argv)
-    (tmp_path / "in/copy0.png").unlink()
-    message = fails(capsys, cluster.main, argv)
-    assert "its images have changed since" in message and "--name in-2" in message
-
-
-def test_one_unreadable_image_among_few(tmp_path, capsys):
+def test_what_the_steps_share_is_made_once(tmp_path, monkeypatch, capsys):
+    """And only when nothing is left to refuse: here, one unreadable image among few."""
     folder = write_few(tmp_path / "few", 30)
     (folder / "bad.png").write_bytes(b"no image")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 5)))
     argv = [str(folder), "--clusters", "2", "--features", str(tmp_path / "x.npy")]
-    argv += ["--root_dir", str(tmp_path / "out"), "--set", "num_workers=0", "device=cpu"]
+    argv += ["--root_dir", str(tmp_path / "out"), "--set", *QUICK]
     assert "set max_unreadable" in fails(capsys, cluster.main, argv)
+    calls = {}
+    for place, name in ((data, "_build_images"), (config, "_Loader"), (Run, "start_logging")):
+        calls[name] = mock.create_autospec(getattr(place, name), side_effect=getattr(place, name))
+        monkeypatch.setattr(place, name, calls[name])
     cluster.main([*argv, "max_unreadable=0.5"])
     assert len(rows_of(tmp_path / "out/few")) == 30
+    assert calls["_build_images"].call_count == 1 and calls["start_logging"].call_count <= 3
+    files = Counter(call.args[0].name for call in calls["_Loader"].call_args_list)
+    assert len(files) == 3 and max(files.values()) <= 2  # env.yml and the templates of two steps
+
+
+# --- from scratch --------------------------------------------------------------------------------
 
 
 def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
-    root = tmp_path / "out"
-    argv = [str(photos), "--clusters", "4", "--from-scratch", "--backbone", "resnet10_narrow", "--size", "8"]
-    argv += ["--hours", "0.00001", "--root_dir", str(root), "--set", "num_workers=0", "device=cpu"]
+    images = shutil.copytree(photos, tmp_path / "in")
+    argv = [str(images), "--clusters", "4", "--from-scratch", "--backbone", "resnet10_narrow", "--size", "8"]
+    argv += ["--hours", "0.00001", "--root_dir", str(tmp_path / "out"), "--set", *QUICK]
     argv += ["epochs=10", "batch_size=32", "precision=fp32"]
     cluster.main(argv)
     out = capsys.readouterr().out
     assert "resnet10_narrow at 8 pixels: about 1 s an epoch" in out and "more --hours would do better" in out
-    folder = root / "my_digits"
-    assert len(rows_of(folder)) == N + COPIES
-    assert "acc" not in json.loads((folder / "metrics.json").read_text())
+    folder = tmp_path / "out/in"
+    assert len(rows_of(folder)) == N + COPIES and "acc" not in figures_of(folder)
     pretext = read_yaml(folder / "configs/pretext.yml")
-    assert (
-        pretext["epochs"] == fit_to_images.FEWEST_EPOCHS and pretext["scheduler_kwargs"]["warmup_epochs"] == 1
-    )
+    assert pretext["epochs"] == fit_to_images.FEWEST_EPOCHS
+    assert pretext["scheduler_kwargs"]["warmup_epochs"] == 1
+
+    message = fails(capsys, cluster.main, [*argv, "--seed", "1"])  # nothing that took long is replaced
+    assert "holds a training by another command (seed: None -> 1)" in message and "--name in-2" in message
+    (images / "copy0.png").unlink()
+    message = fails(capsys, cluster.main, argv)
+    assert "its images have changed since" in message and "--name in-2" in message
 
     monkeypatch.setattr(simclr, "SMALL", 10)
     monkeypatch.setattr(scan, "run_step", None)  # not called
-    assert "did not learn to tell these images apart" in fails(
-        capsys, cluster.main, [*argv, "seed=1", "--name", "no"]
-    )
+    message = fails(capsys, cluster.main, [*argv, "seed=1", "--name", "no"])
+    assert "did not learn to tell these images apart" in message
 
 
 def test_threshold_of_self_labeling(tmp_path, capsys):
-    header = "image,cluster,confidence\n"
-    for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.85, 0.8)):
+    for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.85, 0.8), (0.6, None)):
         rows = "".join(f"{i},0,{confident if i < 3 else 0.4}\n" for i in range(10))
-        (tmp_path / "assignment.csv").write_text(header + rows)
+        (tmp_path / "assignment.csv").write_text(f"image,cluster,confidence\n{rows}")
         assert label_free_choices.choose_threshold(tmp_path) == expected
-    (tmp_path / "assignment.csv").write_text(header + "0,0,0.6\n" * 10)
-    assert label_free_choices.choose_threshold(tmp_path) is None
     assert "no self-labeling" in capsys.readouterr().out
 
 
+# --- the number of clusters ----------------------------------------------------------------------
+
+
+def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys):
+    argv = [str(photos), "--clusters", "3,6,9", "--features", str(vectors), "--root_dir", str(tmp_path)]
+    argv += ["--set", *QUICK, "epochs=2"]
+    cluster.main(argv)
+    folder = tmp_path / "my_digits"
+    suggestion = json.loads((folder / "numbers.json").read_text())["suggestion"]
+    rows = rows_of(folder, "numbers.csv")
+    assert [row["clusters"] for row in rows] == ["3", "6", "9"]
+    assert int(max(rows, key=lambda row: float(row["modularity"]))["clusters"]) == suggestion
+    assert read_yaml(folder / "configs/scan.yml")["num_classes"] == suggestion
+    assert len(figures_of(folder)["cluster_sizes"]) == suggestion
+    assert f"suggested: {suggestion} clusters" in capsys.readouterr().out
+    cluster.main(argv)
+    assert capsys.readouterr().out.count("done before") == 2
+
+
+def test_numbers_of_clusters():
+    for text, numbers in (("7", [7]), ("10,5,10", [5, 10]), ("auto", [])):
+        assert cluster.numbers_argument(text) == numbers
+    for text in ("0", "1", "5,1", "many", "", "3,,4"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected numbers of 2 or more, or auto"):
+            cluster.numbers_argument(text)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
 def write_few(folder, n):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i in range(n):
         Image.effect_noise((9, 9), 50).save(folder / f"{i}.png")
     return folder
@@ -303,65 +341,15 @@ def write_few(folder, n):
         (lambda f: f, ["--features", "x.npy", "--size", "9"], "leave out --backbone and --size"),
         (lambda f: f, ["--hours", "0"], "must be above 0"),
         (lambda f: f, ["--name", "a/b"], "use letters, digits"),
+        (lambda f: write_few(f / "out/few", 25), [], "the results would lie among the images"),
         (lambda f: write_few(f / "few", 25), ["--backbone", "torchvision/resnet19"], "did you mean"),
         (lambda f: write_few(f / "few", 25), ["--features", "none.npy"], "no such file"),
     ],
 )
 def test_bad_input(make, more, message, tmp_path, capsys):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    argv = [str(make(folder)), "--clusters", "3", "--backbone", "torchvision/squeezenet1_1", "--size", "32"]
+    argv = [str(make(tmp_path)), "--clusters", "3", "--backbone", "torchvision/squeezenet1_1", "--size", "32"]
     if "--features" in more:
         argv = argv[:3]
     argv += ["--root_dir", str(tmp_path / "out"), *more, "--set", "num_workers=0"]
     assert message in fails(capsys, cluster.main, argv)
-    assert not list((tmp_path / "out").rglob("model.pth.tar"))
-
-
-def test_results_among_the_images(tmp_path, capsys):
-    folder = write_few(tmp_path / "in", 25)
-    argv = [str(folder), "--clusters", "3", "--from-scratch", "--root_dir", str(tmp_path)]
-    assert "the results would lie among the images" in fails(capsys, cluster.main, argv)
-
-
-def test_a_features_file_of_another_length(photos, tmp_path, capsys):
-    np.save(tmp_path / "x.npy", np.ones((7, 3), np.float32))
-    argv = [
-        str(photos),
-        "--clusters",
-        "3",
-        "--features",
-        str(tmp_path / "x.npy"),
-        "--root_dir",
-        str(tmp_path),
-    ]
-    assert f"holds 7 vectors, but there are {N + COPIES} images" in fails(capsys, cluster.main, argv)
-
-
-def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys):
-    argv = [str(photos), "--clusters", "3,6,9", "--features", str(vectors), "--root_dir", str(tmp_path)]
-    argv += ["--set", "num_workers=0", "device=cpu", "epochs=2"]
-    cluster.main(argv)
-    folder = tmp_path / "my_digits"
-    content = json.loads((folder / "numbers.json").read_text())
-    rows = list(csv.DictReader((folder / "numbers.csv").read_text().splitlines()))
-    assert [row["clusters"] for row in rows] == ["3", "6", "9"]
-    best = max(rows, key=lambda row: float(row["modularity"]))
-    assert int(best["clusters"]) == content["suggestion"]
-    assert read_yaml(folder / "configs/scan.yml")["num_classes"] == content["suggestion"]
-    assert len(json.loads((folder / "metrics.json").read_text())["cluster_sizes"]) == content["suggestion"]
-    assert f"suggested: {best['clusters']} clusters" in capsys.readouterr().out
-    cluster.main(argv)
-    assert capsys.readouterr().out.count("done before") == 2
-
-
-@pytest.mark.parametrize("text", ["0", "1", "5,1", "many", "", "3,,4"])
-def test_numbers_that_are_none(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected numbers of 2 or more, or auto"):
-        cluster.numbers_argument(text)
-
-
-def test_numbers_of_clusters():
-    assert cluster.numbers_argument("7") == [7]
-    assert cluster.numbers_argument("10,5,10") == [5, 10]
-    assert cluster.numbers_argument("auto") == []
+    assert not list(tmp_path.rglob("model.pth.tar"))
