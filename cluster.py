@@ -22,7 +22,7 @@ import data
 from errors import UserError
 from models import ClusteringModel
 from steps import sheets
-from steps.describe_clusters import describe_clusters
+from steps.evaluation import describe_clusters
 from steps.load_model import load_model
 from utils import report
 from utils.analysis import baselines, health
@@ -179,18 +179,16 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     run = Run(config, last.folder, Machine.start(config))
     kept = folders["pretext"] if last.name == "scan" else last.folder  # of the features of that backbone
     features, probabilities = predictions(run, dataset, kept)
-    described = describe_clusters(
-        dataset, features, probabilities, run.machine, config.search, folders["pretext"]
-    )
+    assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
     others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
-    agreement, others = baselines.measure_agreement(described.assignment.cluster, others, config.num_classes)
+    agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
     epochs = {step: read_epochs(path) for step, path in folders.items()}
     figures = {
         "folder": str(experiment.options.images),
         "num_images": len(dataset),
         "num_clusters": config.num_classes,
         "model": f"{last.name}/model.pth.tar",
-        **described.figures,
+        **described,
         "neighbors": read_json(folders["scan"] / "metrics.json")["train_neighbors"],
         "troubles": [trouble for epoch in epochs[last.name] for trouble in epoch.get("warned_of", ())],
         "agreement": agreement,
@@ -213,7 +211,7 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         columns={name: clusters.tolist() for name, clusters in others.items()},
         seed=config.seed,
     )
-    report.write_report(folder, dataset, features, described.assignment, figures, context)
+    report.write_report(folder, dataset, features, assignment, figures, context)
     sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
     sheets.save_clusters(dataset, probabilities, folder / "clusters")
     return figures

@@ -19,7 +19,7 @@ import data
 from errors import UserError
 from models import ClusteringModel, ContrastiveModel, PretrainedModel
 from steps import sheets
-from steps.describe_clusters import DescribedClusters, describe_clusters
+from steps.evaluation import describe_clusters
 from steps.load_model import load_model
 from steps.options import BuildDataset, CommandOptions
 from utils import report
@@ -208,11 +208,8 @@ def evaluate_clusters(
     features = rest[0] if with_features else torch.empty(0)
     if options.report:
         pretext = options.model.parent.parent / "pretext"
-        described = describe_clusters(
-            dataset, features, probabilities, run.machine, run.config.search, pretext
-        )
-        assignment = described.assignment
-        about |= described.figures
+        assignment, described = describe_clusters(run, dataset, features, probabilities, pretext)
+        about |= described
         distinct = duplicates.among_distinct(assignment.neighbors, assignment.first)
         about["neighbors"] = neighbor_quality(distinct)
     elif options.visualize_prototypes:
@@ -221,7 +218,7 @@ def evaluate_clusters(
     if options.visualize_prototypes:
         sheets.save_prototypes(dataset, figures, run.folder / "prototypes.png")
     if options.report:
-        write_report(run, dataset, features, described, figures, options.model)
+        write_report(run, dataset, features, assignment, figures, options.model)
     if options.features:
         save_features(features, dataset, options.features)
 
@@ -230,7 +227,7 @@ def write_report(
     run: Run,
     dataset: data.Dataset,
     features: torch.Tensor,
-    described: DescribedClusters,
+    assignment: report.Assignment,
     figures: dict[str, Any],
     model: Path,
 ) -> None:
@@ -253,7 +250,7 @@ def write_report(
         truth=None if labels is None else report.GroundTruth(labels, classes or [], "true classes"),
         seed=config.seed,
     )
-    report.write_report(run.folder, dataset, features, described.assignment, figures, context)
+    report.write_report(run.folder, dataset, features, assignment, figures, context)
 
 
 def save_features(features: torch.Tensor, dataset: data.Dataset, path: Path) -> None:

@@ -102,15 +102,9 @@ def run_step(
     step = partial(scan_step, for_training(run, inputs.network, inputs.train), criterion)
     selection = Selection(run, model, inputs, splits)
     engine.train(
-        run,
-        fingerprint,
-        model,
-        optimizer,
-        inputs.train,
-        step,
-        checkpointed=[selection],
-        after_epoch=selection,
-    )
+        run, fingerprint, model, optimizer, inputs.train, step,
+        checkpointed=[selection], after_epoch=selection,
+    )  # fmt: skip
 
     best = load_model(config, run.folder / "model.pth.tar", into=model)
     log.info("best model: head %d, validation loss %.4f", best.head, selection.best_loss)

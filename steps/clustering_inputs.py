@@ -2,8 +2,9 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -162,4 +163,5 @@ def start_heads(run: Run, model: ClusteringModel, inputs: ClusteringInputs, spli
         loader = Loader(inputs.train.dataset, view, train=False, **loading)
         features = infer(backbone, loader, "features to start from")
     neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
-    graph.start_heads(model.cluster_head, features, neighbors, inputs.train.anchors, run.config.seed)
+    heads = cast(Sequence[nn.Linear], model.cluster_head)
+    graph.start_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)

@@ -1,11 +1,15 @@
-"""How good the clusters are: after each epoch, and at the end of a step."""
+"""How good the clusters are: after each epoch, at the end of a step, and for the report."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data import Dataset
+from utils import report
 from utils.analysis import metrics, plots, results
+from utils.analysis.prototypes import find_prototypes
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
 from utils.training import resume
@@ -14,13 +18,7 @@ from utils.training import resume
 def validation_accuracy(
     probabilities: torch.Tensor, dataset: Dataset, images: torch.Tensor | slice = slice(None)
 ) -> dict[str, float]:
-    """The accuracy to log, `val_acc`; nothing without labels.
-
-    Args:
-        probabilities: float (M, C), on the CPU.
-        dataset: holds the M images.
-        images: their indices in it.
-    """
+    """The accuracy to log, `val_acc`, of the probabilities (M, C) of some images; nothing without labels."""
     if dataset.labels is None or dataset.classes is None:
         return {}
     accuracy = metrics.clustering_accuracy(probabilities, dataset.labels[images], len(dataset.classes))
@@ -37,16 +35,41 @@ def finish_clustering(
 ) -> None:
     """Write the results on the test split, and mark the step as finished.
 
-    Args:
-        run: the Run.
-        fingerprint: of the step.
-        weights: state dict of the final model.
-        probabilities: float (N, C).
-        dataset: the N images of the test split.
-        further: what else metrics.json says.
+    `weights` and `probabilities` (N, C) are of the final model; `further` is what else metrics.json says.
     """
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}
     if run.main:
         results.report_clusters(run.folder, probabilities.cpu(), dataset, about | (further or {}))
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.mark_finished(run, fingerprint, weights)
+
+
+def describe_clusters(
+    run: Run, dataset: Dataset, features: torch.Tensor, probabilities: torch.Tensor, pretext: Path
+) -> tuple[report.Assignment, dict[str, Any]]:
+    """Look at each image and each cluster, without using labels.
+
+    Args:
+        features: float (N, D), of the backbone.
+        probabilities: float (N, C), on the CPU.
+        pretext: folder of the pretext step's results, which may be missing.
+
+    Returns:
+        what is known of each image; and for metrics.json, `prototypes`, where the features come from, and
+        shares and counts.
+    """
+    machine, search = run.machine, run.config.search
+    prototypes = find_prototypes(features, probabilities)
+    assignment = report.build_assignment(dataset, features, probabilities, prototypes, machine.device, search)
+    figures = assignment.figures(probabilities.size(1))
+    return assignment, {**learned_by_others(pretext), "prototypes": prototypes, **figures}
+
+
+def learned_by_others(pretext: Path) -> dict[str, Any]:
+    """Where the features of a pretext step come from, if they are pretrained, and whether labels had a part.
+
+    An empty dict for features of our own, or if nothing is known.
+    """
+    path = pretext / "metrics.json"
+    figures = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: figures[key] for key in ("weights", "labels_in_pretraining") if key in figures}
