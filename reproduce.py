@@ -251,10 +251,11 @@ def k_means_figures(plan: Plan, build_dataset: BuildDataset) -> dict[str, Metric
 
 def k_means(points: list[torch.Tensor], test_set: data.Dataset, clusters: int, seed: int) -> Metrics:
     """Figures of so many clusters of the test split's points, fitted on the train split's."""
+    labels, classes = test_set.labels, test_set.classes
+    assert labels is not None and classes is not None  # which main() has checked
     train, test = points
     times = INITIALIZATIONS if train.numel() * clusters <= SLOW else 1
-    classes = len(test_set.classes or ())
-    figures = kmeans.score(train, test, test_set.labels, clusters, classes, seed, times)
+    figures = kmeans.score(train, test, labels, clusters, len(classes), seed, times)
     return {**figures, "initialisations": times}
 
 

@@ -9,7 +9,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
-from digits_steps import ROOT, STEPS, draw_nothing, run
+from digits_steps import ROOT, STEPS, draw_nothing, note_steps, run
 from filelock import FileLock
 from image_folders import gradient
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,6 +68,12 @@ def results(made_once):
             run(step, root)
 
     return made_once("results", make) / "digits"
+
+
+@pytest.fixture
+def steps_run(monkeypatch):
+    """Names of the scripts whose step runs from now on, in order."""
+    return note_steps(monkeypatch)
 
 
 @pytest.fixture

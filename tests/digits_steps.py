@@ -15,6 +15,7 @@ from utils.run import checkpoint, machine
 from utils.run.config import load_config
 from utils.run.script import parse_arguments, run_script
 from utils.run.weights import unwrap
+from workflows import run_steps
 
 ROOT = Path(__file__).parent.parent
 # TEST_PRECISION=bf16, or fp32: test as on a machine on which `precision: auto` means that.
@@ -61,6 +62,20 @@ def config_of(step, *overrides):
 
 def run(step, root, *overrides, flags=()):
     STEPS[step][0].main(arguments(step, root, *overrides, flags=flags))
+
+
+def note_steps(patch):
+    """List to which the name of each script is added whose step runs from now on."""
+    names = []
+    for scripts in run_steps.SCRIPTS.values():
+        for script in scripts.values():
+
+            def noted(*arguments, script=script, original=script.run_step):
+                names.append(script.__name__)
+                original(*arguments)
+
+            patch.setattr(script, "run_step", noted)
+    return names
 
 
 def weights(path):

@@ -32,7 +32,9 @@ class TrainedModel:
     @property
     def vector_width(self) -> int | None:
         """Width of the vectors that it takes in place of images; None if it takes images."""
-        return self.model.cluster_head[0].in_features if self.config.features_file else None
+        if not self.config.features_file:
+            return None
+        return self.model.state_dict()["cluster_head.0.weight"].size(1)
 
     def decode(
         self, files: Sequence[str], num_workers: int = 0
