@@ -94,7 +94,7 @@ def test_row(key):
 
 
 def test_criteria_are_those_of_the_losses():
-    assert schema.CRITERIA.keys() == losses.CRITERIA.keys()
+    assert schema.SETUP_OF_CRITERION.keys() == losses.CRITERIA.keys()
     for name, loss in losses.CRITERIA.items():
         options = {option for option, key in OPTIONS.items() if name in key.only.values}
         assert options <= inspect.signature(loss).parameters.keys()
@@ -265,8 +265,8 @@ def test_one_row_makes_an_option_of_a_loss(monkeypatch):
 
 
 def test_one_entry_and_one_row_make_a_criterion(monkeypatch, tmp_path):
-    monkeypatch.setitem(schema.CRITERIA, "soft", "selflabel")
-    check = schema.one_of(*schema.CRITERIA)
+    monkeypatch.setitem(schema.SETUP_OF_CRITERION, "soft", "selflabel")
+    check = schema.one_of(*schema.SETUP_OF_CRITERION)
     rows = [replace(key, check=check) if key.name == "criterion" else key for key in EXPERIMENT]
     soft, name = schema.criterion("soft"), "criterion_kwargs.power"
     option = Key(schema.POSITIVE, "A.", required=schema.ALWAYS, only=soft, name=name)

@@ -54,7 +54,7 @@ def merge_config(
     if args.run:
         config.root_dir = str(Path(config.root_dir) / args.run)
     if training:
-        own = [name for name, step in schema.CRITERIA.items() if step == config.setup]
+        own = [name for name, step in schema.SETUP_OF_CRITERION.items() if step == config.setup]
         if own and given.get("criterion", own[0]) not in own:
             found = config.criterion
             raise UserError(

@@ -1,6 +1,6 @@
 """Every key of a configuration. A new option is one row here, and the code that reads it.
 
-A new criterion is one entry of CRITERIA, one row for each of its options, and the loss.
+A new criterion is one entry of SETUP_OF_CRITERION, one row for each of its options, and the loss.
 """
 
 import textwrap
@@ -121,7 +121,7 @@ TRAINED = to_train("simclr", "scan", "selflabel")
 # The criteria of losses.CRITERIA, and the step that each trains. Their options are the rows that are
 # `only=criterion(NAME, ...)`.
 CONFIDENCE, VOTE = "confidence-cross-entropy", "neighbor-vote-cross-entropy"
-CRITERIA = {"simclr": "simclr", "scan": "scan", CONFIDENCE: "selflabel", VOTE: "selflabel"}
+SETUP_OF_CRITERION = {"simclr": "simclr", "scan": "scan", CONFIDENCE: "selflabel", VOTE: "selflabel"}
 
 
 def criterion(*names: str) -> When:
@@ -365,7 +365,7 @@ class Experiment(Settings):
         PROBABILITY, "Weight of the old average at each iteration.", required=When("use_ema", (True,))
     )
     # the loss
-    criterion: str = key(one_of(*CRITERIA), "Loss; each step has its own.", required=TRAINED)
+    criterion: str = key(one_of(*SETUP_OF_CRITERION), "Loss; each step has its own.", required=TRAINED)
     criterion_kwargs: CriterionSettings = group(
         CriterionSettings, "Options of the loss.", required=TRAINED, tunable=True
     )
