@@ -23,8 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
 from data.folder import decode_pass
-from data.folder.decode import ResizeSpec
-from data.folder.image_files import OwnImages
+from data.folder.decode import ResizeSpec, decode_image
 from utils.files import write_json
 
 ROUNDS = 3
@@ -58,9 +57,8 @@ def plain(files, side):
 
 
 def reduced(files, side):
-    images = OwnImages(files, None, None, Path(), ResizeSpec(side))
-    for index in range(len(images)):
-        yield images.decode(index)
+    for path in files:
+        yield decode_image(path, ResizeSpec(side), 65535)[0]
 
 
 def epochs(config, many):

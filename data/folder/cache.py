@@ -66,10 +66,10 @@ class Manifest(NamedTuple):
     white: int | None = None
     pixels: torch.Tensor | None = None
 
-    def holds(self, stat: FileStat, white: int) -> bool:
-        """Whether a file need not be decoded, if `white` is to be shown white."""
+    def holds(self, stat: FileStat, white: int, with_pixels: bool = True) -> bool:
+        """Whether what is known of a file is here, with the pixels in which `white` is shown white."""
         record = self.records.get(stat)
-        if record is None or record.reason:
+        if record is None or record.reason or not with_pixels:
             return record is not None
         return self.pixels is not None and (record.brightest < 0 or self.white == white)
 

@@ -10,12 +10,12 @@ from there.
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,6 +40,7 @@ class DecodedFolder(NamedTuple):
     """What is known of a folder's files, in their order."""
 
     digest: str  # of their names, sizes and times
+    spec: ResizeSpec
     readable: list[bool]  # for each file
     unreadable: dict[str, str]  # name, as `shown` gives it: reason
     hashes: list[str]  # SHA-256 of each file that can be read
@@ -80,12 +81,11 @@ def decode_folder(
     with cache.exclusive() if cache else contextlib.nullcontext():
         manifest = cache.load() if cache else Manifest({})
         chosen = white or _white_of_all(files, stats, manifest, num_workers)
-        complete = stats == list(manifest.records) and all(manifest.holds(stat, chosen) for stat in stats)
-        if complete and manifest.pixels is not None and cache:
-            pixels: torch.Tensor | None = None
-            mapped = manifest.pixels
-            log.info("%s: %d decoded images are in %s", where, len(mapped), shown(str(cache.folder)))
-            records, pixels = manifest.records, mapped.clone() if fits_in_memory(mapped.numel()) else mapped
+        records, pixels = manifest.records, manifest.pixels
+        complete = stats == list(records) and all(manifest.holds(stat, chosen) for stat in stats)
+        if cache and pixels is not None and complete:
+            log.info("%s: %d decoded images are in %s", where, len(pixels), shown(str(cache.folder)))
+            pixels = pixels.clone() if fits_in_memory(pixels.numel()) else pixels
         else:
             with PassOutput(cache, manifest, chosen, len(files), spec.size) as output:
                 _run_pass(files, stats, spec, num_workers, output)
@@ -99,6 +99,7 @@ def decode_folder(
         log.warning("%s: %s cannot be read and are left out: %s", where, share, shown(str(unreadable_list)))
     _finished[key] = DecodedFolder(
         digest,
+        spec,
         [not record.reason for record in records.values()],
         unreadable,
         [record.sha256 for record in records.values() if not record.reason],
@@ -140,39 +141,75 @@ def _export(unreadable: dict[str, str], count: int, path: Path, cache: DecodedCa
         log.warning("%s: cannot be written (%s)", path, error.strerror)
 
 
-# --- the pass --------------------------------------------------------------------------------------
+# --- in worker processes ---------------------------------------------------------------------------
 
 
-def _white_of_all(files: list[str], stats: list[FileStat], manifest: Manifest, num_workers: int) -> int:
-    """The value of 16-bit files that is shown white: by all of them, before any is decoded."""
-    known = [manifest.records[stat].brightest for stat in stats if stat in manifest.records]
-    unknown = [path for path, stat in zip(files, stats, strict=True) if stat not in manifest.records]
-    for _, values in in_batches(_brightest_values, unknown, num_workers, "looking for 16 bits"):
-        known += values
-    return sanity_checks.white_of(max(known, default=-1))
+class DecodedBatch(NamedTuple):
+    """What is known of a few files, and the pixels of those that can be read."""
+
+    records: list[FileRecord]
+    pixels: torch.Tensor | None  # uint8 (n, 3, S, S); None: n is 0, or they are not wanted
+
+
+def decode_batches(
+    files: Sequence[str], spec: ResizeSpec, white: int, num_workers: int, keep_pixels: bool = True
+) -> Iterator[DecodedBatch]:
+    """Decode files, a few at a time."""
+    decode = partial(_decode_batch, spec=spec, white=white, keep_pixels=keep_pixels)
+    return _in_batches(decode, files, num_workers)
+
+
+def _decode_batch(files: list[str], spec: ResizeSpec, white: int, keep_pixels: bool) -> DecodedBatch:
+    records, pixels = [], []
+    for path in files:
+        try:
+            image, record = decode_image(path, spec, white)
+            pixels += [image] * keep_pixels
+        except Exception as error:  # a damaged file can break a decoder in any way
+            record = FileRecord(reason=shown(reason_of(error)))
+        records.append(record)
+    return DecodedBatch(records, torch.stack(pixels) if pixels else None)
 
 
 def _brightest_values(files: list[str]) -> list[int]:
     return [brightest_value(path) for path in files]
 
 
+def _in_batches(function: Callable[[list[str]], T], files: Sequence[str], num_workers: int) -> Iterator[T]:
+    """Yield what `function` makes of a few files at a time in a worker process."""
+    num_workers = min(num_workers, math.ceil(len(files) / BATCH))
+    yield from decoding_loader(files, num_workers, batch_size=BATCH, collate_fn=function)
+
+
+# --- the pass --------------------------------------------------------------------------------------
+
+
+def _white_of_all(files: list[str], stats: list[FileStat], manifest: Manifest, num_workers: int) -> int:
+    """The value of 16-bit files that is shown white: by all of them, before any is decoded."""
+    is_known = [stat in manifest.records for stat in stats]
+    values = [manifest.records[stat].brightest for stat in itertools.compress(stats, is_known)]
+    unknown = [path for path, known in zip(files, is_known, strict=True) if not known]
+    for batch in _in_batches(_brightest_values, unknown, num_workers):
+        values += batch
+    return sanity_checks.white_of(max(values, default=-1))
+
+
 def _run_pass(
     files: list[str], stats: list[FileStat], spec: ResizeSpec, num_workers: int, output: "PassOutput"
 ) -> None:
     """Give `output` each file's record and pixels: from its manifest where that holds them, else decoded."""
-    manifest, white, keep_pixels = output.manifest, output.white, output.keeps_pixels
-    if keep_pixels:
-        missing = [not manifest.holds(stat, white) for stat in stats]
-    else:  # it is enough to know which images can be read
-        missing = [stat not in manifest.records for stat in stats]
+    manifest, keep_pixels = output.manifest, output.keeps_pixels
+    missing = [not manifest.holds(stat, output.white, keep_pixels) for stat in stats]
     if any(missing):
         why = "to keep them" if keep_pixels else "to find those that cannot be read"
         log.info("decoding %d images once, %s", sum(missing), why)
-    decode = partial(decode_batch, spec=spec, white=white, keep_pixels=keep_pixels)
-    batches = in_batches(decode, list(compress(files, missing)), num_workers, "decoding")
-    decoded = (result for _, batch in batches for result in _one_by_one(batch))
+    batches = decode_batches(
+        list(itertools.compress(files, missing)), spec, output.white, num_workers, keep_pixels
+    )
+    decoded = itertools.chain.from_iterable(map(_one_by_one, batches))
     rows = manifest.rows()
-    for path, stat, is_missing in zip(files, stats, missing, strict=True):
+    progress = tqdm(files, desc="decoding", unit="image", leave=False, disable=None)
+    for path, stat, is_missing in zip(progress, stats, missing, strict=True):
         if is_missing:
             record, image = next(decoded)
             if record.reason and not manifest.records.get(stat, record).reason:
@@ -181,6 +218,12 @@ def _run_pass(
             record = manifest.records[stat]
             image = manifest.pixels[rows[stat]] if manifest.pixels is not None and stat in rows else None
         output.append(stat, record, image)
+
+
+def _one_by_one(batch: DecodedBatch) -> Iterator[tuple[FileRecord, torch.Tensor | None]]:
+    images = iter(() if batch.pixels is None else batch.pixels)
+    for record in batch.records:
+        yield record, None if record.reason else next(images, None)
 
 
 class PassOutput:
@@ -255,65 +298,3 @@ class PassOutput:
                 error.strerror or error,
                 "decoded again in every epoch" if self.memory is None else "kept in memory only",
             )
-
-
-# --- in worker processes ---------------------------------------------------------------------------
-
-
-class DecodedBatch(NamedTuple):
-    """What is known of a few files, and the pixels of those that can be read, if they are wanted."""
-
-    records: list[FileRecord]
-    pixels: torch.Tensor | None  # uint8 (n, 3, S, S); None: n is 0
-
-
-def decode_batch(files: list[str], spec: ResizeSpec, white: int, keep_pixels: bool = True) -> DecodedBatch:
-    """Decode a few files."""
-    records, pixels = [], []
-    for path in files:
-        try:
-            image, record = decode_image(path, spec, white)
-            pixels += [image] * keep_pixels
-        except Exception as error:  # a damaged file can break a decoder in any way
-            record = FileRecord(reason=shown(reason_of(error)))
-        records.append(record)
-    return DecodedBatch(records, torch.stack(pixels) if pixels else None)
-
-
-def _one_by_one(batch: DecodedBatch) -> Iterator[tuple[FileRecord, torch.Tensor | None]]:
-    images = iter(() if batch.pixels is None else batch.pixels)
-    for record in batch.records:
-        yield record, None if record.reason else next(images, None)
-
-
-class _Batches(torch.utils.data.Dataset):
-    """What `function` makes of lists of files, each of which is an index."""
-
-    def __init__(self, function: Callable[[list[str]], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, files: list[str]) -> Any:
-        return self.function(files)
-
-
-def in_batches(
-    function: Callable[[list[str]], T], files: list[str], num_workers: int, description: str = ""
-) -> Iterator[tuple[list[str], T]]:
-    """Yield a few files at a time, and what `function` makes of them in a worker process.
-
-    `description`: of a progress bar; "": there is none.
-    """
-    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
-    num_workers = min(num_workers, len(batches))
-    loader = decoding_loader(
-        _Batches(function), num_workers, batch_size=None, sampler=batches, collate_fn=_unchanged
-    )
-    disable = None if description else True  # None: where the output is no terminal
-    with tqdm(total=len(files), desc=description, unit="image", leave=False, disable=disable) as bar:
-        for batch, result in zip(batches, loader, strict=True):
-            yield batch, result
-            bar.update(len(batch))
-
-
-def _unchanged(result: T) -> T:
-    return result

@@ -1,4 +1,4 @@
-"""Datasets of image files: ImageNet's, which each batch decodes anew, and a user's own, decoded once."""
+"""Large datasets of image files, which are decoded each time a batch needs them."""
 
 import hashlib
 import os
@@ -16,10 +16,8 @@ from errors import UserError
 from ..dataset import Dataset
 from ..device import Device
 from ..messages import shown
-from ..sets.arrays import ArrayImages
 from ..sets.labels import labels_and_names
-from .decode import ResizeSpec, decode_image, decode_plain, reason_of, unreadable_error
-from .sanity_checks import WHITE
+from .decode import decode_plain, reason_of, unreadable_error
 
 
 class FolderImages(Dataset, torch.utils.data.Dataset):
@@ -62,12 +60,13 @@ class FolderImages(Dataset, torch.utils.data.Dataset):
         return f"{len(self)} images ({sum_.hexdigest()[:16]})"
 
     def _digests(self) -> Iterator[bytes]:
-        for path in self.files[self._sample()]:
+        for path in self.files[:: self.sampling_step()]:
             with suppress(OSError), open(os.fsdecode(path), "rb") as file:
                 yield hashlib.file_digest(file, "sha256").digest()
 
-    def _sample(self) -> slice:
-        return slice(None, None, max(1, len(self) // 100))
+    def sampling_step(self) -> int:
+        """The fingerprint looks at every n-th file."""
+        return max(1, len(self) // 100)
 
     def decode(self, index: int) -> torch.Tensor:
         """One image, as `fetch` gives it, uint8 (3, size, size), on the CPU. Raises whatever Pillow does."""
@@ -102,80 +101,6 @@ class FolderImages(Dataset, torch.utils.data.Dataset):
                 yield images.to(device, non_blocking=True).unflatten(0, index.shape)
         except UserError as error:  # a worker process puts its traceback before the message
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
-
-
-class OwnImages(FolderImages):
-    """One split of a user's own images, see `decode.decode_image`.
-
-    Args:
-        files, labels, classes: as FolderImages.
-        folder: folder of the split, which contains all files.
-        spec: how images become squares.
-        white: value of 16-bit files that is shown white.
-        prefix: start of each image's name; the path within the folder follows.
-        pixels: the decoded images; None: they are decoded each time a batch needs them.
-        hashes: SHA-256 of the files' content, as text; None: not known.
-        white_level: `white` if it was given, or chosen by images of 16 bits; None if there are none.
-    """
-
-    def __init__(
-        self,
-        files: Iterable[str | Path],
-        labels: Sequence[int] | None,
-        classes: list[str] | None,
-        folder: Path,
-        spec: ResizeSpec,
-        white: int = WHITE,
-        *,
-        prefix: str = "",
-        pixels: ArrayImages | None = None,
-        hashes: list[str] | None = None,
-        white_level: int | None = None,
-    ) -> None:
-        super().__init__(files, labels, classes, spec.size)
-        self.folder = folder
-        self.spec = spec
-        self.white = white
-        self.prefix = prefix
-        self.pixels = pixels
-        self.hashes = hashes
-        self.white_level = white_level
-
-    def paths(self) -> list[str]:
-        start = len(os.fsencode(os.path.join(self.folder, "")))
-        return [self.prefix + os.fsdecode(path[start:]) for path in self.files.tolist()]
-
-    def content_hashes(self) -> list[str] | None:
-        """N strings, equal for files of equal content; None if not known."""
-        return self.hashes
-
-    def content_digest(self) -> str | None:
-        """Hash of all files' content and of how they are decoded; None if not known."""
-        if self.hashes is None:
-            return None
-        return hashlib.sha256("\n".join([*self.hashes, str((*self.spec, self.white))]).encode()).hexdigest()
-
-    def _digests(self) -> Iterator[bytes]:
-        if self.hashes is None:
-            return super()._digests()
-        return (bytes.fromhex(sha256) for sha256 in self.hashes[self._sample()])
-
-    def decode(self, index: int) -> torch.Tensor:
-        return decode_image(os.fsdecode(self.files[index]), self.spec, self.white)[0]
-
-    def raw(self, index: int) -> torch.Tensor:
-        return super().raw(index) if self.pixels is None else self.pixels.raw(index)
-
-    def to(self, device: Device) -> None:
-        if self.pixels is not None:
-            self.pixels.to(device)
-
-    def fetch(
-        self, index_batches: Iterable[torch.Tensor], device: Device, num_workers: int = 0
-    ) -> Iterator[torch.Tensor]:
-        if self.pixels is None:
-            return super().fetch(index_batches, device, num_workers)
-        return self.pixels.fetch(index_batches, device, num_workers)
 
 
 def decoding_loader(dataset: Any, num_workers: int, **options: Any) -> torch.utils.data.DataLoader:

@@ -13,7 +13,6 @@ from ..sets.labels import require_few, require_known
 from .cache import DecodedCache
 from .decode import ResizeSpec
 from .decode_pass import DecodedFolder, decode_folder, share_of
-from .image_files import OwnImages
 from .listing import (
     Suffixes,
     class_folders,
@@ -26,6 +25,7 @@ from .listing import (
     require_folder,
     require_images,
 )
+from .own_images import OwnImages
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +60,15 @@ def build_folder(
 
     Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
     train/. Where there is TinyImageNet's list of the labels of val/, that is the test split. Folders are read
-    recursively. Every image is decoded once, and those that cannot be read are left
-    out; see `decode_pass`.
+    recursively. Every image is decoded once, and those that cannot be read are left out; see `decode_pass`.
 
     Args:
-        root: the folder.
-        split: see `data.build_dataset`.
-        spec: how the images become squares.
-        num_workers: processes that decode.
         max_unreadable: share of the images that may be left out.
         folder_labels: "auto", or "none": folders mean nothing, and all images are in both splits.
         white_level: value of 16-bit files that is shown white; None: see `sanity_checks.white_of`.
-        cache_folder: folder that the decoded images are kept in, or None.
-        train_cache_folder: folder that the decoded images of the train split are kept in, whose value of
-            white holds for the test split, too; or None.
-        results: folder to leave out if it lies within `root`, or None. That around `cache_folder` is, too.
+        cache_folder: folder that the decoded images are kept in; None: nowhere.
+        train_cache_folder: that of the train split, whose value of white holds for the test split, too.
+        results: folder to leave out if it lies within `root`. That around `cache_folder` is, too.
         only_read: whether `root` may be anywhere. It is then no part of the images' names, and the list of
             unreadable images is written to `cache_folder`.
 
@@ -107,12 +101,9 @@ def build_folder(
         None if found.labels is None else list(compress(found.labels, decoded.readable)),
         classes,
         folder,
-        spec,
-        decoded.white,
-        prefix="" if classes or (only_read and folder == root) else f"{folder.name}/",
-        pixels=decoded.pixels,
-        hashes=decoded.hashes,
-        white_level=white or (decoded.white if decoded.has_16_bits else None),
+        "" if classes or (only_read and folder == root) else f"{folder.name}/",
+        decoded,
+        white or (decoded.white if decoded.has_16_bits else None),
     )
 
 

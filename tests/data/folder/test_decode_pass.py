@@ -7,7 +7,7 @@ from image_folders import SIZE, build, file_names, gradient, save, unreadable
 from PIL import Image
 
 import data
-from data.folder import decode_pass, image_files
+from data.folder import decode_pass, own_images
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
@@ -117,7 +117,7 @@ def test_images_are_decoded_once_per_process_in_order(folder, workers, monkeypat
     dataset = build(folder, num_workers=workers)
     assert (dataset.classes, dataset.labels.bincount().tolist()) == (["ant", "bee", "cat"], [14, 13, 15])
     assert list(unreadable(folder)) == ["ant/03.png", "bee/00.png", "bee/14.png"]
-    for module in (decode_pass, image_files):
+    for module in (decode_pass, own_images):
         monkeypatch.setattr(module, "decode_image", None)  # from here on nothing may be decoded
     again = build(folder)
     assert dataset.pixels is again.pixels
