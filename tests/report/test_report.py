@@ -300,7 +300,7 @@ def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, caplog, 
 
 @pytest.fixture
 def without_umap(monkeypatch):
-    monkeypatch.setattr(layout, "_import_umap", lambda: None)
+    monkeypatch.setattr(layout, "import_umap", lambda: None)
 
 
 def test_groups_are_apart_on_the_map(without_umap):
@@ -331,7 +331,7 @@ def test_umap_if_it_is_installed(monkeypatch):
             def fit_transform(self, features):
                 return features[:, :2] * 7
 
-    monkeypatch.setattr(layout, "_import_umap", lambda: Module)
+    monkeypatch.setattr(layout, "import_umap", lambda: Module)
     places, method = layout.lay_out(blobs(30)[0])
     assert method.startswith("UMAP") and places.min() >= 0 and places.max() <= 1
 

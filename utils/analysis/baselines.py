@@ -2,6 +2,7 @@
 
 import logging
 import time
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -79,17 +80,25 @@ def _ward(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
     return torch.from_numpy(ward.fit_predict(x.numpy())).long()
 
 
-def _umap(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
+def import_umap() -> ModuleType | None:
+    """The module umap, or None if it is not installed."""
     try:
         import umap
     except ImportError:
-        log.info("baseline umap is left out: UMAP is not installed (pip install umap-learn)")
         return None
-    if len(x) > UMAP_LIMIT:
-        log.info("baseline umap is left out: %d images are more than %d", len(x), UMAP_LIMIT)
-        return None
-    if len(x) <= max(UMAP["n_components"] + 1, UMAP["n_neighbors"]):
-        log.info("baseline umap is left out: %d images are too few", len(x))
-        return None
-    embedded = torch.from_numpy(umap.UMAP(**UMAP, n_jobs=1, random_state=seed).fit_transform(x.numpy()))
-    return _kmeans(embedded, num_clusters, seed)
+    return umap
+
+
+def _umap(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
+    umap = import_umap()
+    if umap is None:
+        reason = "UMAP is not installed (pip install umap-learn)"
+    elif len(x) > UMAP_LIMIT:
+        reason = f"{len(x)} images are more than {UMAP_LIMIT}"
+    elif len(x) <= max(UMAP["n_components"] + 1, UMAP["n_neighbors"]):
+        reason = f"{len(x)} images are too few"
+    else:
+        embedded = umap.UMAP(**UMAP, n_jobs=1, random_state=seed).fit_transform(x.numpy())
+        return _kmeans(torch.from_numpy(embedded), num_clusters, seed)
+    log.info("baseline umap is left out: %s", reason)
+    return None

@@ -54,7 +54,7 @@ class ClusterMonitor:
     Args:
         advice: problem -> what to do about it; SCAN_ADVICE or SELFLABEL_ADVICE.
         threshold: confidence that makes a pseudo-label; None without pseudo-labels.
-        start: int64 (N,), the images' clusters before the training; None if the training forms the clusters.
+        start: the clusters before the training; None if the training forms the clusters.
         patience: number of epochs at the start without warnings, while clusters form.
         history: gives the logged metrics of the earlier epochs, see `read_epochs`.
     """
@@ -79,10 +79,10 @@ class ClusterMonitor:
 
         Args:
             epoch: number of epochs done, for the warnings.
-            probabilities: float (N, C), of the validation images.
+            probabilities: of the validation images.
 
         Returns:
-            dict to log: `cluster_sizes`, C counts; `dead_clusters`, how many of them are 0;
+            what to log: `cluster_sizes`, C counts; `dead_clusters`, how many of them are 0;
             `mean_confidence`; with a threshold `confident_shares`, for each cluster the share of its images
             above it, 0 for a dead one; `warned_of`, the problems of new warnings, if any.
         """
@@ -145,10 +145,6 @@ def find_merged(start: torch.Tensor, now: torch.Tensor, num_clusters: int) -> di
 
     A cluster counts if it had at least half the mean size, and more than half of its images are now in the
     same cluster.
-
-    Args:
-        start, now: int64 (N,), the images' clusters before and after.
-        num_clusters: of both.
     """
     c = num_clusters
     table = torch.bincount(start * c + now, minlength=c * c).view(c, c)
@@ -190,7 +186,6 @@ def require_confident(
     """Log how many training images give a pseudo-label, for each cluster.
 
     Args:
-        confidence, clusters: float and int64 (N,), the training images' largest probability and its cluster.
         threshold: a confidence strictly above it makes a pseudo-label.
 
     Raises:

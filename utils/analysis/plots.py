@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -29,6 +29,10 @@ TICKS = 50  # with more rows or columns than this, names would not be legible
 SHEET_COLUMNS = 10  # of a sheet of images
 CONTACT_COLUMNS, CONTACT_SIDE = 20, 80  # of a contact sheet; the side of an image in pixels
 LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; longer text is cut
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(["font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 7),
+    **{"axes.labelsize": 8, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3},
+}
 LEAST_SPAN = 8  # percentage points of an axis, so that chance does not look like an effect
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
@@ -53,7 +57,7 @@ def or_a_warning(path: Path) -> Iterator[None]:
 @contextmanager
 def _figure(path: Path, **settings: Any) -> Iterator[Figure]:
     """Context manager that gives a new Figure, and saves it as a PNG at the end."""
-    with or_a_warning(path):
+    with or_a_warning(path), rc_context(STYLE):
         figure = Figure(**settings)
         yield figure
         FigureCanvasAgg(figure)
@@ -102,22 +106,19 @@ def save_confusion_matrix(matrix: np.ndarray, rows: list[str], columns: list[str
     """Draw a matrix of shares in [0, 1], a row for each true class. `rows`, `columns`: their names."""
     side = min(14, 3 + 0.35 * max(matrix.shape))
     with _figure(path, figsize=(side + 1, side), layout="constrained") as figure:
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(ylabel="true class", xlabel="cluster, in the order of the matched classes")
+        axes.grid(False)
         picture = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
-        axes.set_ylabel("true class")
-        axes.set_xlabel("cluster, in the order of the matched classes")
         if len(rows) <= TICKS:
             names = [_cut(name, LONGEST_TICK) for name in drawable(tuple(enumerate(rows))).values()]
-            axes.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
+            axes.set_yticks(range(len(rows)), names, parse_math=False)
         if len(columns) <= TICKS:
-            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+            axes.set_xticks(range(len(columns)), columns, rotation=90)
         if max(matrix.shape) <= 20:
             for (row, column), share in np.ndenumerate(matrix):
                 if share >= 0.005:
-                    axes.text(
-                        column, row, f"{100 * share:.0f}",
-                        ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black",
-                    )  # fmt: skip
+                    color = "white" if share > 0.5 else "black"
+                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color)
         figure.colorbar(picture, ax=axes, label="share of the true class")
 
 
@@ -129,32 +130,27 @@ def save_calibration(figures: dict[str, Any], path: Path) -> None:
     bins, coverage = figures["bins"], figures["coverage"]
     width, total = 1 / len(bins["count"]), sum(bins["count"])
     middles = [(i + 0.5) * width for i in range(len(bins["count"]))]
+    filled = [i for i, count in enumerate(bins["count"]) if count]
+    mean, accuracy = ([bins[name][i] for i in filled] for name in ("confidence", "accuracy"))
+    dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "color": "tab:orange"}
     with _figure(path, figsize=(9, 4.5), layout="constrained") as figure:
         axes = figure.subplot_mosaic([["reliability", "curve"], ["histogram", "curve"]], height_ratios=[3, 1])
-        reliability, curve, histogram = axes["reliability"], axes["curve"], axes["histogram"]
-        filled = [i for i, count in enumerate(bins["count"]) if count]
-        mean, accuracy = ([bins[name][i] for i in filled] for name in ("confidence", "accuracy"))
-        reliability.bar([middles[i] for i in filled], accuracy, 0.94 * width, color="tab:blue", alpha=0.5)
-        reliability.plot(mean, accuracy, "o", color="tab:blue", markersize=4)
-        reliability.plot([0, 1], [0, 1], linestyle=":", color="gray")
-        reliability.set_title(f"expected calibration error {100 * figures['ece']:.1f} %", fontsize=9)
-        reliability.set_ylabel("accuracy", fontsize=8)
-        reliability.set_ylim(0, 1.02)
-        histogram.bar(middles, [count / total for count in bins["count"]], 0.94 * width, color="tab:gray")
-        histogram.set_xlabel("confidence", fontsize=8)
-        histogram.set_ylabel("share of images", fontsize=8)
-        for panel in (reliability, histogram):
-            panel.set_xlim(0, 1)
-            panel.axvline(figures["unsure_below"], linestyle="--", linewidth=1, color="tab:orange")
-        curve.plot(coverage["share"], coverage["accuracy"], marker=".")
-        curve.set_title("accuracy of the most confident images", fontsize=9)
-        curve.set_xlabel("share of images", fontsize=8)
-        curve.set_ylabel("accuracy", fontsize=8)
-        curve.axvline(figures["sure"]["count"] / total, linestyle="--", linewidth=1, color="tab:orange")
-        curve.set_xlim(0, 1.02)
-        for panel in axes.values():
-            panel.tick_params(labelsize=7)
-            panel.grid(alpha=0.3)
+        panel = axes["reliability"]
+        panel.bar([middles[i] for i in filled], accuracy, 0.94 * width, color="tab:blue", alpha=0.5)
+        panel.plot(mean, accuracy, "o", color="tab:blue", markersize=4)
+        panel.plot([0, 1], [0, 1], linestyle=":", color="gray")
+        panel.axvline(figures["unsure_below"], **dashed)
+        title = f"expected calibration error {100 * figures['ece']:.1f} %"
+        panel.set(title=title, ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        panel = axes["histogram"]
+        panel.bar(middles, [count / total for count in bins["count"]], 0.94 * width, color="tab:gray")
+        panel.axvline(figures["unsure_below"], **dashed)
+        panel.set(xlabel="confidence", ylabel="share of images", xlim=(0, 1))
+        panel = axes["curve"]
+        panel.plot(coverage["share"], coverage["accuracy"], marker=".")
+        panel.axvline(figures["sure"]["count"] / total, **dashed)
+        title = "accuracy of the most confident images"
+        panel.set(title=title, xlabel="share of images", ylabel="accuracy", xlim=(0, 1.02))
 
 
 def save_image_sheet(cells: Iterable[Cell], path: Path) -> None:
@@ -208,16 +204,12 @@ def save_numbers(rows: list[dict[str, Any]], best: int, path: Path) -> None:
     numbers = [row["clusters"] for row in rows]
     with _figure(path, figsize=(9, 3), layout="constrained") as figure:
         for place, name in enumerate(("modularity", "stability"), start=1):
-            axes = figure.add_subplot(1, 2, place)
-            spread = [row["modularity_std"] for row in rows] if name == "modularity" else None
-            axes.errorbar(numbers, [row[name] for row in rows], spread, marker="o", capsize=3)
+            axes = figure.add_subplot(1, 2, place, title=name, xlabel="number of clusters", xscale="log")
+            deviations = [row["modularity_std"] for row in rows] if name == "modularity" else None
+            axes.errorbar(numbers, [row[name] for row in rows], deviations, marker="o", capsize=3)
             axes.axvline(best, color="gray", linestyle=":")
-            axes.set_xscale("log")
-            axes.set_xticks(numbers, map(str, numbers), fontsize=7)
+            axes.set_xticks(numbers, map(str, numbers))
             axes.minorticks_off()
-            axes.set_xlabel("number of clusters", fontsize=8)
-            axes.set_title(name, fontsize=9)
-            axes.grid(alpha=0.3)
 
 
 def save_variants(
@@ -226,7 +218,7 @@ def save_variants(
     """Plot a metric in % over the variants of an ablation: each seed's, their mean and standard deviation.
 
     Args:
-        methods: method -> variant -> the spread of the seeds' shares in [0, 1]: `values`, `mean`, `std`.
+        methods: method -> variant -> metrics.Spread of the seeds' shares in [0, 1].
         default: the variant of the experiment files, which is marked.
         label, metric: texts at the axis of variants and at the other one.
     """
@@ -250,13 +242,10 @@ def save_variants(
         axes.set_ylim(low - margin, min(high + margin, 100.5))
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
         axes.get_xticklabels()[names.index(default)].set_fontweight("bold")
-        axes.tick_params(labelsize=8)
         seeds = len(found["values"])
-        about = f"{label} (bold: as in the files; {seeds} seed{'s' * (seeds > 1)})"
-        axes.set_xlabel(about, fontsize=8)
-        axes.set_ylabel(f"{metric}, %", fontsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.set_xlabel(f"{label} (bold: as in the files; {seeds} seed{'s' * (seeds > 1)})")
+        axes.set_ylabel(f"{metric}, %")
+        axes.legend()
 
 
 def curves_of(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -280,12 +269,8 @@ def save_curves(epochs: list[dict[str, Any]], path: Path) -> None:
     columns = min(3, len(curves))
     rows = math.ceil(len(curves) / columns)
     with _figure(path, figsize=(4 * columns, 2.6 * rows), layout="constrained") as figure:
-        for i, (name, points) in enumerate(curves.items()):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            numbers, values = zip(*points, strict=True)
-            axes.plot(numbers, values, marker="." if len(points) < 20 else None)
-            axes.set_title(name, fontsize=9)
-            axes.tick_params(labelsize=7)
-            axes.grid(alpha=0.3)
-            if i >= len(curves) - columns:
-                axes.set_xlabel("epoch", fontsize=8)
+        for i, (name, points) in enumerate(curves.items(), start=1):
+            axes = figure.add_subplot(rows, columns, i, title=name)
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else None)
+            if i > len(curves) - columns:
+                axes.set_xlabel("epoch")

@@ -64,22 +64,21 @@ def write_report(
     with or_a_warning(path):
         lists = _lists(assignment, figures, context.truth)
         sample = content.choose_sample(len(names), lists, seed)
-        places, method = lay_out(features[sample], seed)
+        places, method = lay_out(features[sample.indices], seed)
         for axis, values in zip("xy", places.T, strict=True):
-            for index, value in zip(sample.tolist(), four_decimals(values), strict=True):
+            for index, value in zip(sample.indices.tolist(), four_decimals(values), strict=True):
                 table[axis][index] = value
         page = _head(names, assignment, figures, context) | lists | {"map_method": method}
     table |= context.columns
-    write_csv(table, zip(*table.values(), strict=True), folder / "clusters.csv")
+    write_csv(list(table), zip(*table.values(), strict=True), folder / "clusters.csv")
     if page is None:
         return
     with or_a_warning(path):
-        row_of = torch.full((len(names),), -1)
-        row_of[sample] = torch.arange(len(sample))
-        page = content.map_indices(page, lambda index: row_of[index].item())
-        page["sample"] = len(sample) if len(sample) < len(names) else None
-        page["images"] = _images(names, features, assignment, sample, row_of, places, context.truth)
-        page = _readable(page) | {"thumbnails": draw_sheets(dataset, sample.tolist())}
+        indices = sample.indices.tolist()
+        page = content.map_indices(page, lambda index: int(sample.row_of[index]))
+        page["sample"] = len(indices) if len(indices) < len(names) else None
+        page["images"] = _images(names, features, assignment, sample, places, context.truth)
+        page = _readable(page) | {"thumbnails": draw_sheets(dataset, indices)}
         with atomic(path) as temporary:
             temporary.write_text(render(page), encoding="utf-8")
         log.info("report in %s", path)
@@ -129,28 +128,23 @@ def _images(
     names: list[str],
     features: torch.Tensor,
     assignment: Assignment,
-    sample: torch.Tensor,
-    row_of: torch.Tensor,
+    sample: content.Sample,
     places: torch.Tensor,
     truth: GroundTruth | None,
 ) -> dict[str, list]:
-    """The columns of the images on the page.
-
-    `sample`: int64 (S,), the indices of these images; `row_of`: int64 (N,), their inverse, -1 for the others;
-    `places`: float32 (S, 2), on the map.
-    """
-    row_of = torch.cat([row_of, torch.tensor([-1])])  # so that -1 stays -1
-    shown = assignment[sample]
+    """The columns of the images on the page; `places`: float32 (S, 2), on the map."""
+    indices, row_of = sample
+    shown = assignment[indices]
     neighbors = shown.neighbors
-    if len(sample) < len(names):  # the nearest of those that are on the page
+    if len(indices) < len(names):  # the nearest of those that are on the page
         first = duplicates.first_of(shown.first.tolist())
-        normalized = F.normalize(features[sample].float(), dim=1)
+        normalized = F.normalize(features[indices].float(), dim=1)
         mined = duplicates.mine_distinct(normalized, count_neighbors(first), first)
-        neighbors = sample[mined[mask_of_others(mined)].view(len(sample), -1)]
+        neighbors = indices[mined[mask_of_others(mined)].view(len(indices), -1)]
     images = {
-        "name": [names[i] for i in sample.tolist()],
+        "name": [names[i] for i in indices.tolist()],
         "neighbors": row_of[neighbors].tolist(),
-        "copy_of": row_of[assignment.copy_of[sample]].tolist(),
+        "copy_of": row_of[assignment.copy_of[indices]].tolist(),
         "near_duplicate_of": row_of[shown.near_duplicate_of].tolist(),
         "x": _rounded(places[:, 0]),
         "y": _rounded(places[:, 1]),
@@ -159,7 +153,7 @@ def _images(
         "confidence": _rounded(shown.confidence),
         "runner_up_confidence": _rounded(shown.runner_up_confidence),
     }
-    return images | {"label": truth.labels[sample].tolist()} if truth else images
+    return images | {"label": truth.labels[indices].tolist()} if truth else images
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

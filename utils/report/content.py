@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -212,12 +212,22 @@ def map_indices(page: dict[str, Any], convert: Callable[[int], Any]) -> dict[str
     }
 
 
-def choose_sample(n: int, lists: dict[str, Any], seed: int = 0) -> torch.Tensor:
-    """Indices of the images on the page, in order: all N, or MAX_IMAGES with all that are in the lists."""
-    if n <= MAX_IMAGES:
-        return torch.arange(n)
-    rank = torch.rand(n, generator=torch.Generator().manual_seed(seed))
-    listed: list[int] = []
-    map_indices(lists, listed.append)
-    rank[listed] = -1
-    return rank.argsort(stable=True)[:MAX_IMAGES].sort().values
+class Sample(NamedTuple):
+    """The S images on the page: all N, or MAX_IMAGES of them."""
+
+    indices: torch.Tensor  # int64 (S,), in order
+    row_of: torch.Tensor  # int64 (N + 1,), the row of each image on the page, or -1; row_of[-1] is -1
+
+
+def choose_sample(n: int, lists: dict[str, Any], seed: int = 0) -> Sample:
+    """Draw the images of the page at random, after all that are in the lists."""
+    indices = torch.arange(n)
+    if n > MAX_IMAGES:
+        rank = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+        listed: list[int] = []
+        map_indices(lists, listed.append)
+        rank[listed] = -1
+        indices = rank.argsort(stable=True)[:MAX_IMAGES].sort().values
+    row_of = torch.full((n + 1,), -1)
+    row_of[indices] = torch.arange(len(indices))
+    return Sample(indices, row_of)

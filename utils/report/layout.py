@@ -1,13 +1,13 @@
 """A map of the features: similar images lie near each other."""
 
-from types import ModuleType
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
+
+from utils.analysis.baselines import import_umap
 
 EQUAL = 1e-6  # features that differ by less are all the same
 TOO_FEW = 10  # images, for methods that look at neighborhoods
@@ -35,7 +35,7 @@ def lay_out(features: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, str]:
     components = PCA(dimensions, svd_solver="randomized", random_state=seed).fit_transform(normalized)
     if n <= TOO_FEW or dimensions < 2:
         return _scaled(components), "principal components"
-    umap = _import_umap()
+    umap = import_umap()
     if umap:
         method = umap.UMAP(n_neighbors=min(15, n - 1), metric="cosine", n_jobs=1, random_state=seed)
         return _scaled(method.fit_transform(normalized)), "UMAP (umap-learn)"
@@ -49,15 +49,6 @@ def lay_out(features: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, str]:
     )
     with threadpool_limits(torch.get_num_threads(), "openmp"):  # more threads would wait for each other
         return _scaled(method.fit_transform(components)), "t-SNE (scikit-learn)"
-
-
-def _import_umap() -> ModuleType | None:
-    """The module umap, or None if it is not installed."""
-    try:
-        import umap
-    except ImportError:
-        return None
-    return umap
 
 
 def _scaled(coordinates: np.ndarray) -> torch.Tensor:

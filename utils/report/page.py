@@ -76,15 +76,9 @@ def is_table(labels: dict[str, Any] | None) -> bool:
 
 
 def bars_of(histogram: list[int], below: float) -> list[dict[str, Any]]:
-    """The bars of a cluster's histogram of confidence.
+    """The bars of a cluster's histogram of confidence, the highest of height 40; without empty bins.
 
-    Args:
-        histogram: counts of images in bins of equal width from 0 to 1.
-        below: confidence below which an image counts as unsure.
-
-    Returns:
-        list of dicts of the bins that are not empty: `index`; `height`, of the largest count 40; `count`;
-        `range`, in words; `unsure`, whether the bin is below.
+    `histogram` counts images in bins of equal width from 0 to 1; bins below `below` are unsure.
     """
     most, bins = max(histogram), len(histogram)
     return [
@@ -113,13 +107,9 @@ def drawn(curve: dict[str, Any]) -> dict[str, Any]:
     """A training curve as a line of an SVG, and the texts beside it."""
     epochs, values = zip(*curve["points"], strict=True)
     low, high, first, last = min(values), max(values), min(epochs), max(epochs)
-    points = [
-        (
-            CURVE_WIDTH * ((epoch - first) / (last - first) if last > first else 0.5),
-            CURVE_HEIGHT * ((high - value) / (high - low) if high > low else 0.5),
-        )
-        for epoch, value in curve["points"]
-    ]
+    x = [CURVE_WIDTH * ((epoch - first) / (last - first) if last > first else 0.5) for epoch in epochs]
+    y = [CURVE_HEIGHT * ((high - value) / (high - low) if high > low else 0.5) for value in values]
+    points = list(zip(x, y, strict=True))
     return {
         "name": curve["name"].replace("_", " "),
         "width": CURVE_WIDTH,
