@@ -125,7 +125,7 @@ class Loader(Generic[Source]):
             fetched = next(iter(self.dataset.fetch([index], self.device)))
             return fetched, self.view(fetched, index)
 
-    def skip(self, batches: int, random_state: torch.Tensor) -> None:
+    def skip(self, batches: int, random_state: torch.Tensor | None) -> None:
         """Start the next pass after so many batches, with the random state that torch had there.
 
         Several processes do not share one random state: they draw new augmentations for the rest of the pass.

@@ -167,16 +167,16 @@ def _train_epoch(
     start = time.perf_counter() - progress.seconds
     model.train()
     loader.skip(progress.batches, progress.random_state)
-    on_gpu = torch.device(loader.device).type == "cuda"
+    device = torch.device(loader.device)
     trained: int | torch.Tensor = progress.trained
     totals = progress.totals
     bar = progress_bar(loader, title)
     bar.update(progress.batches)
     # a signal is not deferred on several processes, which would not stop at the same batch
     deferred = contextlib.nullcontext() if distributed.world_size() > 1 else interrupt.deferred()
-    with few_threads(loader.device), deferred:
+    with few_threads(device), deferred:
         for batch in _until_workers_stop(bar):
-            if on_gpu:
+            if device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # the last batch's outputs are no longer needed
             values = step(batch)
             trains = values.pop("trains", None)

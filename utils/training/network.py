@@ -56,7 +56,7 @@ def for_training(run: Run, module: nn.Module, loader: "Loader") -> TrainingNetwo
     if distributed.world_size() > 1:
         if setting == "on":
             log.info("not compiled: several processes train eagerly")
-        call = distributed.parallel(module, device)
+        call: Callable[[torch.Tensor], Any] = distributed.parallel(module, device)
     else:
         call = machine.compiled(module, setting, device, run.config.epochs * len(loader))
     return TrainingNetwork(module, call, run.machine.autocast)
