@@ -104,8 +104,5 @@ def test_hole_draws():
         counts = (values.flatten() - low).bincount(minlength=high - low + 1).float()
         assert (values.min(), values.max()) == (low, high)
         assert (counts - counts.mean()).abs().max() < 5 * counts.mean() ** 0.5
-
-
-def test_fixed_length():
     _, lengths = strong.draw_holes(10, (8, 8), n_holes=1, length=5, random=False)
     assert lengths.tolist() == [5] * 10

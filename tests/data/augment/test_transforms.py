@@ -81,28 +81,30 @@ def test_box_that_never_fits_falls_back_to_the_center():
 # --- color --------------------------------------------------------------------------------------
 
 
+ADJUST = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
+
+
+def jittered(images, p):
+    """Each image, as color_jitter makes it; its factors; and the order of the operations."""
+    factors, order = transforms.draw_color_jitter(len(images), p, 0.4, 0.4, 0.4, 0.1)
+    out = transforms.color_jitter(images.float(), factors, order)
+    return zip(images, out, factors.tolist(), order.tolist(), strict=True)
+
+
 def test_color_jitter_equals_torchvision_in_the_same_order():
-    images = batch(48).float()
-    factors, order = transforms.draw_color_jitter(48, 0.8, 0.4, 0.4, 0.4, 0.1)
-    out = transforms.color_jitter(images, factors, order)
-    functions = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
-    for image, f, steps, result in zip(images, factors.tolist(), order.tolist(), out, strict=True):
+    for image, result, f, steps in jittered(batch(48), 0.8):
         expected = image / 255
         for step in steps:
-            expected = functions[step](expected, f[step])
+            expected = ADJUST[step](expected, f[step])
         # torchvision's luma has one digit less for red (0.2989)
         torch.testing.assert_close(result, expected * 255, atol=0.15, rtol=0)
 
 
 def test_color_jitter_is_near_pillows():
-    images = batch(32)
-    factors, order = transforms.draw_color_jitter(32, 1.0, 0.4, 0.4, 0.4, 0.1)
-    out = transforms.color_jitter(images.float(), factors, order)
-    functions = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
-    for image, f, steps, result in zip(images, factors.tolist(), order.tolist(), out, strict=True):
+    for image, result, f, steps in jittered(batch(32), 1.0):
         expected = as_pil(image)
         for step in steps:
-            expected = functions[step](expected, f[step])
+            expected = ADJUST[step](expected, f[step])
         difference = np.abs(result.permute(1, 2, 0).numpy() - np.asarray(expected))
         assert difference.mean() < 5  # Pillow's hue has 256 steps, and every operation rounds
 

@@ -7,7 +7,8 @@ from image_folders import numbered
 
 import data
 from data import CachedFeatures, messages
-from data.sets import arrays
+
+IMAGES = torch.zeros(4, 3, 5, 5, dtype=torch.uint8)
 
 
 class OtherDevice:
@@ -54,29 +55,23 @@ def test_fetching_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "labels", "classes", "message"),
+    ("images", "labels", "classes", "message"),
     [
-        ((4, 5, 5, 3), torch.uint8, None, None, r"images must be uint8 \(N, 3, H, W\)"),
-        ((4, 3, 5, 5), torch.float32, None, None, r"images must be uint8 \(N, 3, H, W\)"),
-        (
-            (4, 3, 5, 5),
-            torch.uint8,
-            [0, 1, 2],
-            None,
-            r"labels must be .* \(4,\), found .* \(3,\)",
-        ),
-        ((4, 3, 5, 5), torch.uint8, [0, 1, 2, 0.5], None, "labels must be integers"),
-        ((4, 3, 5, 5), torch.uint8, torch.tensor([0, 1, 2, -1]), None, "labels holds negative labels"),
-        ((4, 3, 5, 5), torch.uint8, [0, 1, 2, 2], ["cat", "dog"], "'classes' has 2 names, but a label is 2"),
+        (IMAGES.permute(0, 2, 3, 1), None, None, r"images must be uint8 \(N, 3, H, W\)"),
+        (IMAGES.float(), None, None, r"images must be uint8 \(N, 3, H, W\)"),
+        (IMAGES, [0, 1, 2], None, r"labels must be .* \(4,\), found .* \(3,\)"),
+        (IMAGES, [0, 1, 2, 0.5], None, "labels must be integers"),
+        (IMAGES, torch.tensor([0, 1, 2, -1]), None, "labels holds negative labels"),
+        (IMAGES, [0, 1, 2, 2], ["cat", "dog"], "'classes' has 2 names, but a label is 2"),
     ],
 )
-def test_what_is_no_dataset(shape, dtype, labels, classes, message):
+def test_what_is_no_dataset(images, labels, classes, message):
     with pytest.raises(ValueError, match=message):
-        arrays.ArrayImages(torch.zeros(shape, dtype=dtype), labels, classes)
+        data.ArrayImages(images, labels, classes)
 
 
 def test_labels_of_one_byte():
     labels = np.arange(256, dtype=np.uint8)
-    found = arrays.ArrayImages(torch.zeros(256, 3, 1, 1, dtype=torch.uint8), labels)
+    found = data.ArrayImages(torch.zeros(256, 3, 1, 1, dtype=torch.uint8), labels)
     assert found.labels.tolist() == list(range(256)) and found.classes[255] == "255"
-    assert arrays.ArrayImages(found.images[:0], labels[:0]).classes == []
+    assert data.ArrayImages(found.images[:0], labels[:0]).classes == []

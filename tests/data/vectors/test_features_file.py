@@ -91,25 +91,17 @@ def test_batches_of_vectors(photos):
         assert isinstance(build(settings), torch.nn.Identity)
 
 
-def test_the_fingerprint_is_of_images_and_vectors(photos, tmp_path):
+@pytest.mark.parametrize("name", ["fingerprint", "content_digest"])
+def test_the_fingerprint_and_the_digest_are_of_images_and_vectors(photos, tmp_path, name):
     settings = photos(vectors(4))
-    images = data.build_dataset({**settings, "features_file": None}, "train").fingerprint()
-    first = data.build_dataset(settings, "train").fingerprint()
-    assert images in first and first == data.build_dataset(settings, "train").fingerprint()
-    np.save(tmp_path / "v.npy", vectors(4, seed=1))
-    assert images in data.build_dataset(settings, "train").fingerprint() != first
 
+    def identity(**more):
+        return getattr(data.build_dataset({**settings, **more}, "train"), name)()
 
-def test_the_digest_is_of_all_images_and_vectors(photos, tmp_path):
-    settings = photos(vectors(4))
-    first = data.build_dataset(settings, "train").content_digest()
-    images = data.build_dataset({**settings, "features_file": None}, "train")
-    assert images.content_digest() in first
+    images, first = identity(features_file=None), identity()
+    assert images in first == identity()
     np.save(tmp_path / "v.npy", vectors(4, seed=1))
-    assert data.build_dataset(settings, "train").content_digest() != first
-    np.save(tmp_path / "v.npy", vectors(1797))
-    digits = data.build_dataset({**DIGITS, "features_file": str(tmp_path / "v.npy")}, "test")
-    assert digits.content_digest() is None
+    assert images in identity() != first
 
 
 def test_labels_are_those_of_the_images(tmp_path):
@@ -117,6 +109,7 @@ def test_labels_are_those_of_the_images(tmp_path):
     dataset = data.build_dataset({**DIGITS, "features_file": str(tmp_path / "v.npy")}, "test")
     images = data.build_dataset(DIGITS, "test")
     assert torch.equal(dataset.labels, images.labels) and dataset.classes == images.classes
+    assert dataset.content_digest() is None
 
 
 with_nan = vectors(4)
