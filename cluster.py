@@ -34,10 +34,9 @@ from utils.run.machine import Machine
 from utils.run.script import add_overrides, default_environment, file_argument, run_script
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
-from workflows import own_images
-from workflows.fit_to_images import BACKBONE
+from workflows.fit_to_images import BACKBONE, fit
 from workflows.label_free_choices import choose_number, choose_threshold
-from workflows.own_experiment import ClusterOptions, OwnExperiment
+from workflows.own_images import ClusterOptions, OwnExperiment, count_images, take_earlier
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
 
@@ -48,7 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     folder = make_folder(options)
     if options.labels:
         require_classes(options.images, folder)
-    experiment = own_images.prepare(options, folder)
+    n = count_images(options, folder)
+    experiment = OwnExperiment(options, folder)
+    if not take_earlier(experiment):
+        fit(experiment, n)
     pretext = experiment.run("pretext")
     require_learned(pretext)
     if len(options.clusters) != 1:

@@ -13,14 +13,15 @@ import torch
 import data
 import models
 from data.folder.memory import available_memory
-from errors import UserError
 from losses import SimCLRLoss
 from simclr import simclr_step
 from utils.analysis import duplicates
-from utils.run.config import Config
+from utils.run.config import Config, read_yaml
 from utils.run.machine import Machine
 from utils.training import cost
-from workflows.own_experiment import ClusterOptions, OwnExperiment, neighbors_to_use
+from utils.training.features import digest_of
+from workflows import own_images
+from workflows.own_images import ClusterOptions, OwnExperiment
 
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 # networks and image sizes to choose from with --from-scratch, the best first
@@ -28,16 +29,17 @@ FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32
 VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
 MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
 ITERATIONS = 400  # of the clustering step, at least: few images would otherwise give few
-FEWEST_IMAGES = 21  # of which each has 20 neighbors
 
 
-def fit(experiment: OwnExperiment, n: int) -> data.Dataset:
-    """Fill in the templates, which are the contents of the experiment, for n images; returns the images.
+def fit(experiment: OwnExperiment, n: int) -> None:
+    """Fill in the templates for n images, and write them as the experiment files.
 
-    Says what the first step will take, before anything is trained. Raises UserError for bad settings or
-    images.
+    Says what the first step will take, before anything is trained. Results of earlier files are moved aside.
+    Raises UserError for bad settings or images, before that.
     """
-    options, contents = experiment.options, experiment.contents
+    options = experiment.options
+    contents = {step: read_yaml(path) for step, path in own_images.templates(options.from_scratch).items()}
+    experiment.contents = contents
     clusters = max(options.clusters or [2])  # of several numbers, one is chosen after the first step
     for content in contents.values():
         content.update(
@@ -57,13 +59,13 @@ def fit(experiment: OwnExperiment, n: int) -> data.Dataset:
 
     dataset = experiment.build_dataset(config, "train")
     distinct = duplicates.count_distinct(duplicates.first_copies(dataset))
-    require_enough_images(options, distinct, len(dataset) - distinct)
+    own_images.require_enough_images(options, distinct, len(dataset) - distinct)
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], distinct)
     scan = contents["scan"]
     iterations = distinct // scan["batch_size"]  # of an epoch
     scan["epochs"] = max(scan["epochs"], -(-ITERATIONS // iterations))
-    scan["num_neighbors"] = neighbors_to_use(clusters, distinct)
+    scan["num_neighbors"] = own_images.neighbors_to_use(clusters, distinct)
     if options.from_scratch:
         scan["cache_features"] = 8
         pretext = contents["pretext"]
@@ -72,17 +74,7 @@ def fit(experiment: OwnExperiment, n: int) -> data.Dataset:
         pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
     experiment.distinct = distinct
     experiment.plan_all()
-    return dataset
-
-
-def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:
-    """Raise UserError if n distinct images are too few for neighbors or for that many clusters."""
-    needed = max(FEWEST_IMAGES, *options.clusters, 0)
-    if n < needed:
-        more = f" (and {copies} copies of them)" if copies else ""
-        raise UserError(
-            f"{options.images}: {n} images{more}, but {needed} are the fewest that can be clustered so"
-        )
+    experiment.write_anew(digest_of(dataset))
 
 
 def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[float]] | None]:

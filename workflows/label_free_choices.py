@@ -40,8 +40,7 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
             f"images: modularity {row['modularity']:.3f} ± {row['modularity_std']:.3f}, "
             f"stability {row['stability']:.2f}"
         )
-    alike = ", ".join(map(str, content["alike"]))
-    print(f"suggested: {best} clusters; as good, as far as one can tell: {alike}")
+    print(f"suggested: {best} clusters; as good, as far as one can tell: {str(content['alike'])[1:-1]}")
     return best
 
 

@@ -1,25 +1,123 @@
-"""What cluster.py starts from: new experiment files, or those of an earlier command and its results."""
+"""A folder of one's own images: the command line, its experiment files, and earlier results."""
 
 import itertools
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import data
 from errors import UserError
-from utils.files import read_json, write_json
+from steps.options import BuildDataset, CommandOptions
+from utils.files import atomic, read_json, write_json
 from utils.run.config import differences, listed, read_yaml
-from utils.run.folder import FINGERPRINT
+from utils.run.fingerprint import FINGERPRINT
+from utils.run.script import default_environment, yaml_text
 from utils.training.features import digest_of
-from workflows.fit_to_images import fit, require_enough_images
-from workflows.own_experiment import ClusterOptions, OwnExperiment, templates
-from workflows.run_steps import SCRIPTS, require_same_settings
+from workflows import run_steps
+from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
+TEMPLATES = Path(__file__).parents[1] / "configs/own"
+FEWEST_IMAGES = 21  # of which each has 20 neighbors
 PLAN = "cluster.json"  # in the results folder: what the experiment files were made for
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
     "predictions", "export",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClusterOptions(CommandOptions):
+    """The command line of cluster.py."""
+
+    images: Path
+    clusters: list[int]  # numbers of clusters to compare; empty for auto
+    name: str
+    root_dir: str | None
+    backbone: str | None
+    pretrained: Path | None
+    features: Path | None
+    from_scratch: bool
+    size: int | None
+    resize: str
+    hours: float
+    labels: str | None
+    seed: int
+    overrides: list[str]
+
+    def of_training(self) -> dict[str, str]:
+        """The arguments that were given and that decide what is trained, as text for cluster.json."""
+        decides_nothing = "labels", "root_dir", "name"
+        return {key: str(value) for key, value in vars(self).items() if value and key not in decides_nothing}
+
+
+@dataclass
+class OwnExperiment:
+    """The experiment files, in memory. They are also written, so that steps can be repeated by hand."""
+
+    options: ClusterOptions
+    folder: Path  # of the results
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the files, by step
+    distinct: int = 0  # number of distinct images
+    folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
+    environment: dict[str, Any] = field(default_factory=lambda: read_yaml(default_environment()))
+    build_dataset: BuildDataset = field(default_factory=DatasetCache)
+
+    def file(self, step: str) -> Path:
+        """The experiment file of a step."""
+        return self.folder / "configs" / f"{step}.yml"
+
+    def plan(self, step: str) -> PlannedStep:
+        """Check the configuration of a step, with the user's settings."""
+        given = self.options.pretrained if step == "pretext" else None
+        flags = ["--pretrained", str(given)] if given else []
+        settings = [f"root_dir={yaml_text(self.folder.parent)}", *self.options.overrides]
+        arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
+        return run_steps.plan_step(step, self.environment, self.contents[step], arguments)
+
+    def plan_all(self) -> list[PlannedStep]:
+        """Check the configurations of all steps."""
+        return [self.plan(step) for step in self.contents]
+
+    def run(self, step: str) -> Path:
+        """Run a step unless it is finished; returns the folder of its results."""
+        planned = self.plan(step)
+        run_steps.require_same_settings(planned)
+        self.folders |= run_steps.run_steps({step: planned}, self.build_dataset)
+        return self.folders[step]
+
+    def set_number(self, clusters: int) -> None:
+        """Set the number of clusters, for all steps but the first, and write the files."""
+        self.contents["scan"]["num_neighbors"] = neighbors_to_use(clusters, self.distinct)
+        for step in self.contents.keys() - {"pretext"}:
+            self.contents[step]["num_classes"] = clusters
+        self.write()
+
+    def set_threshold(self, confidence: float) -> None:
+        """Set the threshold of self-labeling, and write the files."""
+        self.contents["selflabel"]["confidence_threshold"] = confidence
+        self.write()
+
+    def write_anew(self, images: str) -> None:
+        """Write the files and PLAN, for images of this digest; move the results of earlier files aside."""
+        if has_begun(self.folder):
+            move_to_earlier(self.folder, list(SCRIPTS))
+        self.write()
+        self.write_plan(images)
+
+    def write_plan(self, images: str) -> None:
+        """Write PLAN; `images`: digest of the images."""
+        record = PlanRecord(self.options.of_training(), images, self.distinct)
+        write_json(asdict(record), self.folder / PLAN)
+
+    def write(self) -> None:
+        """Write the files."""
+        self.file("scan").parent.mkdir(parents=True, exist_ok=True)
+        for step, content in self.contents.items():
+            with atomic(self.file(step)) as path:
+                path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -31,54 +129,31 @@ class PlanRecord:
     distinct: int  # number of distinct images
 
 
-def prepare(options: ClusterOptions, folder: Path) -> OwnExperiment:
-    """Make the experiment files, or take those of an earlier command with these options and images.
-
-    Results of another command or of other images are moved aside.
-
-    Raises:
-        UserError: bad images or settings. From scratch, where much may be lost: another command or images.
-    """
-    experiment = OwnExperiment(options, folder)
-    kept = read_json(folder / PLAN)
-    begun = has_begun(folder)
-    if begun and not kept:
-        raise UserError(f"{folder}: holds results of other scripts; give --name {free_name(folder)}")
-    n = len(data.list_images(options.images, but=(folder.parent, folder))[0])
-    require_enough_images(options, n)
-    if begun and take_earlier(experiment, PlanRecord(**kept)):
-        images = kept["images"]
-    else:
-        experiment.contents = {
-            step: read_yaml(path) for step, path in templates(options.from_scratch).items()
-        }
-        images = digest_of(fit(experiment, n))
-        if begun:
-            move_to_earlier(folder, list(SCRIPTS))
-        experiment.write()
-    write_json(asdict(PlanRecord(options.of_training(), images, experiment.distinct)), folder / PLAN)
-    return experiment
-
-
-def take_earlier(experiment: OwnExperiment, record: PlanRecord) -> bool:
+def take_earlier(experiment: OwnExperiment) -> bool:
     """Take the experiment files of an earlier command that has begun, if they are right for this one.
 
     With another number of clusters, the results of all steps but the first are moved aside.
 
     Returns:
-        whether they are right; if not, they are to be made anew.
+        whether there are such files; if not, they are to be made.
 
     Raises:
-        UserError: from scratch, where much may be lost: another command or other images.
+        UserError: results of other scripts. From scratch, where much may be lost: another command or images.
     """
     options, folder = experiment.options, experiment.folder
-    asked = options.of_training()
+    if not has_begun(folder):
+        return False
+    apart = f"--name {free_name(folder)}"
+    kept = read_json(folder / PLAN)
+    if not kept:
+        raise UserError(f"{folder}: holds results of other scripts; give {apart}")
+    record, asked = PlanRecord(**kept), options.of_training()
     changed = differences(record.arguments, asked)
     if changed.keys() - {"clusters"}:
         if "from_scratch" in asked or "from_scratch" in record.arguments:
             raise UserError(
                 f"{folder}: holds a training by another command ({listed(changed)}); give that again, or "
-                f"keep this one apart with --name {free_name(folder)}"
+                f"keep this one apart with {apart}"
             )
         return False
     experiment.distinct = record.distinct
@@ -87,17 +162,35 @@ def take_earlier(experiment: OwnExperiment, record: PlanRecord) -> bool:
         move_to_earlier(folder, ["scan", "selflabel"])
         if len(options.clusters) == 1:
             experiment.set_number(options.clusters[0])
+        experiment.write_plan(record.images)
         return True
     plan = experiment.plan_all()
     for step in plan:
-        require_same_settings(step)
+        run_steps.require_same_settings(step)
     is_same = digest_of(experiment.build_dataset(plan[0].config, "train")) == record.images
     if options.from_scratch and not is_same:
         raise UserError(
             f"{options.images}: its images have changed since {folder} was made; keep a training on these "
-            f"apart with --name {free_name(folder)}"
+            f"apart with {apart}"
         )
     return is_same
+
+
+def count_images(options: ClusterOptions, folder: Path) -> int:
+    """Number of the images, without those below the folder of the results. Raises UserError for too few."""
+    n = len(data.list_images(options.images, but=(folder.parent, folder))[0])
+    require_enough_images(options, n)
+    return n
+
+
+def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:
+    """Raise UserError if n distinct images are too few for neighbors or for that many clusters."""
+    needed = max(FEWEST_IMAGES, *options.clusters, 0)
+    if n < needed:
+        more = f" (and {copies} copies of them)" if copies else ""
+        raise UserError(
+            f"{options.images}: {n} images{more}, but {needed} are the fewest that can be clustered so"
+        )
 
 
 def move_to_earlier(folder: Path, steps: list[str]) -> None:
@@ -121,3 +214,16 @@ def has_begun(folder: Path) -> bool:
     """Whether a step has results, or a training that can be resumed."""
     names = FINGERPRINT, "checkpoint.pth.tar"
     return any((folder / step / name).exists() for step in SCRIPTS for name in names)
+
+
+def templates(from_scratch: bool) -> dict[str, Path]:
+    """The files of configs/own/ by step."""
+    names = {"pretext": "pretrained", "scan": "scan"}
+    if from_scratch:
+        names = {"pretext": "simclr", "scan": "scan", "selflabel": "selflabel"}
+    return {step: TEMPLATES / f"{name}.yml" for step, name in names.items()}
+
+
+def neighbors_to_use(clusters: int, distinct: int) -> int:
+    """As many as the published 20, unless that is more than half of the average cluster."""
+    return max(5, min(20, distinct // (2 * clusters)))

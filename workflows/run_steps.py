@@ -38,18 +38,18 @@ SCRIPTS: dict[str, dict[str, ModuleType]] = {
     "scan": {"scan": scan},
     "selflabel": {"selflabel": selflabel},
 }
-# what data.build_dataset reads of a configuration
+# what data.build_dataset reads of a configuration, besides cache_features
 DATASET_KEYS = (
     "train_db_name", "val_db_name", "data_dir", "root_dir", "image_folder", "folder_labels", "features_file",
     "transformation_kwargs", "resize", "white_level", "max_unreadable", "num_workers", "backbone",
-    "cache_features",
 )  # fmt: skip
 
 
 class DatasetCache:
     """`data.build_dataset` for a command of several steps: each dataset is built once.
 
-    Only datasets of the latest settings are kept, and not train+unlabeled, which one step alone uses.
+    Only datasets of the latest settings are kept, and not train+unlabeled, which one step alone uses. A
+    dataset depends on DATASET_KEYS alone: it does not see other keys.
     """
 
     def __init__(self) -> None:
@@ -57,15 +57,16 @@ class DatasetCache:
         self.built: dict[str, data.Dataset] = {}
 
     def __call__(self, config: Config, split: str) -> data.Dataset:
+        settings = {key: config[key] for key in DATASET_KEYS if key in config}
+        settings["cache_features"] = bool(config.cache_features)
         if split == "train+unlabeled":
-            return data.build_dataset(config, split)
-        settings = {key: config.get(key) or None for key in DATASET_KEYS}
+            return data.build_dataset(settings, split)
         if settings != self.settings:
             self.settings, self.built = settings, {}
         if data.one_for_both_splits(config):
             split = "train"
         if split not in self.built:
-            self.built[split] = data.build_dataset(config, split)
+            self.built[split] = data.build_dataset(settings, split)
         return self.built[split]
 
 
@@ -92,10 +93,9 @@ class PlannedStep:
 def plan_step(
     name: str, environment: dict[str, Any], experiment: dict[str, Any], arguments: Sequence[str]
 ) -> PlannedStep:
-    """Check a step's configuration. Raises UserError for an invalid key or setting.
+    """Check the configuration of the step `name`. Raises UserError for an invalid key or setting.
 
     Args:
-        name: of the step.
         environment, experiment: what the environment file and the experiment file hold.
         arguments: the command line of the step's script.
     """
@@ -151,17 +151,9 @@ def require_same_settings(step: PlannedStep) -> None:
 
 
 def run_steps(plan: Mapping[str, PlannedStep], build_dataset: BuildDataset) -> dict[str, Path]:
-    """Run the steps that are not finished, see `is_finished`; an interrupted one resumes.
+    """Run the steps that are not finished; an interrupted one resumes. Returns the results' folders by step.
 
-    Args:
-        plan: as `plan_steps` returns.
-        build_dataset: as `data.build_dataset`; a DatasetCache, to build nothing twice.
-
-    Returns:
-        the folders of results by step.
-
-    Raises:
-        UserError: whatever a step raises.
+    `build_dataset`: a DatasetCache, to build nothing twice.
     """
     for step in plan.values():
         print(f"\n$ python {step.script.__name__}.py {shlex.join(step.arguments)}", flush=True)
@@ -177,8 +169,7 @@ def run_steps(plan: Mapping[str, PlannedStep], build_dataset: BuildDataset) -> d
 def make_report(step: PlannedStep, build_dataset: BuildDataset) -> Path:
     """Evaluate the model of a clustering step, as eval.py --report does, unless its report is there.
 
-    Returns:
-        the path of report.html; it is missing if it could not be made, after a warning.
+    Returns the path of report.html, which is missing if it could not be made, after a warning.
     """
     model = step.folder / "model.pth.tar"
     page = step.folder / "eval/model/report.html"
