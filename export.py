@@ -25,7 +25,7 @@ import data
 from data.augment.transforms import center_crop
 from errors import UserError
 from steps.load_model import keep_head
-from utils.files import read_json, write_json
+from utils.files import read_json, write_json, writing
 from utils.run import distributed
 from utils.run.machine import dtype_name
 from utils.run.script import file_argument, run_script
@@ -56,22 +56,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.input == "float" and trained.vector_width is None:
         inputs = [images.float() / 255 for images in inputs]
     weights = keep_head(trained.model.state_dict(), trained.head)
-    try:
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    with writing(output, "free some space, or give another --output"):
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output, prefix=".export-") as name:
             scratch = Path(name)
             write_onnx(network, inputs[0], scratch / "model.onnx")
             difference = largest_difference(network, inputs, scratch / "model.onnx")
-            contiguous = {key: value.contiguous() for key, value in weights.items()}
-            (scratch / "model.safetensors").write_bytes(save(contiguous, {"format": "pt"}))
+            (scratch / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
             content = description(trained, network.name, inputs[0], names, difference)
             write_json(content, scratch / "model.json")
             for path in sorted(scratch.iterdir(), key=lambda path: path.name == "model.json"):
                 os.replace(path, output / path.name)  # model.json last
-    except OSError as error:
-        raise UserError(
-            f"{output}: cannot be written ({error.strerror}); free some space, or give another --output"
-        ) from None
     print(f"largest difference from torch: {difference:.1e}, on {sum(map(len, inputs))} inputs")
     print(*(output / name for name in EXPORTED), sep="\n")
 

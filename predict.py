@@ -24,7 +24,7 @@ from tqdm import tqdm
 import data
 from data.messages import shown
 from errors import UserError
-from utils.files import read_json, write_csv, write_json
+from utils.files import read_json, write_csv, write_json, writing
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.script import file_argument, run_script
@@ -186,11 +186,9 @@ def default_table(folder: Path, images: Path) -> Path:
     source, name = shown(str(images)), images.name or "images"
     tables = (f"{name}{f'-{number}' if number > 1 else ''}.csv" for number in itertools.count(1))
     table = next(t for t in tables if known.get(t) == source or not os.path.lexists(folder / t))
-    try:
+    with writing(record, "give an --output"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json({**known, table: source}, record)
-    except OSError as error:
-        raise UserError(f"{record}: cannot be written ({error.strerror}); give an --output") from None
     return folder / table
 
 
@@ -216,13 +214,9 @@ def write_table(
     """
     places: list[int] = []
     header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), "note")
-    try:
+    with writing(output, "free some space, or give another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(header, table_rows(trained, names, images, places, args), output)
-    except OSError as error:
-        raise UserError(
-            f"{output}: cannot be written ({error.strerror}); free some space, or give another --output"
-        ) from None
     return places
 
 

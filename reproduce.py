@@ -18,7 +18,6 @@ import signal
 import threading
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +81,13 @@ REHEARSAL = {
     "scan": ["epochs=3", "update_cluster_head_only=True", "optimizer_kwargs.lr=0.001"],
     "selflabel": ["epochs=2", "batch_size=250", "confidence_threshold=0.2"],
 }
-# k-means keeps the best of INITIALIZATIONS by inertia, or runs once if values x clusters exceed SLOW, as more
+# k-means keeps the best of N_INIT by inertia, or runs once if values x clusters exceed SLOW, as more
 # would take hours. Pixels are clustered only if the train split has at most MOST_PIXELS values (1.2 GB).
-INITIALIZATIONS, SLOW, MOST_PIXELS = 10, 4e9, 3e8
+N_INIT, SLOW, MOST_PIXELS = 10, 4e9, 3e8
 RECORDS = Path(__file__).parent / "docs/records"
 # settings that have an argument of their own
-RESERVED = {
-    "root_dir": "--root_dir",
-    "data_dir": "--data_dir",
-    "seed": "--seeds",
-    "train_db_name": "DATASET",
-    "val_db_name": "DATASET",
-}
+RESERVED = {"root_dir": "--root_dir", "data_dir": "--data_dir", "seed": "--seeds"}
+RESERVED |= dict.fromkeys(("train_db_name", "val_db_name"), "DATASET")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -113,15 +107,16 @@ def main(argv: list[str] | None = None) -> None:
         run_ablation(args, experiment, configs)
         return
 
-    results = []
-    for seed, plan in plans.items():
+    baselines = []
+    for plan in plans.values():
         run_steps(plan, build_dataset)
         report = make_report(plan["selflabel"], build_dataset)
-        results.append(read_results(seed, plan, k_means_figures(plan, build_dataset)))
-    summary = summary_of(args, configs, results)
+        baselines.append(k_means_figures(plan, build_dataset))
+    summary = summary_of(args, plans, baselines)
     tables.write_tables(summary, experiment.root / args.dataset)
     if args.record:
-        record(summary, results, labels, args.record)
+        record(summary, plans, labels, args.record)
+    seed = args.seeds[-1]
     print("", *tables.console(summary), "", f"Pictures of seed {seed}:", sep="\n")
     for path in sorted(plan["pretext"].folder.parent.rglob("*.png")):
         print(f"  {path}")
@@ -254,7 +249,7 @@ def k_means(points: list[torch.Tensor], test_set: data.Dataset, clusters: int, s
     labels, classes = test_set.labels, test_set.classes
     assert labels is not None and classes is not None  # which main() has checked
     train, test = points
-    times = INITIALIZATIONS if train.numel() * clusters <= SLOW else 1
+    times = N_INIT if train.numel() * clusters <= SLOW else 1
     figures = kmeans.score(train, test, labels, clusters, len(classes), seed, times)
     return {**figures, "initialisations": times}
 
@@ -277,54 +272,52 @@ def features_of(step: PlannedStep, splits: list[data.Dataset]) -> list[torch.Ten
     return [infer(function, loader, "features").cpu() for loader in loaders]
 
 
-@dataclass(frozen=True)
-class SeedResults:
-    """What all steps found with one seed."""
-
-    seed: int
-    plan: Plan
-    figures: dict[str, Metrics]  # by method
-    steps: dict[str, Metrics]  # by step: epochs, times and the numbers of metrics.json
-
-
-def read_results(seed: int, plan: Plan, baselines: dict[str, Metrics]) -> SeedResults:
-    """Collect the results of one seed; `baselines`: figures of other methods."""
-    results = SeedResults(seed, plan, dict(baselines), {})
-    for name, step in plan.items():
-        epochs = read_epochs(step.folder)
-        metrics = json.loads((step.folder / "metrics.json").read_text())
-        if name in METHODS:
-            results.figures[METHODS[name]] = metrics
-        speeds = [epoch["images_per_second"] for epoch in epochs]
-        results.steps[name] = {
-            "epochs": len(epochs),
-            "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
-            "images_per_second": float(np.median(speeds)) if speeds else None,
-            **{key: value for key, value in metrics.items() if isinstance(value, int | float)},
-        }
-    return results
+def step_figures(step: PlannedStep) -> Metrics:
+    """What the table says of a step: epochs, times, and the numbers of metrics.json."""
+    epochs = read_epochs(step.folder)
+    speeds = [epoch["images_per_second"] for epoch in epochs]
+    return {
+        "epochs": len(epochs),
+        "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
+        "images_per_second": float(np.median(speeds)) if speeds else None,
+        **{key: value for key, value in metrics_of(step).items() if isinstance(value, int | float)},
+    }
 
 
-def summary_of(args: Namespace, configs: Configs, results: list[SeedResults]) -> Summary:
+def metrics_of(step: PlannedStep) -> Metrics:
+    return json.loads((step.folder / "metrics.json").read_text())
+
+
+def summary_of(args: Namespace, plans: dict[int, Plan], baselines: list[dict[str, Metrics]]) -> Summary:
     """What the table shows.
 
     Our figures are shares in [0, 1]; the published figures, and the differences from them, are in %.
+
+    Args:
+        plans: by seed.
+        baselines: of each seed, what `k_means_figures` returned.
     """
+    found = {method: [figures[method] for figures in baselines] for method in baselines[0]}
+    found |= {method: [metrics_of(plan[step]) for plan in plans.values()] for step, method in METHODS.items()}
     methods = {
-        method: {metric: spread([one.figures[method][metric] for one in results]) for metric in METRICS}
-        for method in results[0].figures
+        method: {metric: spread([one[metric] for one in figures]) for metric in METRICS}
+        for method, figures in found.items()
     }
     published: list[Published] = []
     for method, of, *values in [] if args.rehearse else PUBLISHED.get(args.dataset, []):
         theirs = dict(zip(METRICS, values, strict=False))
         difference = {name: 100 * methods[method][name]["mean"] - value for name, value in theirs.items()}
         published.append({"method": method, "of": of, "figures": theirs, "difference": difference})
-    folders = [step.folder for one in results for step in one.plan.values()]
+    plan = plans[args.seeds[0]]
+    folders = [step.folder for plan in plans.values() for step in plan.values()]
     return {
-        **origin_of(args, folders, protocol(configs, results[0].figures)),
+        **origin_of(args, folders, protocol(configs_of(plan), baselines[0])),
         "methods": methods,
         "published": published,
-        "steps": {step: [{"seed": one.seed, **one.steps[step]} for one in results] for step in configs},
+        "steps": {
+            name: [{"seed": seed, **step_figures(steps[name])} for seed, steps in plans.items()]
+            for name in plan
+        },
     }
 
 
@@ -351,7 +344,7 @@ def protocol(configs: Configs, figures: dict[str, Metrics]) -> list[str]:
 # --- what is written -----------------------------------------------------------------------------
 
 
-def record(summary: Summary, results: list[SeedResults], labels: torch.Tensor, name: str) -> None:
+def record(summary: Summary, plans: dict[int, Plan], labels: torch.Tensor, name: str) -> None:
     """Keep the summary and the clusters of the test images in RECORDS; write docs/RESULTS.md of all kept.
 
     Args:
@@ -359,13 +352,13 @@ def record(summary: Summary, results: list[SeedResults], labels: torch.Tensor, n
         name: of the files: NAME.json, and for each seed NAME-seedN.npz with an array `labels` and, for each
             step of METHODS, one of clusters.
     """
-    for one in results:
+    for seed, plan in plans.items():
         arrays = {"labels": labels.numpy()}
         for step in METHODS:
-            with open(one.plan[step].folder / "assignment.csv", encoding="utf-8") as file:
+            with open(plan[step].folder / "assignment.csv", encoding="utf-8") as file:
                 arrays[step] = np.array([int(row["cluster"]) for row in csv.DictReader(file)])
         small: dict[str, Any] = {key: a.astype(np.min_scalar_type(a.max())) for key, a in arrays.items()}
-        with atomic(RECORDS / f"{name}-seed{one.seed}.npz") as path, open(path, "wb") as file:
+        with atomic(RECORDS / f"{name}-seed{seed}.npz") as path, open(path, "wb") as file:
             np.savez_compressed(file, **small)
     write_json(summary, RECORDS / f"{name}.json")
     kept = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from errors import UserError
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -24,6 +26,15 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Context manager that turns a failure to write `path`, such as a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {advice}") from None
 
 
 def write_json(content: Any, path: str | Path) -> None:

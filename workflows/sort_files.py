@@ -1,14 +1,16 @@
 """Copy or link files into a folder for each cluster; nothing is moved or overwritten."""
 
 import filecmp
+import itertools
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from errors import UserError
+from utils.files import writing
 
 
 def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path]:
@@ -18,15 +20,14 @@ def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path
     """
     if root.exists() and not root.is_dir():
         raise UserError(f"--sort-into {root}: is a file; give a folder")
-    taken: set[str] = set()
-    folders = []
-    for name in map(folder_name, names):
-        candidate, number = name, 1
-        while (key := unicodedata.normalize("NFC", candidate).casefold()) in taken:  # one on some systems
-            number += 1
-            candidate = f"{name} ({number})"
-        taken.add(key)
-        folders.append(root / candidate)
+    taken: dict[str, Path] = {}
+    for name in names:
+        for candidate in numbered(folder_name(name)):
+            key = unicodedata.normalize("NFC", candidate).casefold()  # the same on some file systems
+            if key not in taken:
+                taken[key] = root / candidate
+                break
+    folders = list(taken.values())
     source = images.resolve()
     for folder in (root, *folders) if source.is_dir() else ():
         target = folder.resolve()
@@ -35,6 +36,13 @@ def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path
                 f"--sort-into {root}: {folder} and the images' folder {images} overlap; give another"
             )
     return folders
+
+
+def numbered(name: str, suffix: str = "") -> Iterator[str]:
+    """NAME, NAME (2), NAME (3) and so on, each with the suffix."""
+    yield name + suffix
+    for number in itertools.count(2):
+        yield f"{name} ({number}){suffix}"
 
 
 def folder_name(name: str) -> str:
@@ -87,29 +95,25 @@ def sort_files(files: Iterable[tuple[str, Path]], link: bool) -> tuple[int, int]
 
 def free_path(path: Path, file: str) -> Path | None:
     """`path`, or "NAME (2)" and so on if another file has that name; None if this very file has it."""
-    candidate, number = path, 1
-    while os.path.lexists(candidate):
+    for name in numbered(path.stem, path.suffix):
+        candidate = path.with_name(name)
+        if not os.path.lexists(candidate):
+            return candidate
         if candidate.is_file() and filecmp.cmp(file, candidate, shallow=False):
-            return None
-        number += 1
-        candidate = path.with_name(f"{path.stem} ({number}){path.suffix}")
-    return candidate
+            break
+    return None
 
 
 def copy_or_link(file: str, target: Path, link: bool) -> None:
     """A copy gets its name only when it is complete."""
     temporary = target.with_name(f".copying-{os.getpid()}")
-    try:
+    with writing(target, "the table is whole, what was sorted stays, and the same command goes on"):
         target.parent.mkdir(parents=True, exist_ok=True)
         if link:
             target.symlink_to(os.path.abspath(file))
-        else:
+            return
+        try:
             shutil.copy2(file, temporary)
             temporary.rename(target)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be written ({error.strerror}); the table is whole, what was sorted stays, and "
-            "the same command goes on"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -186,22 +186,21 @@ def markdown_table(rows: Rows) -> list[str]:
     return [header, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *body]
 
 
-def csv_table(summary: Summary | AblationSummary) -> tuple[list[str], list[tuple]]:
+def csv_table(summary: Summary | AblationSummary) -> tuple[list[str], list[list]]:
     """All figures, not rounded: the header; a row for each seed and method (in an ablation, each variant)."""
-    metrics: tuple[str, ...]
-    groups: list[tuple[list[str], Figures]]
     if "variants" in summary:
-        header, metrics = ["dataset", "variant"], ABLATION_METRICS
-        groups = [([label], variant["figures"]) for label, variant in summary["variants"].items()]
-    else:
-        header, metrics, groups = ["dataset"], METRICS, [([], summary["methods"])]
-    rows = [
-        (summary["dataset"], *label, seed, method, *(figures[metric]["values"][number] for metric in metrics))
-        for label, methods in groups
-        for number, seed in enumerate(summary["seeds"])
-        for method, figures in methods.items()
+        groups = {label: variant["figures"] for label, variant in summary["variants"].items()}
+        rows = [row for label, figures in groups.items() for row in csv_rows(summary, figures, label)]
+        return ["dataset", "variant", "seed", "method", *ABLATION_METRICS], rows
+    return ["dataset", "seed", "method", *METRICS], csv_rows(summary, summary["methods"])
+
+
+def csv_rows(origin: Origin, figures: Figures, *label: str) -> list[list]:
+    return [
+        [origin["dataset"], *label, seed, method, *(spread["values"][number] for spread in metrics.values())]
+        for number, seed in enumerate(origin["seeds"])
+        for method, metrics in figures.items()
     ]
-    return [*header, "seed", "method", *metrics], rows
 
 
 def write_tables(summary: Summary | AblationSummary, path: Path) -> None:
