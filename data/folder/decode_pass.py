@@ -292,9 +292,6 @@ class PassOutput:
             if self.file:
                 self.file.abandon()
             self.file = None
-            log.warning(
-                "%s: decoded images cannot be stored there (%s); they are %s",
-                self.cache and self.cache.folder,
-                error.strerror or error,
-                "decoded again in every epoch" if self.memory is None else "kept in memory only",
-            )
+            folder, why = self.cache and self.cache.folder, error.strerror or error
+            instead = "decoded again in every epoch" if self.memory is None else "kept in memory only"
+            log.warning(f"{folder}: decoded images cannot be stored there ({why}); they are {instead}")

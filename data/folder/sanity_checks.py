@@ -47,24 +47,19 @@ def warn_if_alike(summaries: Sequence[PixelSummary], where: str) -> None:
     equal = (checksums == np.sort(checksums)[len(checksums) // 2]).mean()
     if one_color.mean() >= NEARLY_ALL:
         log.warning(
-            "%s: %.0f %% of the images are of one color, so there is nothing to learn; likely causes: values "
-            "of 0 to 1 instead of 0 to 255, masks, or white shapes on transparency, which is shown white",
-            where,
-            100 * one_color.mean(),
+            f"{where}: {100 * one_color.mean():.0f} % of the images are of one color, so there is nothing to "
+            "learn; likely causes: values of 0 to 1 instead of 0 to 255, masks, or white shapes on "
+            "transparency, which is shown white"
         )
     elif equal >= NEARLY_ALL and len(summaries) > 1:
         log.warning(
-            "%s: %.0f %% of the images are equal to each other, so there is nothing to learn; likely cause: "
-            "copies of one file, such as a placeholder from a download",
-            where,
-            100 * equal,
+            f"{where}: {100 * equal:.0f} % of the images are equal to each other, so there is nothing to "
+            "learn; likely cause: copies of one file, such as a placeholder from a download"
         )
     elif (highest <= DARK).mean() >= NEARLY_ALL:
         log.warning(
-            "%s: nearly all images are almost black, with no value above %d of 255; likely cause: 10 or 12 "
-            "bits in color files of 16; scale the values to the whole range",
-            where,
-            DARK,
+            f"{where}: nearly all images are almost black, with no value above {DARK} of 255; likely cause: "
+            "10 or 12 bits in color files of 16; scale the values to the whole range"
         )
 
 
@@ -74,49 +69,30 @@ def white_of(brightest: int) -> int:
 
 
 def warn_of_white(records: Iterable[FileRecord], white: int, given: int | None, where: str) -> None:
-    """Log a warning if the value that is shown white may be wrong.
-
-    Args:
-        records: of all files.
-        white: the value.
-        given: the same if it was given, None if `white_of` chose it.
-        where: the split, for the message.
-    """
+    """Log a warning if the value that is shown white may be wrong; `given`: None if `white_of` chose it."""
     values = [record.brightest for record in records if record.brightest >= 0]
     if not given and values and white < WHITE:
         log.warning(
-            "%s: no value of its %d images of 16 bits is above %d, so %d is shown white, as of %d "
-            "bits; if they are dark images of 16 bits, set white_level: 65535",
-            where,
-            len(values),
-            max(values),
-            white,
-            white.bit_length(),
+            f"{where}: no value of its {len(values)} images of 16 bits is above {max(values)}, so {white} is "
+            f"shown white, as of {white.bit_length()} bits; if they are dark images of 16 bits, set "
+            f"white_level: {WHITE}"
         )
     above = sum(value > white for value in values)
     if above:
         log.warning(
-            "%s: %d of its %d images of 16 bits have values above %d, up to %d, which are all shown white; "
-            "white_level, or the training images, say so",
-            where,
-            above,
-            len(values),
-            white,
-            max(values),
+            f"{where}: {above} of its {len(values)} images of 16 bits have values above {white}, up to "
+            f"{max(values)}, which are all shown white; white_level, or the training images, say so"
         )
 
 
 def warn_of_images(records: Iterable[FileRecord], resize: str, where: str) -> None:
     """Log warnings about what a folder's images have in common; `resize`: see `decode.ResizeSpec`."""
     readable = [record for record in records if not record.reason]
-    summaries = [PixelSummary(record.one_color, record.checksum, record.highest) for record in readable]
-    warn_if_alike(summaries, where)
+    warn_if_alike([PixelSummary(r.one_color, r.checksum, r.highest) for r in readable], where)
     long = sum(2 * max(r.width, r.height) > 3 * min(r.width, r.height) for r in readable)
     share = long / max(1, len(readable))
     if resize == "crop" and share >= MANY:
         log.warning(
-            "%s: %.0f %% of the images are over 1.5 times as long as wide, and the crop to a square "
-            "leaves out more than a third of them; to show them whole, set resize: pad or squeeze",
-            where,
-            100 * share,
+            f"{where}: {100 * share:.0f} % of the images are over 1.5 times as long as wide, and the crop to "
+            "a square leaves out more than a third of them; to show them whole, set resize: pad or squeeze"
         )

@@ -10,21 +10,10 @@ from errors import UserError
 
 from ..messages import say_once, shown
 from ..sets.labels import require_few, require_known
+from . import listing
 from .cache import DecodedCache
 from .decode import ResizeSpec
 from .decode_pass import DecodedFolder, decode_folder, share_of
-from .listing import (
-    Suffixes,
-    class_folders,
-    describe_ignored,
-    describe_images,
-    holds_an_image,
-    images_in,
-    labeled_files,
-    list_images,
-    require_folder,
-    require_images,
-)
 from .own_images import OwnImages
 
 log = logging.getLogger(__name__)
@@ -37,7 +26,7 @@ class SplitFiles(NamedTuple):
     """The files of a split, the suffixes of those that are no images, and labels and classes, if any."""
 
     files: list[str]
-    ignored: Suffixes
+    ignored: listing.Suffixes
     labels: list[int] | None = None
     classes: list[str] | None = None
 
@@ -75,11 +64,11 @@ def build_folder(
     Raises:
         UserError: no such folders, no images, a class that train/ does not have, too many unreadable images.
     """
-    require_folder(root)
+    listing.require_folder(root)
     if folder_labels == "none":
         folder = root
         # where the results are in the very folder of the images, those of this dataset are in one below
-        found = SplitFiles(*list_images(root, but=(results, cache_folder and cache_folder.parent)))
+        found = SplitFiles(*listing.list_images(root, but=(results, cache_folder and cache_folder.parent)))
     else:
         folder = _folder_of_split(root, split)
         found = _files_of_split(folder, root / "train")
@@ -138,11 +127,11 @@ def _log_what_is_read(folder: Path, files: list[str], found: SplitFiles, unreada
     """Log one line on what was read and what was left out."""
     n = len(found.classes or ())
     about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
-    others, has_advice = describe_ignored(found.ignored)
+    others, has_advice = listing.describe_ignored(found.ignored)
     rest = [f"{unreadable} that cannot be read"] * bool(unreadable) + [others] * bool(found.ignored)
     left_out = f"; left out: {', '.join(rest)}" if rest else ""
     write = log.warning if has_advice else log.info
-    say_once(write, f"{shown(str(folder))}: {describe_images(files)} {about}{left_out}")
+    say_once(write, f"{shown(str(folder))}: {listing.describe_images(files)} {about}{left_out}")
 
 
 # --- classes ---------------------------------------------------------------------------------------
@@ -150,17 +139,17 @@ def _log_what_is_read(folder: Path, files: list[str], found: SplitFiles, unreada
 
 def _files_of_split(folder: Path, train: Path) -> SplitFiles:
     """The files of a split's folder; `train`: the folder of the train split, if there is one."""
-    where, present = shown(str(folder)), class_folders(folder)
-    of_train = class_folders(train) if train.is_dir() else []
+    where, present = shown(str(folder)), listing.class_folders(folder)
+    of_train = listing.class_folders(train) if train.is_dir() else []
     if _is_annotated(folder):
         return _annotated_files(folder, of_train)
     classes = of_train if len(of_train) > 1 else present  # a single class means nothing
     require_known(train, classes, folder, present)
     require_few(classes, where)
-    loose, ignored = images_in(folder, deep=False)
-    files, labels, ignored_in_classes = labeled_files(folder, classes if present else [])
+    loose, ignored = listing.images_in(folder, deep=False)
+    files, labels, ignored_in_classes = listing.labeled_files(folder, classes if present else [])
     ignored += ignored_in_classes
-    require_images(folder, files or loose, ignored)
+    listing.require_images(folder, files or loose, ignored)
     if not files:
         return SplitFiles(loose, ignored)
     if loose:
@@ -180,7 +169,7 @@ def _annotated_files(folder: Path, classes: list[str]) -> SplitFiles:
     present = sorted(set(class_of.values()))
     classes = classes or present
     require_known(folder.parent / "train", classes, folder, present)
-    found, ignored = images_in(folder / "images")
+    found, ignored = listing.images_in(folder / "images")
     files = [path for path in found if os.path.basename(path) in class_of]
     if len(files) < len(found):
         n = len(found) - len(files)
@@ -195,7 +184,7 @@ def _annotated_files(folder: Path, classes: list[str]) -> SplitFiles:
 
 def _folder_of_split(root: Path, split: str) -> Path:
     """The folder that a split is read from. Logs which images serve as both splits, and what is left out."""
-    where, inside = shown(str(root)), class_folders(root)
+    where, inside = shown(str(root)), listing.class_folders(root)
     annotated = _is_annotated(root / "val")
     if "train" not in inside and "test" not in inside and not annotated:
         similar = [name for name in inside if name.lower() in LIKE_SPLITS]
@@ -206,8 +195,10 @@ def _folder_of_split(root: Path, split: str) -> Path:
         say_once(log.info, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
         return root
     splits = "train", "val" if annotated else "test"
-    beside = [f"{shown(name)}/" for name in inside if name not in splits and holds_an_image(root / name)]
-    loose, _ = images_in(root, deep=False)
+    beside = [
+        f"{shown(name)}/" for name in inside if name not in splits and listing.holds_an_image(root / name)
+    ]
+    loose, _ = listing.images_in(root, deep=False)
     beside += [f"{len(loose)} images"] if loose else []
     if beside:
         hint = "" if annotated or "test" in inside else "; the test split is called test/"

@@ -1,12 +1,26 @@
-"""Images that all look the same log a warning."""
+"""What all images of a folder have in common: warnings, and the white of 16-bit files."""
 
 import numpy as np
 import pytest
 import torch
+from image_folders import SIZE, build, fetch
 from PIL import Image
 
 import data
 from data.folder import cache, decode_pass
+
+pytestmark = pytest.mark.usefixtures("another_process")
+
+
+def noise(n, highest=255, size=(SIZE, SIZE, 3), dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, highest + 1, (n, *size)).astype(dtype)
+
+
+def write(folder, images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return images
 
 
 @pytest.mark.parametrize("source", ["folder", "npz"])
@@ -15,33 +29,45 @@ from data.folder import cache, decode_pass
     [
         (
             "one color",
-            "95 % of the images are of one color, so there is nothing to learn; likely causes: values of 0",
+            "95 % of the images are of one color, so there is nothing to learn; likely causes: val",
         ),
-        ("noise", "95 % of the images are of one color"),
+        ("two values", "95 % of the images are of one color"),
         (
             "equal",
-            "95 % of the images are equal to each other, so there is nothing to learn; likely cause: copies",
+            "95 % of the images are equal to each other, so there is nothing to learn; likely cause: c",
         ),
+        (
+            "dark",
+            "almost black, with no value above 16 of 255; likely cause: 10 or 12 bits",
+        ),  # in colors of 16
         ("other", None),
     ],
 )
-def test_images_without_a_difference_are_warned_of(tmp_path, caplog, source, kind, message):
-    images = np.random.default_rng(0).integers(0, 256, (20, 9, 9, 3), dtype=np.uint8)
+def test_images_without_a_difference_are_warned_of(folder, caplog, source, kind, message):
+    images = noise(20)
     alike = slice(5 if kind == "other" else 1, None)
-    if kind == "noise":
+    if kind == "two values":
         images[alike] = images[alike] % 2
     elif kind == "one color":
         images[alike] = images[alike, :1, :1]
+    elif kind == "dark":
+        images[alike] = images[alike] % 17
     else:
         images[alike] = images[alike][:1]
     if source == "npz":
-        np.savez(tmp_path / "mine.npz", train_images=images)
+        np.savez(folder.parent.parent / "mine.npz", train_images=images)
     else:
-        (tmp_path / "mine/train").mkdir(parents=True)
-        for i, pixels in enumerate(images):
-            Image.fromarray(pixels).save(tmp_path / f"mine/train/{i:02}.png")
-    data.build_dataset({"train_db_name": "mine", "data_dir": str(tmp_path)}, "train")
-    assert message in caplog.text if message else "nothing to learn" not in caplog.text
+        write(folder, images)
+    build(folder)
+    assert message in caplog.text if message else "likely cause" not in caplog.text
+
+
+@pytest.mark.parametrize(("resize", "tall", "warned"), [("crop", 2, 1), ("crop", 1, 0), ("pad", 9, 0)])
+def test_a_crop_of_long_images_is_warned_of(folder, caplog, resize, tall, warned):
+    write(folder, [noise(1, size=(32 if i < tall else 30, 20, 3))[0] for i in range(10)])
+    build(folder, resize=resize)
+    line = "20 % of the images are over 1.5 times as long as wide, and the crop to a square leaves out more"
+    assert caplog.text.count(line) == caplog.text.count("resize: pad or squeeze") == warned
 
 
 # --- 16-bit files --------------------------------------------------------------------------------
@@ -49,12 +75,14 @@ def test_images_without_a_difference_are_warned_of(tmp_path, caplog, source, kin
 
 def gray_16(folder, highest, n=5):
     """Images of 16 bits whose values are 0 to about `highest`, which one of them reaches."""
-    folder.mkdir(parents=True)
-    values = np.random.default_rng(0).integers(0, highest - highest // 9, (n, 37, 37)).astype(np.uint16)
+    values = noise(n, highest - highest // 9, (SIZE, SIZE), np.uint16)
     values[n // 2, 5, 5] = highest
-    for i, pixels in enumerate(values):
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return values
+    return write(folder, values)
+
+
+def assert_scaled(images, values, white):
+    expected = torch.from_numpy(values.astype(float) * 255 / white)
+    torch.testing.assert_close(images[:, 0].double(), expected, atol=0.51, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -62,104 +90,60 @@ def gray_16(folder, highest, n=5):
     [(900, 1023, 10), (1023, 1023, 10), (1024, 4095, 12), (4095, 4095, 12), (4096, 65535, 16)],
 )
 @pytest.mark.parametrize("kept", [None, "memory", "file", "nothing"])
-def test_10_and_12_bits_in_files_of_16(tmp_path, caplog, monkeypatch, kept, highest, white, bits):
+def test_10_and_12_bits_in_files_of_16(
+    folder, caplog, monkeypatch, another_process, kept, highest, white, bits
+):
     """The brightest image of all decides."""
-    values = gray_16(tmp_path / "mine/train", highest)
-    Image.fromarray(np.full((37, 37, 3), 200, np.uint8)).save(tmp_path / "mine/train/8 bits.png")
-    config = {"train_db_name": "mine", "data_dir": str(tmp_path), "transformation_kwargs": {"crop_size": 32}}
-    if kept:
-        config["root_dir"] = str(tmp_path / "results")
+    values = gray_16(folder, highest)
+    Image.fromarray(np.full((SIZE, SIZE, 3), 200, np.uint8)).save(folder / "8 bits.png")
+    settings = {"root_dir": str(folder.parent / "results")} if kept else {}
+    monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: kept in (None, "memory"))
     if kept == "nothing":
-        monkeypatch.setattr(cache.DecodedCache, "new_file", no_disk)
-    if kept in ("file", "nothing"):
-        monkeypatch.setattr(decode_pass, "fits_in_memory", lambda size: False)
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: cache.shutil._ntuple_diskusage(1, 1, 1))
     for _ in range(2):
-        found = data.build_dataset(config, "train")
-        images = next(found.fetch([torch.arange(6)], "cpu"))
-        expected = torch.from_numpy(values.astype(float) * 255 / white)
-        torch.testing.assert_close(images[:5, 0].double(), expected, atol=0.51, rtol=0)
+        another_process()
+        images = fetch(build(folder, **settings), range(6))
+        assert_scaled(images[:5], values, white)
         assert (images[5] == 200).all()
         line = (
             f"no value of its 5 images of 16 bits is above {highest}, so {white} is shown white, as of {bits}"
         )
         assert caplog.text.count(line) == (white < 65535)
         assert "almost black" not in caplog.text
-        caplog.clear()
-        if kept == "nothing":
-            break  # the notes tell the next process, which does not look at the images again
-        monkeypatch.setattr(decode_pass, "_finished", {})
 
 
-def no_disk(*args):
-    raise OSError(28, "No space left on device")
-
-
-def test_dark_images_of_16_bits(tmp_path, caplog):
+def test_dark_images_of_16_bits(folder, caplog):
     """The remedy that the line names."""
-    values = gray_16(tmp_path / "mine/train", 4095)
-    config = {"train_db_name": "mine", "data_dir": str(tmp_path), "transformation_kwargs": {"crop_size": 32}}
-    images = data.build_dataset({**config, "white_level": 65535}, "train")
-    assert (images.raw(0)[0].numpy() == (values[0] * 255.0 / 65535).round()).all()
+    values = gray_16(folder, 4095)
+    assert_scaled(fetch(build(folder, white_level=65535), range(5)), values, 65535)
     assert "is shown white" not in caplog.text
-    data.build_dataset({**config, "white_level": 1000}, "train")
+    build(folder, white_level=1000)
     assert "5 of its 5 images of 16 bits have values above 1000, up to 4095, which are all" in caplog.text
 
 
-def test_new_images_are_scaled_as_the_training_images(tmp_path, caplog):
-    gray_16(tmp_path / "mine/train", 4000)
-    values = gray_16(tmp_path / "mine/test", 1000)
+def test_new_images_are_scaled_as_the_training_images(folder, tmp_path):
+    gray_16(folder, 4000)
+    (folder.parent / "test/0.png").unlink()
+    values = gray_16(folder.parent / "test", 1000)
     gray_16(tmp_path / "new", 1000)
-    config = {
-        "train_db_name": "mine", "val_db_name": "mine", "data_dir": str(tmp_path),
-        "root_dir": str(tmp_path / "results"), "transformation_kwargs": {"crop_size": 32},
-    }  # fmt: skip
-    data.build_dataset(config, "train")
+    settings = {"root_dir": str(tmp_path / "results")}
+    build(folder, **settings)
+    assert_scaled(fetch(build(folder, "test", **settings), range(5)), values, 4095)
+    assert_scaled(fetch(build(folder, "test", val_db_name="new", **settings), range(5)), values, 4095)
     files, _ = data.list_images(tmp_path / "new")
-    of_test = data.build_dataset(config, "test").raw(0)
-    of_new = data.build_dataset({**config, "val_db_name": "new"}, "test").raw(0)
+    config = {"train_db_name": "mine", "transformation_kwargs": {"crop_size": 28}, **settings}
     ((_, streamed, _),) = data.stream(files, config)
-    expected = torch.from_numpy(values[0] * 255.0 / 4095)
-    for image in (of_test, of_new, streamed[0]):
-        torch.testing.assert_close(image[0].double(), expected, atol=0.51, rtol=0)
+    assert_scaled(streamed, values, 4095)
 
 
-def test_the_white_level_is_known_only_if_images_tell(tmp_path, monkeypatch):
-    gray_16(tmp_path / "mine/train", 4000)
-    for split, color in (("test", 1), ("other", 2)):
-        (tmp_path / "mine" / split).mkdir()
-        Image.new("RGB", (37, 37), (color, 0, 0)).save(tmp_path / f"mine/{split}/0.png")
-    (tmp_path / "mine/other").rename(tmp_path / "other")
-    config = {
-        "train_db_name": "mine", "val_db_name": "mine", "data_dir": str(tmp_path),
-        "root_dir": str(tmp_path / "results"), "transformation_kwargs": {"crop_size": 32},
-    }  # fmt: skip
-    assert data.build_dataset(config, "train").white_level == 4095
-    assert data.build_dataset(config, "test").white_level == 4095  # as the training images
-    alone = {**config, "train_db_name": "other", "val_db_name": "other"}
-    assert data.build_dataset(alone, "train").white_level is None
-    assert data.build_dataset({**alone, "white_level": 999}, "train").white_level == 999
-    monkeypatch.setattr(decode_pass, "_finished", {})
-    assert data.build_dataset(config, "train").white_level == 4095
-
-
-def test_dark_colors_of_16_bits_are_warned_of(tmp_path, caplog):
-    """Pillow gives only the upper half of their bits."""
-    (tmp_path / "mine/train").mkdir(parents=True)
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 16, (5, 9, 9, 3)).astype(np.uint8)):
-        Image.fromarray(pixels).save(tmp_path / f"mine/train/{i}.png")
-    data.build_dataset({"train_db_name": "mine", "data_dir": str(tmp_path)}, "train")
-    assert "almost black, with no value above 16 of 255; likely cause: 10 or 12 bits" in caplog.text
-
-
-# --- shapes ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("resize", "tall", "warned"), [("crop", 2, 1), ("crop", 1, 0), ("pad", 9, 0)])
-def test_a_crop_of_long_images_is_warned_of(tmp_path, caplog, resize, tall, warned):
-    (tmp_path / "mine/train").mkdir(parents=True)
-    for i in range(10):
-        pixels = np.random.default_rng(i).integers(0, 256, (32 if i < tall else 30, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"mine/train/{i}.png")
-    data.build_dataset({"train_db_name": "mine", "data_dir": str(tmp_path), "resize": resize}, "train")
-    line = "20 % of the images are over 1.5 times as long as wide, and the crop to a square leaves out more"
-    assert caplog.text.count(line) == caplog.text.count("resize: pad or squeeze") == warned
+def test_the_white_level_is_known_only_if_images_tell(folder, tmp_path, another_process):
+    gray_16(folder, 4000)
+    write(tmp_path / "other", noise(1))
+    settings = {"root_dir": str(tmp_path / "results")}
+    assert build(folder, **settings).white_level == 4095
+    assert build(folder, "test", **settings).white_level == 4095  # as the training images
+    alone = {"train_db_name": "other", "val_db_name": "other", **settings}
+    assert build(folder, **alone).white_level is None
+    assert build(folder, **alone, white_level=999).white_level == 999
+    another_process()
+    assert build(folder, **settings).white_level == 4095
