@@ -23,7 +23,7 @@ class ArrayImages(Dataset):
         classes: class names; by default the labels themselves. None without labels.
 
     Raises:
-        ValueError: images or labels of the wrong shape or type, see `check_labels`.
+        ValueError: images or labels of the wrong shape or type, see `labels_and_names`.
     """
 
     def __init__(

@@ -23,28 +23,24 @@ def labels_and_names(
 ) -> tuple[torch.Tensor | None, list[str] | None]:
     """Labels, int64 (count,), and class names, by default the labels themselves; None without labels.
 
-    Raises ValueError, see `check_labels`.
+    Raises ValueError unless the labels are integers (count,), indices of the classes.
     """
     if labels is None:
         return None, None
     labels = np.asarray(labels)
-    check_labels(labels, count, classes)
+    if not count and not len(labels):  # an empty list has no type
+        labels = labels.astype(int)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers of shape ({count},), found {labels.dtype} {labels.shape}")
+    if count and labels.min() < 0:
+        raise ValueError("labels holds negative labels; leave the array out if there are none")
+    most = labels.max() if count else -1
+    if most >= MOST_CLASSES:
+        raise ValueError(f"labels holds {most}; number the classes 0, 1, 2, ...")
+    if classes is not None and most >= len(classes):
+        raise ValueError(f"labels: 'classes' has {len(classes)} names, but a label is {most}")
     indices = torch.as_tensor(labels, dtype=torch.int64)
     return indices, list(classes or map(str, range(len(indices.bincount()))))
-
-
-def check_labels(labels: np.ndarray, count: int, classes: Sized | None, what: str = "labels") -> None:
-    """Raise ValueError, naming `what`, unless the labels are integers (count,), indices of the classes."""
-    if not count and not len(labels):  # an empty list has no type
-        return
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{what} must be integers of shape ({count},), found {labels.dtype} {labels.shape}")
-    if labels.min() < 0:
-        raise ValueError(f"{what} holds negative labels; leave the array out if there are none")
-    if labels.max() >= MOST_CLASSES:
-        raise ValueError(f"{what} holds {labels.max()}; number the classes 0, 1, 2, ...")
-    if classes is not None and labels.max() >= len(classes):
-        raise ValueError(f"'classes' has {len(classes)} names, but a label is {labels.max()}")
 
 
 def require_few(classes: Sized, where: str) -> None:

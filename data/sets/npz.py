@@ -10,7 +10,6 @@ from errors import UserError
 
 from ..folder import sanity_checks
 from .arrays import ArrayImages, to_channels_first
-from .labels import check_labels
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +52,9 @@ def read_npz(path: Path, which: str) -> ArrayImages:
     sanity_checks.warn_if_alike([sanity_checks.summarize_pixels(image) for image in some], where)
     if classes is not None and classes.ndim != 1:
         raise UserError(f"{path}: 'classes' must be a list of names, found shape {classes.shape}")
-    if labels is not None:
-        labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        try:
-            check_labels(labels, len(images), classes, f"{split}_labels")
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from None
-    return ArrayImages(images, labels, None if classes is None else [str(name) for name in classes])
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    try:
+        return ArrayImages(images, labels, None if classes is None else list(map(str, classes)))
+    except ValueError as error:
+        raise UserError(f"{path}: {split}_{error}") from None
