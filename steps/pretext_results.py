@@ -11,12 +11,10 @@ from errors import UserError
 from utils.analysis import neighbors
 from utils.run.config import Config
 from utils.run.fingerprint import Fingerprint, check_neighbors
-from utils.run.folder import earlier_folder
+from utils.run.folder import MINED_TEST, MINED_TRAIN, earlier_folder
 from utils.run.weights import read_weights
 
 from .options import StepOptions
-
-TRAIN_NEIGHBORS, VAL_NEIGHBORS = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
 
 
 class MinedNeighbors(NamedTuple):
@@ -35,7 +33,7 @@ class PretextResults:
     @property
     def inputs(self) -> dict[str, Path]:
         """The files by their role, for the Fingerprint."""
-        neighbor_files = {f"pretext/{name}": self.folder / name for name in (TRAIN_NEIGHBORS, VAL_NEIGHBORS)}
+        neighbor_files = {f"pretext/{name}": self.folder / name for name in (MINED_TRAIN, MINED_TEST)}
         return {"pretext/model.pth.tar": self.model, **neighbor_files}
 
     def read_neighbors(
@@ -45,8 +43,8 @@ class PretextResults:
         remedy = neighbors.mine_again(self.folder, "them")
         check_neighbors(self.folder, fingerprint, self.weights, remedy)
         return MinedNeighbors(
-            neighbors.read_neighbors(self.folder / TRAIN_NEIGHBORS, len(train_set)),
-            neighbors.read_neighbors(self.folder / VAL_NEIGHBORS, len(test_set)),
+            neighbors.read_neighbors(self.folder / MINED_TRAIN, len(train_set)),
+            neighbors.read_neighbors(self.folder / MINED_TEST, len(test_set)),
         )
 
 

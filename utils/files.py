@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]], path: str | Path) -> None:
+def write_csv(header: Iterable[str], rows: Iterable[Sequence[object]], path: str | Path) -> None:
     """Write a table in UTF-8; bytes in names that are not UTF-8 become escapes."""
     with (
         atomic(path) as temporary,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from steps.pretext_results import TRAIN_NEIGHBORS
 from utils.analysis import choose_k, plots
 from utils.files import digest, read_json, write_csv, write_json
+from utils.run.folder import MINED_TRAIN
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
@@ -20,8 +20,8 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
 
     Writes numbers.csv and numbers.png to `folder`. `pretext` is the folder of the first step's results.
     """
-    mined = torch.from_numpy(np.load(pretext / TRAIN_NEIGHBORS))[:, : NEIGHBORS_OF_NUMBERS + 1]
-    made_of = [digest(pretext / TRAIN_NEIGHBORS), list(candidates)]
+    mined = torch.from_numpy(np.load(pretext / MINED_TRAIN))[:, : NEIGHBORS_OF_NUMBERS + 1]
+    made_of = [digest(pretext / MINED_TRAIN), list(candidates)]
     kept = folder / "numbers.json"
     content = read_json(kept)
     if content.get("made_of") != made_of:

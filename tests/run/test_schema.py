@@ -256,7 +256,7 @@ def test_one_row_makes_a_required_key(monkeypatch):
 
 
 def test_one_row_makes_an_option_of_a_loss(monkeypatch):
-    option = Key(schema.POSITIVE, "A.", only=schema.criterion("scan"), name="criterion_kwargs.margin")
+    option = Key(schema.POSITIVE, "A.", only=schema.for_criterion("scan"), name="criterion_kwargs.margin")
     with_rows(monkeypatch, option)
     assert load(DIGITS["scan"], "criterion_kwargs.margin=2").criterion_kwargs["margin"] == 2
     assert "margin" not in load(DIGITS["scan"]).criterion_kwargs
@@ -268,7 +268,7 @@ def test_one_entry_and_one_row_make_a_criterion(monkeypatch, tmp_path):
     monkeypatch.setitem(schema.SETUP_OF_CRITERION, "soft", "selflabel")
     check = schema.one_of(*schema.SETUP_OF_CRITERION)
     rows = [replace(key, check=check) if key.name == "criterion" else key for key in EXPERIMENT]
-    soft, name = schema.criterion("soft"), "criterion_kwargs.power"
+    soft, name = schema.for_criterion("soft"), "criterion_kwargs.power"
     option = Key(schema.POSITIVE, "A.", required=schema.ALWAYS, only=soft, name=name)
     monkeypatch.setattr(schema, "EXPERIMENT", (*rows, option))
     load(DIGITS["selflabel"])
@@ -294,7 +294,7 @@ def test_list_keys(script):
         script.main(["--list-keys"])
     assert exit_.value.code == 0
     lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= schema.COLUMNS
+    assert max(map(len, lines)) <= schema.LISTING_WIDTH
     listed = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
     assert listed == list(KEYS)
     text = " ".join(out.getvalue().split())

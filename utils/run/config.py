@@ -176,7 +176,7 @@ def mismatches(config: Config) -> list[str]:
     return lines
 
 
-class _Loader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     """Rejects a key that is given twice; YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -192,7 +192,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises UserError with file and line."""
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+            content = yaml.load(file, _UniqueKeyLoader)
     except FileNotFoundError:
         folder = Path(path).parent
         names = [p.name for p in folder.glob("*.yml")]

@@ -27,8 +27,13 @@ log = logging.getLogger(__name__)
 # What the steps write to the folder, except config.yml and log.txt, which every run rewrites or appends to.
 CHECKPOINT, MODEL, FINGERPRINT = "checkpoint.pth.tar", "model.pth.tar", "fingerprint.json"
 EPOCHS, FIGURES = "metrics.jsonl", "metrics.json"
-NEIGHBORS = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
-SIGNED = (MODEL, *NEIGHBORS, FIGURES)  # FINGERPRINT holds their digests, so that a replaced file is noticed
+MINED_TRAIN, MINED_TEST = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
+SIGNED = (
+    MODEL,
+    MINED_TRAIN,
+    MINED_TEST,
+    FIGURES,
+)  # FINGERPRINT holds their digests, so that a replaced file is noticed
 PICTURES = "curves.png", "confusion_matrix.png", "calibration.png"
 RESULTS = (CHECKPOINT, *SIGNED, EPOCHS, *PICTURES, "assignment.csv", FINGERPRINT)
 

@@ -82,12 +82,7 @@ class Machine:
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto` is CUDA if there is one, else the CPU; each of torchrun's processes takes its own GPU.
 
-    Args:
-        name: auto, cpu, cuda or cuda:N.
-        local_rank: number of this process on its machine, None without torchrun.
-
-    Raises:
-        UserError: torch does not see the device, or not a GPU for each process.
+    Raises UserError if torch does not see the device, or not a GPU for each process.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
@@ -142,7 +137,7 @@ def reuse_freed_memory() -> None:
 
 
 @contextmanager
-def few_threads(device: torch.device) -> Iterator[None]:
+def few_threads(device: torch.device | str) -> Iterator[None]:
     """Context manager of training on `device`: beside a GPU, one thread; on a CPU, nothing is changed.
 
     What is left for the CPU, mostly random numbers and kernel launches, is not worth more: on 16 cores,
@@ -164,15 +159,8 @@ def compiled(
 ) -> Callable[[torch.Tensor], Any]:
     """`network`, compiled for training where that pays.
 
-    Args:
-        network: the module to train.
-        setting: `on`, `off`, or `auto`: on a GPU, if the run is long enough to repay the compiler's minutes.
-            On a CPU nearly all of the time goes to convolutions, which use the same library either way.
-        device: that it trains on.
-        iterations: their number in the whole run.
-
-    Returns:
-        a function of the network's input.
+    `setting` is `on`, `off`, or `auto`: on a GPU, if the iterations of the whole run repay the compiler's
+    minutes. On a CPU nearly all of the time goes to convolutions, which use the same library either way.
     """
     repays = device.type == "cuda" and iterations >= ITERATIONS_THAT_REPAY
     if setting == "off" or (setting == "auto" and not repays):

@@ -6,6 +6,7 @@ A new criterion is one entry of SETUP_OF_CRITERION, one row for each of its opti
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from .checks import (
@@ -28,7 +29,7 @@ from .checks import (
 # --- what a row says -----------------------------------------------------------------------------
 
 ALWAYS = "always"  # required wherever the key may be given; within a group, wherever the group is given
-COLUMNS = 80  # of the listing
+LISTING_WIDTH = 80  # of the listing
 
 
 class When(NamedTuple):
@@ -69,6 +70,7 @@ class Key:
     required: str | When | None = None  # ALWAYS or a When; evaluation requires only keys without a condition
     only: When | None = None  # training rejects the key unless this holds
     affects_results: bool = True
+    pretext_training: bool = True  # the pretext step's training depends on it, not only what follows
     tunable: bool = False  # it may change when a training is resumed, if the user says so: --accept_changes
     name: str = ""  # dotted within a group: optimizer_kwargs.lr
 
@@ -111,7 +113,7 @@ def key(check: Check, help: str, **conditions: Any) -> Any:
     return Key(check, help, **conditions)
 
 
-def group(settings: type[Settings], help: str, **conditions: Any) -> Any:
+def group_of(settings: type[Settings], help: str, **conditions: Any) -> Any:
     """The row of a group of keys."""
     return Key(Check("a group of keys", settings), help, **conditions)
 
@@ -119,12 +121,12 @@ def group(settings: type[Settings], help: str, **conditions: Any) -> Any:
 TRAINED = to_train("simclr", "scan", "selflabel")
 
 # The criteria of losses.CRITERIA, and the step that each trains. Their options are the rows that are
-# `only=criterion(NAME, ...)`.
+# `only=for_criterion(NAME, ...)`.
 CONFIDENCE, VOTE = "confidence-cross-entropy", "neighbor-vote-cross-entropy"
 SETUP_OF_CRITERION = {"simclr": "simclr", "scan": "scan", CONFIDENCE: "selflabel", VOTE: "selflabel"}
 
 
-def criterion(*names: str) -> When:
+def for_criterion(*names: str) -> When:
     return When("criterion", names, "other losses have no such option")
 
 
@@ -140,23 +142,23 @@ class ModelSettings(Settings):
 class CriterionSettings(Settings):
     temperature: float = key(
         number(above=0), "Temperature that divides the similarities.",
-        required=ALWAYS, only=criterion("simclr"),
+        required=ALWAYS, only=for_criterion("simclr"),
     )
     entropy_weight: float = key(
         number(0), "Weight of the mean prediction's entropy, lambda.",
-        required=ALWAYS, only=criterion("scan"),
+        required=ALWAYS, only=for_criterion("scan"),
     )
     apply_class_balancing: bool = key(
         BOOLEAN, "Weigh each pseudo-label by the inverse of its frequency.",
-        required=ALWAYS, only=criterion(CONFIDENCE, VOTE),
+        required=ALWAYS, only=for_criterion(CONFIDENCE, VOTE),
     )
     num_neighbors: int = key(
-        POSITIVE, "Neighbors of an image that vote on its pseudo-label.", default=20, only=criterion(VOTE)
+        POSITIVE, "Neighbors of an image that vote on its pseudo-label.", default=20, only=for_criterion(VOTE)
     )
     agreement: float = key(
         number(above=0, high=1),
         "Share of the image and its neighbors that must be in the cluster they vote for.",
-        default=0.8, only=criterion(VOTE),
+        default=0.8, only=for_criterion(VOTE),
     )
 
 
@@ -210,20 +212,20 @@ class Cutout(Settings):
 class AugmentationSettings(Settings):
     """data.augment.transforms.AUGMENTATIONS says which of these keys a strategy needs."""
 
-    random_resized_crop: ResizedCrop | None = group(ResizedCrop, "Random crop of standard and simclr.")
-    random_horizontal_flip: Chance = group(Chance, "Mirroring.", default={"p": 0.5})
-    color_jitter_random_apply: Chance | None = group(Chance, "Whether simclr changes the colors.")
-    color_jitter: ColorJitter | None = group(ColorJitter, "How much simclr changes the colors.")
-    random_grayscale: Chance | None = group(Chance, "Whether simclr removes the colors.")
-    normalize: Normalization | None = group(Normalization, "Normalization, which every strategy needs.")
+    random_resized_crop: ResizedCrop | None = group_of(ResizedCrop, "Random crop of standard and simclr.")
+    random_horizontal_flip: Chance = group_of(Chance, "Mirroring.", default={"p": 0.5})
+    color_jitter_random_apply: Chance | None = group_of(Chance, "Whether simclr changes the colors.")
+    color_jitter: ColorJitter | None = group_of(ColorJitter, "How much simclr changes the colors.")
+    random_grayscale: Chance | None = group_of(Chance, "Whether simclr removes the colors.")
+    normalize: Normalization | None = group_of(Normalization, "Normalization, which every strategy needs.")
     crop_size: int | None = key(SIDE, "Side in pixels of the random crop of ours.")
     num_strong_augs: int | None = key(number(0, whole=True), "Operations of ours on an image.")
-    cutout_kwargs: Cutout | None = group(Cutout, "Cutout of ours.")
+    cutout_kwargs: Cutout | None = group_of(Cutout, "Cutout of ours.")
 
 
 class TransformationSettings(Settings):
     crop_size: int = key(SIDE, "Side in pixels of the center crop.", required=ALWAYS)
-    normalize: Normalization = group(Normalization, "Normalization, as in training.", required=ALWAYS)
+    normalize: Normalization = group_of(Normalization, "Normalization, as in training.", required=ALWAYS)
 
 
 # --- the table: the two files --------------------------------------------------------------------
@@ -265,7 +267,7 @@ class Experiment(Settings):
         "features/D for a features_file of vectors of length D.",
         required=ALWAYS,
     )
-    model_kwargs: ModelSettings = group(
+    model_kwargs: ModelSettings = group_of(
         ModelSettings, "Projection head of the pretext network.", default=PerSetup(simclr={}, moco={})
     )
     num_heads: int = key(
@@ -274,8 +276,12 @@ class Experiment(Settings):
     )
     # the data
     train_db_name: str = key(DATASET, "Dataset whose train split is learned from.", required=ALWAYS)
-    val_db_name: str = key(DATASET, "Dataset whose test split is evaluated.", required=ALWAYS)
-    num_classes: int = key(count(2, 100_000), "Number of clusters.", required=ALWAYS)
+    val_db_name: str = key(
+        DATASET, "Dataset whose test split is evaluated.", required=ALWAYS, pretext_training=False
+    )
+    num_classes: int = key(
+        count(2, 100_000), "Number of clusters.", required=ALWAYS, pretext_training=False
+    )
     batch_size: int = key(
         POSITIVE, "Images per iteration, without their other views.", required=ALWAYS, tunable=True
     )
@@ -324,7 +330,7 @@ class Experiment(Settings):
     )
     features: str = key(
         one_of("head", "backbone"), "Part of the network whose features neighbors are mined by.",
-        default=PerSetup(simclr="head", moco="backbone", pretrained="backbone"),
+        default=PerSetup(simclr="head", moco="backbone", pretrained="backbone"), pretext_training=False,
     )
     # semantic clustering
     num_neighbors: int = key(
@@ -366,13 +372,13 @@ class Experiment(Settings):
     )
     # the loss
     criterion: str = key(one_of(*SETUP_OF_CRITERION), "Loss; each step has its own.", required=TRAINED)
-    criterion_kwargs: CriterionSettings = group(
+    criterion_kwargs: CriterionSettings = group_of(
         CriterionSettings, "Options of the loss.", required=TRAINED, tunable=True
     )
     # the optimizer
     epochs: int = key(POSITIVE, "Passes over the training images.", required=TRAINED, tunable=True)
     optimizer: str = key(one_of("sgd", "adam"), "Optimizer.", required=TRAINED)
-    optimizer_kwargs: OptimizerSettings = group(
+    optimizer_kwargs: OptimizerSettings = group_of(
         OptimizerSettings, "Arguments of the optimizer.", required=TRAINED, tunable=True
     )
     scheduler: str = key(
@@ -380,7 +386,7 @@ class Experiment(Settings):
         "Course of the learning rate; cosine ends at lr * lr_decay_rate ** 3.",
         required=TRAINED, tunable=True,
     )
-    scheduler_kwargs: SchedulerSettings = group(
+    scheduler_kwargs: SchedulerSettings = group_of(
         SchedulerSettings, "Arguments of the scheduler.", default={}, tunable=True
     )
     # the images
@@ -389,12 +395,12 @@ class Experiment(Settings):
         "standard: random crops. simclr: and random colors. ours: strong augmentations and Cutout.",
         required=TRAINED,
     )
-    augmentation_kwargs: AugmentationSettings = group(
+    augmentation_kwargs: AugmentationSettings = group_of(
         AugmentationSettings, "Settings of the strategy; those of another one are ignored.",
         required=TRAINED, tunable=True,
     )
-    transformation_kwargs: TransformationSettings = group(
-        TransformationSettings, "Evaluation transform.", required=ALWAYS
+    transformation_kwargs: TransformationSettings = group_of(
+        TransformationSettings, "Evaluation transform.", required=ALWAYS, pretext_training=False
     )
 
 
@@ -432,6 +438,7 @@ def rows_of(settings: type[Settings], prefix: str = "") -> Iterator[Key]:
 
 ENVIRONMENT, EXPERIMENT = tuple(rows_of(Environment)), tuple(rows_of(Experiment))
 TUNABLE = (*(row.name for row in EXPERIMENT if row.tunable), "data.train")  # the last: the images
+AFTER_TRAINING = (*(row.name for row in EXPERIMENT if not row.pretext_training), "data.test")
 
 
 def within(keys: tuple[Key, ...], group: str = "") -> dict[str, Key]:
@@ -448,20 +455,15 @@ def defaults(setup: str | None) -> dict[str, Any]:
 
 def listing() -> str:
     """The table as text, for --list-keys."""
+    wrap = partial(textwrap.wrap, width=LISTING_WIDTH, break_on_hyphens=False)
     lines = []
     for title, keys in (("environment, --config_env", ENVIRONMENT), ("experiment, --config_exp", EXPERIMENT)):
         lines += [title, ""]
         for row in keys:
-            lines += _wrapped(f"{row.name}: {row.help}", "  ", "    ")
-            lines += _wrapped("; ".join(_facts(row)), "        ", "        ")
+            lines += wrap(f"{row.name}: {row.help}", initial_indent="  ", subsequent_indent="    ")
+            lines += wrap("; ".join(_facts(row)), initial_indent=8 * " ", subsequent_indent=8 * " ")
         lines.append("")
     return "\n".join([*lines, "On the command line: --set KEY=VALUE ..."])
-
-
-def _wrapped(text: str, first: str, others: str) -> list[str]:
-    return textwrap.wrap(
-        text, COLUMNS, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
-    )
 
 
 def _facts(row: Key) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Weights from an earlier step or another program: what they are, and whether they fit a model."""
+"""StateDict from an earlier step or another program: what they are, and whether they fit a model."""
 
 import logging
 import re
@@ -18,8 +18,7 @@ from .config import read_yaml
 
 log = logging.getLogger(__name__)
 
-Weights = dict[str, torch.Tensor]  # a state dict
-Source = str | Path  # where weights come from, for messages
+StateDict = dict[str, torch.Tensor]  # a state dict
 
 KINDS = {
     "pretext": "a pretext model (of simclr.py or moco.py)",
@@ -29,16 +28,11 @@ KINDS = {
 }
 
 
-def read_weights(path: Path, kinds: Sequence[str], hint: str = "") -> tuple[Weights, int | None]:
+def read_weights(path: Path, kinds: Sequence[str], hint: str = "") -> tuple[StateDict, int | None]:
     """State dict and head index of a checkpoint file; see `unwrap`.
 
-    Args:
-        path: the file.
-        kinds: the KINDS to accept; the content of the file decides its kind, not its name.
-        hint: what to do when there is no such file.
-
-    Raises:
-        UserError: not a checkpoint, or one of another kind.
+    `hint` says what to do when there is no such file. Raises UserError for a file that is not a checkpoint,
+    or not of one of the accepted KINDS; its content decides its kind, not its name.
     """
     weights, head = unwrap(checkpoint.load(path, hint), path)
     found = anatomy(weights).kind
@@ -48,7 +42,7 @@ def read_weights(path: Path, kinds: Sequence[str], hint: str = "") -> tuple[Weig
     return weights, head
 
 
-def unwrap(content: Any, source: Source) -> tuple[Weights, int | None]:
+def unwrap(content: Any, source: str | Path) -> tuple[StateDict, int | None]:
     """State dict and head index of a checkpoint of any program for this method.
 
     A plain state dict; `{'model', 'head'}` as the clustering step saves; a training checkpoint
@@ -85,7 +79,7 @@ class Anatomy(NamedTuple):
     num_classes: int | None  # None if there is no cluster head
 
 
-def anatomy(weights: Weights) -> Anatomy:
+def anatomy(weights: StateDict) -> Anatomy:
     """What a state dict is, according to its keys and shapes."""
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     heads = {key.split(".")[1] for key in shapes if key.startswith("cluster_head.")}
@@ -102,7 +96,7 @@ def anatomy(weights: Weights) -> Anatomy:
     return Anatomy(kind, backbone, model_kwargs, len(heads), num_classes)
 
 
-def choose_head(weights: Weights, head: int | None, source: Source) -> int:
+def choose_head(weights: StateDict, head: int | None, source: str | Path) -> int:
     """The index of the head to use: the one that the checkpoint names, or its only one.
 
     Raises UserError if it names none of several, or one that it does not have.
@@ -118,14 +112,11 @@ def choose_head(weights: Weights, head: int | None, source: Source) -> int:
     return head or 0
 
 
-def load_weights(model: nn.Module, weights: Weights, source: Source, part: str = "") -> None:
+def load_weights(model: nn.Module, weights: StateDict, source: str | Path, part: str = "") -> None:
     """Load `weights` into `model`, if all keys, shapes and types match.
 
-    Args:
-        model: the module to fill.
-        weights: state dict.
-        source: where they come from, for the message.
-        part: prefix of the keys to load, such as "backbone."; the rest of the model does not change.
+    `source` names their file in messages. With `part`, such as "backbone.", only keys that start with it are
+    loaded, and the rest of the model does not change.
 
     Raises:
         UserError: missing or unexpected weights, or weights of another shape or type: the message counts them
@@ -167,7 +158,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def _cause(given: Weights, own: Weights, incomplete: bool, source: Source) -> str:
+def _cause(given: StateDict, own: StateDict, incomplete: bool, source: str | Path) -> str:
     """The first part in which two state dicts differ, and what to do about it."""
     theirs, ours = anatomy(given), anatomy(own)
     for setting in ("num_heads", "num_classes"):
@@ -193,7 +184,7 @@ def _cause(given: Weights, own: Weights, incomplete: bool, source: Source) -> st
     return "it is of another network"
 
 
-def _backbone_beside(source: Source) -> str:
+def _backbone_beside(source: str | Path) -> str:
     """The name of a file's backbone according to config.yml beside it; "..." if there is none."""
     try:
         return read_yaml(Path(source).parent / "config.yml")["backbone"]
@@ -209,23 +200,15 @@ HEADS = re.compile(r"fc|classif|heads?(_|$)|aux|proj|pred|prototype|queue|decode
 SECOND_CHOICE = ("momentum", "encoder_k", "target", "student")
 
 
-def find_backbone(content: Any, backbone: nn.Module, source: Source) -> tuple[Weights, str]:
+def find_backbone(content: Any, backbone: nn.Module, source: str | Path) -> tuple[StateDict, str]:
     """A backbone's weights in a file of any program, by the names of their ends.
 
     Programs differ in what they put a network into: torchvision and timm save it alone, others below
     `state_dict.backbone.`, `teacher.module.backbone.`, `state_dict.module.encoder_q.`, ... What holds the
     most of the backbone's names is taken. lightly numbers the children of a network instead.
 
-    Args:
-        content: what checkpoint.load returned.
-        backbone: the module.
-        source: where the content comes from, for the message.
-
-    Returns:
-        all that is at that place, by name, heads included; and the place, such as "backbone.".
-
-    Raises:
-        UserError: nothing in it has a name of this backbone's.
+    `content` is what `checkpoint.load` returned. Returns all that is at that place, by name, heads included;
+    and the place, such as "backbone.". Raises UserError if nothing in it has a name of this backbone's.
     """
     flat = dict(_flattened(content))
     own = backbone.state_dict().keys()
@@ -256,7 +239,7 @@ def find_backbone(content: Any, backbone: nn.Module, source: Source) -> tuple[We
     return {layouts[layout].get(key, key): value for key, value in inside.items()}, prefix
 
 
-def load_backbone(model: nn.Module, weights: Weights, source: Source) -> None:
+def load_backbone(model: nn.Module, weights: StateDict, source: str | Path) -> None:
     """Load weights that `find_backbone` found into `model.backbone`; see `load_weights`.
 
     Heads are left out. Old files lack BatchNorm's count of batches, which only training looks at.

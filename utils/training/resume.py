@@ -21,15 +21,13 @@ from utils.run import checkpoint, distributed
 from utils.run.config import differences, listed, with_defaults
 from utils.run.fingerprint import Fingerprint, of_backbone, read_fingerprint
 from utils.run.folder import FINGERPRINT, RESULTS, Run
-from utils.run.schema import TUNABLE
+from utils.run.schema import AFTER_TRAINING, TUNABLE
 from utils.run.weights import load_weights, unwrap
 
 from .optim import scheduled_learning_rate
 
 log = logging.getLogger(__name__)
 
-# Settings that matter to the pretext step's evaluation and mining, but not to its training.
-AFTER_TRAINING = ("transformation_kwargs", "val_db_name", "num_classes", "features", "data.test")
 OLD = "start over with --fresh, which keeps it as *.old"
 
 
