@@ -63,6 +63,6 @@ class DatasetExperiment:
             run: keep the results apart, as --run does.
         """
         files = {step: self.files[step] for step in steps or self.files}
-        settings = [f"root_dir={yaml_text(root or self.root / f'seed-{seed}')}", f"seed={seed}"]
-        own = {step: [*self.settings[step], *(changes or {}).get(step, ())] for step in files}
-        return plan_steps(files, settings, own, run)
+        shared = [f"root_dir={yaml_text(root or self.root / f'seed-{seed}')}", f"seed={seed}"]
+        settings = {step: [*shared, *self.settings[step], *(changes or {}).get(step, ())] for step in files}
+        return plan_steps(files, settings, run)

@@ -105,18 +105,14 @@ def plan_step(
 
 
 def plan_steps(
-    files: Mapping[str, Path | str],
-    settings: Sequence[str],
-    step_settings: Mapping[str, Sequence[str]] | None = None,
-    run: str | None = None,
+    files: Mapping[str, str], settings: Mapping[str, Sequence[str]], run: str | None = None
 ) -> dict[str, PlannedStep]:
     """Read and check the configurations of steps; returns the steps by name, in order.
 
     Args:
         files: experiment files by step: pretext, scan and selflabel, or some of them, if the results of the
             earlier ones are there.
-        settings: KEY=VALUE strings for all steps, root_dir among them.
-        step_settings: KEY=VALUE strings by step, which override `settings`.
+        settings: KEY=VALUE strings by step, root_dir among them.
         run: keep the results apart, as --run does; None: do not.
 
     Raises:
@@ -125,8 +121,7 @@ def plan_steps(
     environment, plan = read_yaml(default_environment()), {}
     apart = ["--run", run] if run else []
     for name, file in files.items():
-        own = (step_settings or {}).get(name, ())
-        arguments = ["--config_exp", str(file), *apart, "--set", *settings, *own]
+        arguments = ["--config_exp", file, *apart, "--set", *settings[name]]
         plan[name] = plan_step(name, environment, read_yaml(file), arguments)
         require_same_settings(plan[name])
     return plan

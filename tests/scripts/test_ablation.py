@@ -160,8 +160,8 @@ def test_variants_of_every_dataset(name, dataset, tmp_path):
 
 def test_frozen_and_cached_features_are_not_cached_when_all_trains():
     files, settings = {"scan": "configs/scan/scan_digits.yml"}, ["cache_features=4"]
-    changes = ablations.trained_parts(configs_of(plan_steps(files, settings)))["all"]
-    found = configs_of(plan_steps(files, settings, changes))["scan"]
+    changes = ablations.trained_parts(configs_of(plan_steps(files, {"scan": settings})))["all"]
+    found = plan_steps(files, {"scan": [*settings, *changes["scan"]]})["scan"].config
     assert not found.update_cluster_head_only and "cache_features" not in found
 
 
