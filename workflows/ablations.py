@@ -69,8 +69,8 @@ FACTORS = (1.5, 2, 3)  # more clusters than classes
 
 def numbers_of_clusters(configs: Configs) -> Variants:
     own = configs["scan"].num_classes
-    more = {str(number): [f"num_classes={number}"] for number in (round(factor * own) for factor in FACTORS)}
-    return {str(own): {}, **{number: dict.fromkeys(BOTH, setting) for number, setting in more.items()}}
+    numbers = [own, *(round(factor * own) for factor in FACTORS)]
+    return {str(n): {} if n == own else dict.fromkeys(BOTH, [f"num_classes={n}"]) for n in numbers}
 
 
 STRATEGIES = {"strong": "ours", "SimCLR": "simclr", "standard": "standard", "none": "ours"}

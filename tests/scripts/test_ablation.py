@@ -168,7 +168,7 @@ def test_frozen_and_cached_features_are_not_cached_when_all_trains():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["neighbours"], r"--ablation neighbours: .*did you mean neighbors\? there are neighbors, "),
+        (["neighbor"], r"--ablation neighbor: .*did you mean neighbors\? there are neighbors, "),
         (["xyz"], "--ablation xyz: unknown; there are neighbors, entropy_weight, "),
         (["heads", "--record", "mine"], "--record mine: not with --ablation"),
     ],
