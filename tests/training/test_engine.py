@@ -88,7 +88,7 @@ def test_an_optimizer_that_cannot_skip_a_batch(loader, optimizer):
     ],
 )
 def test_a_batch_that_trains_nothing_leaves_no_trace(name, kwargs):
-    """The first one, too, at which the optimiser has no state yet."""
+    """The first one, too, at which the optimizer has no state yet."""
 
     def train(trains, told):
         model = torch.nn.Linear(2, 1)

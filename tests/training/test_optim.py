@@ -1,4 +1,4 @@
-"""Optimisers, and the running average of the weights."""
+"""Optimizers, and the running average of the weights."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_arguments_that_it_cannot_use(name, kwargs, words):
 
 
 def test_ema_loop():
-    """The published behaviour: the average takes the place of the live weights, buffers stay."""
+    """The published behavior: the average takes the place of the live weights, buffers stay."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     ema = EMA(model, 0.9)

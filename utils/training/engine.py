@@ -141,16 +141,15 @@ def _require_finite(training: TrainingState, metrics: dict[str, Any], *names: st
     for name in names:
         if math.isfinite(metrics.get(name, 0)):
             continue
-        coarse = precision != torch.float32
-        also = f", or {dtype_name(precision)} too coarse" if coarse else ""
+        coarse = f" (or set precision fp32: {dtype_name(precision)} may be too coarse)"
         kept = "there is no earlier checkpoint"
         if saved:
-            kept = f"the last good checkpoint is {training.path}, of epoch {saved}"
-            kept += "; to go on from it with other settings add --accept_changes"
+            kept = f"the last good checkpoint is {training.path}, of epoch {saved}; "
+            kept += "to go on from it with other settings add --accept_changes"
         raise UserError(
             f"epoch {metrics['epoch']}: the {name} is {metrics[name]}; most likely the learning rate "
-            f"{metrics['lr']:g} is too high{also}: lower optimizer_kwargs.lr"
-            f"{' or set precision fp32' if coarse else ''}; nothing of this epoch was saved, and {kept}"
+            f"{metrics['lr']:g} is too high: lower optimizer_kwargs.lr"
+            f"{coarse if precision != torch.float32 else ''}; nothing of this epoch was saved, and {kept}"
         )
 
 

@@ -39,8 +39,18 @@ def dry_run(model: nn.Module, *loaders: "Loader") -> None:
         images, batch = loader.sample()
         views = _tensors_of(batch)
         for view in views:
-            if view.is_floating_point():  # the others are labels
-                _require_fits(model, view)
+            if not view.is_floating_point():  # labels
+                continue
+            try:
+                model(view)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                shape = " x ".join(map(str, view.shape[1:]))
+                raise UserError(
+                    f"the network cannot take images of {shape} ({str(error).splitlines()[0]}); set another "
+                    "crop size (transformation_kwargs and augmentation_kwargs) or backbone"
+                ) from None
         side, kept = min(images.shape[-2:]), views[0].size(-1)
         if not loader.train and side > kept * 256 / 224 + 1:  # the usual margin on ImageNet
             cropped.add((kept, side))
@@ -51,19 +61,6 @@ def dry_run(model: nn.Module, *loaders: "Loader") -> None:
             f"the training crops to {side}, or resize the images"
         )
     model.train(was_training)
-
-
-def _require_fits(model: nn.Module, images: torch.Tensor) -> None:
-    try:
-        model(images)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        shape = " x ".join(map(str, images.shape[1:]))
-        raise UserError(
-            f"the network cannot take images of {shape} ({str(error).splitlines()[0]}); set another crop "
-            "size (transformation_kwargs and augmentation_kwargs) or backbone"
-        ) from None
 
 
 @torch.no_grad()
@@ -89,7 +86,6 @@ def infer(function: Callable[[Any], Outputs], loader: "Loader", title: str) -> O
         for place, part in zip(whole, parts, strict=True):
             place[done : done + len(part)] = part
         done += len(parts[0])
-    _require_all(done, n)
     return cast(Outputs, whole[0] if torch.is_tensor(outputs) else tuple(whole))
 
 
@@ -130,7 +126,6 @@ def infer_to_file(
             f"{free / 1e9:.1f} GB are free; free some, or move the results "
             "folder to a larger disk and set root_dir to its new place: the training so far is saved"
         ) from None
-    _require_all(done, n)
     # "r+": pages that are only read cost no memory; a private map would have to fit in it
     return torch.from_numpy(np.load(path, mmap_mode="r+"))
 
@@ -141,26 +136,23 @@ def _tensors_of(batch: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.T
 
 def _outputs(function: Callable[[Any], Outputs], loader: "Loader", title: str) -> Iterator[Outputs]:
     """Yield the outputs of `function` for each batch, gathered from all processes."""
-    left = len(loader.dataset)
+    n = left = len(loader.dataset)
     broken: int | torch.Tensor = 0
     for batch in progress_bar(loader, title):
         outputs = function(batch)
         count = min(loader.batch_size, left)  # without what filled up the last shares
-        left -= count
         parts = tuple(distributed.gather(part)[:count] for part in _tensors_of(outputs))
+        left -= len(parts[0])
         finite = [part.isfinite().reshape(len(part), -1).all(1) for part in parts]
         broken = broken + (~torch.stack(finite).all(0)).count_nonzero()  # no GPU synchronization
         yield cast(Outputs, parts[0] if torch.is_tensor(outputs) else parts)
+    if left:
+        raise ValueError(f"inference needs every image: the loader gave {n - left} of {n}")
     if broken:
         raise UserError(
-            f"{title}: the network's outputs are not finite for {int(broken)} of {len(loader.dataset)} "
-            "images; lower optimizer_kwargs.lr, set precision to fp32, or take other weights"
+            f"{title}: the network's outputs are not finite for {int(broken)} of {n} images; lower "
+            "optimizer_kwargs.lr, set precision to fp32, or take other weights"
         )
-
-
-def _require_all(done: int, n: int) -> None:
-    if done != n:
-        raise ValueError(f"inference needs every image: the loader gave {done} of {n}")
 
 
 def progress_bar(batches: "Loader", title: str) -> tqdm:

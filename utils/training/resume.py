@@ -215,9 +215,10 @@ def use_given_weights(
 
     Raises UserError if the folder holds a training of its own that these weights do not come from.
     """
-    trained, given = run.folder / "checkpoint.pth.tar", [Path(source)] if source else []
+    sources = [*fingerprint.files, *([Path(source)] if source else [])]
+    trained = run.folder / "checkpoint.pth.tar"
     here = [path for path in (trained, run.folder / "model.pth.tar") if path.exists()]
-    own = any(path.samefile(file) for path in here for file in given)
+    own = any(path.samefile(file) for path in here for file in sources)
     if trained.exists() and not own and not run.fresh:
         raise UserError(
             f"{trained}: the folder holds the training of an earlier run; keep this one apart with --run "
@@ -225,9 +226,9 @@ def use_given_weights(
         )
     there = read_fingerprint(run.folder).get("backbone_weights")
     if run.fresh:
-        archive_results(run, RESULTS, [*fingerprint.files, *given])
+        archive_results(run, RESULTS, sources)
     elif there not in (None, of_backbone(model.state_dict())):
-        archive_results(run, ["model.pth.tar"], [*fingerprint.files, *given])
+        archive_results(run, ["model.pth.tar"], sources)
     if not trained.exists():
         truncate_metrics(run, 0)
     run.save_config()
@@ -255,7 +256,7 @@ def archive_results(run: Run, names: Iterable[str], sources: Iterable[Path]) -> 
         for file in files:
             file.unlink()
         return
-    suffixes = itertools.chain([".old"], (f".old{number}" for number in itertools.count(2)))
+    suffixes = (".old" if number == 1 else f".old{number}" for number in itertools.count(1))
     suffix = next(s for s in suffixes if not any((run.folder / (name + s)).exists() for name in RESULTS))
     for file in files:
         old = file.with_name(file.name + suffix)
