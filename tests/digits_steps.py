@@ -1,5 +1,6 @@
 """The real scripts on digits with a tiny budget, for the tests that run them."""
 
+import json
 import os
 from pathlib import Path
 from unittest import mock
@@ -7,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
+import eval as evaluation
 import scan
 import selflabel
 import simclr
@@ -76,6 +78,27 @@ def note_steps(patch):
 
             patch.setattr(script, "run_step", noted)
     return names
+
+
+def evaluate(step, model, *overrides, flags=()):
+    """Run eval.py on a model of a step; returns the figures in its default folder, if that was used."""
+    evaluation.main(eval_arguments(step, model, *overrides, flags=flags))
+    folder = Path(model).parent / "eval" / "model"
+    return figures(folder) if folder.exists() else None
+
+
+def eval_arguments(step, model, *overrides, flags=()):
+    return arguments(step, Path(model).parents[2], *overrides, flags=["--model", str(model), *flags])
+
+
+def figures(folder):
+    """The content of metrics.json."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def epochs(folder):
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(path):

@@ -1,12 +1,10 @@
 """No label reaches the training or the choice of a model."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from digits_files import neighbor_table, write_digits
-from digits_steps import STEPS, run, same, weights
+from digits_steps import STEPS, figures, run, same, weights
 
 from steps.clustering_inputs import choose_splits
 from steps.pretext_results import MinedNeighbors
@@ -24,24 +22,18 @@ def one_class(labels):
 @pytest.mark.parametrize("labels", [noise, one_class, None])
 def test_other_labels_give_the_same_models_and_the_same_choice(results, tmp_path, labels):
     write_digits(tmp_path, labels=labels)
+    own = tmp_path / "digits"
     for step in STEPS:
         run(step, tmp_path, f"data_dir={tmp_path}")
-        folder, expected = tmp_path / "digits" / step, results / step
         for name in ("model.pth.tar", "checkpoint.pth.tar"):
-            assert same(weights(folder / name), weights(expected / name)), (step, name)
+            assert same(weights(own / step / name), weights(results / step / name)), (step, name)
     for name in ("train", "val"):
-        mined = [
-            np.load(root / f"pretext/topk-{name}-neighbors.npy") for root in (tmp_path / "digits", results)
-        ]
+        mined = [np.load(root / f"pretext/topk-{name}-neighbors.npy") for root in (own, results)]
         np.testing.assert_array_equal(*mined)
-    chosen = [checkpoint.load(root / "scan/model.pth.tar")["head"] for root in (tmp_path / "digits", results)]
-    assert chosen[0] == chosen[1]
-    states = [checkpoint.load(root / "scan/checkpoint.pth.tar") for root in (tmp_path / "digits", results)]
-    assert states[0]["best_loss"] == states[1]["best_loss"]
-    acc = [
-        json.loads((root / "selflabel/metrics.json").read_text()).get("acc")
-        for root in (tmp_path / "digits", results)
-    ]
+    for name, key in (("model", "head"), ("checkpoint", "best_loss")):
+        chosen = [checkpoint.load(root / f"scan/{name}.pth.tar")[key] for root in (own, results)]
+        assert chosen[0] == chosen[1]
+    acc = [figures(root / "selflabel").get("acc") for root in (own, results)]
     assert acc[0] != acc[1]  # the figures, of course, do depend on them
 
 
@@ -54,10 +46,8 @@ def test_held_out_images_choose_without_their_labels(results, after, tmp_path_fa
     run("scan", noisy, "validation=train_holdout", f"data_dir={noisy}")
     a, b = (checkpoint.load(folder / "digits/scan/model.pth.tar") for folder in (root, noisy))
     assert a["head"] == b["head"] and same(a["model"], b["model"])
-    assert (
-        "143 images held out of the training split choose the model"
-        in (root / "digits/scan/log.txt").read_text()
-    )
+    log = (root / "digits/scan/log.txt").read_text()
+    assert "143 images held out of the training split choose the model" in log
     published = weights(results / "scan/model.pth.tar")
     assert not same(a["model"], published)  # it trained on fewer images
 

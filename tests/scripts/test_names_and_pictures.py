@@ -1,16 +1,14 @@
 """Odd names of classes and files through the real steps; pictures that cannot be drawn."""
 
 import csv
-import json
 import logging
 import os
 
 from digits_files import DIGITS
-from digits_steps import STEPS, run
+from digits_steps import evaluate, run
 from PIL import Image
 
 import data
-import eval as evaluation
 
 ODD = [b"$10_to_$20", b"a\nb", b"\xff\xfe", "一二".encode(), b"x" * 255, b'q"u,o\te']
 
@@ -31,12 +29,9 @@ def test_odd_names_through_the_steps(request, tmp_path, capsys):
     folder = tmp_path / "odd/scan"
     assert {"confusion_matrix.png", "curves.png", "fingerprint.json"} <= {p.name for p in folder.iterdir()}
     request.getfixturevalue("pictures")  # from here on they are drawn
-    settings = ["--set", *names, f"root_dir={tmp_path}", "num_heads=1"]
-    argv = ["--config_exp", STEPS["scan"][1], "--model", str(folder / "model.pth.tar")]
-    evaluation.main([*argv, "--visualize_prototypes", *settings])
+    evaluate("scan", folder / "model.pth.tar", *names, "num_heads=1", flags=["--visualize_prototypes"])
     assert (folder / "eval/model/prototypes.png").is_file()
-    argv = ["--config_exp", STEPS["pretext"][1], "--model", str(tmp_path / "odd/pretext/model.pth.tar")]
-    evaluation.main([*argv, "--kmeans", *settings])
+    evaluate("pretext", tmp_path / "odd/pretext/model.pth.tar", *names, flags=["--kmeans"])
     assert (tmp_path / "odd/pretext/eval/model/neighbors.png").is_file()
     with open(folder / "assignment.csv", newline="", encoding="utf-8") as file:
         assert sum(row["image"].startswith("$10_to_$20/") for row in csv.DictReader(file)) == 3
@@ -58,10 +53,8 @@ def test_pictures_that_fail_do_not_fail_the_steps(pictures, after, monkeypatch, 
         assert not list(folder.glob("*.png"))
         for name in ("confusion_matrix", "curves"):
             assert f"{name}.png: no picture (OSError: [Errno 28] No space" in (folder / "log.txt").read_text()
-    argv = ["--config_exp", STEPS["selflabel"][1], "--model", str(folder / "model.pth.tar")]
-    evaluation.main([*argv, "--visualize_prototypes"])
-    figures = json.loads((folder / "eval/model/metrics.json").read_text())
-    assert len(figures["prototypes"]) == 10
+    found = evaluate("selflabel", folder / "model.pth.tar", flags=["--visualize_prototypes"])
+    assert len(found["prototypes"]) == 10
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -1,30 +1,22 @@
 """What the steps leave in the folder of results, on every kind of images."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 import yaml
 from digits_files import DIGITS, write_digits
-from digits_steps import STEPS, run
+from digits_steps import STEPS, epochs, evaluate, figures, run
 from PIL import Image
 
 import data
-import eval as evaluation
 from utils.run import checkpoint
 
 
 def test_files(results):
     every = {
-        "checkpoint.pth.tar",
-        "model.pth.tar",
-        "config.yml",
-        "metrics.jsonl",
-        "metrics.json",
-        "curves.png",
-        "log.txt",
-        "fingerprint.json",
+        *("checkpoint.pth.tar", "model.pth.tar", "config.yml", "fingerprint.json", "log.txt"),
+        *("metrics.json", "metrics.jsonl", "curves.png"),
     }
     mined = {"topk-train-neighbors.npy", "topk-val-neighbors.npy"}
     assert {p.name for p in (results / "pretext").iterdir()} == every | mined
@@ -53,11 +45,10 @@ def test_published_file_contents(results):
 
 
 def test_metrics_per_epoch(results):
-    lines = [json.loads(line) for line in (results / "scan/metrics.jsonl").read_text().splitlines()]
+    lines = epochs(results / "scan")
     assert [line["epoch"] for line in lines] == [1, 2]
-    assert {"loss", "consistency", "entropy", "val_loss", "val_acc", "images_per_second", "lr"} <= set(
-        lines[0]
-    )
+    shown = {"loss", "consistency", "entropy", "val_loss", "val_acc", "images_per_second", "lr"}
+    assert shown <= lines[0].keys()
     best = min(line["val_loss"] for line in lines)
     assert checkpoint.load(results / "scan/checkpoint.pth.tar")["best_loss"] == pytest.approx(best)
 
@@ -73,8 +64,7 @@ def test_precision(tmp_path):
     losses = []
     for precision in ("fp32", "bf16"):
         run("pretext", tmp_path / precision, *settings, f"precision={precision}")
-        line = json.loads((tmp_path / precision / "digits/pretext/metrics.jsonl").read_text())
-        losses.append(line["loss"])
+        losses.append(epochs(tmp_path / precision / "digits/pretext")[0]["loss"])
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
@@ -90,20 +80,10 @@ def test_folders_of_unlabelled_images(tmp_path):
     names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={tmp_path}", "batch_size=40", "epochs=1"]
     for step in STEPS:
         run(step, tmp_path, *names)
-    figures = json.loads((tmp_path / "mine/selflabel/metrics.json").read_text())
-    assert sum(figures["cluster_sizes"]) == 30
-    model = str(tmp_path / "mine/selflabel/model.pth.tar")
-    argv = [
-        "--config_exp",
-        STEPS["selflabel"][1],
-        "--model",
-        model,
-        "--visualize_prototypes",
-        "--set",
-        *names,
-    ]
-    evaluation.main(argv)
-    assert (tmp_path / "mine/selflabel/eval/model/prototypes.png").is_file()
+    folder = tmp_path / "mine/selflabel"
+    assert sum(figures(folder)["cluster_sizes"]) == 30
+    evaluate("selflabel", folder / "model.pth.tar", *names, flags=["--visualize_prototypes"])
+    assert (folder / "eval/model/prototypes.png").is_file()
 
 
 def test_command_without_faiss(tmp_path, monkeypatch):
