@@ -1,13 +1,12 @@
 """MoCo's file and ImageNet's, through all steps."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from digits_steps import official_moco, weights
+from digits_steps import figures, official_moco, weights
 from PIL import Image
 
 import data
@@ -102,7 +101,7 @@ def test_imagenet_from_moco_to_the_end(imagenet, moco_file, tmp_path):
     np.testing.assert_allclose(similarity.gather(1, torch.from_numpy(mined[1])), best, rtol=0, atol=1e-6)
 
     evaluation.main([*pretext, "--model", str(folder / "model.pth.tar"), "--output", str(tmp_path / "e")])
-    then, now = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "e"))
+    then, now = figures(folder), figures(tmp_path / "e")
     for k in (1, 5, 20):
         assert now[f"top{k}_neighbor_accuracy"] == then[f"top{k}_neighbor_accuracy"]
 
@@ -113,8 +112,8 @@ def test_imagenet_from_moco_to_the_end(imagenet, moco_file, tmp_path):
     assert len({key for key in clustering if key.startswith("cluster_head.")}) == 20
     small = ("epochs=1", "augmentation_kwargs.crop_size=32", "confidence_threshold=0.01")
     selflabel.main(imagenet_arguments("selflabel/selflabel_imagenet_50.yml", imagenet, tmp_path, *small))
-    figures = json.loads((tmp_path / "imagenet_50/selflabel/metrics.json").read_text())
-    assert (figures["num_clusters"], figures["num_classes"], figures["num_images"]) == (50, 50, 50)
+    found = figures(tmp_path / "imagenet_50/selflabel")
+    assert (found["num_clusters"], found["num_classes"], found["num_images"]) == (50, 50, 50)
 
 
 @torch.no_grad()

