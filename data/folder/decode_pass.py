@@ -9,7 +9,6 @@ from there.
 """
 
 import contextlib
-import hashlib
 import itertools
 import logging
 import math
@@ -39,7 +38,7 @@ T = TypeVar("T")
 class DecodedFolder(NamedTuple):
     """What is known of a folder's files, in their order."""
 
-    digest: str  # of their names, sizes and times
+    stats_hash: int  # of their FileStats
     spec: ResizeSpec
     readable: list[bool]  # for each file
     unreadable: dict[str, str]  # name, as `shown` gives it: reason
@@ -74,9 +73,9 @@ def decode_folder(
         UserError: an image that an earlier process could read, but this one cannot.
     """
     stats, where = _file_stats(files, folder), shown(str(folder))
-    digest = hashlib.sha256(repr(stats).encode()).hexdigest()
+    stats_hash = hash(tuple(stats))
     key = os.path.realpath(folder), spec, white, cache and cache.path
-    if key in _finished and _finished[key].digest == digest:
+    if key in _finished and _finished[key].stats_hash == stats_hash:
         return _finished[key]
     with cache.exclusive() if cache else contextlib.nullcontext():
         manifest = cache.load() if cache else Manifest({})
@@ -98,7 +97,7 @@ def decode_folder(
         share = share_of(unreadable, len(files))
         log.warning("%s: %s cannot be read and are left out: %s", where, share, shown(str(unreadable_list)))
     _finished[key] = DecodedFolder(
-        digest,
+        stats_hash,
         spec,
         [not record.reason for record in records.values()],
         unreadable,

@@ -228,11 +228,6 @@ def test_names_of_any_bytes(folder, class_folders, another_process):
     assert torch.equal(dataset.raw(0), build(folder).raw(0))
 
 
-def test_images_in_folders_of_one_name_have_different_names(folder):
-    save_all(folder, "a/roll/0.png", "b/roll/0.png")
-    assert build(folder).names() == ["a/roll/0.png", "b/roll/0.png"]
-
-
 def test_fingerprints_stay(folder):
     """They are written in everybody's results."""
     content = b"P6 1 1 255 abc"
