@@ -22,6 +22,7 @@ from utils.training import cost
 from utils.training.features import digest_of
 from workflows import own_images
 from workflows.own_images import ClusterOptions, OwnExperiment
+from workflows.run_steps import SCRIPTS
 
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 # networks and image sizes to choose from with --from-scratch, the best first
@@ -72,9 +73,11 @@ def fit(experiment: OwnExperiment, n: int) -> None:
         pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
         # at the full rate, the first iterations can make all features the same
         pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
-    experiment.distinct = distinct
+    experiment.images, experiment.distinct = digest_of(dataset), distinct
     experiment.plan_all()
-    experiment.write_anew(digest_of(dataset))
+    if own_images.has_begun(experiment.folder):
+        own_images.move_to_earlier(experiment.folder, list(SCRIPTS))
+    experiment.write()
 
 
 def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[float]] | None]:

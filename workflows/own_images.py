@@ -60,6 +60,7 @@ class OwnExperiment:
     options: ClusterOptions
     folder: Path  # of the results
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the files, by step
+    images: str = ""  # digest of the images
     distinct: int = 0  # number of distinct images
     folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
     environment: dict[str, Any] = field(default_factory=lambda: read_yaml(default_environment()))
@@ -100,24 +101,14 @@ class OwnExperiment:
         self.contents["selflabel"]["confidence_threshold"] = confidence
         self.write()
 
-    def write_anew(self, images: str) -> None:
-        """Write the files and PLAN, for images of this digest; move the results of earlier files aside."""
-        if has_begun(self.folder):
-            move_to_earlier(self.folder, list(SCRIPTS))
-        self.write()
-        self.write_plan(images)
-
-    def write_plan(self, images: str) -> None:
-        """Write PLAN; `images`: digest of the images."""
-        record = PlanRecord(self.options.of_training(), images, self.distinct)
-        write_json(asdict(record), self.folder / PLAN)
-
     def write(self) -> None:
-        """Write the files."""
+        """Write the files, and then PLAN."""
         self.file("scan").parent.mkdir(parents=True, exist_ok=True)
         for step, content in self.contents.items():
             with atomic(self.file(step)) as path:
                 path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+        record = PlanRecord(self.options.of_training(), self.images, self.distinct)
+        write_json(asdict(record), self.folder / PLAN)
 
 
 @dataclass(frozen=True)
@@ -156,13 +147,13 @@ def take_earlier(experiment: OwnExperiment) -> bool:
                 f"keep this one apart with {apart}"
             )
         return False
-    experiment.distinct = record.distinct
+    experiment.images, experiment.distinct = record.images, record.distinct
     experiment.contents = {step: read_yaml(experiment.file(step)) for step in templates(options.from_scratch)}
     if changed:  # the first step does not depend on the number of clusters
         move_to_earlier(folder, ["scan", "selflabel"])
         if len(options.clusters) == 1:
             experiment.set_number(options.clusters[0])
-        experiment.write_plan(record.images)
+        experiment.write()
         return True
     plan = experiment.plan_all()
     for step in plan:
