@@ -27,7 +27,7 @@ from errors import UserError, did_you_mean
 from models import ContrastiveModel
 from utils.analysis import metrics
 from utils.run import checkpoint, schema
-from utils.run.config import experiment_of, load_config, with_defaults
+from utils.run.config import experiment_of, load_config, mismatches, with_defaults
 from utils.run.schema import EXPERIMENT, Key, PerSetup, When
 from utils.run.script import parse_arguments
 from utils.training.optim import learning_rate
@@ -177,10 +177,12 @@ def test_the_defaults_depend_on_the_setup():
 
 def test_an_older_experiment_is_one_with_the_defaults():
     for path in SHIPPED:
-        here = experiment_of(load(path, training=False))
+        config = load(path, training=False)
+        here = experiment_of(config)
         written = yaml.safe_load(Path(path).read_text())
         read = {key: written[key] for key in ("num_workers", "image_folder", "knn_every") if key in written}
         assert with_defaults({**written, "seed": 0}) == {**here, **read}
+        assert not mismatches(config)
     assert "max_unreadable" not in here
 
 

@@ -8,8 +8,6 @@ import pytest
 from digits_files import write_digits
 from digits_steps import STEPS, arguments, fails, run
 
-import scan
-import selflabel
 import simclr
 from utils.files import digest
 from utils.run import checkpoint
@@ -37,14 +35,6 @@ def test_a_run_is_not_resumed_on_other_images(copied, capsys, step, tmp_path_fac
         (copied / "digits/pretext/fingerprint.json").unlink()
     message = fails(capsys, STEPS[step][0].main, arguments(step, copied, moved))
     assert "data.train: 1437 images (" in message and "--fresh" in message
-
-
-def test_neighbors_of_other_images_are_refused(copied, capsys, tmp_path_factory):
-    shutil.rmtree(copied / "digits/scan")
-    moved = write_digits(tmp_path_factory.mktemp("data"), images=mirrored, labels=None)
-    message = fails(capsys, scan.main, arguments("scan", copied, moved))
-    assert "neighbors were mined among other images (test: 360 images (" in message
-    assert "mine them again" in message
 
 
 def test_neighbors_of_another_model_or_hand_are_warned_of(copied, caplog, monkeypatch):
@@ -81,18 +71,3 @@ def test_an_unfinished_clustering_is_warned_of(copied, caplog, monkeypatch):
     (copied / "digits/scan/fingerprint.json").unlink()
     run("selflabel", copied)
     assert "that step is not finished" in caplog.text
-
-
-def test_runs_by_name_do_not_meet(tmp_path):
-    for name, seed in (("first", 0), ("second-run.2", 1)):
-        run("pretext", tmp_path, "epochs=1", f"seed={seed}", flags=["--run", name])
-        assert (tmp_path / name / "digits/pretext/model.pth.tar").exists()
-
-
-def test_selflabel_knows_its_start(copied, capsys):
-    """As before: another clustering model is another run."""
-    content = checkpoint.load(copied / "digits/scan/model.pth.tar")
-    content["model"]["cluster_head.0.bias"] += 1
-    checkpoint.save(content, copied / "digits/scan/model.pth.tar")
-    message = fails(capsys, selflabel.main, arguments("selflabel", copied))
-    assert "inputs.scan/model.pth.tar" in message

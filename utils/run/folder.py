@@ -28,12 +28,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT, MODEL, FINGERPRINT = "checkpoint.pth.tar", "model.pth.tar", "fingerprint.json"
 EPOCHS, FIGURES = "metrics.jsonl", "metrics.json"
 MINED_TRAIN, MINED_TEST = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
-SIGNED = (
-    MODEL,
-    MINED_TRAIN,
-    MINED_TEST,
-    FIGURES,
-)  # FINGERPRINT holds their digests, so that a replaced file is noticed
+# FINGERPRINT holds the digests of these, so that a file that was replaced is noticed.
+SIGNED = (MODEL, MINED_TRAIN, MINED_TEST, FIGURES)
 PICTURES = "curves.png", "confusion_matrix.png", "calibration.png"
 RESULTS = (CHECKPOINT, *SIGNED, EPOCHS, *PICTURES, "assignment.csv", FINGERPRINT)
 
