@@ -54,22 +54,15 @@ def folder_name(name: str) -> str:
 
 def require_room(files: Iterable[str], root: Path) -> None:
     """Raise UserError if the disk has no room for copies of the files, less what is in `root` already."""
-    needed = sum(size_of(file) for file in files)
+    needed = sum(os.path.getsize(file) for file in files if os.path.exists(file))  # no broken links
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     existing = next(path for path in (root, *root.absolute().parents) if path.is_dir())
-    there = sum(size_of(os.path.join(path, name)) for path, _, found in os.walk(root) for name in found)
     free = shutil.disk_usage(existing).free
     if needed - there > free:
         raise UserError(
             f"--sort-into {root}: copies of the images take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
             "are free there; free some space, or sort links with --link"
         )
-
-
-def size_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # a broken link, which will be noted as unreadable
-        return 0
 
 
 def sort_files(files: Iterable[tuple[str, Path]], link: bool) -> tuple[int, int]:
