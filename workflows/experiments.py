@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.run.config import Config
-from utils.run.script import yaml_text
-from workflows.run_steps import SCRIPTS, PlannedStep, plan_steps
+from utils.run.config import Config, read_yaml
+from utils.run.script import default_environment, yaml_text
+from workflows.run_steps import SCRIPTS, PlannedStep, plan_step, require_same_settings
 
 Plan = dict[str, PlannedStep]  # by name
 Configs = dict[str, Config]  # by step
@@ -54,15 +54,23 @@ class DatasetExperiment:
         root: Path | None = None,
         run: str | None = None,
     ) -> Plan:
-        """The steps of a seed; see `plan_steps`.
+        """The steps of a seed, in order, with checked configurations.
 
         Args:
             steps: these only; the results of earlier ones must be in `root`.
             changes: further KEY=VALUE strings by step.
             root: in place of ROOT/seed-N.
             run: keep the results apart, as --run does.
+
+        Raises:
+            UserError: an invalid file or setting, or a results folder that was made with other settings.
         """
-        files = {step: self.files[step] for step in steps or self.files}
+        environment, plan = read_yaml(default_environment()), {}
+        apart = ["--run", run] if run else []
         shared = [f"root_dir={yaml_text(root or self.root / f'seed-{seed}')}", f"seed={seed}"]
-        settings = {step: [*shared, *self.settings[step], *(changes or {}).get(step, ())] for step in files}
-        return plan_steps(files, settings, run)
+        for step in steps or self.files:
+            settings = [*shared, *self.settings[step], *(changes or {}).get(step, ())]
+            arguments = ["--config_exp", self.files[step], *apart, "--set", *settings]
+            plan[step] = plan_step(step, environment, read_yaml(self.files[step]), arguments)
+            require_same_settings(plan[step])
+        return plan

@@ -29,7 +29,7 @@ from utils.run.config import (
 from utils.run.fingerprint import Fingerprint, read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
 from utils.run.machine import Machine
-from utils.run.script import default_environment, parse_arguments, start_arguments
+from utils.run.script import parse_arguments, start_arguments
 from workflows.provenance import note_maker
 
 # step: {setup of its experiment file: the script}
@@ -102,29 +102,6 @@ def plan_step(
     args = parse_arguments(arguments, "", start_arguments(""))
     config = merge_config(environment, experiment, args, list(SCRIPTS[name]))
     return PlannedStep(name, config, StepOptions.of(args), arguments)
-
-
-def plan_steps(
-    files: Mapping[str, str], settings: Mapping[str, Sequence[str]], run: str | None = None
-) -> dict[str, PlannedStep]:
-    """Read and check the configurations of steps; returns the steps by name, in order.
-
-    Args:
-        files: experiment files by step: pretext, scan and selflabel, or some of them, if the results of the
-            earlier ones are there.
-        settings: KEY=VALUE strings by step, root_dir among them.
-        run: keep the results apart, as --run does; None: do not.
-
-    Raises:
-        UserError: an invalid file or setting, or a results folder that was made with other settings.
-    """
-    environment, plan = read_yaml(default_environment()), {}
-    apart = ["--run", run] if run else []
-    for name, file in files.items():
-        arguments = ["--config_exp", file, *apart, "--set", *settings[name]]
-        plan[name] = plan_step(name, environment, read_yaml(file), arguments)
-        require_same_settings(plan[name])
-    return plan
 
 
 def configs_of(plan: Mapping[str, PlannedStep]) -> dict[str, Config]:

@@ -15,7 +15,7 @@ from utils.analysis import metrics, plots
 from utils.files import digest
 from utils.run.config import read_yaml
 from workflows import ablations, experiments, tables
-from workflows.run_steps import configs_of, plan_steps
+from workflows.run_steps import configs_of
 
 SEEDS = (3, 1)
 TWO = {"strong": "ours", "SimCLR": "simclr"}
@@ -158,10 +158,11 @@ def test_variants_of_every_dataset(name, dataset, tmp_path):
     assert len(without_folders) == len(variants)
 
 
-def test_frozen_and_cached_features_are_not_cached_when_all_trains():
-    files, settings = {"scan": "configs/scan/scan_digits.yml"}, ["cache_features=4"]
-    changes = ablations.trained_parts(configs_of(plan_steps(files, {"scan": settings})))["all"]
-    found = plan_steps(files, {"scan": [*settings, *changes["scan"]]})["scan"].config
+def test_frozen_and_cached_features_are_not_cached_when_all_trains(tmp_path):
+    files, settings = {"scan": "configs/scan/scan_digits.yml"}, {"scan": ["cache_features=4"]}
+    experiment = experiments.DatasetExperiment(tmp_path, files, settings)
+    changes = ablations.trained_parts(configs_of(experiment.plan(0)))["all"]
+    found = experiment.plan(0, changes=changes)["scan"].config
     assert not found.update_cluster_head_only and "cache_features" not in found
 
 
