@@ -250,7 +250,8 @@ def k_means(points: list[torch.Tensor], test_set: data.Dataset, clusters: int, s
     assert labels is not None and classes is not None  # which main() has checked
     train, test = points
     times = N_INIT if train.numel() * clusters <= SLOW else 1
-    figures = kmeans.score(train, test, labels, clusters, len(classes), seed, times)
+    assigned, _ = kmeans.fit_predict(train, test, clusters, seed, times)
+    figures = kmeans.score(assigned, labels, clusters, len(classes))
     return {**figures, "initialisations": times}
 
 

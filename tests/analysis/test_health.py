@@ -50,20 +50,13 @@ def test_healthy_clusters(caplog):
     json.dumps(values)
 
 
-def test_values_of_a_dead_cluster_and_no_threshold():
-    values = health.ClusterMonitor(ALL_ADVICE)(1, predictions([0, 0, 2], 3))
+@pytest.mark.parametrize(("threshold", "shares"), [(None, None), (0.5, [1, 0, 1]), (0.75, [1, 0, 0])])
+def test_values_of_a_dead_cluster(threshold, shares):
+    """A confidence at the threshold does not count."""
+    probabilities = predictions([0, 0, 2], 3, torch.tensor([0.9, 0.9, 0.75]))
+    values = health.ClusterMonitor(ALL_ADVICE, threshold)(1, probabilities)
     assert (values["cluster_sizes"], values["dead_clusters"]) == ([2, 0, 1], 1)
-    assert "confident_shares" not in values
-    assert health.ClusterMonitor(ALL_ADVICE, 0.5)(1, predictions([0, 0, 2], 3))["confident_shares"] == [
-        1,
-        0,
-        1,
-    ]
-
-
-def test_a_confidence_at_the_threshold_does_not_count():
-    watch = health.ClusterMonitor(ALL_ADVICE, 0.75)
-    assert watch(1, predictions([0, 1], 2, 0.75))["confident_shares"] == [0, 0]
+    assert values.get("confident_shares") == shares
 
 
 @pytest.mark.parametrize(
@@ -119,11 +112,9 @@ def test_what_is_merged():
     assert health.find_merged(start, half, 4) == {}
     half[15] = 0
     assert health.find_merged(start, half, 4) == {0: [0, 1]}
-    # one of less than half the mean size may go where it likes; of half of it, it may not
-    assert (
-        health.find_merged(torch.tensor([0] * 17 + [1] * 4 + [2] * 6), torch.tensor([0] * 21 + [2] * 6), 3)
-        == {}
-    )
+    # a cluster counts from half the mean size on
+    start, now = torch.tensor([0] * 17 + [1] * 4 + [2] * 6), torch.tensor([0] * 21 + [2] * 6)
+    assert health.find_merged(start, now, 3) == {}
     start, now = torch.tensor([0] * 12 + [1] * 4 + [2] * 8), torch.tensor([0] * 16 + [2] * 8)
     assert health.find_merged(start, now, 3) == {0: [0, 1]}
 
@@ -181,8 +172,3 @@ def test_confident_images_are_told(caplog):
 def test_no_confident_image_is_an_error():
     with pytest.raises(UserError, match=r"none of the 2 .* 0\.95, the highest is 0\.90000.*lower conf.*scan"):
         health.require_confident(torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 2, 0.95)
-
-
-def test_the_advice_names_uneven_classes():
-    for advice in (health.SCAN_ADVICE, health.SELFLABEL_ADVICE):
-        assert advice["dominant"].startswith("if one class has most of your images, leave it")

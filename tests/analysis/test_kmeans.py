@@ -18,7 +18,8 @@ def blobs(n, seed):
 
 def test_separate_blobs_are_found():
     (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
-    figures = kmeans.score(train, test, labels, 3, 3, seed=0, initializations=3)
+    clusters, _ = kmeans.fit_predict(train, test, 3, seed=0, initializations=3)
+    figures = kmeans.score(clusters, labels, 3, 3)
     assert figures["acc"] == figures["nmi"] == 1
 
 
@@ -26,14 +27,14 @@ def test_large_splits_are_sampled(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(kmeans, "KMEANS_LIMIT", 60)
     (train, _), (test, labels) = blobs(90, 0), blobs(30, 1)
-    assert kmeans.score(train, test, labels, 3, 3, seed=0, initializations=3)["acc"] == 1
+    clusters, _ = kmeans.fit_predict(train, test, 3, seed=0, initializations=3)
+    assert kmeans.score(clusters, labels, 3, 3)["acc"] == 1
     assert "fitted on 60 of 90 images" in caplog.text
 
 
 def test_more_clusters_than_images():
-    (train, _), (test, labels) = blobs(4, 0), blobs(30, 1)
     with pytest.raises(UserError, match="at least 5 training images"):
-        kmeans.score(train, test, labels, 5, 3, seed=0)
+        kmeans.fit_predict(blobs(4, 0)[0], blobs(30, 1)[0], 5, seed=0)
 
 
 @pytest.mark.parametrize("with_labels", [True, False])

@@ -45,34 +45,21 @@ def test_accuracy_is_the_best_over_all_assignments(clusters, classes):
             best = max(best, (class_of[assignment] == labels).float().mean().item())
     found = metrics.clustering_metrics(probabilities, labels, classes)
     assert found["acc"] == pytest.approx(best)
+    assert found["acc"] == metrics.clustering_accuracy(probabilities, labels, classes)
     assert found["acc"] <= found["majority_vote_acc"]
     assert len(found["matches"]) == min(clusters, classes)
 
 
-def test_perfect_clustering_under_other_names():
-    labels = torch.arange(50) % 5
-    found = metrics.clustering_metrics(one_hot((labels + 2) % 5, 5), labels, 5)
+def test_figures_of_known_clusterings():
+    labels = torch.arange(60) % 5
+    found = metrics.clustering_metrics(one_hot((labels + 2) % 5, 5), labels, 5)  # perfect
     assert [found[key] for key in ("acc", "nmi", "ari", "ami", "top5")] == pytest.approx([1] * 5)
-
-
-def test_two_clusters_per_class():
-    labels = torch.arange(60) % 3
-    found = metrics.clustering_metrics(one_hot(torch.arange(60) % 6, 6), labels, 3)
-    assert found["acc"] == 0.5
-    assert found["majority_vote_acc"] == 1
-
-
-def test_fewer_than_five_clusters():
-    probabilities, labels = draw(100, 3, 3)
-    assert metrics.clustering_metrics(probabilities, labels, 3)["top5"] == 1
-
-
-def test_class_and_cluster_that_do_not_occur():
-    """The table has the size of the problem, not of the labels that happen to occur."""
-    labels = torch.tensor([0, 0, 4, 4])
-    found = metrics.clustering_metrics(one_hot([3, 3, 1, 1], 6), labels, 5)
-    assert found["acc"] == 1
-    assert found["matches"] == [(1, 4), (3, 0)]
+    found = metrics.clustering_metrics(one_hot(torch.arange(60) % 6, 6), torch.arange(60) % 3, 3)
+    assert (found["acc"], found["majority_vote_acc"]) == (0.5, 1)  # two clusters per class
+    assert metrics.clustering_metrics(*draw(100, 3, 3), 3)["top5"] == 1  # of three
+    # the table has the size of the problem, not of the labels that happen to occur
+    found = metrics.clustering_metrics(one_hot([3, 3, 1, 1], 6), torch.tensor([0, 0, 4, 4]), 5)
+    assert (found["acc"], found["matches"]) == (1, [(1, 4), (3, 0)])
 
 
 def test_a_pair_without_an_image_is_not_matched():
@@ -120,11 +107,8 @@ def test_validation_objective_loop(n):
     assert found["consistency"] == pytest.approx(total / (6 * n), rel=1e-5)
     assert found["entropy"] == pytest.approx(float(-(mean * mean.log()).sum()), rel=1e-6)
     assert found["loss"] == pytest.approx(found["consistency"] - found["entropy"])
-
-
-def test_validation_objective_of_disagreement_is_clamped():
-    found = metrics.validation_objective(one_hot([0, 1], 2), torch.tensor([[1], [0]]))
-    assert found["consistency"] == 100
+    disagree = metrics.validation_objective(one_hot([0, 1], 2), torch.tensor([[1], [0]]))
+    assert disagree["consistency"] == 100  # the logarithm is clamped
 
 
 # --- prototypes ----------------------------------------------------------------------------------
@@ -147,15 +131,6 @@ def test_prototype_of_small_and_empty_clusters():
     assert find_prototypes(features, probabilities) == [1, None, 3, None]
 
 
-@pytest.mark.parametrize(("num_clusters", "num_classes"), [(5, 5), (8, 3), (2, 6)])
-def test_the_accuracy_alone_is_that_of_all_metrics(num_clusters, num_classes):
-    random = torch.Generator().manual_seed(0)
-    probabilities = torch.rand(200, num_clusters, generator=random).softmax(1)
-    labels = torch.randint(num_classes, (200,), generator=random)
-    expected = metrics.clustering_metrics(probabilities, labels, num_classes)["acc"]
-    assert metrics.clustering_accuracy(probabilities, labels, num_classes) == expected
-
-
 def test_neighbor_agreement_is_relative_to_chance():
     row = torch.arange(12).unsqueeze(1)
     same_half = torch.cat([row, (row + 2) % 12, (row + 4) % 12], 1)  # of the same parity
@@ -167,10 +142,6 @@ def test_neighbor_agreement_is_relative_to_chance():
     uneven = (torch.arange(12) >= 10).long()
     everybody = torch.stack([torch.cat([torch.tensor([i]), torch.arange(12)]) for i in range(12)])
     assert metrics.neighbor_agreement(uneven, everybody) == pytest.approx(0)
-
-
-def test_neighbor_agreement_of_some_images():
-    clusters = torch.tensor([0, 0, 1, 1, 1, 0])
-    images = torch.tensor([1, 4])
+    clusters, images = torch.tensor([0, 0, 1, 1, 1, 0]), torch.tensor([1, 4])  # of some images
     neighbors = torch.tensor([[1, 0, 2], [4, 2, 3]])  # agree: 1 of 2, 2 of 2; chance 1/2
     assert metrics.neighbor_agreement(clusters, neighbors, images) == pytest.approx((0.75 - 0.5) / 0.5)

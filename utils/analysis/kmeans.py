@@ -54,17 +54,10 @@ def require_one_per_cluster(n: int, num_clusters: int) -> None:
 
 
 def score(
-    train: torch.Tensor,
-    test: torch.Tensor,
-    labels: torch.Tensor,
-    num_clusters: int,
-    num_classes: int,
-    seed: int,
-    initializations: int = 1,
+    clusters: torch.Tensor, labels: torch.Tensor, num_clusters: int, num_classes: int
 ) -> dict[str, Any]:
-    """metrics.clustering_metrics of `fit_predict`, with the test split's labels, int64 (M,)."""
-    clusters, _ = fit_predict(train, test, num_clusters, seed, initializations)
-    return _compare(clusters, labels, num_clusters, num_classes)
+    """metrics.clustering_metrics of clusters."""
+    return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)
 
 
 def repeat(
@@ -87,19 +80,11 @@ def repeat(
     figures: dict[str, Any] = {"inertia": metrics.spread(inertia), "cluster_sizes": sizes.tolist()}
     text = f"cluster sizes {health.describe_counts(sizes)}"
     if dataset.labels is not None:
-        scores = [_compare(fit, dataset.labels, num_clusters, len(dataset.classes or ())) for fit in fits]
-        spreads = {name: metrics.spread([score[name] for score in scores]) for name in ("acc", "nmi", "ari")}
-        figures |= spreads
-        text = "  ".join(
-            f"{name.upper()} {100 * f['mean']:.2f} ± {100 * (f['std'] or 0):.2f}"
-            for name, f in spreads.items()
-        )
-        text += " %"
+        scores = [score(fit, dataset.labels, num_clusters, len(dataset.classes or ())) for fit in fits]
+        texts = []
+        for name in ("acc", "nmi", "ari"):
+            found = figures[name] = metrics.spread([fit_score[name] for fit_score in scores])
+            texts.append(f"{name.upper()} {100 * found['mean']:.2f} ± {100 * (found['std'] or 0):.2f}")
+        text = f"{'  '.join(texts)} %"
     log.info("k-means on the features, %d initializations: %s", len(fits), text)
     return figures, best
-
-
-def _compare(
-    clusters: torch.Tensor, labels: torch.Tensor, num_clusters: int, num_classes: int
-) -> dict[str, Any]:
-    return metrics.clustering_metrics(F.one_hot(clusters, num_clusters).float(), labels, num_classes)
