@@ -16,7 +16,7 @@ from utils.analysis.plots import or_a_warning
 from utils.files import atomic, write_csv
 
 from . import content
-from .assignment import Assignment, build_assignment, count_neighbors, four_decimals, mask_of_others
+from .assignment import Assignment, build_assignment, four_decimals, mine_others
 from .context import GroundTruth, ReportContext
 from .layout import lay_out
 from .page import render
@@ -139,8 +139,8 @@ def _images(
     if len(indices) < len(names):  # the nearest of those that are on the page
         first = duplicates.first_of(shown.first.tolist())
         normalized = F.normalize(features[indices].float(), dim=1)
-        mined = duplicates.mine_distinct(normalized, count_neighbors(first), first)
-        neighbors = indices[mined[mask_of_others(mined)].view(len(indices), -1)]
+        mined, others = mine_others(normalized, first)
+        neighbors = indices[mined[others].view(len(indices), -1)]
     images = {
         "name": [names[i] for i in indices.tolist()],
         "neighbors": row_of[neighbors].tolist(),

@@ -24,9 +24,8 @@ class Assignment:
         confidence: float32, its probability, to four decimals, as in clusters.csv, so that counts agree.
         runner_up: int64, the second most probable cluster.
         runner_up_confidence: float32, its probability, to four decimals.
-        prototype_similarity: float, the cosine similarity to the prototype of the image's cluster.
-        neighbors: int64 (N, k), the nearest neighbors, nearest first; MAX_NEIGHBORS, or all other distinct
-            images if they are fewer.
+        prototype_similarity: float, the cosine similarity to the cluster's prototype.
+        neighbors: int64 (N, k), nearest first: MAX_NEIGHBORS, or all other distinct images if fewer.
         neighbor_similarity: float, the mean cosine similarity to the neighbors.
         first: int64, the first image with the same content, often the image itself.
         near_duplicate_of: int64, an earlier image that is nearly equal, or -1.
@@ -112,10 +111,9 @@ def build_assignment(
     second, runner_up = probabilities.scatter(1, cluster[:, None], -1.0).max(1)
     prototype_of = torch.tensor([-1 if index is None else index for index in prototypes])
     first = duplicates.first_copies(dataset)
-    mined = duplicates.mine_distinct(features, count_neighbors(first), first, device, library)
+    mined, others = mine_others(features, first, device, library)
     similarity = neighbors.similarities(features, mined)
     near, near_similarity = duplicates.near_duplicates(mined, similarity, first)
-    others = mask_of_others(mined)
     return Assignment(
         cluster=cluster,
         confidence=confidence.round(decimals=4),
@@ -130,19 +128,18 @@ def build_assignment(
     )
 
 
-def count_neighbors(first: torch.Tensor) -> int:
-    """The number of each image's neighbors; `first`: see duplicates.first_copies."""
-    return min(MAX_NEIGHBORS, duplicates.count_distinct(first) - 1)
-
-
-def mask_of_others(mined: torch.Tensor) -> torch.Tensor:
-    """Which of the mined neighbors (N, 1 + k) are not the image itself: bool (N, 1 + k), k in each row.
+def mine_others(
+    features: torch.Tensor, first: torch.Tensor, device: torch.device | str = "cpu", library: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Neighbors int64 (N, 1 + k), and which of them are not the image itself: bool (N, 1 + k), k in each row.
 
     Where the image itself is missing, the last neighbor is left out.
     """
+    k = min(MAX_NEIGHBORS, duplicates.count_distinct(first) - 1)
+    mined = duplicates.mine_distinct(features, k, first, device, library)
     itself = mined == torch.arange(len(mined))[:, None]
     itself[:, -1] |= ~itself.any(1)
-    return ~itself
+    return mined, ~itself
 
 
 def four_decimals(values: torch.Tensor) -> list[str]:

@@ -22,7 +22,7 @@ function element(tag, className = '', text = '') {
 const number = (count) => count.toLocaleString('en-US');
 const images_ = (count) => `${number(count)} ${count === 1 ? 'image' : 'images'}`;
 
-// as `percent` of page.py: only none is 0 % and only all is 100 %
+// as `percent` of words.py: only 0 is written as 0 %, and only 1 as 100 %
 function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.1) return '<0.1\u00a0%';
@@ -92,7 +92,7 @@ function sheetUrl(index) {
 
 let decoding = 0; // sheets
 
-// The sheet as an image to draw from; null until it is decoded. When the last one is, all is drawn anew.
+// The sheet as an image to draw from; null until it is decoded. After the last one all is drawn again.
 function sheetPicture(index) {
   const sheet = sheets[index];
   if (!sheet.picture) {
@@ -599,7 +599,7 @@ const drawMap = eachFrame(() => {
 
 const onScreen = (x, y, by) => x > -by && y > -by && x < map.width + by && y < map.height + by;
 
-// A strip of one dot per color, and a last one in the ink: copying them is several times faster than arcs.
+// A strip with a dot of each color, and a last one in the text color: copying is faster than drawing arcs.
 function dotsOf(radius, ink, ratio) {
   const side = Math.ceil(2 * radius * ratio) + 2;
   const strip = element('canvas');

@@ -13,6 +13,10 @@ from .words import percent
 MANY_UNSURE = 0.3
 MOST_UNSURE = 3  # clusters that are named
 HIGH_AGREEMENT, LOW_AGREEMENT = 0.8, 0.5  # share of the images on which another method agrees
+PROBLEMS = {  # of self-labeling
+    "uncovered": "When self-labeling started, most clusters had no confident image.",
+    "merged": "Self-labeling merged clusters that were separate before.",
+}
 BASELINES = {"kmeans": "k-means", "ward": "Ward's linkage", "umap": "k-means after UMAP"}
 
 
@@ -68,12 +72,9 @@ def _clusters(figures: dict[str, Any], advice: dict[str, str]) -> Iterator[Verdi
         smallest, largest = sizes.min().item(), sizes.max().item()
         range_ = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
         yield Verdict("good", f"All clusters are in use: {range_} images each.")
-    if "uncovered" in troubles:
-        text = "When self-labeling started, most clusters had no confident image."
-        yield Verdict("warning", text, _sentence(advice["uncovered"]))
-    if "merged" in troubles:
-        text = "Self-labeling merged clusters that were separate before."
-        yield Verdict("warning", text, _sentence(advice["merged"]))
+    for problem, text in PROBLEMS.items():
+        if problem in troubles:
+            yield Verdict("warning", text, _sentence(advice[problem]))
     share = percent(figures["unsure"])
     unsure = f"The model is unsure of {share} of the images (confidence below {UNSURE_BELOW:g})"
     if figures["unsure"] > MANY_UNSURE:
@@ -93,18 +94,19 @@ def _baselines(figures: dict[str, Any]) -> Iterator[Verdict]:
     for name, agreement in figures.get("agreement", {}).items():
         share = agreement["matched"]
         text = f"{BASELINES[name]} on the same features agrees for {percent(share)} of the images."
-        level = "warning" if share < LOW_AGREEMENT else "good"
-        advice = ""
+        level, advice = "good", ""
         if share < LOW_AGREEMENT:
-            advice = "The images can be grouped in several ways. Compare other numbers of clusters."
+            level, advice = (
+                "warning",
+                "The images can be grouped in several ways. Compare other numbers of clusters.",
+            )
         elif share < HIGH_AGREEMENT:
             advice = "Look at the images where it disagrees (columns of clusters.csv)."
         yield Verdict(level, text[0].upper() + text[1:], advice)
 
 
 def _copies(figures: dict[str, Any]) -> Iterator[Verdict]:
-    copies, near = figures["copy"], figures["near_duplicate"]
-    counts = {"exact copies of others": copies, "near duplicates": near}
+    counts = {"exact copies of others": figures["copy"], "near duplicates": figures["near_duplicate"]}
     found = [f"{name}: {count:,}" for name, count in counts.items() if count]
     if found:
         text = f"Some images occur more than once ({', '.join(found)})."
