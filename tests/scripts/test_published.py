@@ -95,7 +95,7 @@ def test_a_new_model_is_never_beside_the_neighbors_of_another(tmp_path, publishe
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(neighbors, "mine", interrupt)
+        patch.setattr(neighbors, "nearest_neighbors", interrupt)
         run("pretext", tmp_path, flags=start(publish(other, tmp_path / "other.pth.tar")))
     folder = tmp_path / "digits/pretext"
     assert same(weights(folder / "model.pth.tar"), other)
