@@ -169,7 +169,11 @@ def test_processes_share_the_batches_but_not_the_augmentations(train):
     def anchors_and_noise(rank):
         torch.manual_seed(3)
         noise = []
-        view = lambda images: (images[:, 0, 0, 0], noise.append(torch.rand(1).item()))[0]  # noqa: E731
+
+        def view(images):
+            noise.append(torch.rand(1).item())
+            return images[:, 0, 0, 0]
+
         loader = share_loader(64, view, 32, train, rank, 2)
         loader.skip(0, torch.get_rng_state())  # as one process left it within an epoch
         return torch.stack(list(loader)), noise
