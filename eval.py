@@ -132,10 +132,10 @@ def array_file(text: str) -> Path:
 
 def check_options(options: EvalOptions, config: Config, kind: str) -> None:
     """Raise UserError for options that do not fit the kind of the checkpoint, or an --output in use."""
-    if options.kmeans and kind != "pretext":
+    if options.kmeans and kind == "clustering":
         raise UserError(f"--kmeans clusters a pretext model's features, but setup is {config.setup}")
     for flag in ("visualize_prototypes", "report"):
-        if getattr(options, flag) and kind != "clustering":
+        if getattr(options, flag) and kind == "pretext":
             raise UserError(f"--{flag} needs clusters, but setup is {config.setup}")
     output = options.output
     if output and any((output / name).exists() for name in (FINGERPRINT, "cluster.json")):
@@ -218,39 +218,29 @@ def evaluate_clusters(
     if options.visualize_prototypes:
         sheets.save_prototypes(dataset, figures, run.folder / "prototypes.png")
     if options.report:
-        write_report(run, dataset, features, assignment, figures, options.model)
+        context = report_context(run.config, figures, dataset, options.model)
+        report.write_report(run.folder, dataset, features, assignment, figures, context)
     if options.features:
         save_features(features, dataset, options.features)
 
 
-def write_report(
-    run: Run,
-    dataset: data.Dataset,
-    features: torch.Tensor,
-    assignment: report.Assignment,
-    figures: dict[str, Any],
-    model: Path,
-) -> None:
-    """Write report.html and clusters.csv. `model`: the checkpoint file."""
-    config = run.config
-    facts = {
-        "images": f"{figures['dataset']}, {figures['split']} split",
-        "model": model,
-        "network": config.backbone,
-    }
+def report_context(
+    config: Config, figures: dict[str, Any], dataset: data.Dataset, model: Path
+) -> report.ReportContext:
+    """What the report says of the evaluation of the checkpoint file `model`."""
+    images = f"{figures['dataset']}, {figures['split']} split"
     own = model.parent.name
     steps = STEPS[: STEPS.index(own) + 1] if own in STEPS else [own]
     labels, classes = dataset.labels, dataset.classes
-    context = report.ReportContext(
+    return report.ReportContext(
         title=figures["dataset"],
         results=model.parent if (model.parent / FINGERPRINT).exists() else None,
-        facts=facts,
+        facts={"images": images, "model": model, "network": config.backbone},
         advice=health.ADVICE[config.setup],
         epochs={step: read_epochs(model.parent.parent / step) for step in steps},
         truth=None if labels is None else report.GroundTruth(labels, classes or [], "true classes"),
         seed=config.seed,
     )
-    report.write_report(run.folder, dataset, features, assignment, figures, context)
 
 
 def save_features(features: torch.Tensor, dataset: data.Dataset, path: Path) -> None:

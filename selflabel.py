@@ -145,7 +145,7 @@ def require_pseudo_labels(
 
 
 def watch_from_the_start(run: Run, predict_all: Callable[[str], torch.Tensor]) -> health.ClusterMonitor:
-    """The Watch of the training, which compares later clusters with those at its start."""
+    """Compares the clusters of later epochs with those at the start of the training."""
     start = predict_all("clusters at the start").argmax(1)
     threshold = run.config.confidence_threshold
     return health.ClusterMonitor(health.SELFLABEL_ADVICE, threshold, start, history=run.read_epochs)

@@ -15,7 +15,7 @@ from models import ContrastiveModel, PretrainedModel
 from utils.analysis import duplicates, neighbors
 from utils.files import write_array, write_json
 from utils.run.fingerprint import Fingerprint
-from utils.run.folder import FINGERPRINT, Run
+from utils.run.folder import FINGERPRINT, MINED_TEST, MINED_TRAIN, Run
 from utils.training import resume
 from utils.training.features import backbone_features, features_path, remove_stale_features
 from utils.training.inference import dry_run, infer_to_file
@@ -33,6 +33,7 @@ class PretextSplit(NamedTuple):
     """A split whose neighbors are mined. This step's variables and files call the test split `val`."""
 
     name: str  # "train" or "val"
+    mined: str  # name of the file of neighbors
     dataset: Dataset
     images: Loader  # with the evaluation transform
     k: int  # neighbors to mine for each image, not counting the image itself
@@ -56,7 +57,8 @@ def pretext_splits(
     Raises UserError if a split is too small for `ks` neighbors; with `or_fewer`, if it is for a single one.
     """
     splits = []
-    for name, dataset, k in zip(("train", "val"), build_splits(run.config, build_dataset), ks, strict=True):
+    names = ("train", MINED_TRAIN), ("val", MINED_TEST)
+    for dataset, k, named in zip(build_splits(run.config, build_dataset), ks, names, strict=True):
         n = duplicates.count_distinct(duplicates.first_copies(dataset))
         if n < len(dataset):
             copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"
@@ -64,7 +66,7 @@ def pretext_splits(
         k = max(1, min(k, n - 1)) if or_fewer else k
         neighbors.require_candidates(n, k, len(dataset) - n)
         images = data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
-        splits.append(PretextSplit(name, dataset, images, k))
+        splits.append(PretextSplit(*named, dataset, images, k))
     dry_run(model, *(split.images for split in splits))
     return PretextSplits(*splits)
 
@@ -87,10 +89,9 @@ def mine(
         further: what else metrics.json says.
     """
     if run.main:
-        for name in (*(f"topk-{split.name}-neighbors.npy" for split in splits), "metrics.json", FINGERPRINT):
-            (run.folder / name).unlink(
-                missing_ok=True
-            )  # no other model's neighbors may lie beside this model
+        # no other model's neighbors may lie beside this model
+        for name in (MINED_TRAIN, MINED_TEST, "metrics.json", FINGERPRINT):
+            (run.folder / name).unlink(missing_ok=True)
     run.save(model.state_dict(), "model.pth.tar")
     with run.scratch() as scratch:
         model.eval()
@@ -124,7 +125,7 @@ def _mine_split(run: Run, features: torch.Tensor, split: PretextSplit) -> torch.
     first = duplicates.first_copies(split.dataset)
     most = max(split.k, min(TOP, duplicates.count_distinct(first) - 1))
     mined = duplicates.mine_distinct(features, most, first, run.machine.device, run.config.search)
-    path = run.folder / f"topk-{split.name}-neighbors.npy"
+    path = run.folder / split.mined
     write_array(mined[:, : split.k + 1].numpy(), path)
     log.info("mined %d neighbors of each of %d images: %s", split.k, len(mined), path)
     return mined

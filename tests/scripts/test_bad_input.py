@@ -4,76 +4,39 @@ Here are those that only a whole script meets, and one or two of each kind that 
 which finds them: run/test_config_mistakes.py, run/test_bad_weights.py, data/sets/test_npz.py, ...
 """
 
-import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from digits_steps import STEPS, arguments
+from digits_steps import STEPS, arguments, eval_arguments
 from mistakes import assert_holds
 
 import eval as evaluation
-import moco
 from utils.run import checkpoint
 from utils.run.script import run_script
 
-MAIN = {
-    **{name: script.main for name, (script, *_) in STEPS.items()},
-    "eval": evaluation.main,
-    "moco": moco.main,
-}
-SMALL_MOCO = ["backbone=resnet10_narrow", "train_db_name=digits", "val_db_name=digits"]
-SMALL_MOCO += ["transformation_kwargs.crop_size=8"]
-
-
-class Place:
-    """What a mistake is made in: a folder with the results of the steps before the one that is run."""
-
-    def __init__(self, script, results, folder):
-        self.script, self.results, self.folder, self.root = script, results, folder, folder / "results"
-        (self.root / "digits").mkdir(parents=True)
-        for step in {"scan": ["pretext"], "selflabel": ["pretext", "scan"]}.get(script, []):
-            (self.root / "digits" / step).symlink_to(results / step)
-
-    def argv(self):
-        if self.script == "eval":
-            model = str(self.results / "scan/model.pth.tar")
-            argv = ["--config_exp", STEPS["scan"][1], "--model", model]
-            return [*argv, "--output", str(self.folder / "out"), "--set", "num_heads=2"]
-        if self.script == "moco":
-            config = "configs/pretext/moco_imagenet50.yml"
-            return ["--config_exp", config, "--set", f"root_dir={self.root}", *SMALL_MOCO]
-        return arguments(self.script, self.root)
-
-    def own(self, step):
-        """A copy of a step's results, to be damaged."""
-        path = self.root / "digits" / step
-        path.unlink(missing_ok=True)
-        shutil.copytree(self.results / step, path)
-        return path
-
-
-# Each of these gives a function Place -> what to append to the command line.
+# Each of these gives a function that takes the folder of the finished steps' results, which it may damage. It
+# returns what to append to the command line.
 
 
 def sets(*overrides):
-    return lambda place: ["--set", *overrides]
+    return lambda folder: ["--set", *overrides]
 
 
 def flags(*argv):
-    return lambda place: list(argv)
+    return lambda folder: list(argv)
 
 
-def huge(step, flag="--pretrained"):
+def huge(step, *argv):
     """A file of a step's weights, finite ones, that give outputs which are not."""
 
-    def write(place):
-        weights = checkpoint.load(place.results / step / "model.pth.tar")
+    def write(folder):
+        weights = checkpoint.load(folder / step / "model.pth.tar")
         weights = dict(weights.get("model", weights))
         weights["backbone.conv1.weight"] = weights["backbone.conv1.weight"] * 0 + 1e38
-        torch.save({"model": weights, "head": 0}, place.folder / "weights.pth.tar")
-        return [flag, str(place.folder / "weights.pth.tar")]
+        torch.save({"model": weights, "head": 0}, folder / "weights.pth.tar")
+        return [*argv, str(folder / "weights.pth.tar")]
 
     return write
 
@@ -84,51 +47,28 @@ IMAGES = np.zeros((30, 8, 8, 3), np.uint8)
 def arrays(batch_size=256, train=IMAGES, test=IMAGES[:10]):
     """An .npz file of these images."""
 
-    def write(place):
-        np.savez(place.folder / "mine.npz", train_images=train, test_images=test)
-        names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={place.folder}"]
+    def write(folder):
+        np.savez(folder / "mine.npz", train_images=train, test_images=test)
+        names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={folder}"]
         return ["--set", *names, f"batch_size={batch_size}"]
 
     return write
 
 
-def taken(place):
-    (place.folder / "taken").touch()
-    return ["--set", f"root_dir={place.folder / 'taken'}"]
-
-
-def damaged(name, step="pretext"):
-    def write(place):
-        (place.own(step) / name).write_bytes(b"")
+def damaged(name):
+    def write(folder):
+        (folder / name).write_bytes(b"")
         return []
 
     return write
 
 
 def missing(name):
-    def remove(place):
-        (place.own("pretext") / name).unlink()
+    def remove(folder):
+        (folder / name).unlink()
         return []
 
     return remove
-
-
-def without(step):
-    def remove(place):
-        (place.root / "digits" / step).unlink()
-        return []
-
-    return remove
-
-
-def trained(*overrides):
-    """Other settings than those that the results of the step were trained with."""
-
-    def copy(place):
-        place.own("pretext")
-        return ["--set", *overrides]
-
-    return copy
 
 
 NOT_FINITE = "network's outputs are not finite for"
@@ -142,7 +82,7 @@ MISTAKES = [
     ("selflabel", sets("batch_size=1"), "batch_size 1", "2 or more"),
     ("selflabel", sets("num_heads=3"), "num_heads must be 1 for self-labeling, found 3"),
     ("selflabel", sets("num_classes=12"), "scan/model.pth.tar: does not fit", "--set num_classes=10"),
-    ("pretext", taken, "taken/digits/pretext: cannot write results there"),
+    ("pretext", sets("root_dir=README.md"), "README.md/digits/pretext: cannot write results there"),
     ("eval", flags("--model", "nowhere.pth.tar"), "nowhere.pth.tar: no such file"),
     ("eval", flags("--output", "README.md"), "README.md: cannot write results there", "--output"),
     ("eval", flags("--config_exp", STEPS["pretext"][1]), "a clustering model", "but a pretext model"),
@@ -155,17 +95,35 @@ MISTAKES = [
     ("pretext", arrays(test=IMAGES[:3]), "cannot mine 5 neighbors among 3 images"),
     ("pretext", arrays(20, test=IMAGES[:10, :4, :4]), "crop_size 8 is larger than the images (4 x 4)"),
     # what an earlier step or somebody else left
-    ("scan", damaged("topk-train-neighbors.npy"), "not a readable .npy file; mine the neighbors again"),
-    ("scan", missing("topk-val-neighbors.npy"), "topk-val-neighbors.npy", "run the pretext step"),
+    (
+        "scan",
+        damaged("pretext/topk-train-neighbors.npy"),
+        "not a readable .npy file; mine",
+    ),
+    ("scan", missing("pretext/topk-val-neighbors.npy"), "topk-val-neighbors.npy", "run the pretext step"),
     ("scan", sets("backbone=resnet18"), "does not fit", "its backbone is not this configuration's"),
-    ("scan", missing("model.pth.tar"), "run simclr.py, moco.py or pretrained.py first"),
-    ("selflabel", without("scan"), "scan/model.pth.tar: no such file; run scan.py"),
-    ("pretext", huge("pretext"), NOT_FINITE),
+    ("scan", missing("pretext/model.pth.tar"), "run simclr.py, moco.py or pretrained.py first"),
+    ("selflabel", missing("scan/model.pth.tar"), "scan/model.pth.tar: no such file; run scan.py"),
+    ("pretext", huge("pretext", "--run", "new", "--pretrained"), NOT_FINITE),
     ("eval", huge("scan", "--model"), NOT_FINITE),
-    ("moco", flags("--pretrained", "README.md"), "README.md: not a readable checkpoint"),
-    ("pretext", damaged("checkpoint.pth.tar"), "checkpoint.pth.tar: not a readable checkpoint", "empty"),
-    ("pretext", trained("seed=4"), "seed: 0 -> 4", "--fresh"),
+    (
+        "pretext",
+        damaged("pretext/checkpoint.pth.tar"),
+        "checkpoint.pth.tar: not a readable checkpoint",
+        "empty",
+    ),
+    ("pretext", sets("seed=4"), "seed: 0 -> 4", "--fresh"),
 ]
+
+
+@pytest.mark.parametrize(("script", "prepare", "words"), [(s, f, w) for s, f, *w in MISTAKES])
+def test_mistake(copied, capsys, script, prepare, words):
+    more = prepare(copied / "digits")
+    if script == "eval":
+        main, argv = evaluation.main, eval_arguments("scan", copied / "digits/scan/model.pth.tar", flags=more)
+    else:
+        main, argv = STEPS[script][0].main, arguments(script, copied, flags=more)
+    assert_holds(refusal(capsys, main, argv), words)
 
 
 def refusal(capsys, main, argv):
@@ -180,19 +138,8 @@ def refusal(capsys, main, argv):
     return last
 
 
-@pytest.mark.parametrize(
-    "number",
-    range(len(MISTAKES)),
-    ids=[f"{i}-{row[0]}-{row[2][:40]}" for i, row in enumerate(MISTAKES)],
-)
-def test_mistake(number, results, tmp_path, capsys):
-    script, prepare, *words = MISTAKES[number]
-    place = Place(script, results, tmp_path)
-    assert_holds(refusal(capsys, MAIN[script], place.argv() + prepare(place)), words)
-
-
-def test_eval_with_torchrun(results, tmp_path, capsys, monkeypatch):
+def test_eval_with_torchrun(results, capsys, monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    place = Place("eval", results, tmp_path)
-    assert "works in one process: start it with python" in refusal(capsys, evaluation.main, place.argv())
+    argv = eval_arguments("scan", results / "scan/model.pth.tar")
+    assert "works in one process: start it with python" in refusal(capsys, evaluation.main, argv)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from digits_files import neighbor_table, write_digits
-from digits_steps import STEPS, figures, run, same, weights
+from digits_steps import STEPS, epochs, figures, run, same, weights
 
 from steps.clustering_inputs import choose_splits
 from steps.pretext_results import MinedNeighbors
@@ -33,6 +33,11 @@ def test_other_labels_give_the_same_models_and_the_same_choice(results, tmp_path
     for name, key in (("model", "head"), ("checkpoint", "best_loss")):
         chosen = [checkpoint.load(root / f"scan/{name}.pth.tar")[key] for root in (own, results)]
         assert chosen[0] == chosen[1]
+    for step in ("scan", "selflabel") if labels is None else ():
+        for other, line in zip(epochs(own / step), epochs(results / step), strict=True):
+            assert other.keys() == line.keys() - {"val_acc"}
+            same_keys = other.keys() - {"seconds", "images_per_second"}
+            assert all(other[key] == line[key] for key in same_keys)
     acc = [figures(root / "selflabel").get("acc") for root in (own, results)]
     assert acc[0] != acc[1]  # the figures, of course, do depend on them
 
@@ -48,6 +53,7 @@ def test_held_out_images_choose_without_their_labels(results, after, tmp_path_fa
     assert a["head"] == b["head"] and same(a["model"], b["model"])
     log = (root / "digits/scan/log.txt").read_text()
     assert "143 images held out of the training split choose the model" in log
+    assert sum(epochs(root / "digits/scan")[-1]["cluster_sizes"]) == 143
     published = weights(results / "scan/model.pth.tar")
     assert not same(a["model"], published)  # it trained on fewer images
 

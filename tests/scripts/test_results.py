@@ -5,11 +5,10 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from digits_files import DIGITS, write_digits
-from digits_steps import STEPS, epochs, evaluate, figures, run
+from digits_files import write_digits
+from digits_steps import epochs, run
 from PIL import Image
 
-import data
 from utils.run import checkpoint
 
 
@@ -67,23 +66,6 @@ def test_precision(tmp_path):
         losses.append(epochs(tmp_path / precision / "digits/pretext")[0]["loss"])
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
-
-
-@pytest.mark.slow
-def test_folders_of_unlabelled_images(tmp_path):
-    """All steps on image files without labels."""
-    for split, n in (("train", 120), ("test", 30)):
-        folder = tmp_path / "mine" / split
-        folder.mkdir(parents=True)
-        for i, image in enumerate(data.build_dataset(DIGITS, split).images[:n]):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).resize((40, 30)).save(folder / f"{i:03}.png")
-    names = ["train_db_name=mine", "val_db_name=mine", f"data_dir={tmp_path}", "batch_size=40", "epochs=1"]
-    for step in STEPS:
-        run(step, tmp_path, *names)
-    folder = tmp_path / "mine/selflabel"
-    assert sum(figures(folder)["cluster_sizes"]) == 30
-    evaluate("selflabel", folder / "model.pth.tar", *names, flags=["--visualize_prototypes"])
-    assert (folder / "eval/model/prototypes.png").is_file()
 
 
 def test_command_without_faiss(tmp_path, monkeypatch):

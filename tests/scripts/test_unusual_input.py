@@ -30,11 +30,6 @@ def test_classes_without_images(labels, tmp_path):
     assert found[0][1]["num_classes"] == max(labels) + 1
 
 
-def test_clustering_beside_a_damaged_fingerprint(copied):
-    (copied / "digits/pretext/fingerprint.json").write_text("3")
-    run("scan", copied, "epochs=1", flags=["--fresh"])
-
-
 def test_damaged_metrics(copied):
     (copied / "digits/pretext/metrics.jsonl").write_text('{"epoch": "one"}\n')
     run("pretext", copied)
