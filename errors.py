@@ -19,3 +19,8 @@ def did_you_mean(name: object, known: Iterable[str], shown: Callable[[str], str]
     """
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {shown(near[0])}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, which may have many; the error's type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

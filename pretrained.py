@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import data
-from errors import UserError
+from errors import UserError, first_line
 from models import PretrainedModel, build_model, library_network, preprocessing
 from models.pretrained_backbones import LibraryNetwork
 from steps.mining import mine, pretext_splits
@@ -115,7 +115,7 @@ def download(library: LibraryNetwork, image_size: int) -> Weights:
         return library.download(image_size)
     except Exception as error:  # whatever the network, the server, the cache or the disk make of it
         log.debug("%s", library.weights, exc_info=True)
-        cause = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
+        cause = first_line(error).split(". ")[0]
         raise UserError(
             f"{library.weights}: cannot be downloaded ({type(error).__name__}: {cause}); run this once where "
             "there is a network, give the weights with --pretrained FILE, or learn features from the images "
@@ -131,7 +131,7 @@ def converted(library: LibraryNetwork, backbone: nn.Module, weights: Weights, so
     try:
         return library.convert(backbone, weights)
     except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise UserError(f"{source}: does not fit this backbone ({cause})") from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from errors import UserError, did_you_mean
+from errors import UserError, did_you_mean, first_line
 
 from .heads import ClusteringModel, ContrastiveModel, PretrainedModel
 from .pretrained_backbones import IMAGENET, Preprocessing, VectorInputs, library_network
@@ -84,9 +84,8 @@ def build_backbone(config: Mapping[str, Any]) -> tuple[nn.Module, int]:
     except UserError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"backbone {name}: cannot take images of {image_size} pixels ({cause}); set "
+            f"backbone {name}: cannot take images of {image_size} pixels ({first_line(error)}); set "
             "another backbone or crop size"
         ) from None
 

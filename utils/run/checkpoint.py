@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from errors import UserError
+from errors import UserError, first_line
 from utils.files import atomic
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,8 @@ def save(content: Any, path: Path) -> None:
         with atomic(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: cannot be written ({line}); free some space, or move the results folder "
+            f"{path}: cannot be written ({first_line(error)}); free some space, or move the results folder "
             "to a larger disk and set root_dir to its new place; the previous one, if any, is intact"
         ) from None
 

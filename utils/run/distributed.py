@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from errors import UserError
+from errors import UserError, first_line
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,9 +56,7 @@ def start(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=TIMEOUT)
     except RuntimeError as error:
-        raise UserError(
-            f"torchrun's processes cannot reach each other ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError(f"torchrun's processes cannot reach each other ({first_line(error)})") from None
 
 
 def stop() -> None:

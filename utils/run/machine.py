@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from errors import UserError
+from errors import UserError, first_line
 
 from . import distributed
 from .distributed import Model
@@ -194,9 +194,8 @@ class _CompiledOrEager:
             self.may_fail = not torch.is_grad_enabled()
             return outputs
         except Exception as error:  # no C++ compiler, no Triton, ...: each raises another exception
-            cause = str(getattr(error, "inner_exception", error)).strip()  # without what torch.compile adds
-            line = (cause.splitlines() or [type(error).__name__])[0]
-            log.info("not compiled, which is slower but gives the same results (%s)", line)
+            cause = getattr(error, "inner_exception", error)  # without what torch.compile adds
+            log.info("not compiled, which is slower but gives the same results (%s)", first_line(cause))
             log.debug("%s", error)
             self.call, self.may_fail = self.eager, False
             return self.eager(images)

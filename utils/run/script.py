@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from termcolor import colored
 
-from errors import UserError
+from errors import UserError, first_line
 
 from . import distributed, interrupt, schema
 
@@ -50,7 +50,7 @@ def run_script(
 def _what_to_do(error: Exception) -> str | None:
     """The message for an error that is no bug: memory that is full, or a process that was lost; else None."""
     text = str(error)
-    line = text.partition("\n")[0]
+    line = first_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is full ({line}); lower batch_size"
     if isinstance(error, MemoryError) or "allocate memory" in text:  # how torch says it on a CPU

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from errors import UserError
+from errors import UserError, first_line
 from utils.run import distributed
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def dry_run(model: nn.Module, *loaders: "Loader") -> None:
             except RuntimeError as error:
                 shape = " x ".join(map(str, view.shape[1:]))
                 raise UserError(
-                    f"the network cannot take images of {shape} ({str(error).splitlines()[0]}); set another "
+                    f"the network cannot take images of {shape} ({first_line(error)}); set another "
                     "crop size (transformation_kwargs and augmentation_kwargs) or backbone"
                 ) from None
         side, kept = min(images.shape[-2:]), views[0].size(-1)
