@@ -56,13 +56,6 @@ def fetch(dataset, index):
     return next(dataset.fetch([torch.as_tensor(index)], "cpu"))
 
 
-def only(folder):
-    """The one image of the split, uint8 (SIZE, SIZE, 3)."""
-    dataset = build(folder)
-    assert len(dataset) == 1
-    return fetch(dataset, [0])[0].permute(1, 2, 0).numpy()
-
-
 def file_names(dataset):
     return [os.path.basename(os.fsdecode(path)) for path in dataset.files]
 

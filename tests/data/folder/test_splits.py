@@ -6,7 +6,6 @@ import pytest
 import torch
 from image_folders import build, build_anywhere, file_names, save, unreadable
 from mistakes import refused
-from PIL import Image
 
 import data
 from errors import UserError
@@ -40,13 +39,8 @@ def test_one_line_says_what_is_read(root, caplog, another_process):
     build_anywhere(root, folder_labels="none")
     line = caplog.text.splitlines()[-1]
     assert line.startswith("WARNING")  # because of the advice
-    assert (
-        "mine: 2 images (.jpg 1, .png 1) without class folders; left out: 1 that cannot be read, 8 oth"
-        in line
-    )
-    assert (
-        "8 other files (.json 2, .csv 1, .eps 1, .mpg 1, .part 1, others 2); to read .eps: save the" in line
-    )
+    assert "mine: 2 images (.jpg 1, .png 1) without class folders; left out: 1 that cannot be read, 8" in line
+    assert "8 other files (.json 2, .csv 1, .eps 1, .mpg 1, .part 1, others 2); to read .eps: save" in line
     another_process()
     (root / "2.eps").unlink()
     build_anywhere(root)
@@ -136,16 +130,6 @@ def test_evaluation_needs_no_train(root):
     assert (dataset.classes, dataset.labels.tolist()) == (["cat", "dog"], [0, 1])
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["Train/a.png", "training/a.png", "val/a.png", "validation/a.png", "mine/train/a.png", "Test/cat/a.png"],
-)
-def test_folders_that_are_meant_as_splits(root, path):
-    save(root / path)
-    with pytest.raises(UserError, match=r"mine: has .*/; the splits must be .*mine/train/ and .*mine/test/"):
-        build(root / "train", "test")
-
-
 def test_what_is_beside_the_splits_is_told_of(root, caplog):
     save_all(root, "train/a.png", "val/x/a.png", "b.png")
     (root / "annotations").mkdir()
@@ -155,39 +139,32 @@ def test_what_is_beside_the_splits_is_told_of(root, caplog):
     assert caplog.text.count(line) == 1
 
 
-def numbered(folder, n=30):
-    return [f"{folder}/{i}.png" for i in range(n)]
+MEANT = [
+    "Train/a.png",
+    "training/a.png",
+    "val/a.png",
+    "validation/a.png",
+    "mine/train/a.png",
+    "Test/cat/a.png",
+]
 
 
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        ([*numbered("Train"), *numbered("Test")], ["mine: has Test/, Train/; the splits must be"]),
-        (["train", *numbered("test")], ["mine/train: no such folder"]),
-        (["train/", "test/"], ["mine/train: no images found", ".png"]),
-        ([*numbered("train"), "test/"], ["mine/test: no images found"]),
-        ([*numbered("test"), "train/a.txt"], ["mine/train: no images found"]),
-        ([*numbered("test"), "train/cat/", "train/dog/"], ["mine/train: no images found"]),
-        ([*numbered("train"), "train/x.jpg", *numbered("test")], ["1 of 31 images", "x.jpg (empty, or"]),
-        ([*numbered("train"), *numbered("test"), "test/x.jpg"], ["mine/test: 1 of 31", "unreadable-test"]),
+        *[([path], r"has .*/; the splits must be .*mine/train/ and .*mine/test/") for path in MEANT],
+        (["train", "test/a.png"], "train: no such folder"),
+        (["train/", "test/"], r"train: no images found \(.jpg, .png, ...\)$"),
+        (["train/a.png", "test/"], "test: no images found"),
+        (["test/a.png", "train/a.txt"], "train: no images found .*, only 1 other files"),
+        (["test/a.png", "train/cat/", "train/dog/"], "train: no images found"),
     ],
 )
-def test_folders_that_cannot_be_used(tmp_path, paths, words):
-    """Each is refused in one line that names the folder."""
+def test_folders_that_cannot_be_used(root, paths, words):
     for path in paths:
-        place = tmp_path / "mine" / path
-        (place if path.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
-        if place.suffix == ".png":
-            Image.new("RGB", (20, 20)).save(place)
-        elif not path.endswith("/"):
-            place.write_text("no image")
-
-    def build_both():
-        config = {"train_db_name": "mine", "val_db_name": "mine", "data_dir": str(tmp_path)}
-        config["transformation_kwargs"] = {"crop_size": 8}
-        return [data.build_dataset(config, split) for split in ("train", "test")]
-
-    refused(words, build_both)
+        (root / path).mkdir(parents=True) if path.endswith("/") else save(root / path, format="PNG")
+    with pytest.raises(UserError, match=f"^{root}.*{words}"):
+        both(root)
 
 
 def test_no_such_folder(tmp_path):
