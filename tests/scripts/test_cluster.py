@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from digits_files import DIGITS
 from digits_steps import ROOT, fails
 from PIL import Image
@@ -20,7 +21,6 @@ import data
 import scan
 import simclr
 from utils.analysis import baselines
-from utils.run import config
 from utils.run.config import read_yaml
 from utils.run.folder import Run
 from workflows import fit_to_images, label_free_choices
@@ -245,13 +245,14 @@ def test_what_the_steps_share_is_made_once(tmp_path, monkeypatch, capsys):
     argv += ["--root_dir", str(tmp_path / "out"), "--set", *QUICK]
     assert "set max_unreadable" in fails(capsys, cluster.main, argv)
     calls = {}
-    for place, name in ((data, "_build_images"), (config, "_Loader"), (Run, "start_logging")):
+    for place, name in ((data, "_build_images"), (yaml, "load"), (Run, "start_logging")):
         calls[name] = mock.create_autospec(getattr(place, name), side_effect=getattr(place, name))
         monkeypatch.setattr(place, name, calls[name])
     cluster.main([*argv, "max_unreadable=0.5"])
     assert len(rows_of(tmp_path / "out/few")) == 30
     assert calls["_build_images"].call_count == 1 and calls["start_logging"].call_count <= 3
-    files = Counter(call.args[0].name for call in calls["_Loader"].call_args_list)
+    read = [call.args[0] for call in calls["load"].call_args_list]
+    files = Counter(source.name for source in read if not isinstance(source, str))
     assert len(files) == 3 and max(files.values()) <= 2  # env.yml and the templates of two steps
 
 
