@@ -78,11 +78,9 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("results", metavar="RESULTS", type=file_argument, help="results/NAME, or the folder of a step in it")
     add("--output", metavar="DIR", type=file_argument, help="folder for the files (default: RESULTS/export)")
     add(
-        "--input",
-        choices=["uint8", "float"],
-        default="uint8",
+        "--input", choices=["uint8", "float"], default="uint8",
         help="values of the ONNX file's images: uint8, 0 to 255, or float32, 0 to 1 (default: %(default)s)",
-    )
+    )  # fmt: skip
     args = parser.parse_args(argv)
     distributed.require_one_process("export.py")
     return args

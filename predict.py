@@ -68,24 +68,18 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("results", metavar="RESULTS", type=file_argument)
     add("images", metavar="NEW_IMAGES", type=file_argument, help="or .npy, vectors for a model of features")
     add(
-        "--output",
-        metavar="FILE.csv",
-        type=file_argument,
+        "--output", metavar="FILE.csv", type=file_argument,
         help="the table (default: RESULTS/predictions/NEW_IMAGES.csv; with -2 if that is of another folder)",
-    )
+    )  # fmt: skip
     add(
-        "--names",
-        metavar="names.csv",
-        type=file_argument,
+        "--names", metavar="names.csv", type=file_argument,
         help="columns cluster,name with a row for each cluster; clusters of one name are merged",
-    )
+    )  # fmt: skip
     add("--unsure", metavar="SHARE", type=float, default=0.0, help="note images of less confidence as unsure")
     add(
-        "--sort-into",
-        metavar="DIR",
-        type=file_argument,
+        "--sort-into", metavar="DIR", type=file_argument,
         help="also copy each image into DIR/CLUSTER/; nothing is moved or overwritten",
-    )
+    )  # fmt: skip
     add("--link", action="store_true", help="with --sort-into: symbolic links, not copies")
     add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     add("--num_workers", type=int, help="processes that decode images (default: half the cores)")

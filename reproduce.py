@@ -132,11 +132,10 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("--seeds", type=int, nargs="+", default=[0])
     add("--minutes", type=float, help="save and stop after this many minutes (exit status 143)")
     add(
-        "--rehearse",
-        action="store_true",
+        "--rehearse", action="store_true",
         help="check in minutes, on any machine, that everything runs: a few epochs of a narrow network on "
         "few images, in ROOT_DIR/rehearsal/; the figures mean nothing",
-    )
+    )  # fmt: skip
     add("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     add("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
     add("--ablation", metavar="NAME", help=f"compare variants: {', '.join(ABLATIONS)}")
@@ -286,6 +285,7 @@ def step_figures(step: PlannedStep) -> Metrics:
 
 
 def metrics_of(step: PlannedStep) -> Metrics:
+    """What its metrics.json says."""
     return json.loads((step.folder / "metrics.json").read_text())
 
 
@@ -322,14 +322,15 @@ def summary_of(args: Namespace, plans: dict[int, Plan], baselines: list[dict[str
     }
 
 
-def protocol(configs: Configs, figures: dict[str, Metrics]) -> list[str]:
+def protocol(configs: Configs, baselines: dict[str, Metrics]) -> list[str]:
     """Sentences on how the figures of a seed were obtained."""
     scan = configs["scan"]
     held_out = scan.validation == "train_holdout"
-    k_means = {
-        method.split()[-1]: found for method, found in figures.items() if method not in METHODS.values()
-    }
-    tries = " and ".join(f"{found['initialisations']} ({name})" for name, found in k_means.items())
+    tries = [
+        f"{found['initialisations']} ({method.split()[-1]})"
+        for method, found in baselines.items()
+        if "initialisations" in found  # not in older results
+    ]
     return [
         "Pretext: the official MoCo v2 weights." if configs["pretext"].setup == "moco" else "",
         f"Network: {scan.backbone}. Self-labeling: {configs['selflabel'].criterion}.",
@@ -337,8 +338,8 @@ def protocol(configs: Configs, figures: dict[str, Metrics]) -> list[str]:
         f"{'a held-out tenth of the train split' if held_out else 'the test split'}, without labels; after "
         "self-labeling, the last epoch.",
         "ACC: after one-to-one matching of clusters to classes.",
-        f"k-means: fitted on the train split, the best by inertia of {tries} initializations.",
-        "" if ON_PIXELS in figures else "Not on pixels, which are image files or too many numbers.",
+        f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initializations.",
+        "" if ON_PIXELS in baselines else "Not on pixels, which are image files or too many numbers.",
     ]
 
 
