@@ -6,16 +6,20 @@ import functools
 import hashlib
 import io
 import json
-import random
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from utils import report
+from utils.analysis import health
 from utils.report import page as pages
-from utils.report import words
+from utils.report import thumbnails, words
+from utils.report.content import choose_sample, cluster_cards, image_columns, page_head
 from utils.report.page import render
 from workflows.cluster_names import read_names
 
@@ -37,93 +41,60 @@ HOSTILE = [
 CLASSES = ["cats", "<b>dogs</b>", "y" * 300]
 
 
-def sheets_of(count, side, columns, per_sheet):
-    """Thumbnails as the page takes them: each image in a color of its own."""
-    sheets = []
-    for first in range(0, count, per_sheet):
-        rows = range(first, min(first + per_sheet, count))
-        sheet = Image.new("RGB", (columns * side, -(-len(rows) // columns) * side))
-        for place, row in enumerate(rows):
-            color = (row * 37 % 256, row * 11 % 256, row * 5 % 256)
-            at = (place % columns * side, place // columns * side)
-            sheet.paste(color, (*at, at[0] + side, at[1] + side))
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG")
-        sheets.append(base64.b64encode(buffer.getvalue()).decode())
-    return {"side": side, "columns": columns, "per_sheet": per_sheet, "sheets": sheets}
+class Colors:
+    """Images, each of a color of its own."""
+
+    def __init__(self, side):
+        self.side = side
+
+    def raw(self, row):
+        color = torch.tensor([row * 37 % 256, row * 11 % 256, row * 5 % 256], dtype=torch.uint8)
+        return color[:, None, None].expand(3, self.side, self.side)
 
 
 def bare(count=300, clusters=5, side=32):
     """Content without labels, curves, copies, pairs and so on; the last cluster is empty."""
-    rng, rows, full = random.Random(0), range(count), clusters - 1
-    confidence = [round(rng.uniform(0.3, 0.9999), 4) for _ in rows]
-    images = {
-        "name": [f"folder/image {row}.jpg" for row in rows],
-        "cluster": [row % full for row in rows],
-        "confidence": confidence,
-        "runner_up": [(row + 1) % full for row in rows],
-        "runner_up_confidence": [round((1 - value) / 2, 4) for value in confidence],
-        "label": [-1] * count,
-        "x": [round(rng.random(), 4) for _ in rows],
-        "y": [round(rng.random(), 4) for _ in rows],
-        "neighbors": [[(row + step) % count for step in range(1, 5)] for row in rows],
-        "copy_of": [-1] * count,
-        "near_duplicate_of": [-1] * count,
-    }
-    empty = dict.fromkeys(("verdicts", "borderline", "pairs", "copies", "near", "outliers", "curves"), [])
+    rows, full, draw = torch.arange(count), clusters - 1, torch.Generator().manual_seed(0)
+    names = [f"folder/image {row}.jpg" for row in range(count)]
+    confidence = (0.3 + 0.6999 * torch.rand(count, generator=draw)).round(decimals=4)
+    found = report.Assignment(
+        cluster=rows % full,
+        confidence=confidence,
+        runner_up=(rows + 1) % full,
+        runner_up_confidence=(1 - confidence) / 2,
+        prototype_similarity=confidence,
+        neighbors=(rows[:, None] + torch.arange(1, 5)) % count,
+        neighbor_similarity=confidence,
+        first=rows,
+        near_duplicate_of=torch.full((count,), -1),
+        near_duplicate_similarity=confidence,
+    )
+    figures = {**found.figures(clusters), "neighbors": {"verdict": "go", "by_chance": 0.1}}
+    context = report.ReportContext("photos", Path("results/photos"), {}, health.SCAN_ADVICE, {})
+    sample, places = choose_sample(count, {}), torch.rand(count, 2, generator=draw)
     return {
-        **empty,
-        "about": [],
-        "title": "photos",
-        "how": "found without labels",
-        "results": "results/photos",
-        "id": "0123",
-        "made": "2026-11-26",
-        "sample": None,
-        "num_images": count,
-        "num_copies": 0,
-        "num_near": 0,
-        "unsure": {"below": 0.8, "count": sum(value < 0.8 for value in confidence)},
-        "clusters": [
-            card(number, rows[number::full] if number < full else [], confidence)
-            for number in range(clusters)
-        ],
+        **page_head(names, found, figures, context),
+        **dict.fromkeys(("borderline", "pairs", "copies", "near", "outliers"), []),
+        "clusters": cluster_cards(found, [*range(full), None]),
         "labels": None,
-        "folder": None,
-        "images": images,
-        "thumbnails": sheets_of(count, side, 16, 128),
+        "sample": None,
+        "images": image_columns(names, confidence, found, sample, places, None),
+        "thumbnails": thumbnails.draw_sheets(Colors(side), range(count)),
         "map_method": "PCA",
-    }
-
-
-def card(number, rows, confidence):
-    """A cluster of these images."""
-    rows = sorted(rows, key=lambda row: -confidence[row])
-    bins = [int(20 * confidence[row]) for row in rows]
-    return {
-        "cluster": number,
-        "size": len(rows),
-        "confidence": sum(confidence[row] for row in rows) / len(rows) if rows else None,
-        "unsure": sum(confidence[row] < 0.8 for row in rows),
-        "prototype": rows[0] if rows else None,
-        "histogram": [bins.count(place) for place in range(20)],
-        "most": rows[:8],
-        "least": rows[::-1][:8],
-        "name": None,
     }
 
 
 def full():
     """Content with everything, and hostile text wherever text comes from outside."""
-    content = bare()
-    images, bad = content["images"], HOSTILE[1]
+    page = bare()
+    images, bad = page["images"], HOSTILE[1]
     images["name"][: len(HOSTILE)] = HOSTILE
     images["label"] = [row % 3 for row in range(300)]
     images["copy_of"][21] = 20
     images["near_duplicate_of"][23] = 22
-    content["clusters"][0]["name"] = CLASSES[1]
+    page["clusters"][0]["name"] = CLASSES[1]
     return {
-        **content,
+        **page,
         "title": bad,
         "id": "4567",
         "about": [["images", HOSTILE[0]], [bad, "x" * 300]],
@@ -257,16 +228,9 @@ def test_only_finite_numbers():
 
 
 def test_words():
-    texts = {
-        0: "0 %",
-        0.00001: "<0.1 %",
-        0.004: "0.4 %",
-        0.5: "50 %",
-        0.973: "97 %",
-        0.9999: "99.9 %",
-        1: "100 %",
-    }
-    assert {share: words.percent(share) for share in texts} == texts
+    shares = 0, 0.00001, 0.004, 0.125, 0.5, 0.973, 0.9999, 1
+    texts = ["0 %", "<0.1 %", "0.4 %", "13 %", "50 %", "97 %", "99.9 %", "100 %"]
+    assert [words.percent(share) for share in shares] == texts
     assert [words.plural(count, "image") for count in (1, 12345)] == ["1 image", "12,345 images"]
 
 
@@ -404,7 +368,7 @@ def test_clusters(visit):
     content = bare()
     content["clusters"][2].update(size=1000, unsure=1)
     page = visit(content)
-    assert page.locator("#cluster-3 .thumb").count() == 17
+    assert page.locator("#cluster-3 .thumb").count() == 19
     assert "No image is in this cluster" in page.locator("#cluster-4").inner_text()
     page.locator("#order").select_option("size")
     for items in ("#size-list > li", "#cards > article"):
@@ -421,7 +385,8 @@ def test_clusters(visit):
     assert page.evaluate("map.packed.length") > 50
 
 
-def test_thumbnails_show_their_image(visit):
+def test_thumbnails_show_their_image(visit, monkeypatch):
+    monkeypatch.setattr(thumbnails, "SHEET_SIDE", 11 * 32)
     page = visit(bare())
     for row in (0, 17, 130):  # of other lines, and of another sheet
         place = page.locator(f"#gallery .thumb[data-row='{row}']")

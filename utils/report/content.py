@@ -1,17 +1,22 @@
 """What the report shows, as plain values: lists of images to look at, counts, and where labels disagree."""
 
+import datetime
+import hashlib
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from utils.analysis import calibration, metrics
+from utils.analysis import calibration, duplicates, metrics
 from utils.analysis.calibration import UNSURE_BELOW
 from utils.analysis.plots import curves_of
 
-from .assignment import Assignment
-from .context import GroundTruth
+from .assignment import Assignment, mine_others
+from .context import GroundTruth, ReportContext
+from .verdicts import verdicts
 from .words import percent
 
 # The most entries of each list
@@ -23,6 +28,54 @@ MERGEABLE_PAIRS, BETWEEN = 12, 8  # pairs of clusters; images shown between them
 
 MERGEABLE = 0.1  # share of neighbors in another cluster
 HISTOGRAM_BINS = 20  # of confidence
+
+
+# by whether labels had a part in the features: True, False, or None if that is unknown
+HOW_FOUND = {
+    True: "found without labels, by features that were learned with labels",
+    False: "found without labels",
+    None: "found without labels; it is unknown whether the features were learned with labels",
+}
+
+
+def page_head(
+    names: list[str], assignment: Assignment, figures: dict[str, Any], context: ReportContext
+) -> dict[str, Any]:
+    """What the page says about all images."""
+    return {
+        "title": context.title,
+        "how": HOW_FOUND[figures.get("labels_in_pretraining", False)],
+        "results": None if context.results is None else shlex.quote(str(context.results)),
+        "id": hashlib.sha256(repr((names, assignment.cluster.tolist())).encode()).hexdigest()[:16],
+        "made": datetime.date.today().isoformat(),
+        "about": [[term, str(value)] for term, value in context.facts.items()],
+        "num_images": len(names),
+        "num_copies": figures["copy"],
+        "num_near": figures["near_duplicate"],
+        "unsure": {"below": UNSURE_BELOW, "count": int((assignment.confidence < UNSURE_BELOW).sum())},
+        "verdicts": [verdict._asdict() for verdict in verdicts(figures, context.advice)],
+        "curves": finite_curves(context.epochs),
+        "folder": context.image_url,
+    }
+
+
+def page_lists(assignment: Assignment, figures: dict[str, Any], truth: GroundTruth | None) -> dict[str, Any]:
+    """The lists of the page, with indices of all images."""
+    clusters = cluster_cards(assignment, figures["prototypes"])
+    compared = None
+    if truth:
+        compared, class_of = compare_with_labels(assignment, figures, truth)
+        for card in clusters:
+            card["name"] = truth.classes[class_of[card["cluster"]]] if card["cluster"] in class_of else None
+    return {
+        "clusters": clusters,
+        "borderline": borderline(assignment),
+        "pairs": mergeable(assignment, clusters),
+        "copies": copy_groups(assignment),
+        "near": near_duplicate_pairs(assignment),
+        "outliers": outliers(assignment),
+        "labels": compared,
+    }
 
 
 def cluster_cards(assignment: Assignment, prototypes: list[int | None]) -> list[dict[str, Any]]:
@@ -231,3 +284,39 @@ def choose_sample(n: int, lists: dict[str, Any], seed: int = 0) -> Sample:
     row_of = torch.full((n + 1,), -1)
     row_of[indices] = torch.arange(len(indices))
     return Sample(indices, row_of)
+
+
+def image_columns(
+    names: list[str],
+    features: torch.Tensor,
+    assignment: Assignment,
+    sample: Sample,
+    places: torch.Tensor,
+    truth: GroundTruth | None,
+) -> dict[str, list]:
+    """The columns of the images on the page; `places`: float32 (S, 2), on the map."""
+    indices, row_of = sample
+    shown = assignment[indices]
+    neighbors = shown.neighbors
+    if len(indices) < len(names):  # the nearest of those that are on the page
+        first = duplicates.first_of(shown.first.tolist())
+        normalized = F.normalize(features[indices].float(), dim=1)
+        mined, others = mine_others(normalized, first)
+        neighbors = indices[mined[others].view(len(indices), -1)]
+    images = {
+        "name": [names[i] for i in indices.tolist()],
+        "neighbors": row_of[neighbors].tolist(),
+        "copy_of": row_of[assignment.copy_of[indices]].tolist(),
+        "near_duplicate_of": row_of[shown.near_duplicate_of].tolist(),
+        "x": _rounded(places[:, 0]),
+        "y": _rounded(places[:, 1]),
+        "cluster": shown.cluster.tolist(),
+        "runner_up": shown.runner_up.tolist(),
+        "confidence": _rounded(shown.confidence),
+        "runner_up_confidence": _rounded(shown.runner_up_confidence),
+    }
+    return images | {"label": truth.labels[indices].tolist()} if truth else images
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
