@@ -33,11 +33,8 @@ STEP_FUNCTION = {
     "scan": "scan.scan_step",
     "selflabel": "selflabel.selflabel_step",
 }
-VALIDATION = {
-    "pretext": "simclr.knn_accuracy",
-    "scan": "scan.Selection.__call__",
-    "selflabel": "selflabel.monitor",
-}
+INFERENCE = "utils.training.inference._outputs"
+BEFORE_VALIDATION = {"pretext": 0, "scan": 0, "selflabel": 1}  # inferences of a resumed run
 
 
 def start(step, root, *overrides, fault=None):
@@ -123,7 +120,7 @@ def test_a_run_that_is_stopped_and_killed_again_and_again(step, results, uninter
     batches = 1437 // checkpoint.load(expected / "checkpoint.pth.tar")["identity"]["batch_size"]
     stops = [  # by a signal that lets it save: fault, epochs done, batches of the next one
         ((STEP_FUNCTION[step], batches + 2, signal.SIGTERM, 0), 1, 2),
-        ((VALIDATION[step], 1, signal.SIGINT, 0), 1, batches),
+        ((INFERENCE, BEFORE_VALIDATION[step] + 1, signal.SIGINT, 0), 1, batches),
         (("utils.run.folder.Run.log_epoch", 1, signal.SIGTERM, 1000), 2, None),
     ]
     first_checkpoint = signal_at, "os.fsync", 3, signal.SIGKILL, 0
