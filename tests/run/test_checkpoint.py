@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from mistakes import zipped
 
 from errors import UserError
 from utils.run import checkpoint
@@ -22,21 +23,21 @@ def path(tmp_path):
     return tmp_path / "model.pth.tar"
 
 
-@pytest.mark.parametrize("zipped", [True, False])  # torch before 1.6 wrote no zip files
+@pytest.mark.parametrize("zip_format", [True, False])  # torch before 1.6 wrote no zip files
 @pytest.mark.parametrize("scalar", [np.int64(200), np.float64(-1.25), 3, None])
-def test_formats(path, zipped, scalar):
+def test_formats(path, zip_format, scalar):
     """Tensors and the scalars that the original wrote: the head's number, the best loss."""
-    torch.save({**content(), "scalar": scalar}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({**content(), "scalar": scalar}, path, _use_new_zipfile_serialization=zip_format)
     found = checkpoint.load(path)
     assert torch.equal(found["model"]["weight"], content()["model"]["weight"])
     assert found["scalar"] == scalar
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_file_saved_from_a_gpu(path, zipped, monkeypatch):
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_file_saved_from_a_gpu(path, zip_format, monkeypatch):
     """The storages say cuda:1, on a machine that has none."""
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
-    torch.save(content(), path, _use_new_zipfile_serialization=zipped)
+    torch.save(content(), path, _use_new_zipfile_serialization=zip_format)
     monkeypatch.undo()
     assert b"cuda:1" in path.read_bytes()
     weight = checkpoint.load(path)["model"]["weight"]
@@ -58,10 +59,10 @@ class Evil:
         return (print, ("code from a file",))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zip_format", [True, False])
 @pytest.mark.parametrize("evil", [Evil(), {"model": Evil()}])
-def test_no_code_from_a_file(path, evil, zipped, capsys):
-    torch.save(evil, path, _use_new_zipfile_serialization=zipped)
+def test_no_code_from_a_file(path, evil, zip_format, capsys):
+    torch.save(evil, path, _use_new_zipfile_serialization=zip_format)
     with pytest.raises(UserError, match="more than weights .*print.*could run code"):
         checkpoint.load(path)
     assert "code from a file" not in capsys.readouterr().out
@@ -81,13 +82,6 @@ def a_tar():
     return file.getvalue()
 
 
-def a_zip():
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("drive-download/model.pth.tar", "weights")
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -98,7 +92,7 @@ def a_zip():
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "a Git LFS pointer"),
         (b"\x1f\x8b\x08\x00gzip", "an archive; unpack it"),
         (a_tar(), "an archive; unpack it"),
-        (a_zip(), "a zip archive of something else"),
+        (zipped("drive-download/model.pth.tar", "weights"), "a zip archive of something else"),
         (b"\x93NUMPY\x01\x00", "a NumPy array"),
         (b"PK\x03\x04broken", "cut short"),
         (b"\x80\x02}", "cut short"),
@@ -113,10 +107,10 @@ def test_files_that_are_no_checkpoint(path, data, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zip_format", [True, False])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
-def test_truncated_file(path, zipped, share):
-    torch.save(content(), path, _use_new_zipfile_serialization=zipped)
+def test_truncated_file(path, zip_format, share):
+    torch.save(content(), path, _use_new_zipfile_serialization=zip_format)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match="cut short"):

@@ -171,11 +171,7 @@ def test_file(row, tmp_path):
 
 
 PATHS = [
-    (
-        "pretext",
-        ["--config_env", "configs/envi.yml"],
-        "envi.yml: no such file; did you mean configs/env",
-    ),
+    ("pretext", ["--config_env", "configs/envi.yml"], "envi.yml: no such file; did you mean configs/env"),
     (
         "pretext",
         ["--config_exp", "configs/pretext/simclr_digit.yml"],

@@ -38,10 +38,7 @@ class Fingerprint:
     """
 
     def __init__(
-        self,
-        config: Config,
-        datasets: Mapping[str, Identified],
-        inputs: Mapping[str, Path] | None = None,
+        self, config: Config, datasets: Mapping[str, Identified], inputs: Mapping[str, Path] | None = None
     ) -> None:
         inputs = inputs or {}
         self.content: dict[str, Any] = {
