@@ -50,6 +50,8 @@ class EvalOptions(CommandOptions):
     kmeans: bool = False
     features: Path | None = None
     output: Path | None = None
+    build_dataset: BuildDataset = data.build_dataset
+    machine: Machine | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,12 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluate_checkpoint(config, EvalOptions.of(args))
 
 
-def evaluate_checkpoint(
-    config: Config,
-    options: EvalOptions,
-    build_dataset: BuildDataset = data.build_dataset,
-    machine: Machine | None = None,
-) -> None:
+def evaluate_checkpoint(config: Config, options: EvalOptions) -> None:
     """Evaluate the model of a checkpoint file, and write what `options` ask for.
 
     Raises UserError for a checkpoint of another kind, or options that do not fit its kind.
@@ -73,10 +70,10 @@ def evaluate_checkpoint(
     check_options(options, config, kind)
     loaded = load_model(config, options.model, kind)
     folder = options.output or options.model.parent / "eval" / results_name(options, config)
-    run = Run(config, folder, machine or Machine.start(config))
+    run = Run(config, folder, options.machine or Machine.start(config))
     model = run.machine.place(loaded.model).eval()
 
-    dataset = build_dataset(config, options.split)
+    dataset = options.build_dataset(config, options.split)
     test = data.eval_loader(dataset, config, **run.machine.loading(config))
     dry_run(model, test)
     about: dict[str, Any] = {
@@ -86,8 +83,7 @@ def evaluate_checkpoint(
         "model": str(options.model),
     }
     if kind == "pretext":
-        train_set = build_dataset(config, "train") if options.kmeans else None
-        evaluate_features(run, model, test, about, options, train_set)
+        evaluate_features(run, model, test, about, options)
     else:
         about["head"] = loaded.head
         evaluate_clusters(run, model, test, about, options)
@@ -162,11 +158,11 @@ def evaluate_features(
     test: data.Loader,
     about: dict[str, Any],
     options: EvalOptions,
-    train_set: data.Dataset | None,
 ) -> None:
-    """Evaluate a split's nearest neighbors and, with a `train_set`, k-means that is fitted on it."""
+    """Evaluate a split's nearest neighbors and, if asked for, k-means that is fitted on the train split."""
     config, dataset = run.config, test.dataset
-    if train_set:
+    if options.kmeans:
+        train_set = options.build_dataset(config, "train")
         train = data.eval_loader(train_set, config, **run.machine.loading(config))
         kmeans.require_one_per_cluster(len(train_set), config.num_classes)
     function = model.features_from(config.features)
@@ -178,12 +174,12 @@ def evaluate_features(
         log.info("%d %s images without labels: no accuracies", len(dataset), about["split"])
     else:
         figures.update(neighbors.neighbor_accuracies(mined, dataset.labels))
-    if train_set:
+    if options.kmeans:
         with run.scratch() as scratch:
             fit_on = infer_to_file(function, train, "train features", scratch / "train.npy")
             figures["kmeans"], clusters = kmeans.repeat(fit_on, features, dataset, config.num_classes)
     results.write_figures(figures, run.folder)
-    if train_set:
+    if options.kmeans:
         rows = zip(dataset.names(), clusters.tolist(), strict=True)
         write_csv(("image", "cluster"), rows, run.folder / "assignment.csv")
     sheets.save_neighbors(dataset, mined, run.folder / "neighbors.png")

@@ -11,15 +11,13 @@ from typing import cast
 
 import torch
 
-import data
 from errors import UserError
 from models import ContrastiveModel, build_model
 from steps.mining import mine, pretext_splits
-from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
+from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
 from utils.run import distributed
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights, read_weights
 from utils.training import resume
@@ -39,21 +37,16 @@ def main(argv: list[str] | None = None) -> None:
     run_step(load_config(args, ["moco"], training=False), StepOptions.of(args))
 
 
-def run_step(
-    config: Config,
-    options: StepOptions = DEFAULT_OPTIONS,
-    build_dataset: BuildDataset = data.build_dataset,
-    machine: Machine | None = None,
-) -> None:
+def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     """Take given weights as the pretext model, and mine the neighbors of both splits."""
-    run = open_run(config, "pretext", options, machine)
+    run = open_run(config, "pretext", options)
     model = cast(ContrastiveModel, build_model(config))
     with distributed.main_first():
         source = options.pretrained or download()
     weights, _ = read_weights(source, ["moco", "pretext"])
     load_weights(model, convert(weights), source)
     model = run.machine.place(model)
-    splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
+    splits = pretext_splits(run, model, options, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
     fingerprint = Fingerprint(config, splits.datasets)
     resume.use_given_weights(run, fingerprint, source, model)
     mine(run, fingerprint, model, splits, source)

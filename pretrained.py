@@ -14,16 +14,14 @@ from typing import cast
 import torch
 from torch import nn
 
-import data
 from errors import UserError, first_line
 from models import PretrainedModel, build_model, library_network, preprocessing
 from models.pretrained_backbones import LibraryNetwork
 from steps.mining import mine, pretext_splits
-from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
+from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
 from utils.run import checkpoint, distributed
 from utils.run.config import Config, differences, load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.run.weights import find_backbone, load_backbone
 from utils.training import resume
@@ -43,20 +41,15 @@ def main(argv: list[str] | None = None) -> None:
     run_step(load_config(args, ["pretrained"], training=False), StepOptions.of(args))
 
 
-def run_step(
-    config: Config,
-    options: StepOptions = DEFAULT_OPTIONS,
-    build_dataset: BuildDataset = data.build_dataset,
-    machine: Machine | None = None,
-) -> None:
+def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     """Take a backbone that others trained as the pretext model, and mine the neighbors of both splits."""
     given = options.pretrained
-    run = open_run(config, "pretext", options, machine)
+    run = open_run(config, "pretext", options)
     model = cast(PretrainedModel, build_model(config))
     with distributed.main_first():
         source, labels = fill(model, config, given)
     model = run.machine.place(model)
-    splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS), or_fewer=True)
+    splits = pretext_splits(run, model, options, (TRAIN_NEIGHBORS, VAL_NEIGHBORS), or_fewer=True)
     inputs = {str(given.resolve()): given} if given else {}
     fingerprint = Fingerprint(config, splits.datasets, inputs)
     resume.use_given_weights(run, fingerprint, given, model)

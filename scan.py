@@ -24,14 +24,13 @@ from steps.clustering_inputs import (
 )
 from steps.evaluation import finish_clustering, validation_accuracy
 from steps.load_model import load_model
-from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, build_splits, open_run
+from steps.options import DEFAULT_OPTIONS, StepOptions, build_splits, open_run
 from steps.pretext_results import find_pretext
 from utils.analysis import duplicates, health, metrics
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
-from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
 from utils.run.weights import load_weights
 from utils.training import engine
@@ -66,18 +65,13 @@ def main(argv: list[str] | None = None) -> None:
     run_step(load_config(args, ["scan"]), StepOptions.of(args))
 
 
-def run_step(
-    config: Config,
-    options: StepOptions = DEFAULT_OPTIONS,
-    build_dataset: BuildDataset = data.build_dataset,
-    machine: Machine | None = None,
-) -> None:
+def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     """Train cluster heads, select the best epoch and head without labels, and evaluate them."""
-    run = open_run(config, "scan", options, machine)
+    run = open_run(config, "scan", options)
     model = cast(ClusteringModel, build_model(config))
     pretext = find_pretext(config, options)
     load_weights(model, pretext.weights, pretext.model, "backbone.")
-    train_set, test_set = build_splits(config, build_dataset)
+    train_set, test_set = build_splits(config, options)
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, pretext.inputs)
     mined = pretext.read_neighbors(fingerprint, train_set, test_set)
     quality = None

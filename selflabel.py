@@ -14,14 +14,13 @@ import data
 from losses import CRITERIA, NO_VOTE, SelfLabelingLoss
 from steps.evaluation import finish_clustering, validation_accuracy
 from steps.load_model import load_model
-from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, build_splits, open_run
+from steps.options import DEFAULT_OPTIONS, StepOptions, build_splits, open_run
 from steps.votes import Votes
 from utils.analysis import health
 from utils.run import distributed
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint, warn_if_unfinished
 from utils.run.folder import Run, earlier_folder
-from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.training import engine
 from utils.training.ema import EMA
@@ -68,18 +67,13 @@ def main(argv: list[str] | None = None) -> None:
     run_step(load_config(args, ["selflabel"]), StepOptions.of(args))
 
 
-def run_step(
-    config: Config,
-    options: StepOptions = DEFAULT_OPTIONS,
-    build_dataset: BuildDataset = data.build_dataset,
-    machine: Machine | None = None,
-) -> None:
+def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     """Fine-tune the clustering model's best head, and evaluate the last epoch's model."""
-    run = open_run(config, "selflabel", options, machine)
+    run = open_run(config, "selflabel", options)
     start = options.pretrained or clustering_model(config, options)
     hint = "" if options.pretrained else "run scan.py first"
     model = load_model(config, start, hint=hint, best_head_only=True).model
-    train_set, test_set = build_splits(config, build_dataset)
+    train_set, test_set = build_splits(config, options)
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
     loading = run.machine.loading(config)
     test = data.eval_loader(test_set, config, **loading)

@@ -16,12 +16,11 @@ from losses import CRITERIA, ContrastiveLoss
 from models import ContrastiveModel, build_model
 from steps.load_model import load_model
 from steps.mining import PretextSplits, can_vote, knn_accuracy, mine, pretext_splits
-from steps.options import DEFAULT_OPTIONS, BuildDataset, StepOptions, open_run
+from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
 from utils.analysis import plots
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
-from utils.run.machine import Machine
 from utils.run.script import parse_arguments, run_script, start_arguments
 from utils.training import engine, resume
 from utils.training.inference import dry_run, infer
@@ -54,24 +53,19 @@ def main(argv: list[str] | None = None) -> None:
     run_step(load_config(args, ["simclr"]), StepOptions.of(args))
 
 
-def run_step(
-    config: Config,
-    options: StepOptions = DEFAULT_OPTIONS,
-    build_dataset: BuildDataset = data.build_dataset,
-    machine: Machine | None = None,
-) -> None:
+def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     """Learn features, or take those of `options.pretrained`, and mine the neighbors of both splits."""
     given = options.pretrained
-    run = open_run(config, "pretext", options, machine)
+    run = open_run(config, "pretext", options)
     model = load_model(config, given, "pretext").model if given else build_model(config)
     model = run.machine.place(cast(ContrastiveModel, model))
-    splits = pretext_splits(run, model, build_dataset, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
+    splits = pretext_splits(run, model, options, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
     further: dict[str, Any] = {}
     if given:
         fingerprint = Fingerprint(config, splits.datasets)
         resume.use_given_weights(run, fingerprint, given, model)
     else:
-        fingerprint = learn(run, model, splits, build_dataset)
+        fingerprint = learn(run, model, splits, options)
         if has_collapsed(run):
             further["collapsed"] = True
     mine(run, fingerprint, model, splits, given, further)
@@ -79,9 +73,7 @@ def run_step(
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
 
 
-def learn(
-    run: Run, model: ContrastiveModel, splits: PretextSplits, build_dataset: BuildDataset
-) -> Fingerprint:
+def learn(run: Run, model: ContrastiveModel, splits: PretextSplits, options: StepOptions) -> Fingerprint:
     """Train by instance discrimination; returns the Fingerprint of the training.
 
     Every `knn_every` epochs, k-NN accuracy monitors the features, if `can_vote`.
@@ -89,7 +81,7 @@ def learn(
     config, images = run.config, splits.train.dataset
     datasets = splits.datasets
     if config.train_db_name in data.WITH_UNLABELED:
-        images = datasets["unlabeled"] = build_dataset(config, "train+unlabeled")
+        images = datasets["unlabeled"] = options.build_dataset(config, "train+unlabeled")
         log.info("%d images to learn from", len(images))
     fingerprint = Fingerprint(config, datasets)
     views = data.TwoViews(data.build_train_transform(config))

@@ -20,7 +20,7 @@ from utils.training import resume
 from utils.training.features import backbone_features, features_path, remove_stale_features
 from utils.training.inference import dry_run, infer_to_file
 
-from .options import BuildDataset, build_splits
+from .options import StepOptions, build_splits
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class PretextSplits(NamedTuple):
 
 
 def pretext_splits(
-    run: Run, model: PretextModel, build_dataset: BuildDataset, ks: tuple[int, int], or_fewer: bool = False
+    run: Run, model: PretextModel, options: StepOptions, ks: tuple[int, int], or_fewer: bool = False
 ) -> PretextSplits:
     """The train and the test split, each tried on the model.
 
@@ -58,7 +58,7 @@ def pretext_splits(
     """
     splits = []
     names = ("train", MINED_TRAIN), ("val", MINED_TEST)
-    for dataset, k, named in zip(build_splits(run.config, build_dataset), ks, names, strict=True):
+    for dataset, k, named in zip(build_splits(run.config, options), ks, names, strict=True):
         n = duplicates.count_distinct(duplicates.first_copies(dataset))
         if n < len(dataset):
             copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import data
 from utils.run import distributed
@@ -25,32 +25,37 @@ class CommandOptions:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Self:
         """The options among the arguments of a command line; the others keep their default."""
-        return cls(**{field.name: getattr(args, field.name, field.default) for field in fields(cls)})
+        given: dict[str, Any] = {
+            field.name: getattr(args, field.name, field.default) for field in fields(cls)
+        }
+        return cls(**given)
 
 
 @dataclass(frozen=True)
 class StepOptions(CommandOptions):
-    """The choices of a step's command line that are no part of the experiment."""
+    """What a step is given besides its configuration."""
 
     run: str | None = None  # name of --run, which keeps the results apart; `config.root_dir` has it already
     pretrained: Path | None = None  # file of the weights to start from; default: the earlier step's
     pretext: Path | None = None  # folder of the pretext step's results, for the clustering step
     fresh: bool = False  # start over instead of resuming
     accept_changes: bool = False  # resume although settings changed that may change
+    build_dataset: BuildDataset = data.build_dataset  # a DatasetCache, if several steps run
+    machine: Machine | None = None  # None: the step starts its own
 
 
 DEFAULT_OPTIONS = StepOptions()
 
 
-def open_run(config: Config, step: str, options: StepOptions, machine: Machine | None = None) -> Run:
-    """The Run of a step, "pretext", "scan" or "selflabel"; without a Machine, one is started."""
-    machine = machine or Machine.start(config)
+def open_run(config: Config, step: str, options: StepOptions) -> Run:
+    """The Run of a step: "pretext", "scan" or "selflabel"."""
+    machine = options.machine or Machine.start(config)
     return Run(config, results_folder(config, step), machine, options.fresh, options.accept_changes)
 
 
-def build_splits(config: Config, build_dataset: BuildDataset) -> tuple[data.Dataset, data.Dataset]:
+def build_splits(config: Config, options: StepOptions) -> tuple[data.Dataset, data.Dataset]:
     """The train and the test split; of several processes, the main one builds them first."""
     with distributed.main_first():
-        train_set, test_set = build_dataset(config, "train"), build_dataset(config, "test")
+        train_set, test_set = (options.build_dataset(config, split) for split in ("train", "test"))
     log.info("%d train and %d test images", len(train_set), len(test_set))
     return train_set, test_set

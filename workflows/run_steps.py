@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,7 +134,8 @@ def run_steps(plan: Mapping[str, PlannedStep], build_dataset: BuildDataset) -> d
         else:
             machine = Machine.start(step.config)
             note_maker(step.folder, machine)
-            step.script.run_step(step.config, step.options, build_dataset, machine)
+            options = replace(step.options, build_dataset=build_dataset, machine=machine)
+            step.script.run_step(step.config, options)
     return {name: step.folder for name, step in plan.items()}
 
 
@@ -148,8 +149,8 @@ def make_report(step: PlannedStep, build_dataset: BuildDataset) -> Path:
     if not page.exists() or page.stat().st_mtime < model.stat().st_mtime:
         arguments = [*step.arguments, "--model", str(model), "--visualize_prototypes", "--report"]
         print(f"\n$ python eval.py {shlex.join(arguments)}", flush=True)
-        options = EvalOptions(model, visualize_prototypes=True, report=True)
-        evaluate_checkpoint(step.config, options, build_dataset)
+        options = EvalOptions(model, visualize_prototypes=True, report=True, build_dataset=build_dataset)
+        evaluate_checkpoint(step.config, options)
     return page
 
 
