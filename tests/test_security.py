@@ -38,7 +38,7 @@ def test_yaml_is_read_without_objects():
     assert {file for file, name, _ in calls() if name.startswith("yaml.") and "load" in name} == {
         "utils/run/config.py"
     }
-    assert issubclass(config._Loader, yaml.SafeLoader)
+    assert issubclass(config._UniqueKeyLoader, yaml.SafeLoader)
 
 
 def test_weights_are_read_as_weights_only():
