@@ -164,4 +164,4 @@ def start_heads(run: Run, model: ClusteringModel, inputs: ClusteringInputs, spli
         features = infer(backbone, loader, "features to start from")
     neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
     heads = cast(Sequence[nn.Linear], model.cluster_head)
-    graph.start_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)
+    graph.initialize_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)

@@ -70,7 +70,7 @@ def test_only_the_given_images_count():
     spoiled = features.clone()
     spoiled[1::2] = 1e6
     heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
-    graph.start_heads(heads, spoiled, kept, images, seed=0)
+    graph.initialize_heads(heads, spoiled, kept, images, seed=0)
     assert all(accuracy(head(features).argmax(1), labels) == 1 for head in heads)
 
 

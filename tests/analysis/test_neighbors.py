@@ -249,31 +249,25 @@ TABLE_IS = "expected a table of whole numbers; mine the neighbors again"
 # an array or bytes in the place of the mined neighbors, or a function of those
 FILES = [
     ("train", lambda a: a[:-1], "topk-train-neighbors.npy", "of 1436 images, but the split has 1437"),
-    ("train", lambda a: a[:0], "topk-train-neighbors.npy", "of 0 images, but the split has 1437"),
     ("train", lambda a: a[:, :1], "0 neighbors of 1437 images"),
     ("train", lambda a: a[:, :0], "topk-train-neighbors.npy"),
     ("train", lambda a: changed(a, (3, 2), 1437), "holds indices outside 0..1436"),
     ("train", lambda a: changed(a, (3, 2), -1), "holds indices outside 0..1436"),
     ("train", lambda a: a.astype(np.uint64) - np.uint64(1), "holds indices outside 0..1436"),
     ("train", lambda a: a.astype(float), TABLE_IS),
-    ("train", lambda a: changed(a.astype(float), 0, np.nan), TABLE_IS),
     ("train", lambda a: a.astype(str), TABLE_IS),
     ("train", lambda a: a > 0, TABLE_IS),
     ("train", lambda a: a[:, 0], TABLE_IS),
-    ("train", lambda a: a[None], TABLE_IS),
     ("train", np.int64(3), TABLE_IS),
     ("train", lambda a: a.astype(object), "not a readable .npy file; mine the neighbors again"),
     ("train", archive, "table of whole numbers"),
     ("train", None, "topk-train-neighbors.npy: no such file", "run the pretext step", "simclr.py"),
     ("train", b"", "not a readable .npy file"),
-    ("train", b"0 1 2\n1 0 2\n", "not a readable .npy file"),
     ("train", lambda a: npy(a)[:5000], "not a readable .npy file"),
-    ("train", lambda a: npy(a)[:50], "not a readable .npy file"),
     ("train", lambda a: npy(a).replace(b"(1437", b"(9999"), "not a readable .npy file"),
     ("train", lambda a: zipped("a.npy", npy(a)), "topk-train-neighbors.npy"),
     ("val", lambda a: a[:9], "topk-val-neighbors.npy", "of 9 images, but the split has 360"),
     ("val", lambda a: a + 300, "topk-val-neighbors.npy", "outside 0..359"),
-    ("val", lambda a: a / 1.0, "topk-val-neighbors.npy", TABLE_IS),
 ]
 
 

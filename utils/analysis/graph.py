@@ -159,7 +159,7 @@ def fit_heads(
 
 
 @torch.no_grad()
-def start_heads(
+def initialize_heads(
     cluster_heads: Sequence[nn.Linear],
     features: torch.Tensor,
     neighbors: torch.Tensor,

@@ -76,5 +76,5 @@ def _readable(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {name: _readable(entry) for name, entry in value.items()}
+        return {_readable(name): _readable(entry) for name, entry in value.items()}
     return [_readable(entry) for entry in value] if isinstance(value, list | tuple) else value

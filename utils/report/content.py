@@ -179,13 +179,14 @@ def outliers(assignment: Assignment) -> list[list[Any]]:
     return [[i, similarity[i].item()] for i in similarity.argsort(stable=True)[:OUTLIERS].tolist()]
 
 
-def finite_curves(epochs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The training curves of several steps; `epochs`: see ReportContext."""
-    return [
-        {"step": step, "name": name, "points": [point for point in points if math.isfinite(point[1])]}
-        for step, lines in epochs.items()
-        for name, points in curves_of(lines).items()
-    ]
+def finite_curves(epochs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list]]:
+    """The training curves, by step and name; `epochs`: see ReportContext."""
+    finite: dict[str, dict[str, list]] = {}
+    for step, lines in epochs.items():
+        for name, points in curves_of(lines).items():
+            if kept := [point for point in points if math.isfinite(point[1])]:
+                finite.setdefault(step, {})[name] = kept
+    return finite
 
 
 def compare_with_labels(

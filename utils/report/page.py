@@ -45,7 +45,10 @@ def render(content: dict[str, Any]) -> str:
         style_hash=integrity(style),
         script_hash=integrity(script),
         data=data_of_script(content),
-        steps=by_step(content["curves"]),
+        steps={
+            step: [drawn(name, points) for name, points in curves.items()]
+            for step, curves in content["curves"].items()
+        },
         bars_of=bars_of,
         as_table=is_table(content["labels"]),
         columns_of={str(cluster): cluster for cluster in range(len(content["clusters"]))},
@@ -94,24 +97,15 @@ def bars_of(histogram: list[int], below: float) -> list[dict[str, Any]]:
     ]
 
 
-def by_step(curves: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Drawn curves, grouped by step, in the order of the steps."""
-    steps: dict[str, list[dict[str, Any]]] = {}
-    for curve in curves:
-        if curve["points"]:
-            steps.setdefault(curve["step"], []).append(drawn(curve))
-    return list(steps.items())
-
-
-def drawn(curve: dict[str, Any]) -> dict[str, Any]:
+def drawn(name: str, curve: list[tuple[int, float]]) -> dict[str, Any]:
     """A training curve as a line of an SVG, and the texts beside it."""
-    epochs, values = zip(*curve["points"], strict=True)
+    epochs, values = zip(*curve, strict=True)
     low, high, first, last = min(values), max(values), min(epochs), max(epochs)
     x = [CURVE_WIDTH * ((epoch - first) / (last - first) if last > first else 0.5) for epoch in epochs]
     y = [CURVE_HEIGHT * ((high - value) / (high - low) if high > low else 0.5) for value in values]
     points = list(zip(x, y, strict=True))
     return {
-        "name": curve["name"].replace("_", " "),
+        "name": name.replace("_", " "),
         "width": CURVE_WIDTH,
         "height": CURVE_HEIGHT,
         "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
