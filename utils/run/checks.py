@@ -73,7 +73,7 @@ def list_of(check: Check, length: int | None = None) -> Check:
     return Check(words, convert)
 
 
-def that(
+def satisfying(
     good: Callable[[Any], object], words: str, convert: Callable[[Any], Any] = lambda value: value
 ) -> Check:
     """A value that is good once it is converted."""
@@ -101,19 +101,19 @@ def _on_or_off(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
-BOOLEAN = that(lambda value: isinstance(value, bool), "True or False")
-STRING = that(_is_name, "a name")
-DATASET = that(
+BOOLEAN = satisfying(lambda value: isinstance(value, bool), "True or False")
+STRING = satisfying(_is_name, "a name")
+DATASET = satisfying(
     _is_relative,
     "the name of a dataset within data_dir",
     lambda value: str(Path(STRING.convert(value))),  # without a slash at the end, as a shell completes it
 )
-DEVICE = that(
+DEVICE = satisfying(
     lambda value: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)), "auto, cpu, cuda or cuda:N"
 )
 _AUTO_ON_OFF = one_of("auto", "on", "off")
 ON_OR_OFF = Check(_AUTO_ON_OFF.words, lambda value: _AUTO_ON_OFF.convert(_on_or_off(value)))
-SCALE = that(
+SCALE = satisfying(
     lambda pair: pair[0] <= pair[1],
     "a list of two shares of the area, the smaller one first",
     list_of(number(above=0, high=1), 2).convert,

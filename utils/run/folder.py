@@ -167,7 +167,7 @@ def earlier_folder(config: Config, step: str, run_name: str | None) -> Path:
 
 
 def find_earlier_folder(config: Config, step: str, run_name: str | None) -> Path:
-    """`earlier_folder` without a word in the log."""
+    """`earlier_folder`, but nothing is logged."""
     own = results_folder(config, step)
     shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
     lacks = run_name and not (own / MODEL).exists()

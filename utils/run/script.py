@@ -36,7 +36,7 @@ def run_script(
     except (UserError, OSError) as error:  # OSError: no permission, ...; it names the file
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        message = _what_to_do(error)
+        message = _message_for(error)
         if message is None:
             raise
         log.debug("%s", error)
@@ -47,7 +47,7 @@ def run_script(
         sys.exit(128 + signal.number)
 
 
-def _what_to_do(error: Exception) -> str | None:
+def _message_for(error: Exception) -> str | None:
     """The message for an error that is no bug: memory that is full, or a process that was lost; else None."""
     text = str(error)
     line = first_line(error)
