@@ -79,6 +79,12 @@ def test_every_module_is_on_a_floor():
     assert not imported((ROOT / "utils/__init__.py").read_text(), "utils")
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_nothing_imports_the_users_commands(path):
+    names = {name.split(".")[0] for name in imported(path.read_text(), "")}
+    assert not names & {"cluster", "predict", "export", "reproduce"}
+
+
 @pytest.mark.parametrize(
     ("floor", "line"),
     [
