@@ -29,7 +29,6 @@ MERGEABLE_PAIRS, BETWEEN = 12, 8  # pairs of clusters; images shown between them
 MERGEABLE = 0.1  # share of neighbors in another cluster
 HISTOGRAM_BINS = 20  # of confidence
 
-
 # by whether labels had a part in the features: True, False, or None if that is unknown
 HOW_FOUND = {
     True: "found without labels, by features that were learned with labels",
@@ -65,8 +64,8 @@ def page_lists(assignment: Assignment, figures: dict[str, Any], truth: GroundTru
     compared = None
     if truth:
         compared, class_of = compare_with_labels(assignment, figures, truth)
-        for card in clusters:
-            card["name"] = truth.classes[class_of[card["cluster"]]] if card["cluster"] in class_of else None
+        for cluster, class_index in class_of.items():
+            clusters[cluster]["name"] = truth.classes[class_index]
     return {
         "clusters": clusters,
         "borderline": borderline(assignment),
@@ -252,9 +251,8 @@ def map_indices(page: dict[str, Any], convert: Callable[[int], Any]) -> dict[str
     def converted(value: Any) -> Any:
         if isinstance(value, list):
             return [converted(entry) for entry in value]
-        return (
-            convert(value) if isinstance(value, int) else value
-        )  # beside indices there are floats and texts
+        # only indices are integers; beside them there are floats and texts
+        return convert(value) if isinstance(value, int) else value
 
     def in_lists(part: dict[str, Any], *names: str) -> dict[str, Any]:
         return part | {name: converted(part[name]) for name in names}
