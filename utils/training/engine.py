@@ -53,10 +53,8 @@ def train(
     """Train to the configured epoch, from the last checkpoint if there is one.
 
     Args:
-        run: its configuration gives epochs and schedule.
+        run: its configuration gives epochs and schedule; its device holds the model.
         fingerprint: of the step; a checkpoint must share it to be resumed.
-        model: on the run's device.
-        loader: batches of the train split.
         step: batch -> dict of scalar tensors, `loss` among them. If a batch may have nothing to train on,
             also `trains`, a bool: if it is False, the other values are 0, and the optimizer skips the batch.
         checkpointed: further objects whose state the checkpoint holds.
@@ -123,10 +121,7 @@ def train(
 
 
 def _save_unfinished(training: TrainingState, done: int, progress: EpochProgress | None) -> None:
-    """Save what has been trained since the last checkpoint, if it is of use.
-
-    A validation is repeated when the training goes on.
-    """
+    """Save what has been trained since the last checkpoint, if it is finite; a validation is repeated."""
     epochs = training.run.config.epochs
     if progress and all(total.isfinite() for total in progress.totals.values()):
         training.save(done, progress)

@@ -32,8 +32,6 @@ def backbone_features(run: Run, folder: Path, model: nn.Module, loader: "Loader"
     Args:
         folder: the pretext step's results, which hold the files; if it is read-only, the run's folder does.
         model: on the run's device, with its backbone in eval mode.
-        loader: batches of a split, in order.
-        title: for the progress bar.
 
     Returns:
         float32 (N, D), not normalized, mapped from the file: not to be written to.

@@ -68,14 +68,11 @@ def infer(function: Callable[[Any], Outputs], loader: "Loader", title: str) -> O
     """Apply `function` to every batch and concatenate its outputs, a tensor or a tuple of tensors (B, ...).
 
     The caller puts the model in eval mode, and chooses the precision by calling inside
-    `machine.autocast()` or outside it (float32).
-
-    Args:
-        loader: batches of a split, in order.
-        title: for the progress bar.
+    `machine.autocast()` or outside it (float32). `title` is that of the progress bar.
 
     Raises:
         UserError: outputs that are not finite.
+        ValueError: a loader that leaves out images.
     """
     n, done = len(loader.dataset), 0
     whole: list[torch.Tensor] = []
