@@ -82,7 +82,7 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     criterion: SelfLabelingLoss = build(threshold=config.confidence_threshold, **config.criterion_kwargs)
     votes = Votes(run, model, criterion.voting, train_set) if criterion.voting else None
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
-    views = data.WeakStrongView(*transforms, of_image=votes.of if votes else None)
+    views = data.WeakStrongView(*transforms, votes=votes.of if votes else None)
     train = data.Loader(train_set, views, train=True, **loading)
     dry_run(model, test, train)
 

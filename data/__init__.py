@@ -55,8 +55,8 @@ DATA_DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 
 def build_dataset(config: Mapping[str, Any], split: str) -> Dataset:
     """One split of the dataset that a configuration names.
 
-    For train_db_name, and for val_db_name if it is the same, the folder `image_folder` is used if there is
-    one. Otherwise a file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
+    `image_folder`, if given, is the folder of train_db_name, and of val_db_name if that is the same name.
+    Otherwise a file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
     `{data_dir}/{name}/`. If all labels are the same, they are dropped.
 
     Args:
@@ -147,8 +147,8 @@ def stream(
     Args:
         files: paths as text, such as those of `list_images`.
         config: as for build_dataset. The value that is shown white in files of 16 bits is `white_level`, or
-            that of the train split if its decoded images are kept in `root_dir`, or 65535, which a line then
-            says.
+            that of the train split if its decoded images are kept in `root_dir`, else 65535, and a log line
+            says so.
         num_workers: processes that decode.
         size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 

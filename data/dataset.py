@@ -52,7 +52,7 @@ class Dataset(BatchSource, Protocol):
     # The two below are optional: datasets of files override them.
 
     def content_hashes(self) -> list[str] | None:
-        """N strings, equal for files of equal content; None if not known."""
+        """A hash of the content of each of the N files; None if not known."""
         return None
 
     def content_digest(self) -> str | None:

@@ -30,12 +30,12 @@ class Loader(Generic[Source]):
         train: shuffle and drop the last incomplete batch; otherwise neither.
         device: where the batches are made.
         num_workers: processes that decode image files; images in memory need none.
-        rank, world_size: this is process `rank` of `world_size`, which share each batch in equal parts. If a
-            batch does not divide, its first images fill up the last parts.
+        rank, world_size: this is process `rank` of `world_size`, which share each batch in equal parts. An
+            uneven batch is padded with its first images.
 
     Attributes:
-        ahead: number of batches that are augmented already, but not yet yielded. Their random numbers are
-            drawn, so a pass can be interrupted and resumed (`skip`) only where this is 0, as always on a CPU.
+        ahead: number of augmented batches that wait to be yielded. Their random numbers are drawn already, so
+            a pass can be interrupted and resumed (`skip`) only where none waits, as always on a CPU.
 
     Raises:
         UserError: a training split smaller than one batch, which would train nothing; a training batch

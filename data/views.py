@@ -8,10 +8,11 @@ import torch
 from errors import UserError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, 3, H, W) -> float32 (B, 3, S, S)
+Votes = Callable[[torch.Tensor], torch.Tensor]  # indices of images, int64 (B,) -> (B,)
 
 
 class View(Protocol):
-    """Which images a step needs for a batch of anchors, and what it sees of them."""
+    """Chooses the images for a batch of anchors, and augments them."""
 
     def index(self, anchors: torch.Tensor) -> torch.Tensor:
         """Indices of the images to fetch for the anchors: int64 (B,) -> (B, ...); by default the anchors."""
@@ -76,14 +77,16 @@ class WeakStrongView(View):
 
     Args:
         weak, strong: the transforms.
-        of_image: what else to yield of the images: a function int64 (B,), the images -> tensor (B,).
+        votes: optional function of the images' indices, whose values are added to the batch.
     """
 
-    def __init__(self, weak: Transform, strong: Transform, of_image: Transform | None = None):
+    def __init__(
+        self, weak: Transform, strong: Transform, votes: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ):
         self.weak = weak
         self.strong = strong
-        self.of_image = of_image
+        self.votes = votes
 
     def __call__(self, images: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         views = self.weak(images), self.strong(images)
-        return (*views, self.of_image(index)) if self.of_image else views
+        return (*views, self.votes(index)) if self.votes else views

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class FileStat(NamedTuple):
-    """A file as the file system lists it. While this is equal, so is the content."""
+    """A file as the file system lists it. While this stays the same, its content is assumed to."""
 
     name: str  # path within the folder, as `shown` gives it
     size: int  # bytes; -1: a broken link
@@ -123,7 +123,7 @@ class DecodedCache:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Context manager that one process at a time is in, where the folder exists and has locks."""
+        """Context manager that locks the folder; it does nothing where the file system has no locks."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 self.folder.mkdir(parents=True, exist_ok=True)

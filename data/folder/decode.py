@@ -28,8 +28,8 @@ LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 # formats that the first bytes identify beyond doubt
 UNMISTAKABLE = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP"}
 
-# Pillow gives the transparent color of these PNG files as the file has it, and the pixels brought to 8 bits
-TO_8_BITS: dict[str, Callable[[int], int]] = {
+# For these PNG files Pillow scales the pixels to 8 bits, but not the transparent color; these functions do
+TRANSPARENT_COLOR_TO_8_BITS: dict[str, Callable[[int], int]] = {
     "1": lambda v: v * 255,
     "L;2": lambda v: v * 85,
     "L;4": lambda v: v * 17,
@@ -116,7 +116,7 @@ def decode_image(path: str, spec: ResizeSpec, white: int) -> tuple[torch.Tensor,
 
 
 def brightest_value(path: str) -> int:
-    """`FileRecord.brightest`, for which only the pixels of 16-bit files are read; -1 for a damaged file."""
+    """The highest value of a file of 16-bit gray; -1 for any other file, whose pixels are not read."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as image:
             return _16_bit_values(image)[2] if image.mode.startswith("I") else -1
@@ -129,8 +129,8 @@ def _as_seen(image: Any, white: int) -> tuple[Image.Image, int]:
     rawmode = image.tile[0].args if image.format == "PNG" and image.tile else None
     image.load()
     color = image.info.get("transparency")
-    if rawmode in TO_8_BITS and color is not None:
-        to_8_bits = TO_8_BITS[rawmode]
+    if rawmode in TRANSPARENT_COLOR_TO_8_BITS and color is not None:
+        to_8_bits = TRANSPARENT_COLOR_TO_8_BITS[rawmode]
         image.info["transparency"] = tuple(map(to_8_bits, color)) if rawmode[0] == "R" else to_8_bits(color)
     try:
         image = ImageOps.exif_transpose(image)
@@ -150,7 +150,7 @@ def _as_seen(image: Any, white: int) -> tuple[Image.Image, int]:
 
 
 def _16_bit_values(image: Image.Image) -> tuple[np.ndarray, np.ndarray, int]:
-    """The values of 16-bit gray, int64 (H, W); where they mean transparent, bool; the highest other one."""
+    """The values of 16-bit gray, int64 (H, W); the mask of transparent pixels; the highest other value."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("values beyond 16 bits, whose range is not known; save it with 8 or 16 bits")
@@ -175,7 +175,7 @@ def _to_square(image: Image.Image, spec: ResizeSpec) -> torch.Tensor:
     left, top = round((width - size) / 2), round((height - size) / 2)  # as CenterCrop(size)
     pixels = np.array(image.crop((left, top, left + size, top + size)))
     if spec.resize == "pad":
-        # The mean color of the border makes weaker edges than gray does, which tell nothing but the shape.
+        # In the mean color of the border: gray bars make strong edges, which only show the image's shape.
         whole = np.asarray(image)
         border = np.concatenate([whole[0], whole[-1], whole[:, 0], whole[:, -1]]).mean(0).round()
         outside = np.ones((size, size), bool)

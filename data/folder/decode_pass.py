@@ -4,8 +4,8 @@ The cache's manifest is the only record of what was found. `unreadable.txt` is w
 never read. So all steps of a results folder leave out the same images, and the neighbors' indices, which
 count only those that are left, stay valid. Without a cache, each process makes its own pass.
 
-An interrupted pass keeps what it has decoded, unless there is more of it from before: a later one goes on
-from there.
+An interrupted pass keeps what it has decoded, unless the cache already holds more images. The next pass
+continues from there.
 """
 
 import contextlib
@@ -184,7 +184,7 @@ def _in_batches(function: Callable[[list[str]], T], files: Sequence[str], num_wo
 
 
 def _white_of_all(files: list[str], stats: list[FileStat], manifest: Manifest, num_workers: int) -> int:
-    """The value of 16-bit files that is shown white: by all of them, before any is decoded."""
+    """Choose the value of 16-bit files that is shown white, by the brightest of all of them."""
     is_known = [stat in manifest.records for stat in stats]
     values = [manifest.records[stat].brightest for stat in itertools.compress(stats, is_known)]
     unknown = [path for path, known in zip(files, is_known, strict=True) if not known]
@@ -228,8 +228,8 @@ def _one_by_one(batch: DecodedBatch) -> Iterator[tuple[FileRecord, torch.Tensor 
 class PassOutput:
     """Context manager that takes what a pass finds, file by file, and keeps it for the later steps.
 
-    Decoded images are kept in memory if they fit, in the cache's file if there is room, in both, or not at
-    all. An exception within the context leaves what is done, unless `manifest`, from before, has more.
+    Decoded images are kept in memory if they fit, and in the cache's file if there is room. After an
+    exception within the context, the cache gets what was done, unless `manifest`, from before, has more.
 
     Attributes:
         records: of the files so far.
@@ -278,7 +278,7 @@ class PassOutput:
                 self.pixels = self.cache.save(self.records, self.white, self.file)
         if self.cache and not (self.file or exception or before) and self.records != self.manifest.records:
             with contextlib.suppress(OSError):
-                self.cache.save(self.records, self.white)  # which can be read is known all the same
+                self.cache.save(self.records, self.white)  # no pixels, but which files can be read
         if self.memory is not None:
             self.pixels = self.memory[: self.images]
 

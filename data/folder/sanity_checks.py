@@ -1,4 +1,4 @@
-"""Warnings about what all images of a folder have in common, which reading one of them cannot tell."""
+"""Warnings about a folder as a whole: all images alike, black, of one color, or cut off by the crop."""
 
 import logging
 import zlib
@@ -64,7 +64,7 @@ def warn_if_alike(summaries: Sequence[PixelSummary], where: str) -> None:
 
 
 def white_of(brightest: int) -> int:
-    """The value that is shown white if this is the highest one of all 16-bit files; -1: there are none."""
+    """The lowest of WHITES that is at least `brightest`, the highest value of all 16-bit files; -1: no such."""
     return next(white for white in WHITES if brightest <= white) if brightest >= 0 else WHITE
 
 
@@ -81,7 +81,8 @@ def warn_of_white(records: Iterable[FileRecord], white: int, given: int | None, 
     if above:
         log.warning(
             f"{where}: {above} of its {len(values)} images of 16 bits have values above {white}, up to "
-            f"{max(values)}, which are all shown white; white_level, or the training images, say so"
+            f"{max(values)}, which are all shown white; {white} comes from white_level or from the training "
+            "images"
         )
 
 

@@ -57,9 +57,9 @@ def build_folder(
         white_level: value of 16-bit files that is shown white; None: see `sanity_checks.white_of`.
         cache_folder: folder that the decoded images are kept in; None: nowhere.
         train_cache_folder: that of the train split, whose value of white holds for the test split, too.
-        results: folder to leave out if it lies within `root`. That around `cache_folder` is, too.
-        only_read: whether `root` may be anywhere. It is then no part of the images' names, and the list of
-            unreadable images is written to `cache_folder`.
+        results: folder to leave out if it lies within `root`. So is the parent of `cache_folder`.
+        only_read: whether `root` is a folder of the user's, into which nothing is written: the list of
+            unreadable images goes to `cache_folder`. It is then no part of the images' names.
 
     Raises:
         UserError: no such folders, no images, a class that train/ does not have, too many unreadable images.
@@ -67,7 +67,7 @@ def build_folder(
     listing.require_folder(root)
     if folder_labels == "none":
         folder = root
-        # where the results are in the very folder of the images, those of this dataset are in one below
+        # if results and images share a folder, only this dataset's results within it are left out
         found = SplitFiles(*listing.list_images(root, but=(results, cache_folder and cache_folder.parent)))
     else:
         folder = _folder_of_split(root, split)

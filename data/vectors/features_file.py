@@ -22,14 +22,14 @@ ROW_ORDER = (
 
 
 class SharedVectors:
-    """Vectors, float32 (N, D), that all datasets of these rows share."""
+    """Vectors, float32 (N, D), which train and test share if both are the same rows of a file."""
 
     def __init__(self, vectors: torch.Tensor):
         self.vectors = vectors
         self.digest = hashlib.sha256(vectors.numpy().data).hexdigest()[:16]
 
 
-_in_use: WeakValueDictionary[tuple, SharedVectors] = WeakValueDictionary()  # by file status, and rows
+_in_use: WeakValueDictionary[tuple, SharedVectors] = WeakValueDictionary()  # (file status, rows): vectors
 
 
 class VectorDataset(Dataset):
