@@ -64,7 +64,7 @@ def warn_if_alike(summaries: Sequence[PixelSummary], where: str) -> None:
 
 
 def white_of(brightest: int) -> int:
-    """The lowest of WHITES that is at least `brightest`, the highest value of all 16-bit files; -1: no such."""
+    """The lowest of WHITES that is at least `brightest`, the highest value of all 16-bit files, or -1."""
     return next(white for white in WHITES if brightest <= white) if brightest >= 0 else WHITE
 
 
