@@ -33,8 +33,6 @@ def load_model(
     """Build the model of a configuration, and load the weights of a checkpoint.
 
     Args:
-        config: the checked configuration.
-        path: the checkpoint file.
         kind: "clustering" or "pretext", which the checkpoint must be.
         hint: what to do when there is no such file, for the message.
         best_head_only: load the best head of several as the only one, number 0.

@@ -40,6 +40,8 @@ class PretextSplit(NamedTuple):
 
 
 class PretextSplits(NamedTuple):
+    """Both splits."""
+
     train: PretextSplit
     val: PretextSplit
 

@@ -26,6 +26,8 @@ class MinedNeighbors(NamedTuple):
 
 @dataclass(frozen=True)
 class PretextResults:
+    """What the clustering step takes of a pretext step."""
+
     folder: Path  # holds the mined neighbors
     model: Path  # the checkpoint, which may lie elsewhere
     weights: dict[str, torch.Tensor]  # its state dict
@@ -39,7 +41,7 @@ class PretextResults:
     def read_neighbors(
         self, fingerprint: Fingerprint, train_set: Dataset, test_set: Dataset
     ) -> MinedNeighbors:
-        """Raises UserError if they were mined among other images than those of the fingerprint."""
+        """Read both splits' neighbors; raise UserError if they are of other images than the fingerprint's."""
         remedy = neighbors.mine_again(self.folder, "them")
         check_neighbors(self.folder, fingerprint, self.weights, remedy)
         return MinedNeighbors(
