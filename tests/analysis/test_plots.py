@@ -20,6 +20,7 @@ def strict(caplog, pictures):
     caplog.set_level("INFO")
     plots.drawable.cache_clear()
     with warnings.catch_warnings(action="error"):
+        warnings.simplefilter("ignore", ResourceWarning)  # about what earlier tests left to be collected
         yield
 
 
