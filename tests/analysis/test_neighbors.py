@@ -247,7 +247,7 @@ def archive(array):
 
 TABLE_IS = "expected a table of whole numbers; mine the neighbors again"
 # an array or bytes in the place of the mined neighbors, or a function of those
-FILES = [
+FILES: list[tuple] = [
     ("train", lambda a: a[:-1], "topk-train-neighbors.npy", "of 1436 images, but the split has 1437"),
     ("train", lambda a: a[:, :1], "0 neighbors of 1437 images"),
     ("train", lambda a: a[:, :0], "topk-train-neighbors.npy"),

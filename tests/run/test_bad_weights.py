@@ -46,7 +46,7 @@ def start(script, path):
 
 
 # what torch.save takes, or a function to it
-FILES = [
+FILES: list[tuple] = [
     ("scan", part_of("pretext", "layer1|layer2"), "does not fit", "missing"),
     ("scan", part_of("pretext", "contrastive"), "a model of another program"),
     ("pretext", part_of("pretext", "backbone"), "does not fit this model: it has no contrastive head"),

@@ -1,4 +1,4 @@
-"""Every layout of weights that users bring is recognised by its content; what does not fit is refused."""
+"""Every layout of weights that users bring is recognized by its content; what does not fit is refused."""
 
 import logging
 

@@ -23,7 +23,7 @@ SIDE = 37  # of the images brought to one size, for crops of 32
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """ImageNet's real layout for the published 50 classes: JPEGs of all sizes, grey and CMYK ones, a PNG."""
+    """ImageNet's real layout for the published 50 classes: JPEGs of all sizes, gray and CMYK ones, a PNG."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     lines = (data.sets.imagenet.SUBSETS / "imagenet_50.txt").read_text().splitlines()

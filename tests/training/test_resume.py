@@ -45,7 +45,7 @@ def test_settings_that_are_no_longer_given_are_those_of_torch(training):
     assert group["dampening"] == 0 and group["fused"]
 
 
-CHANGES = [  # ... removes a key
+CHANGES: list[tuple] = [  # ... removes a key
     ({"optimizer": ...}, "cannot be resumed, it has no optimizer", "--fresh"),
     ({"epoch": ...}, "cannot be resumed, it has no epoch"),
     ({"epoch": "two"}, "cannot be resumed, it has no number of epochs"),

@@ -144,7 +144,7 @@ SIMCLR = {
     "random_grayscale": {"p": 0.2},
     "normalize": NORMALIZE,
 }
-OURS = {
+OURS: dict = {
     "crop_size": 24,
     "num_strong_augs": 4,
     "cutout_kwargs": {"n_holes": 1, "length": 16, "random": True},
