@@ -36,7 +36,7 @@ from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.label_free_choices import choose_number, choose_threshold
-from workflows.own_images import ClusterOptions, OwnExperiment, count_images, take_earlier
+from workflows.own_experiment import ClusterOptions, OwnExperiment, count_images, take_earlier
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
 

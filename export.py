@@ -192,7 +192,7 @@ def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
         return []
     folder = Path(config.image_folder or Path(config.data_dir, config.train_db_name)).expanduser()
     try:
-        files, _ = data.list_images(folder, but=(config.root_dir, trained.folder.parent, trained.folder))
+        files, _ = data.list_images(folder, without=(config.root_dir, trained.folder.parent, trained.folder))
     except UserError:  # no such folder, or it is empty
         return []
     some = files[:: max(1, len(files) // REAL_IMAGES)][:REAL_IMAGES]

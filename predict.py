@@ -133,7 +133,7 @@ def find_images(path: Path, trained: TrainedModel, results: Path | None = None) 
     if path.is_file():
         folder, files = path.parent, [os.path.join(path.parent, path.name)]
     else:
-        folder, (files, left_out) = path, data.list_images(path, but=(results, trained.folder))
+        folder, (files, left_out) = path, data.list_images(path, without=(results, trained.folder))
         if left_out:
             kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
             log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)

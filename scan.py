@@ -88,7 +88,7 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     dry_run(model, data.eval_loader(test_set, config, **loading), training_images)
     splits = choose_splits(config.validation, train_set, test_set, mined)
     inputs = clustering_inputs(run, model, splits, pretext.folder)
-    if config.head_init == "graph" and run.begins():
+    if config.head_init == "graph" and run.starts_untrained():
         start_heads(run, model, inputs, splits)
 
     criterion: ClusteringLoss = CRITERIA[config.criterion](**config.criterion_kwargs)

@@ -94,7 +94,7 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
             return infer(predict, test, title).cpu()
 
     model.eval()
-    if run.begins() and not votes:
+    if run.starts_untrained() and not votes:
         require_pseudo_labels(run, predict, data.eval_loader(train_set, config, **loading))
     watch = watch_from_the_start(run, predict_all)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import build_model
 from utils.run.config import Config
-from utils.run.weights import choose_head, load_weights, read_weights
+from utils.run.weights import read_best_head, load_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_model(
         UserError: no checkpoint of that kind, it does not say which head is the best, or it does not fit.
     """
     weights, named = read_weights(path, [kind], hint)
-    head = choose_head(weights, named, path) if kind == "clustering" else 0
+    head = read_best_head(weights, named, path) if kind == "clustering" else 0
     if best_head_only:
         weights, head = keep_head(weights, head), 0
     model = build_model(config) if into is None else into

@@ -20,8 +20,8 @@ from utils.run.config import Config, read_yaml
 from utils.run.machine import Machine
 from utils.training import cost
 from utils.training.features import digest_of
-from workflows import own_images
-from workflows.own_images import ClusterOptions, OwnExperiment
+from workflows import own_experiment
+from workflows.own_experiment import ClusterOptions, OwnExperiment
 from workflows.run_steps import SCRIPTS
 
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
@@ -39,7 +39,9 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     Raises UserError for bad settings or images, before that.
     """
     options = experiment.options
-    contents = {step: read_yaml(path) for step, path in own_images.templates(options.from_scratch).items()}
+    contents = {
+        step: read_yaml(path) for step, path in own_experiment.templates(options.from_scratch).items()
+    }
     experiment.contents = contents
     clusters = max(options.clusters or [2])  # of several numbers, one is chosen after the first step
     for content in contents.values():
@@ -60,13 +62,13 @@ def fit(experiment: OwnExperiment, n: int) -> None:
 
     dataset = experiment.build_dataset(config, "train")
     distinct = duplicates.count_distinct(duplicates.first_copies(dataset))
-    own_images.require_enough_images(options, distinct, len(dataset) - distinct)
+    own_experiment.require_enough_images(options, distinct, len(dataset) - distinct)
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], distinct)
     scan = contents["scan"]
     iterations = distinct // scan["batch_size"]  # of an epoch
     scan["epochs"] = max(scan["epochs"], -(-ITERATIONS // iterations))
-    scan["num_neighbors"] = own_images.neighbors_to_use(clusters, distinct)
+    scan["num_neighbors"] = own_experiment.neighbors_to_use(clusters, distinct)
     if options.from_scratch:
         scan["cache_features"] = 8
         pretext = contents["pretext"]
@@ -75,8 +77,8 @@ def fit(experiment: OwnExperiment, n: int) -> None:
         pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
     experiment.images, experiment.distinct = digest_of(dataset), distinct
     experiment.plan_all()
-    if own_images.has_begun(experiment.folder):
-        own_images.move_to_earlier(experiment.folder, list(SCRIPTS))
+    if own_experiment.has_begun(experiment.folder):
+        own_experiment.move_to_earlier(experiment.folder, list(SCRIPTS))
     experiment.write()
 
 
@@ -127,8 +129,8 @@ def fit_training(
 ) -> None:
     """Choose network, image size, batches and epochs so that step 1 takes at most --hours for n images.
 
-    The first of FROM_SCRATCH is taken for which a third of the epochs that n images need fit in that time, or
-    else the last.
+    Takes the best network of FROM_SCRATCH that can train at least a third of the wanted epochs in --hours, or
+    else the smallest.
     """
     pretext = contents["pretext"]
     wanted = min(MOST_EPOCHS, max(FEWEST_EPOCHS, VIEWS // n))

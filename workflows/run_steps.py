@@ -32,7 +32,7 @@ from utils.run.machine import Machine
 from utils.run.script import parse_arguments, start_arguments
 from workflows.provenance import note_maker
 
-# step: {setup of its experiment file: the script}
+# step: {setup of its experiment file: the script's module}
 SCRIPTS: dict[str, dict[str, ModuleType]] = {
     "pretext": {"simclr": simclr, "moco": moco, "pretrained": pretrained},
     "scan": {"scan": scan},
@@ -162,7 +162,7 @@ def is_finished(step: PlannedStep, build_dataset: BuildDataset) -> bool:
     written = read_fingerprint(step.folder)
     if not written or any(digest(step.folder / name) != sum_ for name, sum_ in written["files"].items()):
         return False
-    # roles are such as pretext/model.pth.tar, or an absolute path, which stays what it is
+    # a role is a path relative to the results, or an absolute path
     inputs = {
         role: find_earlier_folder(step.config, Path(role).parts[0], step.options.run).parent / role
         for role in written.get("inputs", ())

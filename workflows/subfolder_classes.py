@@ -18,7 +18,7 @@ def require_classes(images: Path, folder: Path) -> None:
 
     `folder`: of the results, which may lie below `images`.
     """
-    files, _ = data.list_images(images, but=(folder.parent, folder))
+    files, _ = data.list_images(images, without=(folder.parent, folder))
     classes = {class_of(str(Path(file).relative_to(images))) for file in files} - {None}
     if len(classes) < 2:
         raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")

@@ -30,12 +30,12 @@ REMEDIES = {
 Suffixes = Counter[str]  # of files
 
 
-def list_images(folder: Path, but: Sequence[str | Path | None] = ()) -> tuple[list[str], Suffixes]:
+def list_images(folder: Path, without: Sequence[str | Path | None] = ()) -> tuple[list[str], Suffixes]:
     """All images below a folder, whatever its folders are called.
 
     Args:
         folder: the folder.
-        but: folders to leave out, unless they are `folder` itself or around it. None is no folder.
+        without: folders to leave out, unless they are `folder` itself or around it. None is no folder.
 
     Returns:
         sorted list of their paths, and the suffixes of the files that are no images.
@@ -44,7 +44,7 @@ def list_images(folder: Path, but: Sequence[str | Path | None] = ()) -> tuple[li
         UserError: no such folder, or no images in it.
     """
     require_folder(folder)
-    files, ignored = images_in(folder, but=but)
+    files, ignored = images_in(folder, without=without)
     require_images(folder, files, ignored)
     return files, ignored
 
@@ -97,12 +97,12 @@ def labeled_files(root: Path, folders: Sequence[str]) -> tuple[list[str], list[i
 
 
 def images_in(
-    folder: Path, deep: bool = True, but: Sequence[str | Path | None] = ()
+    folder: Path, deep: bool = True, without: Sequence[str | Path | None] = ()
 ) -> tuple[list[str], Suffixes]:
     """Sorted paths of a folder's images, with `deep` recursively, and the suffixes of other files."""
     files: list[str] = []
     ignored: Suffixes = Counter()
-    entered = _folders_around(folder) | {_inode(path) for path in but if path and os.path.isdir(path)}
+    entered = _folders_around(folder) | {_inode(path) for path in without if path and os.path.isdir(path)}
     for path in _files_in(folder, entered if deep else None):
         suffix = _suffix(path)
         if suffix in suffixes() or (suffix == NO_SUFFIX and is_image(path)):

@@ -68,7 +68,9 @@ def build_folder(
     if folder_labels == "none":
         folder = root
         # if results and images share a folder, only this dataset's results within it are left out
-        found = SplitFiles(*listing.list_images(root, but=(results, cache_folder and cache_folder.parent)))
+        found = SplitFiles(
+            *listing.list_images(root, without=(results, cache_folder and cache_folder.parent))
+        )
     else:
         folder = _folder_of_split(root, split)
         found = _files_of_split(folder, root / "train")

@@ -10,7 +10,7 @@ from mistakes import refused
 from moco import convert
 from models import build_model
 from steps.load_model import keep_head
-from utils.run.weights import choose_head, load_weights, read_weights
+from utils.run.weights import read_best_head, load_weights, read_weights
 
 
 def model_of(step):
@@ -41,7 +41,7 @@ def start(script, path):
     if script == "moco":
         weights = convert(weights)
     if script == "selflabel":
-        weights = keep_head(weights, choose_head(weights, head, path))
+        weights = keep_head(weights, read_best_head(weights, head, path))
     load_weights(model, weights, path, "backbone." if script == "scan" else "")
 
 

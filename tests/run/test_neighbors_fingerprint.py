@@ -15,8 +15,10 @@ from utils.training import features
 def test_the_hash_is_of_the_backbone_only():
     backbone = {"backbone.a": torch.ones(3), "backbone.b": torch.zeros(2)}
     same = {**dict(reversed(backbone.items())), "contrastive_head.weight": torch.ones(1)}
-    assert fingerprint.of_backbone(backbone) == fingerprint.of_backbone(same)
-    assert fingerprint.of_backbone({**backbone, "backbone.b": torch.ones(2)}) != fingerprint.of_backbone(same)
+    assert fingerprint.backbone_hash(backbone) == fingerprint.backbone_hash(same)
+    assert fingerprint.backbone_hash({**backbone, "backbone.b": torch.ones(2)}) != fingerprint.backbone_hash(
+        same
+    )
 
 
 @pytest.mark.parametrize("content", ["", "3", "[]", "{}", '{"data": 3, "files": 3, "backbone": 1}'])

@@ -11,7 +11,7 @@ from errors import UserError
 from moco import convert
 from models import ClusteringModel, ContrastiveModel
 from models.resnet import ResNet, resnet50
-from utils.run.weights import choose_head, load_weights, read_weights, unwrap
+from utils.run.weights import read_best_head, load_weights, read_weights, unwrap
 
 
 def clustering(num_clusters=5, num_heads=2, width=4, **kwargs):
@@ -105,11 +105,11 @@ def test_no_state_dict(path, content, found):
 
 def test_choice_of_the_head(path):
     weights = clustering(num_heads=3).state_dict()
-    assert choose_head(weights, 2, path) == 2
-    assert choose_head(clustering(num_heads=1).state_dict(), None, path) == 0
+    assert read_best_head(weights, 2, path) == 2
+    assert read_best_head(clustering(num_heads=1).state_dict(), None, path) == 0
     for head, message in ((None, "which of its 3 heads"), (3, "names head 3 .* its heads are 0 to 2")):
         with pytest.raises(UserError, match=message):
-            choose_head(weights, head, path)
+            read_best_head(weights, head, path)
     with pytest.raises(UserError, match="number of a cluster head, found 'best'"):
         unwrap({"model": weights, "head": "best"}, path)
 

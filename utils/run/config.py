@@ -115,7 +115,7 @@ def experiment_of(config: dict[str, Any]) -> dict[str, Any]:
 def with_defaults(experiment: dict[str, Any]) -> dict[str, Any]:
     """Complete the result of `experiment_of` in an earlier version by the keys that are new since then.
 
-    The default of a new key is the behavior from before there was the key.
+    A new key's default must keep the old behavior.
     """
     return {**experiment_of(schema.defaults(experiment.get("setup"))), **experiment}
 

@@ -93,7 +93,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Context manager that the main process passes first: it downloads, say, what the others then find."""
+    """Context manager that lets the main process run the block first (for downloads); the others wait."""
     if not is_main():
         barrier()
     yield

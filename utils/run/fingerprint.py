@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Identified(Protocol):
-    """A dataset, of which only the identity of its images matters here."""
+    """Anything with `fingerprint()`, such as a dataset."""
 
     def fingerprint(self) -> str: ...
 
@@ -54,11 +54,11 @@ class Fingerprint:
         `weights`: state dict of the step's model.
         """
         files = {name: digest(folder / name) for name in SIGNED if (folder / name).exists()}
-        content = {**self.content, "backbone_weights": of_backbone(weights), "files": files}
+        content = {**self.content, "backbone_weights": backbone_hash(weights), "files": files}
         write_json(content, folder / FINGERPRINT)
 
 
-def of_backbone(weights: dict[str, torch.Tensor]) -> str:
+def backbone_hash(weights: dict[str, torch.Tensor]) -> str:
     """Hash of a state dict's backbone, the same in whatever file it is saved."""
     sum_ = hashlib.sha256()
     for key, tensor in sorted(weights.items()):
@@ -106,7 +106,7 @@ def check_neighbors(
     networks = [content.get("backbone") for content in (there, fingerprint.content)]
     if networks[0] != networks[1]:  # some have weights of the same shapes
         log.warning("%s: made with backbone %s, here it is %s", folder, *networks)
-    if there["backbone_weights"] != of_backbone(weights):
+    if there["backbone_weights"] != backbone_hash(weights):
         log.warning("%s: its neighbors were mined with another model than this step starts from", folder)
 
 

@@ -77,8 +77,8 @@ class Run:
         for mismatch in mismatches(config):
             log.warning("%s", mismatch)
 
-    def begins(self) -> bool:
-        """Whether a training begins here; else it goes on, or is finished."""
+    def starts_untrained(self) -> bool:
+        """Whether there is no checkpoint to resume, or --fresh was given."""
         return self.fresh or not (self.folder / CHECKPOINT).exists()
 
     def start_logging(self) -> None:
@@ -167,7 +167,7 @@ def earlier_folder(config: Config, step: str, run_name: str | None) -> Path:
 
 
 def find_earlier_folder(config: Config, step: str, run_name: str | None) -> Path:
-    """`earlier_folder`, but nothing is logged."""
+    """As `earlier_folder`, but logs nothing."""
     own = results_folder(config, step)
     shared = Path(config.root_dir).expanduser().parent / config.train_db_name / step
     lacks = run_name and not (own / MODEL).exists()

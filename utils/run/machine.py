@@ -172,8 +172,9 @@ def compiled(
 class _CompiledOrEager:
     """A compiled network, or the network itself if compiling fails.
 
-    The first calls compile, for passes of the first one's size. Calls without gradients and calls with them
-    have separate graphs. After a call with gradients nothing is left to compile.
+    torch.compile works during the first calls; if one fails, the plain network is used from then on. Calls
+    without gradients and calls with them have separate graphs. After a call with gradients nothing is left to
+    compile.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -210,7 +211,10 @@ def _cpu_has_bf16() -> bool:
 
 
 def _backward_compiled_at_once() -> AbstractContextManager[object]:
-    """Context manager that compiles the backward pass with the forward pass: a failure shows there."""
+    """Context manager that compiles the backward pass eagerly.
+
+    A failure of the compiler is then raised in the forward call, where we catch it.
+    """
     try:
         from torch._functorch import config
 

@@ -60,17 +60,17 @@ class Settings(dict[str, Any]):
 
 @dataclass
 class Key:
-    """A row of the table: a class attribute of Settings; of an instance, the attribute is the key's value."""
+    """A row of the table. It is a descriptor: on the class it is the row, on an instance the key's value."""
 
     check: Check
     help: str
     # The value if the key is not given; None: the key is then absent. `load_config` fills in the defaults of
     # top-level keys. A key in a group gets its default from the function that takes the group.
     default: object = None
-    required: str | When | None = None  # ALWAYS or a When; evaluation requires only keys without a condition
+    required: str | When | None = None  # ALWAYS or a When; for evaluation, conditional keys are optional
     only: When | None = None  # training rejects the key unless this holds
     affects_results: bool = True
-    pretext_training: bool = True  # the pretext step's training depends on it, not only what follows
+    pretext_training: bool = True  # False: it may change after SimCLR training without retraining
     tunable: bool = False  # it may change when a training is resumed, if the user says so: --accept_changes
     name: str = ""  # dotted within a group: optimizer_kwargs.lr
 

@@ -1,4 +1,4 @@
-"""StateDict from an earlier step or another program: what they are, and whether they fit a model."""
+"""Weights from an earlier step or another program: recognize them, and check that they fit a model."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ from .config import read_yaml
 
 log = logging.getLogger(__name__)
 
-StateDict = dict[str, torch.Tensor]  # a state dict
+StateDict = dict[str, torch.Tensor]
 
 KINDS = {
     "pretext": "a pretext model (of simclr.py or moco.py)",
@@ -96,8 +96,8 @@ def anatomy(weights: StateDict) -> Anatomy:
     return Anatomy(kind, backbone, model_kwargs, len(heads), num_classes)
 
 
-def choose_head(weights: StateDict, head: int | None, source: str | Path) -> int:
-    """The index of the head to use: the one that the checkpoint names, or its only one.
+def read_best_head(weights: StateDict, head: int | None, source: str | Path) -> int:
+    """The index of the best head: the one that the checkpoint names, or its only one.
 
     Raises UserError if it names none of several, or one that it does not have.
     """
@@ -194,21 +194,21 @@ def _backbone_beside(source: str | Path) -> str:
 
 # --- weights of other programs ---------------------------------------------------------------------
 
-# First parts of the names of what comes after a backbone in its pretraining, or decodes what it encodes.
+# Prefixes of layers that are not part of a backbone: classifiers, projections, decoders.
 HEADS = re.compile(r"fc|classif|heads?(_|$)|aux|proj|pred|prototype|queue|decoder|mask_token|last_linear")
-# Networks that follow another one, which is the better one; of DINO's two, the one that is followed.
+# Prefixes of the network of a pair that we do not want: the momentum copy; in DINO the student.
 SECOND_CHOICE = ("momentum", "encoder_k", "target", "student")
 
 
 def find_backbone(content: Any, backbone: nn.Module, source: str | Path) -> tuple[StateDict, str]:
-    """A backbone's weights in a file of any program, by the names of their ends.
+    """A backbone's weights in a file of any program, found by the last parts of the weights' names.
 
     Programs differ in what they put a network into: torchvision and timm save it alone, others below
     `state_dict.backbone.`, `teacher.module.backbone.`, `state_dict.module.encoder_q.`, ... What holds the
     most of the backbone's names is taken. lightly numbers the children of a network instead.
 
-    `content` is what `checkpoint.load` returned. Returns all that is at that place, by name, heads included;
-    and the place, such as "backbone.". Raises UserError if nothing in it has a name of this backbone's.
+    `content` is what `checkpoint.load` returned. Returns the weights under the found prefix, heads included,
+    and the prefix, such as "backbone.". Raises UserError if nothing in it has a name of this backbone's.
     """
     flat = dict(_flattened(content))
     own = backbone.state_dict().keys()

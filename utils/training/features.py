@@ -14,7 +14,7 @@ from torch import nn
 
 from utils.run import distributed
 from utils.run.config import to_dict
-from utils.run.fingerprint import of_backbone
+from utils.run.fingerprint import backbone_hash
 from utils.run.folder import Run
 
 from .inference import infer_to_file
@@ -59,7 +59,7 @@ def features_path(run: Run, folder: Path, model: nn.Module, dataset: "Dataset") 
     """The path in `folder` that is named after all that the features depend on."""
     config = run.config
     how = to_dict(config.transformation_kwargs), config.resize, config.white_level
-    made_of = [config.backbone, of_backbone(model.state_dict()), digest_of(dataset), *how]
+    made_of = [config.backbone, backbone_hash(model.state_dict()), digest_of(dataset), *how]
     return folder / f"features-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.npy"
 
 

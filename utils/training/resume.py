@@ -19,7 +19,7 @@ from errors import UserError
 from utils.files import atomic
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, listed, with_defaults
-from utils.run.fingerprint import Fingerprint, of_backbone, read_fingerprint
+from utils.run.fingerprint import Fingerprint, backbone_hash, read_fingerprint
 from utils.run.folder import FINGERPRINT, RESULTS, Run
 from utils.run.schema import AFTER_TRAINING, TUNABLE
 from utils.run.weights import load_weights, unwrap
@@ -96,7 +96,7 @@ class TrainingState:
         if run.fresh:
             archive_results(run, RESULTS, self.fingerprint.files)
         distributed.barrier()  # the processes must agree on whether there is one
-        if run.begins():
+        if run.starts_untrained():
             if not run.fresh:
                 self._require_untrained()
             truncate_metrics(run, 0)
@@ -227,7 +227,7 @@ def use_given_weights(
     there = read_fingerprint(run.folder).get("backbone_weights")
     if run.fresh:
         archive_results(run, RESULTS, sources)
-    elif there not in (None, of_backbone(model.state_dict())):
+    elif there not in (None, backbone_hash(model.state_dict())):
         archive_results(run, ["model.pth.tar"], sources)
     if not trained.exists():
         truncate_metrics(run, 0)

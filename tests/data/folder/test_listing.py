@@ -18,7 +18,7 @@ SUFFIXES = (
 )
 
 
-def names(folder, but=()):
+def names(folder, without=()):
     """The images' paths within the folder, and the suffixes of the other files."""
     files, ignored = data.list_images(folder, but)
     return [os.path.relpath(path, folder) for path in files], dict(ignored)

@@ -20,7 +20,7 @@ from workflows import run_steps
 from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
-FEWEST_IMAGES = 21  # of which each has 20 neighbors
+FEWEST_IMAGES = 21  # so that each image has 20 neighbors
 PLAN = "cluster.json"  # in the results folder: what the experiment files were made for
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
@@ -169,7 +169,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
 
 def count_images(options: ClusterOptions, folder: Path) -> int:
     """Number of the images, without those below the folder of the results. Raises UserError for too few."""
-    n = len(data.list_images(options.images, but=(folder.parent, folder))[0])
+    n = len(data.list_images(options.images, without=(folder.parent, folder))[0])
     require_enough_images(options, n)
     return n
 
