@@ -9,7 +9,7 @@ from torch import nn
 
 from models import build_model
 from utils.run.config import Config
-from utils.run.weights import read_best_head, load_weights, read_weights
+from utils.run.weights import load_weights, read_best_head, read_weights
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
 def choose_threshold(scan: Path) -> float | None:
     """The confidence threshold of self-labeling, by the results of the clustering step in the folder `scan`.
 
-    It is the highest of THRESHOLDS exceeded by at least 20 % of the images; None, and a printed line, if there
-    is none.
+    It is the highest of THRESHOLDS exceeded by at least 20 % of the images. If there is none: None, and a
+    printed line says so.
     """
     with open(scan / "assignment.csv", encoding="utf-8") as file:
         confidence = torch.tensor([float(row["confidence"]) for row in csv.DictReader(file)])

@@ -10,7 +10,7 @@ from mistakes import refused
 from moco import convert
 from models import build_model
 from steps.load_model import keep_head
-from utils.run.weights import read_best_head, load_weights, read_weights
+from utils.run.weights import load_weights, read_best_head, read_weights
 
 
 def model_of(step):

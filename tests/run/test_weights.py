@@ -11,7 +11,7 @@ from errors import UserError
 from moco import convert
 from models import ClusteringModel, ContrastiveModel
 from models.resnet import ResNet, resnet50
-from utils.run.weights import read_best_head, load_weights, read_weights, unwrap
+from utils.run.weights import load_weights, read_best_head, read_weights, unwrap
 
 
 def clustering(num_clusters=5, num_heads=2, width=4, **kwargs):

@@ -20,7 +20,7 @@ SUFFIXES = (
 
 def names(folder, without=()):
     """The images' paths within the folder, and the suffixes of the other files."""
-    files, ignored = data.list_images(folder, but)
+    files, ignored = data.list_images(folder, without)
     return [os.path.relpath(path, folder) for path in files], dict(ignored)
 
 
