@@ -56,7 +56,7 @@ def test_nothing_outside_the_box_bleeds_in():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 48)])
-def test_boxes_are_distributed_as_torchvisions(height, width):
+def test_boxes_are_distributed_as_torchvisions_and_lie_inside(height, width):
     n, scale = 4000, (0.2, 1.0)
     ours = torch.stack(transforms.draw_resized_crops(n, height, width, scale)).double()
     image = torch.empty(3, height, width)
@@ -65,12 +65,9 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     spread = theirs.std(1) / math.sqrt(n)
     assert ((ours.mean(1) - theirs.mean(1)).abs() < 6 * spread).all()
     assert ((ours.std(1) / theirs.std(1) - 1).abs() < 0.06).all()
-
-
-def test_boxes_lie_inside():
-    top, left, h, w = transforms.draw_resized_crops(5000, 9, 13, (0.05, 1.0))
-    assert (h > 0).all() and (w > 0).all() and (top >= 0).all() and (left >= 0).all()
-    assert (top + h <= 9).all() and (left + w <= 13).all()
+    top, left, h, w = ours
+    assert (ours >= 0).all() and (h > 0).all() and (w > 0).all()
+    assert (top + h <= height).all() and (left + w <= width).all()
 
 
 def test_box_that_never_fits_falls_back_to_the_center():
@@ -84,29 +81,16 @@ def test_box_that_never_fits_falls_back_to_the_center():
 ADJUST = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
 
 
-def jittered(images, p):
-    """Each image, as color_jitter makes it; its factors; and the order of the operations."""
-    factors, order = transforms.draw_color_jitter(len(images), p, 0.4, 0.4, 0.4, 0.1)
-    out = transforms.color_jitter(images.float(), factors, order)
-    return zip(images, out, factors.tolist(), order.tolist(), strict=True)
-
-
 def test_color_jitter_equals_torchvision_in_the_same_order():
-    for image, result, f, steps in jittered(batch(48), 0.8):
+    images = batch(48)
+    factors, order = transforms.draw_color_jitter(48, 0.8, 0.4, 0.4, 0.4, 0.1)
+    out = transforms.color_jitter(images.float(), factors, order)
+    for image, result, f, steps in zip(images, out, factors.tolist(), order.tolist(), strict=True):
         expected = image / 255
         for step in steps:
             expected = ADJUST[step](expected, f[step])
         # torchvision's luma has one digit less for red (0.2989)
         torch.testing.assert_close(result, expected * 255, atol=0.15, rtol=0)
-
-
-def test_color_jitter_is_near_pillows():
-    for image, result, f, steps in jittered(batch(32), 1.0):
-        expected = as_pil(image)
-        for step in steps:
-            expected = ADJUST[step](expected, f[step])
-        difference = np.abs(result.permute(1, 2, 0).numpy() - np.asarray(expected))
-        assert difference.mean() < 5  # Pillow's hue has 256 steps, and every operation rounds
 
 
 def test_color_jitter_draws():
@@ -154,26 +138,14 @@ OURS: dict = {
 
 @pytest.mark.parametrize(("name", "kwargs"), [("standard", SIMCLR), ("simclr", SIMCLR), ("ours", OURS)])
 def test_augmentation(name, kwargs):
-    config = {"augmentation_strategy": name, "augmentation_kwargs": kwargs}
-    augment = transforms.build_train_transform(config)
+    """Every image has its own randomness, and the network's precision does not reach the images."""
     images = batch(1).repeat(64, 1, 1, 1)
-    out = augment(images)
-    assert out.shape == (64, 3, 24, 24)
-    assert out.dtype == torch.float32
-    assert len(out.flatten(1).unique(dim=0)) > 60  # every image has its own randomness
-    torch.manual_seed(7)
-    first = augment(images)
-    torch.manual_seed(7)
-    assert torch.equal(augment(images), first)
-
-
-@pytest.mark.parametrize(("name", "kwargs"), [("standard", SIMCLR), ("simclr", SIMCLR), ("ours", OURS)])
-def test_the_networks_precision_does_not_reach_the_images(name, kwargs):
-    images = batch(16)
-    expected = augmented(images, name, kwargs)
+    out = augmented(images, name, kwargs)
+    assert (out.shape, out.dtype) == ((64, 3, 24, 24), torch.float32)
+    assert len(out.flatten(1).unique(dim=0)) > 60
     with torch.autocast("cpu", torch.bfloat16):
-        found = augmented(images, name, kwargs)
-    assert torch.equal(found, expected)
+        again = augmented(images, name, kwargs)
+    assert torch.equal(again, out)
 
 
 def augmented(images, name, kwargs):
@@ -211,25 +183,12 @@ def test_ours_is_flip_crop_four_operations_normalize_cutout():
     torch.testing.assert_close(out, x, atol=1e-5, rtol=1e-5)
 
 
-def test_flips_are_half_and_can_be_switched_off():
-    images = torch.arange(24, dtype=torch.uint8).view(1, 1, 1, 24).expand(2000, 3, 24, 24)
-    for p in (0.5, 0.0):
-        kwargs = {**OURS, "num_strong_augs": 0, "random_horizontal_flip": {"p": p}}
-        kwargs["cutout_kwargs"] = {"n_holes": 0, "length": 1, "random": True}
-        out = transforms.StrongAugmentation(**kwargs)(images)
-        assert (out[:, 0, 0, 0] > out[:, 0, 0, -1]).float().mean().item() == pytest.approx(p, abs=0.06)
-
-
-def test_random_crop_positions():
-    images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(3000, 3, 4, 4)
-    kwargs = {**OURS, "crop_size": 2, "num_strong_augs": 0, "random_horizontal_flip": {"p": 0.0}}
+def test_flips_can_be_switched_off():
+    images = torch.arange(24, dtype=torch.uint8).view(1, 1, 1, 24).expand(20, 3, 24, 24)
+    kwargs = {**OURS, "num_strong_augs": 0, "random_horizontal_flip": {"p": 0.0}}
     kwargs["cutout_kwargs"] = {"n_holes": 0, "length": 1, "random": True}
-    kwargs["normalize"] = {"mean": [0.0] * 3, "std": [1 / 255] * 3}
-    corners, counts = (
-        transforms.StrongAugmentation(**kwargs)(images)[:, 0, 0, 0].round().unique(return_counts=True)
-    )
-    assert corners.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
-    assert (counts - 3000 / 9).abs().max() < 5 * (3000 / 9) ** 0.5
+    out = transforms.StrongAugmentation(**kwargs)(images)
+    assert (out[:, 0, 0, 0] < out[:, 0, 0, -1]).all()
 
 
 def test_evaluation_transform_equals_torchvision():
