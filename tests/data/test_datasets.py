@@ -27,14 +27,6 @@ def test_npz_comes_before_the_registry(tmp_path):
     assert len(data.build_dataset(config("cifar-10", tmp_path), "train")) == 3
 
 
-def test_unknown_dataset(tmp_path):
-    for key, split in (("train_db_name", "train"), ("val_db_name", "test")):
-        with pytest.raises(UserError, match="dataset 'cifar10': unknown.* did you mean 'cifar-10'"):
-            data.build_dataset({**config("digits", tmp_path), key: "cifar10"}, split)
-    with pytest.raises(ValueError, match="split"):
-        data.build_dataset(config("digits", tmp_path), "validation")
-
-
 # --- what all datasets are -----------------------------------------------------------------------
 
 
@@ -43,14 +35,17 @@ def array_file(root):
     np.savez(root / "mine.npz", train_images=images, train_labels=np.arange(6) % 2, classes=["cat", "dog"])
 
 
-def class_folders(root):
+def folders(root):
     for name in ("cat", "dog"):
-        write_images(root / "mine/train" / name, 3)
+        write_images(root / name, 3)
+
+
+def class_folders(root):
+    folders(root / "mine/train")
 
 
 def imagenet(root):
-    for name in ("cat", "dog"):
-        write_images(root / "imagenet/ILSVRC2012_img_train" / name, 3)
+    folders(root / "imagenet/ILSVRC2012_img_train")
 
 
 def nothing(root):
@@ -88,5 +83,8 @@ def test_a_dataset_is_one_entry(monkeypatch, tmp_path):
     monkeypatch.setitem(data.DATASETS, "mine", build_mine)
     found = data.build_dataset(config("mine", tmp_path, transformation_kwargs={"crop_size": 28}), "test")
     assert found.images.shape == (3, 3, 32, 32) and found.images.unique().tolist() == [4]
-    with pytest.raises(UserError, match="did you mean 'mine'"):
-        data.build_dataset(config("mime", tmp_path), "test")
+    for key, split in (("train_db_name", "train"), ("val_db_name", "test")):
+        with pytest.raises(UserError, match="dataset 'mime': unknown.* did you mean 'mine'"):
+            data.build_dataset({**config("digits", tmp_path), key: "mime"}, split)
+    with pytest.raises(ValueError, match="split"):
+        data.build_dataset(config("digits", tmp_path), "validation")

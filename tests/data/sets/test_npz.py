@@ -30,23 +30,21 @@ def test_npz(tmp_path, gray):
 
 def test_unlabeled_images_of_an_npz(tmp_path, caplog):
     caplog.set_level("INFO")
+    path, settings = tmp_path / "stl-10.npz", config("stl-10", tmp_path)
     arrays = {"train_images": pictures(6, 20, 24), "train_labels": np.arange(6)}
-    more = {"unlabeled_images": pictures(9, 20, 24, seed=1)}
-    for name, found in (("with", {**arrays, **more}), ("without", arrays)):
-        (tmp_path / name).mkdir()
-        np.savez(tmp_path / name / "stl-10.npz", **found)
-    everything = data.build_dataset(config("stl-10", tmp_path / "with"), "train+unlabeled")
+    more = pictures(9, 20, 24, seed=1)
+    np.savez(path, **arrays, unlabeled_images=more)
+    everything = data.build_dataset(settings, "train+unlabeled")
     assert everything.labels is None
-    both = np.concatenate([arrays["train_images"], more["unlabeled_images"]])
+    both = np.concatenate([arrays["train_images"], more])
     np.testing.assert_array_equal(everything.images.permute(0, 2, 3, 1), both)
     assert "no array" not in caplog.text
-    assert len(data.build_dataset(config("stl-10", tmp_path / "without"), "train+unlabeled")) == 6
+    np.savez(path, **arrays)
+    assert len(data.build_dataset(settings, "train+unlabeled")) == 6
     assert "stl-10.npz: has no array 'unlabeled_images', so only the train split" in caplog.text
-    np.savez(tmp_path / "stl-10.npz", **arrays, unlabeled_images=pictures(9, 24, 24))
-    with pytest.raises(
-        UserError, match=r"unlabeled_images are of size \(24, 24\), train_images of \(20, 24\)"
-    ):
-        data.build_dataset(config("stl-10", tmp_path), "train+unlabeled")
+    np.savez(path, **arrays, unlabeled_images=pictures(9, 24, 24))
+    with pytest.raises(UserError, match=r"unlabeled_images are of size \(24, 24\), train_images of \(20, 24"):
+        data.build_dataset(settings, "train+unlabeled")
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -80,34 +78,22 @@ def npz(damage):
 
 ARRAYS = [
     (arrays("train_images"), "mine.npz: has no array 'train_images', only", "test_images"),
-    (arrays("test_images"), "mine.npz: has no array 'test_images'"),
     (arrays(train_images=IMAGES / 255), "train_images: images must be uint8", "float64"),
-    (arrays(train_images=IMAGES > 0), "images must be uint8", "bool"),
     (arrays(train_images=np.array([{}] * 30)), "mine.npz: cannot be read", "Object arrays|object"),
-    (arrays(train_images=np.array(["a.png"] * 30)), "images must be uint8", "(30,)"),
-    (arrays(train_images=IMAGES[..., 0, 0]), "images must be uint8", "(30, 8)"),
     (arrays(train_images=np.uint8(3)), "images must be uint8", "()"),
     (arrays(train_images=IMAGES.transpose(0, 3, 1, 2)), "(N, H, W, 3)", "(30, 3, 8, 8)"),
-    (arrays(train_images=np.zeros((30, 8, 8, 4), np.uint8)), "(N, H, W, 3)", "(30, 8, 8, 4)"),
     (arrays("train_labels", train_images=IMAGES[:0]), "'mine', split 'train': holds no images"),
-    (arrays("test_labels", test_images=IMAGES[:0]), "'mine', split 'test': holds no images"),
     (arrays("train_labels", train_images=IMAGES[:, :0]), "train_images", "(30, 0, 8, 3)"),
     (arrays(train_labels=np.arange(30) - 1), "train_labels holds negative labels"),
     (arrays(train_labels=np.arange(31)), "train_labels must be integers of shape (30,)", "(31,)"),
     (arrays(train_labels=np.arange(30.0)), "train_labels must be integers", "float64"),
-    (arrays(train_labels=np.array(["cat"] * 30)), "train_labels must be integers"),
-    (arrays(train_labels=np.array([None] * 30)), "mine.npz: cannot be read"),
-    (arrays(train_labels=np.eye(30, dtype=int)), "train_labels must be integers", "(30, 30)"),
-    (arrays(train_labels=np.int64(3)), "train_labels must be integers", "()"),
     (arrays(train_labels=np.arange(30) % 2 > 0), "train_labels must be integers", "bool"),
     (arrays(train_labels=np.full(30, 10**12)), "train_labels", "1000000000000"),
     (arrays(train_labels=np.full(30, 2**64 - 1, np.uint64)), "train_labels", "18446744073709551615"),
     (arrays(test_labels=np.arange(9)), "test_labels must be integers of shape (10,)", "(9,)"),
     (arrays(classes=np.array(["a", "b"])), "'classes' has 2 names, but a label is 2"),
     (arrays(classes=np.array("a")), "'classes'"),
-    (arrays(classes=np.array([{}])), "mine.npz: cannot be read"),
     (npz(lambda content: b""), "mine.npz: not a readable .npz file"),
-    (npz(lambda content: b"<html>404</html>"), "mine.npz: not a readable .npz file"),
     (npz(lambda content: content[: len(content) // 2]), "mine.npz: not a readable .npz file"),
     (npz(lambda content: content[:200] + b"damage" + content[206:]), "mine.npz: cannot be read"),
     (
@@ -116,7 +102,6 @@ ARRAYS = [
         "encrypted",
     ),
     (npz(lambda content: content.replace(b"(30, 8", b"(90, 8")), "mine.npz: cannot be read"),
-    (npz(lambda content: b"\x93NUMPY\1\0v\0"), "mine.npz: not a readable .npz file"),
     (npz(lambda content: npy(IMAGES)), "mine.npz: holds a single array", "train_images"),
     (npz(lambda content: zipped("a.txt", "text")), "has no array 'train_images', only a.txt"),
     (npz(lambda content: zipped("train_images.npy", "text")), "mine.npz"),

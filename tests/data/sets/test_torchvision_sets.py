@@ -25,15 +25,22 @@ def write_pickle(path, **content):
     path.write_bytes(pickle.dumps(content))
 
 
+def rows(images):
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def both(name, data_dir):
+    return [data.build_dataset(config(name, data_dir), split) for split in ("train", "test")]
+
+
 def test_cifar10_files(tmp_path, any_checksum):
     folder = tmp_path / "cifar-10" / "cifar-10-batches-py"
     images = pictures(12)
-    rows = images.transpose(0, 3, 1, 2).reshape(12, -1)
     for i in range(5):
-        write_pickle(folder / f"data_batch_{i + 1}", data=rows[2 * i : 2 * i + 2], labels=[i, 9])
-    write_pickle(folder / "test_batch", data=rows[10:], labels=[3, 4])
+        write_pickle(folder / f"data_batch_{i + 1}", data=rows(images[2 * i : 2 * i + 2]), labels=[i, 9])
+    write_pickle(folder / "test_batch", data=rows(images[10:]), labels=[3, 4])
     write_pickle(folder / "batches.meta", label_names=[f"class {i}" for i in range(10)])
-    train, test = (data.build_dataset(config("cifar-10", tmp_path), split) for split in ("train", "test"))
+    train, test = both("cifar-10", tmp_path)
     np.testing.assert_array_equal(train.images.permute(0, 2, 3, 1), images[:10])
     np.testing.assert_array_equal(test.images.permute(0, 2, 3, 1), images[10:])
     assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
@@ -42,15 +49,13 @@ def test_cifar10_files(tmp_path, any_checksum):
 
 def test_cifar20_takes_the_coarse_labels(tmp_path, any_checksum):
     folder = tmp_path / "cifar-20" / "cifar-100-python"
-    images = pictures(4)
-    rows = images.transpose(0, 3, 1, 2).reshape(4, -1)
-    write_pickle(folder / "train", data=rows, fine_labels=[99, 50, 3, 2], coarse_labels=[19, 4, 0, 7])
-    write_pickle(folder / "test", data=rows[:1], fine_labels=[98], coarse_labels=[5])
+    found = rows(pictures(4))
+    write_pickle(folder / "train", data=found, fine_labels=[99, 50, 3, 2], coarse_labels=[19, 4, 0, 7])
+    write_pickle(folder / "test", data=found[:1], fine_labels=[98], coarse_labels=[5])
     names = [f"coarse {i}" for i in range(20)]
     write_pickle(folder / "meta", fine_label_names=[str(i) for i in range(100)], coarse_label_names=names)
-    train, test = (data.build_dataset(config("cifar-20", tmp_path), split) for split in ("train", "test"))
-    assert train.labels.tolist() == [19, 4, 0, 7]
-    assert test.labels.tolist() == [5]
+    train, test = both("cifar-20", tmp_path)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([19, 4, 0, 7], [5])
     assert train.classes == names
 
 
@@ -63,10 +68,9 @@ def test_stl10_files(tmp_path, any_checksum):
         np.array(labels, dtype=np.uint8).tofile(folder / f"{name}_y.bin")
     images[5:].transpose(0, 3, 2, 1).tofile(folder / "unlabeled_X.bin")
     (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
-    train = data.build_dataset(config("stl-10", tmp_path), "train")
+    train, test = both("stl-10", tmp_path)
     np.testing.assert_array_equal(train.images.permute(0, 2, 3, 1), images[:3])
-    assert train.labels.tolist() == [0, 1, 9]
-    assert len(data.build_dataset(config("stl-10", tmp_path), "test")) == 2
+    assert (train.labels.tolist(), len(test)) == ([0, 1, 9], 2)
     everything = data.build_dataset(config("stl-10", tmp_path), "train+unlabeled")
     assert (len(everything), everything.labels) == (7, None)
 
