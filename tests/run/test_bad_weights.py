@@ -47,17 +47,11 @@ def start(script, path):
 
 # what torch.save takes, or a function to it
 FILES: list[tuple] = [
-    ("scan", part_of("pretext", "layer1|layer2"), "does not fit", "missing"),
-    ("scan", part_of("pretext", "contrastive"), "a model of another program"),
     ("pretext", part_of("pretext", "backbone"), "does not fit this model: it has no contrastive head"),
     ("selflabel", with_head(-1), "names head -1 as the best"),
     ("selflabel", with_head(1.0), "its head must be the number"),
-    ("selflabel", with_head(None), "does not say which of its 2 heads is the best"),
-    ("selflabel", model_of("pretext"), "a pretext model", "but a clustering model"),
     ("selflabel", part_of("scan", "cluster_head.0"), "does not fit this model: it has no backbone"),
-    ("moco", model_of("scan"), "a clustering model", "but an official MoCo checkpoint"),
     ("moco", {"state_dict": {"module.encoder_q.conv1.weight": torch.zeros(2)}}, "does not fit"),
-    ("moco", {"state_dict": {}}, "holds no state dict"),
 ]
 
 

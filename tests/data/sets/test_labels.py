@@ -43,9 +43,10 @@ def test_one_class_folder(tmp_path, caplog, folders):
     caplog.set_level("INFO")
     for folder in folders:
         save(tmp_path / "mine" / folder / "0.png")
+        save(tmp_path / "mine" / folder / "1.png")
     for split in ("train", "test"):
         found = build(tmp_path, split)
-        assert (found.labels, found.classes, found.names()) == (None, None, ["all/0.png"])
+        assert (found.labels, found.classes, found.names()) == (None, None, ["all/0.png", "all/1.png"])
         assert f"split '{split}': all images are of one class (all)" in caplog.text
 
 

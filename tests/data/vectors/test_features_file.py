@@ -30,6 +30,10 @@ def photos(tmp_path):
     return write
 
 
+def both(settings):
+    return [data.build_dataset(settings, split) for split in ("train", "test")]
+
+
 def fetched(dataset):
     return next(dataset.fetch([torch.arange(len(dataset))], "cpu"))
 
@@ -38,23 +42,20 @@ def fetched(dataset):
 def test_train_then_test(photos, dtype):
     array = vectors(7, dtype=dtype)
     settings = photos(array, test=3)
-    train, test = (data.build_dataset(settings, split) for split in ("train", "test"))
+    train, test = both(settings)
     np.testing.assert_array_equal(fetched(train), array[:4].astype(np.float32))
     np.testing.assert_array_equal(fetched(test), array[4:].astype(np.float32))
     images = data.build_dataset({**settings, "features_file": None}, "test")
     assert test.names() == images.names() and torch.equal(test.raw(1), images.raw(1))
 
 
-def test_images_that_are_both_splits_have_one_row_each(photos):
+def test_images_that_are_both_splits_share_one_tensor(photos, tmp_path):
+    """They have one row each."""
     array = vectors(4)
     settings = photos(array)
-    for split in ("train", "test"):
-        np.testing.assert_array_equal(fetched(data.build_dataset(settings, split)), array)
-
-
-def test_images_that_are_both_splits_share_one_tensor(photos, tmp_path):
-    settings = photos(vectors(4))
-    train, test = (data.build_dataset(settings, split) for split in ("train", "test"))
+    train, test = both(settings)
+    for dataset in (train, test):
+        np.testing.assert_array_equal(fetched(dataset), array)
     test.to("meta")
     assert train.shared.vectors is test.shared.vectors
     np.save(tmp_path / "v.npy", vectors(4, seed=1))
@@ -64,22 +65,18 @@ def test_images_that_are_both_splits_share_one_tensor(photos, tmp_path):
 def test_another_dataset_needs_no_training_images(photos, tmp_path):
     """eval.py with another val_db_name, and the vectors of its images only."""
     array = vectors(3)
-    settings = photos(array)
+    settings = {**photos(array), "val_db_name": "new"}
     write_images(tmp_path / "new", 3, (40, 40))
     (tmp_path / "photos").rename(tmp_path / "gone")
-    np.testing.assert_array_equal(
-        fetched(data.build_dataset({**settings, "val_db_name": "new"}, "test")), array
-    )
-    refused(["'photos'", "unknown"], data.build_dataset, {**settings, "val_db_name": "new"}, "train")
+    np.testing.assert_array_equal(fetched(data.build_dataset(settings, "test")), array)
+    refused(["'photos'", "unknown"], data.build_dataset, settings, "train")
     (tmp_path / "gone").rename(tmp_path / "photos")
-    both = np.concatenate([vectors(4, seed=1), array])
-    np.save(tmp_path / "v.npy", both)
-    np.testing.assert_array_equal(
-        fetched(data.build_dataset({**settings, "val_db_name": "new"}, "test")), array
-    )
-    np.save(tmp_path / "v.npy", both[:5])
-    words = ["holds 5 vectors", "4 train and 3 test images"]
-    refused(words, data.build_dataset, {**settings, "val_db_name": "new"}, "test")
+    rows = np.concatenate([vectors(4, seed=1), array])
+    np.save(tmp_path / "v.npy", rows)
+    np.testing.assert_array_equal(fetched(data.build_dataset(settings, "test")), array)
+    np.save(tmp_path / "v.npy", rows[:5])
+    words = ["holds 5 vectors", "4 train and 3 test images", "a row for each image of the train split, then"]
+    refused(words, data.build_dataset, settings, "test")
 
 
 def test_batches_of_vectors(photos):
@@ -117,43 +114,26 @@ with_nan[2, 1] = np.nan
 
 
 @pytest.mark.parametrize(
-    ("array", "words"),
+    ("array", "more", "words"),
     [
-        (vectors(5), ["holds 5 vectors, but there are 4 images, which are both splits"]),
-        (with_nan, ["1 vectors hold NaN or infinity", "first one in row 2 (", "2.JPEG)"]),
-        (vectors(4, dtype=np.float64) * 1e300, ["4 vectors hold", "too large for float32"]),
-        (np.zeros((4, 5), int), ["expected floating-point numbers of shape (N, D), found int64 (4, 5)"]),
-        (np.zeros(4), ["found float64 (4,)"]),
-        (np.zeros((4, 0)), ["found float64 (4, 0)"]),
-        (np.array([[{}]] * 4), ["not a readable .npy file of numbers"]),
+        (vectors(5), {}, ["holds 5 vectors, but there are 4 images, which are both splits"]),
+        (with_nan, {}, ["1 vectors hold NaN or infinity", "first one in row 2 (", "2.JPEG)"]),
+        (vectors(4, dtype=np.float64) * 1e300, {}, ["4 vectors hold", "too large for float32"]),
+        (np.zeros((4, 5), int), {}, ["expected floating-point numbers of shape (N, D), found int64 (4, 5)"]),
+        (np.zeros(4), {}, ["found float64 (4,)"]),
+        (np.zeros((4, 0)), {}, ["found float64 (4, 0)"]),
+        (np.array([[{}]] * 4), {}, ["not a readable .npy file of numbers"]),
+        (vectors(4), {"backbone": "features/6"}, ["backbone features/6: must be features/5", "have 5 num"]),
+        (vectors(4), {"backbone": "resnet18"}, ["backbone resnet18: must be features/5"]),
+        (vectors(4), {"cache_features": 3}, ["leave cache_features out"]),
     ],
 )
-def test_what_is_refused(photos, array, words):
-    refused(["v.npy", *words], data.build_dataset, photos(array), "train")
+def test_what_is_refused(photos, array, more, words):
+    refused(words, data.build_dataset, photos(array, **more), "train")
 
 
-def test_a_number_of_rows_that_fits_one_split_only(photos):
-    words = ["holds 4 vectors", "4 train and 3 test images", "a row for each image of the train split, then"]
-    refused(words, data.build_dataset, photos(vectors(4), test=3), "train")
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"backbone": "features/6"}, ["backbone features/6: must be features/5", "have 5 numbers"]),
-        ({"backbone": "resnet18"}, ["backbone resnet18: must be features/5"]),
-        ({"cache_features": 3}, ["leave cache_features out"]),
-    ],
-)
-def test_settings_that_do_not_go_with_vectors(photos, more, words):
-    refused(words, data.build_dataset, photos(vectors(4), **more), "train")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [(None, ["no such file"]), (b"", ["not a readable"]), (b"PK\x03\x04", ["not a readable"])],
-)
+@pytest.mark.parametrize(("content", "words"), [(None, "no such file"), (b"PK\x03\x04", "not a readable")])
 def test_no_array(tmp_path, content, words):
     if content is not None:
         (tmp_path / "v.npy").write_bytes(content)
-    refused(words, data.build_dataset, {**DIGITS, "features_file": str(tmp_path / "v.npy")}, "train")
+    refused([words], data.build_dataset, {**DIGITS, "features_file": str(tmp_path / "v.npy")}, "train")
