@@ -25,24 +25,15 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("zip_format", [True, False])  # torch before 1.6 wrote no zip files
 @pytest.mark.parametrize("scalar", [np.int64(200), np.float64(-1.25), 3, None])
-def test_formats(path, zip_format, scalar):
-    """Tensors and the scalars that the original wrote: the head's number, the best loss."""
-    torch.save({**content(), "scalar": scalar}, path, _use_new_zipfile_serialization=zip_format)
-    found = checkpoint.load(path)
-    assert torch.equal(found["model"]["weight"], content()["model"]["weight"])
-    assert found["scalar"] == scalar
-
-
-@pytest.mark.parametrize("zip_format", [True, False])
-def test_file_saved_from_a_gpu(path, zip_format, monkeypatch):
-    """The storages say cuda:1, on a machine that has none."""
+def test_formats(path, zip_format, scalar, monkeypatch):
+    """Tensors of a GPU that is not there, and the scalars that the original wrote: a head, the best loss."""
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
-    torch.save(content(), path, _use_new_zipfile_serialization=zip_format)
-    monkeypatch.undo()
+    torch.save({**content(), "scalar": scalar}, path, _use_new_zipfile_serialization=zip_format)
     assert b"cuda:1" in path.read_bytes()
-    weight = checkpoint.load(path)["model"]["weight"]
-    assert weight.device.type == "cpu"
-    assert torch.equal(weight, content()["model"]["weight"])
+    found = checkpoint.load(path)
+    weight = found["model"]["weight"]
+    assert weight.device.type == "cpu" and torch.equal(weight, content()["model"]["weight"])
+    assert found["scalar"] == scalar
 
 
 def test_numpy_scalar_of_old_numpy(path):
@@ -87,16 +78,13 @@ def a_tar():
     [
         (b"", "it is empty"),
         (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>", "a web page"),
-        (b"<HTML>404</HTML>", "a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "a Git LFS pointer"),
         (b"\x1f\x8b\x08\x00gzip", "an archive; unpack it"),
         (a_tar(), "an archive; unpack it"),
         (zipped("drive-download/model.pth.tar", "weights"), "a zip archive of something else"),
         (b"\x93NUMPY\x01\x00", "a NumPy array"),
-        (b"PK\x03\x04broken", "cut short"),
         (b"\x80\x02}", "cut short"),
-        (b"epoch: 3\nlr: 0.1\n", "damaged"),
         (pickle.dumps({"a": 1}), "damaged"),
     ],
 )
