@@ -68,9 +68,9 @@ def evaluate_checkpoint(config: Config, options: EvalOptions) -> None:
     """
     kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
     check_options(options, config, kind)
-    loaded = load_model(config, options.model, kind)
     folder = options.output or options.model.parent / "eval" / results_name(options, config)
     run = Run(config, folder, options.machine or Machine.start(config))
+    loaded = load_model(config, options.model, kind)
     model = run.machine.place(loaded.model).eval()
 
     dataset = options.build_dataset(config, options.split)

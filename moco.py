@@ -26,7 +26,6 @@ log = logging.getLogger("moco")
 
 URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
 MD5 = "a04e12f8"  # the first eight digits, which the authors publish beside the link
-TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, not counting the image itself
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,17 +41,17 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     run = open_run(config, "pretext", options)
     model = cast(ContrastiveModel, build_model(config))
     with distributed.main_first():
-        source = options.pretrained or download()
+        source = options.pretrained or download_checkpoint()
     weights, _ = read_weights(source, ["moco", "pretext"])
     load_weights(model, convert(weights), source)
     model = run.machine.place(model)
-    splits = pretext_splits(run, model, options, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
+    splits = pretext_splits(run, model, options)
     fingerprint = Fingerprint(config, splits.datasets)
     resume.use_given_weights(run, fingerprint, source, model)
     mine(run, fingerprint, model, splits, source)
 
 
-def download() -> Path:
+def download_checkpoint() -> Path:
     """Fetch the official checkpoint into torch.hub's cache folder, once; returns its path."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
     if not path.is_file():

@@ -6,12 +6,10 @@ python pretrained.py --config_exp FILE.yml --pretrained FILE   (takes those of a
 With `features_file`, the features themselves are given, and there are no weights.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
 from errors import UserError, first_line
@@ -19,17 +17,16 @@ from models import PretrainedModel, build_model, library_network, preprocessing
 from models.pretrained_backbones import LibraryNetwork
 from steps.mining import mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
+from utils.files import read_json
 from utils.run import checkpoint, distributed
 from utils.run.config import Config, differences, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.script import parse_arguments, run_script, start_arguments
-from utils.run.weights import find_backbone, load_backbone
+from utils.run.weights import StateDict, find_backbone, load_backbone
 from utils.training import resume
 
 log = logging.getLogger("pretrained")
 
-TRAIN_NEIGHBORS, VAL_NEIGHBORS = 50, 5  # to mine for each image, or fewer if there are not so many others
-Weights = dict[str, torch.Tensor]
 LEARNED = {True: "with labels", False: "without labels", None: "it is unknown whether with labels"}
 # the libraries announce every request and retry
 TALKATIVE = "timm", "huggingface_hub", "httpx", "httpx2"
@@ -49,7 +46,7 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     with distributed.main_first():
         source, labels = fill(model, config, given)
     model = run.machine.place(model)
-    splits = pretext_splits(run, model, options, (TRAIN_NEIGHBORS, VAL_NEIGHBORS), or_fewer=True)
+    splits = pretext_splits(run, model, options)
     inputs = {str(given.resolve()): given} if given else {}
     fingerprint = Fingerprint(config, splits.datasets, inputs)
     resume.use_given_weights(run, fingerprint, given, model)
@@ -79,7 +76,7 @@ def fill(model: PretrainedModel, config: Config, file: Path | None) -> tuple[str
             f"backbone {name}: has no weights of its own; give --pretrained FILE, or run simclr.py"
         )
     else:
-        found, labels = download(library, config.transformation_kwargs.crop_size), library.labels
+        found, labels = download_weights(library, config.transformation_kwargs.crop_size), library.labels
     source = str(file or (library and library.weights))
     if library:
         found = converted(library, model.backbone, found, source)
@@ -98,7 +95,7 @@ def warn_of_normalization(config: Config) -> None:
         )  # fmt: skip
 
 
-def download(library: LibraryNetwork, image_size: int) -> Weights:
+def download_weights(library: LibraryNetwork, image_size: int) -> StateDict:
     """A library's pretrained weights, from its cache or the network."""
     log.info("weights %s: from the library's cache, or downloaded once", library.weights)
     levels = {name: logging.getLogger(name).level for name in TALKATIVE}
@@ -119,7 +116,7 @@ def download(library: LibraryNetwork, image_size: int) -> Weights:
             logging.getLogger(name).setLevel(level)
 
 
-def converted(library: LibraryNetwork, backbone: nn.Module, weights: Weights, source: str) -> Weights:
+def converted(library: LibraryNetwork, backbone: nn.Module, weights: StateDict, source: str) -> StateDict:
     """Weights in the library's layout and size. Raises UserError if it cannot make that of them."""
     try:
         return library.convert(backbone, weights)
@@ -130,16 +127,12 @@ def converted(library: LibraryNetwork, backbone: nn.Module, weights: Weights, so
 
 def recorded_labels(file: Path) -> bool | None:
     """What metrics.json beside a model of this step says of the labels; None for other files."""
-    figures = file.parent / "metrics.json"
-    if file.name != "model.pth.tar" or not figures.is_file():
+    if file.name != "model.pth.tar":
         return None
-    try:
-        return json.loads(figures.read_text()).get("labels_in_pretraining")
-    except (ValueError, AttributeError):
-        return None
+    return read_json(file.parent / "metrics.json").get("labels_in_pretraining")
 
 
-def has_classifier(library: LibraryNetwork | None, weights: Weights) -> bool:
+def has_classifier(library: LibraryNetwork | None, weights: StateDict) -> bool:
     """Whether a classifier of ImageNet's classes lies beside a backbone's weights."""
     layers = (weights.get(f"{name}.weight") for name in (library.classifiers() if library else ()))
     return any(layer is not None and len(layer) >= 1000 for layer in layers)

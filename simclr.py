@@ -29,7 +29,6 @@ from utils.training.optim import build_optimizer
 
 log = logging.getLogger("simclr")
 
-TRAIN_NEIGHBORS, VAL_NEIGHBORS = 20, 5  # to mine for each image, not counting the image itself
 SMALL = 0.005  # difference of cosine similarities, see has_collapsed
 
 
@@ -59,7 +58,7 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     run = open_run(config, "pretext", options)
     model = load_model(config, given, "pretext").model if given else build_model(config)
     model = run.machine.place(cast(ContrastiveModel, model))
-    splits = pretext_splits(run, model, options, (TRAIN_NEIGHBORS, VAL_NEIGHBORS))
+    splits = pretext_splits(run, model, options)
     further: dict[str, Any] = {}
     if given:
         fingerprint = Fingerprint(config, splits.datasets)

@@ -1,6 +1,5 @@
 """How good the clusters are: after each epoch, at the end of a step, and for the report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from data import Dataset
 from utils import report
 from utils.analysis import metrics, plots, results
 from utils.analysis.prototypes import find_prototypes
+from utils.files import read_json
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
 from utils.training import resume
@@ -70,6 +70,5 @@ def learned_by_others(pretext: Path) -> dict[str, Any]:
 
     An empty dict for features of our own, or if nothing is known.
     """
-    path = pretext / "metrics.json"
-    figures = json.loads(path.read_text()) if path.is_file() else {}
+    figures = read_json(pretext / "metrics.json")
     return {key: figures[key] for key in ("weights", "labels_in_pretraining") if key in figures}

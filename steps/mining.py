@@ -25,6 +25,9 @@ from .options import StepOptions, build_splits
 log = logging.getLogger(__name__)
 
 TOP = max(neighbors.ACCURACY_AT)
+# by setup: neighbors to mine of each train and each test image, without the image itself; with pretrained
+# features fewer if there are not so many images
+NUM_NEIGHBORS = {"simclr": (20, 5), "moco": (50, 5), "pretrained": (50, 5)}
 
 PretextModel = ContrastiveModel | PretrainedModel
 
@@ -51,21 +54,20 @@ class PretextSplits(NamedTuple):
         return {"train": self.train.dataset, "test": self.val.dataset}
 
 
-def pretext_splits(
-    run: Run, model: PretextModel, options: StepOptions, ks: tuple[int, int], or_fewer: bool = False
-) -> PretextSplits:
+def pretext_splits(run: Run, model: PretextModel, options: StepOptions) -> PretextSplits:
     """The train and the test split, each tried on the model.
 
-    Raises UserError if a split is too small for `ks` neighbors; with `or_fewer`, if it is for a single one.
+    Raises UserError if a split is too small for its NUM_NEIGHBORS or, with pretrained features, for one.
     """
-    splits = []
+    splits, setup = [], run.config.setup
     names = ("train", MINED_TRAIN), ("val", MINED_TEST)
-    for dataset, k, named in zip(build_splits(run.config, options), ks, names, strict=True):
+    datasets = build_splits(run.config, options)
+    for dataset, k, named in zip(datasets, NUM_NEIGHBORS[setup], names, strict=True):
         n = duplicates.count_distinct(duplicates.first_copies(dataset))
         if n < len(dataset):
             copies = f"{len(dataset) - n} of {len(dataset)} images are copies of others"
             say_once(log.info, f"{copies}; neighbors are mined without them")
-        k = max(1, min(k, n - 1)) if or_fewer else k
+        k = max(1, min(k, n - 1)) if setup == "pretrained" else k
         neighbors.require_candidates(n, k, len(dataset) - n)
         images = data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
         splits.append(PretextSplit(*named, dataset, images, k))

@@ -138,11 +138,11 @@ def hub(tmp_path, monkeypatch):
 def test_official_checkpoint_is_downloaded_once(moco_file, hub, monkeypatch):
     monkeypatch.setattr(moco, "URL", moco_file[1].as_uri())
     monkeypatch.setattr(moco, "MD5", hashlib.md5(moco_file[1].read_bytes()).hexdigest()[:8])
-    path = moco.download()
+    path = moco.download_checkpoint()
     assert path == hub / "moco_v2_800ep_pretrain.pth.tar"
     assert path.read_bytes() == moco_file[1].read_bytes()
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second download would fail
-    assert moco.download() == path
+    assert moco.download_checkpoint() == path
 
 
 @pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", "half", "another"])
@@ -155,5 +155,5 @@ def test_official_checkpoint_that_does_not_arrive(moco_file, hub, tmp_path, monk
         served.write_bytes(parts.get(content, content))
     monkeypatch.setattr(moco, "URL", served.as_uri())
     with pytest.raises(UserError, match="cannot be downloaded.*--pretrained"):
-        moco.download()
+        moco.download_checkpoint()
     assert not list(hub.iterdir())

@@ -21,6 +21,7 @@ import eval as evaluation
 import pretrained
 import scan
 import simclr
+from steps import mining
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SHUFFLENET = "torchvision/shufflenet_v2_x0_5"
@@ -217,7 +218,7 @@ def test_another_normalization_is_warned_of(experiment, served, pretext, normali
 
 def test_such_a_network_can_learn_from_scratch(experiment, pretext, monkeypatch):
     """Nothing is special about it in simclr.py."""
-    monkeypatch.setattr(simclr, "TRAIN_NEIGHBORS", 5)
+    monkeypatch.setitem(mining.NUM_NEIGHBORS, "simclr", (5, 5))
     learning = {
         **{"backbone": "timm/test_resnet", "temperature": 0.1, "epochs": 2},
         **{"criterion": "simclr", "criterion_kwargs": {"temperature": 0.1}},

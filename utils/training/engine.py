@@ -1,10 +1,9 @@
 """The loop that all steps share: epochs of training.
 
-An epoch depends only on the seed and on its number, so a resumed run repeats it, on a CPU to the bit. While
-batches train, a signal is only noted. It takes effect after a batch, or in the validation that follows: the
-EpochProgress is then saved, with the random state from which the next batch begins, and `loader.skip`
-continues from there. Batches that are `loader.ahead` are trained first, because their random numbers are
-already drawn.
+An epoch depends only on the seed and on its number, so a resumed run repeats it, on a CPU to the bit. After a
+signal, the run stops at the end of the current batch, or in the validation that follows. It saves the
+EpochProgress with torch's random state, and `loader.skip` continues from there. Batches that are
+`loader.ahead` are trained first, because their random numbers are already drawn.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_PER_LINE = 5  # epochs shorter than this do not get a line on the console each
-SECONDS_PER_CHECKPOINT = 10  # nor, shorter than this, a checkpoint each
+SECONDS_PER_CHECKPOINT = 10  # at most one checkpoint in this time
 TrainingStep = Callable[[Any], dict[str, torch.Tensor]]
 
 
@@ -58,7 +57,7 @@ def train(
         step: batch -> dict of scalar tensors, `loss` among them. If a batch may have nothing to train on,
             also `trains`, a bool: if it is False, the other values are 0, and the optimizer skips the batch.
         checkpointed: further objects whose state the checkpoint holds.
-        before_epoch: called in eval mode, but not before the rest of an epoch that is resumed.
+        before_epoch: called before each epoch, in eval mode, but not when resuming in the middle of one.
         after_batch: called after each batch, also after a skipped one.
         after_epoch: called with the number of epochs done, in eval mode; returns a dict of numbers, and lists
             of numbers, to log. It may also hold `new_best`, a bool, which is not logged: whether it saved a
@@ -121,7 +120,7 @@ def train(
 
 
 def _save_unfinished(training: TrainingState, done: int, progress: EpochProgress | None) -> None:
-    """Save what has been trained since the last checkpoint, if it is finite; a validation is repeated."""
+    """Save an interrupted epoch, unless its loss is not finite. An interrupted validation runs again."""
     epochs = training.run.config.epochs
     if progress and all(total.isfinite() for total in progress.totals.values()):
         training.save(done, progress)

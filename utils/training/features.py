@@ -64,7 +64,7 @@ def features_path(run: Run, folder: Path, model: nn.Module, dataset: "Dataset") 
 
 
 def digest_of(dataset: "Dataset") -> str:
-    """Text that identifies the content of all images, as far as it is known."""
+    """A hash of all images where there is one, else the fingerprint, which looks at some of them."""
     return dataset.content_digest() or dataset.fingerprint()
 
 

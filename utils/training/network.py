@@ -26,7 +26,7 @@ class TrainingNetwork:
     """
 
     module: nn.Module  # holds the weights
-    call: Callable[[torch.Tensor], Any]  # called in its place, such as the compiled module
+    call: Callable[[torch.Tensor], Any]  # what computes: the module, or its compiled form
     autocast: Callable[[], AbstractContextManager]
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from .optim import scheduled_learning_rate
 
 log = logging.getLogger(__name__)
 
-OLD = "start over with --fresh, which keeps it as *.old"
+START_OVER = "start over with --fresh, which keeps it as *.old"
 
 
 @dataclass
@@ -83,7 +83,7 @@ class TrainingState:
     def resume(self) -> tuple[int, EpochProgress | None]:
         """Load the checkpoint, if there is one.
 
-        A plain state dict, as the published pretext files are, counts as a finished training. If the run is
+        A checkpoint without training state (a published pretext file) counts as finished. If the run is
         `fresh`, earlier results are archived instead.
 
         Returns:
@@ -125,7 +125,7 @@ class TrainingState:
         if not missing and _epochs_done(saved) is None:
             missing = ["number of epochs"]
         if missing:
-            raise UserError(f"{self.path}: cannot be resumed, it has no {', '.join(missing)}; {OLD}")
+            raise UserError(f"{self.path}: cannot be resumed, it has no {', '.join(missing)}; {START_OVER}")
         load_weights(self.model, weights, self.path)
         try:
             (group,), (own,) = saved["optimizer"]["param_groups"], self.optimizer.param_groups
@@ -136,7 +136,7 @@ class TrainingState:
             group.update({key: value for key, value in own.items() if key != "params"})
             self.optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path}: its optimizer is another one ({error}); {OLD}") from None
+            raise UserError(f"{self.path}: its optimizer is another one ({error}); {START_OVER}") from None
         for part, keys in states:
             part.load_state_dict({key: saved[key] for key in keys})
 
@@ -189,7 +189,8 @@ class TrainingState:
             ways.append(f"add --pretrained {model} to mine these images' neighbors with the trained network")
         ways.append("keep this one apart with --run NAME")
         raise UserError(
-            f"{self.path}: written by another experiment ({listed(changed)}); {', '.join(ways)}, or {OLD}"
+            f"{self.path}: written by another experiment ({listed(changed)}); {', '.join(ways)}, "
+            f"or {START_OVER}"
         )
 
     def _log_schedule(self, there: Mapping[str, Any], done: int) -> None:
@@ -218,8 +219,8 @@ def use_given_weights(
     sources = [*fingerprint.files, *([Path(source)] if source else [])]
     trained = run.folder / "checkpoint.pth.tar"
     here = [path for path in (trained, run.folder / "model.pth.tar") if path.exists()]
-    own = any(path.samefile(file) for path in here for file in sources)
-    if trained.exists() and not own and not run.fresh:
+    reads_itself = any(path.samefile(file) for path in here for file in sources)
+    if trained.exists() and not reads_itself and not run.fresh:
         raise UserError(
             f"{trained}: the folder holds the training of an earlier run; keep this one apart with --run "
             "NAME, or add --fresh to replace it, which keeps it as *.old"
