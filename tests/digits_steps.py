@@ -1,5 +1,6 @@
 """The real scripts on digits with a tiny budget, for the tests that run them."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -94,6 +95,12 @@ def eval_arguments(step, model, *overrides, flags=()):
 def figures(folder):
     """The content of metrics.json."""
     return json.loads((folder / "metrics.json").read_text())
+
+
+def rows_of(path):
+    """The rows of a CSV file, as dicts."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def epochs(folder):

@@ -79,6 +79,7 @@ SETTINGS = [
     ("scan", "criterion_kwargs.entropy_weight=-5", "criterion_kwargs.entropy_weight must be"),
     ("scan", "criterion_kwargs.temperature=0.1", "temperature needs criterion simclr; other losses"),
     ("scan", "update_cluster_head_only=2", "update_cluster_head_only must be True or False, found 2"),
+    ("scan", ["cache_features=3", "update_cluster_head_only=False"], "needs update_cluster_head_only True"),
     ("scan", "cache_features=-1", "cache_features must be a whole number of at least 0"),
     ("selflabel", "confidence_threshold=-0.1", "confidence_threshold must be", "at least 0"),
     ("selflabel", "use_ema=True", "missing ema_alpha, which use_ema needs"),

@@ -4,14 +4,13 @@ import csv
 import json
 import re
 import shutil
-from unittest import mock
 
 import pytest
 from digits_steps import fails, note_steps
 from PIL import Image
 
 import reproduce
-from utils.analysis import metrics, plots
+from utils.analysis import metrics
 from utils.files import digest
 from utils.run.config import read_yaml
 from workflows import ablations, experiments, tables
@@ -102,15 +101,6 @@ def test_table_and_figure_say_what_the_steps_found(root, steps_run, pictures, ca
     assert Image.open(picture).width < 600 and picture.stat().st_size < 30_000
 
 
-def test_only_what_is_missing_is_trained_again(root, steps_run):
-    before = (root / "digits-ablation-augmentation.csv").read_text()
-    (root / "seed-3" / NESTED / "selflabel/model.pth.tar").unlink()
-    (root / "seed-1" / SIMCLR / "scan/fingerprint.json").unlink()
-    reproduce.main(command(root))
-    assert steps_run == ["selflabel", "scan"]
-    assert (root / "digits-ablation-augmentation.csv").read_text() == before
-
-
 def test_over_clustering_counts_by_majority_vote(root, steps_run, monkeypatch, capsys):
     """And another ablation starts from the same files' own results."""
     monkeypatch.setattr(ablations, "FACTORS", (2,))
@@ -178,10 +168,3 @@ def test_refused(argv, message, tmp_path, capsys):
     argv = ["digits", "--ablation", *argv, "--root_dir", str(tmp_path / "results")]
     assert re.search(message, fails(capsys, reproduce.main, argv))
     assert not (tmp_path / "results").exists()
-
-
-def test_a_figure_that_fails_is_a_warning(finished, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(plots.Figure, "savefig", mock.Mock(side_effect=OSError("no space left")))
-    summary = read_json(finished / "digits-ablation-augmentation.json")
-    ablations.save_figure(summary, tmp_path / "again.png")
-    assert "again.png: no picture (OSError: no space left)" in caplog.text

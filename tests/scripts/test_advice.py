@@ -68,17 +68,6 @@ def test_other_training_images_and_the_trained_network(copied, capsys, flags):
     assert digest(pretext / f"checkpoint.pth.tar{suffix}") == before["checkpoint.pth.tar"]
 
 
-def test_neighbors_that_are_damaged(copied, capsys):
-    pretext = copied / "digits/pretext"
-    good, before = (pretext / "topk-train-neighbors.npy").read_bytes(), digests(pretext)
-    (pretext / "topk-train-neighbors.npy").write_bytes(good[:1000])
-    message = fails(capsys, scan.main, arguments("scan", copied, flags=["--fresh"]))
-    assert "mine the neighbors again with the trained network" in message
-    run("pretext", copied, flags=["--pretrained", message.split("--pretrained ")[1]])
-    assert (pretext / "topk-train-neighbors.npy").read_bytes() == good
-    assert digests(pretext) == before
-
-
 def test_an_evaluation_setting_corrected_after_the_training(copied):
     before = digests(copied / "digits/pretext")
     run("pretext", copied, "transformation_kwargs.crop_size=7", "num_classes=3")
@@ -91,9 +80,8 @@ def test_an_evaluation_setting_corrected_after_the_training(copied):
 # --- --fresh -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatch, step):
-    folder = copied / "digits" / step
+def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatch):
+    step, folder = "scan", copied / "digits/scan"
     before = digests(folder)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -114,18 +102,6 @@ def test_fresh_keeps_the_old_results_until_there_are_new_ones(copied, monkeypatc
     assert digests(folder) != before and (folder / "fingerprint.json").exists()
 
 
-def test_weights_put_there_by_hand_are_not_trained_over(results, tmp_path, capsys):
-    folder = tmp_path / "digits/pretext"
-    folder.mkdir(parents=True)
-    shutil.copy(results / "pretext/model.pth.tar", folder)
-    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
-    assert f"--pretrained {folder / 'model.pth.tar'} to mine with it" in message
-    run("pretext", tmp_path, flags=["--pretrained", str(folder / "model.pth.tar")])
-    assert (folder / "topk-train-neighbors.npy").read_bytes() == (
-        results / "pretext/topk-train-neighbors.npy"
-    ).read_bytes()
-
-
 def test_other_given_weights_leave_those_that_were_there(copied, results):
     folder = copied / "digits/pretext"
     (folder / "checkpoint.pth.tar").unlink()  # to save space
@@ -138,23 +114,17 @@ def test_other_given_weights_leave_those_that_were_there(copied, results):
 # --- more epochs, other settings -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_finished_training_goes_on(copied, tmp_path_factory, step):
+@pytest.mark.parametrize("step", ["scan", "selflabel"])
+def test_a_finished_training_goes_on(copied, step):
     """With a constant learning rate exactly as if it had had the larger number of epochs from the start."""
-    constant = ["scheduler=constant"] if step == "pretext" else []
-    root = copied
-    if constant:
-        shutil.rmtree(root / "digits/pretext")
-        run(step, root, *constant)
-    run(step, root, *constant, "epochs=3")
-    assert "going on with other settings: epochs: 2 -> 3" in told(root, step)
-    assert "follows scheduler constant over 3 epochs" in told(root, step)
-    whole = tmp_path_factory.mktemp("whole")
-    shutil.copytree(copied, whole, dirs_exist_ok=True)
-    shutil.rmtree(whole / "digits" / step)
-    run(step, whole, *constant, "epochs=3")
-    for name in FILES:
-        assert same(weights(root / "digits" / step / name), weights(whole / "digits" / step / name))
+    folder = copied / "digits" / step
+    run(step, copied, "epochs=3")
+    assert "going on with other settings: epochs: 2 -> 3" in told(copied, step)
+    assert "follows scheduler constant over 3 epochs" in told(copied, step)
+    continued = {name: weights(folder / name) for name in FILES}
+    shutil.rmtree(folder)
+    run(step, copied, "epochs=3")
+    assert all(same(continued[name], weights(folder / name)) for name in FILES)
 
 
 def test_what_a_longer_cosine_schedule_means_is_told(copied, monkeypatch):
@@ -164,10 +134,6 @@ def test_what_a_longer_cosine_schedule_means_is_told(copied, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run("pretext", copied, "epochs=9")
     assert "over 9 epochs: 0.3001 in the next epoch, after 0.1003, so the loss may rise" in told(copied)
-
-
-def test_fewer_epochs_than_are_done(copied, capsys):
-    assert "epochs: 2 -> 1" in fails(capsys, simclr.main, arguments("pretext", copied, "epochs=1"))
 
 
 def test_going_on_with_a_lower_learning_rate(copied, capsys, monkeypatch):
@@ -188,19 +154,13 @@ def test_going_on_with_a_lower_learning_rate(copied, capsys, monkeypatch):
     assert "seed: 0 -> 3" in message and "add --accept_changes" not in message
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_finished_training_is_not_given_other_settings(copied, capsys, step):
-    before = digests(copied / "digits" / step, [*FILES, "config.yml", "fingerprint.json"])
-    argv = arguments(step, copied, "optimizer_kwargs.lr=0.01", flags=["--accept_changes"])
-    assert "add --accept_changes and raise epochs, which are done" in fails(capsys, STEPS[step][0].main, argv)
-    assert digests(copied / "digits" / step, before) == before
-
-
-def test_the_training_goes_on_with_other_images(copied):
-    moved = write_digits(copied, train=1400)
-    run("pretext", copied, moved, "epochs=3", flags=["--accept_changes"])
-    assert checkpoint.load(copied / "digits/pretext/checkpoint.pth.tar")["epoch"] == 3
-    assert len(np.load(copied / "digits/pretext/topk-train-neighbors.npy")) == 1400
+def test_a_finished_training_is_not_given_other_settings(copied, capsys):
+    folder = copied / "digits/scan"
+    before = digests(folder, [*FILES, "config.yml", "fingerprint.json"])
+    argv = arguments("scan", copied, "optimizer_kwargs.lr=0.01", flags=["--accept_changes"])
+    assert "add --accept_changes and raise epochs, which are done" in fails(capsys, scan.main, argv)
+    assert digests(folder, before) == before
+    assert "epochs: 2 -> 1" in fails(capsys, scan.main, arguments("scan", copied, "epochs=1"))
 
 
 # --- another number of clusters ------------------------------------------------------------------
@@ -249,17 +209,7 @@ def test_crops_are_tried_before_the_first_epoch(after, capsys, step, change, mes
     assert not (root / "digits" / step / "metrics.jsonl").exists()
 
 
-def test_test_images_of_another_size_are_tried_before_the_first_epoch(tmp_path, capsys):
-    write_digits(tmp_path)
-    arrays = dict(np.load(tmp_path / "digits.npz"))
-    arrays["test_images"] = arrays["test_images"][:, :6, :6]
-    np.savez(tmp_path / "digits.npz", **arrays)
-    message = fails(capsys, simclr.main, arguments("pretext", tmp_path, f"data_dir={tmp_path}"))
-    assert "crop_size 8 is larger than the images (6 x 6)" in message
-    assert not (tmp_path / "digits/pretext/metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize("name", ["model.pth.tar", "metrics.json", "curves.png", "topk-val-neighbors.npy"])
+@pytest.mark.parametrize("name", ["curves.png", "topk-val-neighbors.npy"])
 def test_results_that_cannot_be_written_are_found_before_the_first_epoch(tmp_path, capsys, name):
     (tmp_path / "digits/pretext" / name).mkdir(parents=True)
     message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
@@ -273,12 +223,6 @@ def test_the_rehearsal_changes_nothing(results, after, monkeypatch):
     assert same(
         weights(root / "digits/scan/checkpoint.pth.tar"), weights(results / "scan/checkpoint.pth.tar")
     )
-
-
-def test_images_of_which_little_is_seen(tmp_path):
-    moved = write_digits(tmp_path, images=lambda images: images.repeat(3, axis=1).repeat(3, axis=2))
-    run("pretext", tmp_path, "epochs=1", moved)
-    assert told(tmp_path).count("only the middle 8 x 8 pixels of images of 24 pixels, 11 % of them") == 1
 
 
 @pytest.mark.parametrize(

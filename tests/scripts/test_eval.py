@@ -1,13 +1,12 @@
 """eval.py on the checkpoints of all steps, and on other images than those of the training."""
 
-import csv
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from digits_files import write_digits
-from digits_steps import config_of, eval_arguments, evaluate, fails, figures, weights
+from digits_steps import config_of, eval_arguments, evaluate, fails, figures, rows_of, weights
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
@@ -27,11 +26,6 @@ def moved(results, tmp_path):
     return copy
 
 
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 @torch.no_grad()
 def features_of(model_file, *splits):
     """The pretext model's features of the digits, the plain way."""
@@ -42,9 +36,8 @@ def features_of(model_file, *splits):
     return [model.eval()(data.build_eval_transform(config)(part)).numpy() for part in images]
 
 
-@pytest.mark.parametrize("step", ["scan", "selflabel"])
-def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
-    flags = ["--visualize_prototypes", "--output", str(tmp_path)]
+def test_eval_gives_the_figures_of_the_training(results, tmp_path):
+    step, flags = "selflabel", ["--visualize_prototypes", "--output", str(tmp_path)]
     evaluate(step, results / step / "model.pth.tar", flags=flags)
     assert {p.name for p in tmp_path.iterdir()} >= {"metrics.json", "confusion_matrix.png", "prototypes.png"}
     now, then = figures(tmp_path), figures(results / step)
@@ -59,13 +52,21 @@ def test_eval_gives_the_figures_of_the_training(results, tmp_path, step):
 
 def test_the_report_of_an_evaluation(results, tmp_path):
     """Its counts are those of metrics.json; the curves are those of the steps so far."""
-    evaluate("scan", results / "scan/model.pth.tar", flags=["--report", "--output", str(tmp_path)])
+    model, output = results / "scan/model.pth.tar", ["--output", str(tmp_path)]
+    evaluate("scan", model, flags=[*output, "--report", "--visualize_prototypes"])
+    assert (tmp_path / "prototypes.png").is_file()
     found, table = figures(tmp_path), rows_of(tmp_path / "clusters.csv")
     sizes = np.bincount([int(row["cluster"]) for row in table], minlength=10)
     assert sizes.tolist() == found["cluster_sizes"] and all(row["x"] and row["y"] for row in table)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "digits, test split" in page and f"{100 * found['acc']:.1f} %" in page
     assert ">pretext<" in page and ">scan<" in page and ">selflabel<" not in page
+
+    (tmp_path / "notes.txt").write_text("mine")
+    evaluate("scan", model, flags=output)  # no picture or report of earlier figures stays
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("metrics.json", "assignment.csv", "confusion_matrix.png", "calibration.png", "log.txt", "notes.txt")
+    }
 
 
 def test_eval_of_the_train_split(moved):
@@ -120,33 +121,14 @@ def test_eval_of_a_pretext_checkpoint_on_images_without_labels(results, tmp_path
     assert file.with_suffix(".csv").read_text().split()[:3] == ["image", "0", "1"]
 
 
-@pytest.mark.parametrize("step", ["pretext", "scan"])
-def test_new_images_need_no_train_split_and_have_a_folder_of_their_own(moved, tmp_path, step):
-    model = moved(step)
-    evaluate(step, model)
-    evaluate(step, model, write_digits(tmp_path, "new", None, 30, labels=None), "val_db_name=new")
-    for name, count in (("model", 360), ("model-new", 30)):
-        assert figures(model.parent / "eval" / name)["num_images"] == count
-
-
-def test_labeled_images_of_another_number_of_classes(results, tmp_path):
+def test_labeled_images_of_another_number_of_classes(moved, tmp_path):
+    """New images need no train split, and have a folder of their own."""
     new = [write_digits(tmp_path, "new", None, 90, labels=lambda labels: labels % 3), "val_db_name=new"]
-    flags = ["--output", str(tmp_path / "out"), "--visualize_prototypes"]
-    evaluate("scan", results / "scan/model.pth.tar", *new, flags=flags)
-    found = figures(tmp_path / "out")
-    assert (found["num_clusters"], found["num_classes"]) == (10, 3)
+    model = moved("scan")
+    evaluate("scan", model, *new, flags=["--visualize_prototypes"])
+    found = figures(model.parent / "eval/model-new")
+    assert (found["num_images"], found["num_clusters"], found["num_classes"]) == (90, 10, 3)
     assert len(found["matches"]) <= 3
-
-
-def test_no_picture_of_earlier_figures_stays(results, tmp_path):
-    model, output = results / "scan/model.pth.tar", ["--output", str(tmp_path)]
-    evaluate("scan", model, flags=[*output, "--visualize_prototypes", "--report"])
-    assert (tmp_path / "prototypes.png").is_file() and (tmp_path / "report.html").is_file()
-    (tmp_path / "notes.txt").write_text("mine")
-    evaluate("scan", model, flags=output)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "assignment.csv", "confusion_matrix.png", "calibration.png", "log.txt", "notes.txt")
-    }
 
 
 @pytest.mark.parametrize(

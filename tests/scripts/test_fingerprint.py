@@ -8,7 +8,6 @@ import pytest
 from digits_files import write_digits
 from digits_steps import STEPS, arguments, fails, run
 
-import simclr
 from utils.files import digest
 from utils.run import checkpoint
 
@@ -53,16 +52,6 @@ def test_an_honest_run_is_not_warned_of(results, after, caplog, monkeypatch):
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     run("scan", after("pretext"))
     assert not [r for r in caplog.records if r.name == "utils.run.fingerprint" and r.levelname == "WARNING"]
-
-
-def test_weights_taken_from_elsewhere_are_not_replaced_by_training(results, tmp_path, capsys):
-    run("pretext", tmp_path, flags=["--pretrained", str(results / "pretext/model.pth.tar")])
-    before = (tmp_path / "digits/pretext/model.pth.tar").read_bytes()
-    message = fails(capsys, simclr.main, arguments("pretext", tmp_path))
-    assert "holds a result that was not trained here" in message and "--run" in message
-    assert (tmp_path / "digits/pretext/model.pth.tar").read_bytes() == before
-    run("pretext", tmp_path, flags=["--fresh"])  # that is a word
-    assert (tmp_path / "digits/pretext/checkpoint.pth.tar").exists()
 
 
 def test_an_unfinished_clustering_is_warned_of(copied, caplog, monkeypatch):

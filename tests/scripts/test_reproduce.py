@@ -206,12 +206,6 @@ def test_what_changed_since_is_made_again(copied, steps_run):
     assert read_csv(copied) == before
 
 
-def test_other_images_are_not_taken_for_the_same(copied, capsys):
-    write_noise(copied / "digits.npz", 8, labels=True)
-    message = fails(capsys, reproduce.main, command(copied, "--data_dir", str(copied)))
-    assert "seed-3/digits/pretext" in message and "written by another experiment" in message
-
-
 def test_stopped_within_an_epoch_and_resumed(finished, tmp_path, monkeypatch, capsys, signals):
     step, losses = scan.scan_step, []
 

@@ -1,7 +1,5 @@
 """What the steps leave in the folder of results, on every kind of images."""
 
-import sys
-
 import numpy as np
 import pytest
 import yaml
@@ -66,12 +64,6 @@ def test_precision(tmp_path):
         losses.append(epochs(tmp_path / precision / "digits/pretext")[0]["loss"])
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
-
-
-def test_command_without_faiss(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    run("pretext", tmp_path, "epochs=1")
-    assert "faiss is not installed" in (tmp_path / "digits/pretext/log.txt").read_text()
 
 
 def test_pictures(pictures, after):
