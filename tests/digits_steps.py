@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
+import data
 import eval as evaluation
 import scan
 import selflabel
@@ -19,6 +20,7 @@ from utils.run.config import load_config
 from utils.run.script import parse_arguments, run_script
 from utils.run.weights import unwrap
 from workflows import run_steps
+from workflows.trained_model import load_trained_model
 
 ROOT = Path(__file__).parent.parent
 # TEST_PRECISION=bf16, or fp32: test as on a machine on which `precision: auto` means that.
@@ -92,9 +94,13 @@ def eval_arguments(step, model, *overrides, flags=()):
     return arguments(step, Path(model).parents[2], *overrides, flags=["--model", str(model), *flags])
 
 
+def read_json(path):
+    return json.loads(path.read_text())
+
+
 def figures(folder):
     """The content of metrics.json."""
-    return json.loads((folder / "metrics.json").read_text())
+    return read_json(folder / "metrics.json")
 
 
 def rows_of(path):
@@ -106,6 +112,15 @@ def rows_of(path):
 def epochs(folder):
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@torch.no_grad()
+def images_and_probabilities(results, n):
+    """The first test images, and what the best head of a trained model says of them, the plain way."""
+    trained = load_trained_model(results)
+    images = data.build_dataset({"val_db_name": "digits"}, "test").images[:n]
+    logits = trained.model(data.build_eval_transform(trained.config)(images))
+    return images, logits[trained.head].softmax(1)
 
 
 def weights(path):

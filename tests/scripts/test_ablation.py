@@ -1,12 +1,11 @@
 """reproduce.py --ablation: variants that share what they have in common, and a table and figure of them."""
 
-import csv
 import json
 import re
 import shutil
 
 import pytest
-from digits_steps import fails, note_steps
+from digits_steps import fails, note_steps, read_json, rows_of
 from PIL import Image
 
 import reproduce
@@ -32,10 +31,6 @@ def command(root, name="augmentation", *more, seeds=SEEDS):
     budget = ["--set", "epochs=1", "confidence_threshold=0.2"]
     seeds = map(str, seeds)
     return ["digits", "--ablation", name, "--seeds", *seeds, "--root_dir", str(root), *more, *budget]
-
-
-def read_json(path):
-    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +74,8 @@ def test_table_and_figure_say_what_the_steps_found(root, steps_run, pictures, ca
     printed = capsys.readouterr().out
     assert not steps_run and printed.count("done before: ") == 6 * len(SEEDS)
 
-    with open(root / "digits-ablation-augmentation.csv", newline="") as file:
-        rows = {(row["variant"], row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
+    found = rows_of(root / "digits-ablation-augmentation.csv")
+    rows = {(row["variant"], row["method"], int(row["seed"])): row for row in found}
     assert len(rows) == 2 * len(PLACES) * len(SEEDS)
     text = (root / "digits-ablation-augmentation.md").read_text()
     for label, places in PLACES.items():

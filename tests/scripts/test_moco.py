@@ -18,7 +18,7 @@ from errors import UserError
 from utils.run.config import load_config
 from utils.run.script import parse_arguments
 
-SIDE = 37  # of the images brought to one size, for crops of 32
+CONTENT = b"the authors' weights" * 1000
 
 
 @pytest.fixture(scope="module")
@@ -109,31 +109,31 @@ def backbone_similarity(network, imagenet):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """torch.hub's cache, in a temporary folder."""
+def official(tmp_path, monkeypatch):
+    """A file in the place of the authors' one, and its place in torch.hub's cache."""
+    served = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
+    served.write_bytes(CONTENT)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub/checkpoints"
+    monkeypatch.setattr(moco, "URL", served.as_uri())
+    monkeypatch.setattr(moco, "MD5", hashlib.md5(CONTENT).hexdigest()[:8])
+    return served, tmp_path / "hub/checkpoints" / served.name
 
 
-def test_official_checkpoint_is_downloaded_once(moco_file, hub, monkeypatch):
-    monkeypatch.setattr(moco, "URL", moco_file[1].as_uri())
-    monkeypatch.setattr(moco, "MD5", hashlib.md5(moco_file[1].read_bytes()).hexdigest()[:8])
-    path = moco.download_checkpoint()
-    assert path == hub / "moco_v2_800ep_pretrain.pth.tar"
-    assert path.read_bytes() == moco_file[1].read_bytes()
+def test_official_checkpoint_is_downloaded_once(official, monkeypatch):
+    _, path = official
+    assert moco.download_checkpoint() == path
+    assert path.read_bytes() == CONTENT
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second download would fail
     assert moco.download_checkpoint() == path
 
 
-@pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", "half", "another"])
-def test_official_checkpoint_that_does_not_arrive(moco_file, hub, tmp_path, monkeypatch, content):
+@pytest.mark.parametrize("content", [None, b"<html>down for maintenance</html>", CONTENT[:1000]])
+def test_official_checkpoint_that_does_not_arrive(official, content):
     """Nothing, a page, or half of it: said so, and not taken for the checkpoint the next time."""
-    served = tmp_path / "served.pth.tar"
+    served, path = official
+    served.unlink()
     if content is not None:
-        whole = moco_file[1].read_bytes()
-        parts = {"half": whole[:1_000_000], "another": whole}  # it is not the authors' file
-        served.write_bytes(parts.get(content, content))
-    monkeypatch.setattr(moco, "URL", served.as_uri())
+        served.write_bytes(content)
     with pytest.raises(UserError, match="cannot be downloaded.*--pretrained"):
         moco.download_checkpoint()
-    assert not list(hub.iterdir())
+    assert not list(path.parent.iterdir())

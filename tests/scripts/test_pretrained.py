@@ -115,8 +115,6 @@ def test_real_weights_from_photos_to_clusters(experiment, pretext, tmp_path):
     scan.main(experiment("scan", **net, **{**SCAN, "epochs": 2}))
     model = weights(pretext.parent / "scan/model.pth.tar")
     assert torch.equal(model["backbone.features.0.0.weight"], backbone.features[0][0].weight)
-    evaluation.main([*experiment(**net), "--model", str(pretext / "model.pth.tar"), "--kmeans"])
-    assert "kmeans" in figures(pretext / "eval/model")
 
 
 def require_nearest(features, path):
@@ -129,14 +127,10 @@ def require_nearest(features, path):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "name", "labels", "words"),
-    [
-        (SHUFFLENET, f"{SHUFFLENET}.IMAGENET1K_V1", True, "with labels"),
-        ("timm/test_vit", "timm/test_vit.r160_in1k", True, "with labels"),
-        ("timm/vit_small_patch16_224.dino", "timm/vit_small_patch16_224.dino", False, "without labels"),
-    ],
+    ("backbone", "name"),
+    [(SHUFFLENET, f"{SHUFFLENET}.IMAGENET1K_V1"), ("timm/test_vit", "timm/test_vit.r160_in1k")],
 )
-def test_weights_by_name(experiment, pretext, served, backbone, name, labels, words):
+def test_weights_by_name(experiment, pretext, served, backbone, name):
     """The library's own network with its classifier is what arrives; a second run finds the first one's."""
     import timm
 
@@ -146,8 +140,8 @@ def test_weights_by_name(experiment, pretext, served, backbone, name, labels, wo
     for _ in range(2):
         pretrained.main(experiment(backbone=backbone))
         found = figures(pretext)
-        assert (found["weights"], found["labels_in_pretraining"]) == (name, labels)
-        assert told(pretext)[-1] == LAST.format(name, words)
+        assert (found["weights"], found["labels_in_pretraining"]) == (name, True)
+        assert told(pretext)[-1] == LAST.format(name, "with labels")
         saved = weights(pretext / "model.pth.tar")
         classifier = {key for key in own.state_dict() if key.startswith(("fc.", "head."))}
         assert not any(f"backbone.{key}" in saved for key in classifier)
@@ -156,7 +150,7 @@ def test_weights_by_name(experiment, pretext, served, backbone, name, labels, wo
     assert not list(pretext.glob("*.old"))
     # its own result again
     pretrained.main([*experiment(backbone=backbone), "--pretrained", str(pretext / "model.pth.tar")])
-    assert figures(pretext)["labels_in_pretraining"] is labels
+    assert figures(pretext)["labels_in_pretraining"] is True
 
 
 @pytest.mark.parametrize(
@@ -239,14 +233,6 @@ def test_vectors_from_a_file_to_clusters(experiment, digits, tmp_path):
     assert there["acc"] == acc and len(there["prototypes"]) == 10
     np.testing.assert_array_equal(np.load(saved), pixels[1437:])
     evaluation.main([*experiment(**settings), "--model", str(folder / "model.pth.tar"), "--kmeans"])
-
-
-def test_vectors_that_changed_are_noticed(experiment, digits, tmp_path, capsys):
-    pixels, settings = digits
-    pretrained.main(experiment(**settings))
-    np.save(settings["features_file"], pixels[::-1])
-    line = fails(capsys, scan.main, experiment("scan", **{**SCAN, **settings}))
-    assert "mined among other images" in line
 
 
 def test_no_weights_for_vectors(experiment, digits, tmp_path, capsys):

@@ -76,14 +76,12 @@ def test_features_without_augmentation(same_heads, monkeypatch):
     assert len(list((cached.parent / "pretext").glob("features-*.npy"))) == 4
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cached_features_train_the_same_heads(same_heads, precision):
+def test_cached_features_train_the_same_heads(same_heads):
     """Without random augmentations all views are one, so that only the half precision differs."""
-    count = 1 if precision == "bf16" else 3  # which many a CPU emulates, slowly
-    plain, cached = same_heads("cache_features=2", f"precision={precision}", f"epochs={count}")
+    plain, cached = same_heads("cache_features=2", "precision=fp32")
     for a, b in zip(epochs(plain), epochs(cached), strict=True):
         for name in ("loss", "val_loss"):
-            assert b[name] == pytest.approx(a[name], abs=0.05 if precision == "bf16" else 2e-3)
+            assert b[name] == pytest.approx(a[name], abs=2e-3)
     a, b = (weights(folder / "model.pth.tar") for folder in (plain, cached))
     assert list(a) == list(b)
     assert all(torch.equal(a[key], b[key]) for key in a if "backbone" in key)
