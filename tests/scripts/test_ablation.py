@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from digits_steps import fails, note_steps, read_json, rows_of
+from digits_steps import note_steps, read_json, rows_of
 from PIL import Image
 
 import reproduce
@@ -149,17 +149,3 @@ def test_frozen_and_cached_features_are_not_cached_when_all_trains(tmp_path):
     changes = ablations.trained_parts(configs_of(experiment.plan(0)))["all"]
     found = experiment.plan(0, changes=changes)["scan"].config
     assert not found.update_cluster_head_only and "cache_features" not in found
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["neighbor"], r"--ablation neighbor: .*did you mean neighbors\? there are neighbors, "),
-        (["xyz"], "--ablation xyz: unknown; there are neighbors, entropy_weight, "),
-        (["heads", "--record", "mine"], "--record mine: not with --ablation"),
-    ],
-)
-def test_refused(argv, message, tmp_path, capsys):
-    argv = ["digits", "--ablation", *argv, "--root_dir", str(tmp_path / "results")]
-    assert re.search(message, fails(capsys, reproduce.main, argv))
-    assert not (tmp_path / "results").exists()

@@ -1,5 +1,6 @@
 """eval.py on the checkpoints of all steps, and on other images than those of the training."""
 
+import argparse
 import shutil
 
 import numpy as np
@@ -145,6 +146,11 @@ def test_refused(results, capsys, step, file, flags, message):
     flags = [str(results / step) if flag == "RESULTS" else flag for flag in flags]
     argv = eval_arguments(step, results / step / f"{file}.pth.tar", flags=flags)
     assert message in fails(capsys, evaluation.main, argv)
+
+
+def test_features_go_to_an_npy_file():
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a file FILE.npy, found 'features.txt'"):
+        evaluation.array_file("features.txt")
 
 
 def test_eval_tells_of_much_larger_images_and_too_many_clusters_at_once(results, tmp_path, capsys):

@@ -157,7 +157,9 @@ def test_images_of_arrays_without_the_record_of_their_size(copied):
     assert (trained.side, load_trained_model(copied / "digits").side) == (8, 9)
 
 
-@pytest.mark.parametrize(("where", "white"), [("metrics.json", 4095), ("nowhere", 65535)])
+@pytest.mark.parametrize(
+    ("where", "white"), [("metrics.json", 4095), ("config.yml", 4095), ("nowhere", 65535)]
+)
 def test_images_of_16_bits_have_the_white_of_the_training(copied, tmp_path, caplog, where, white):
     """It is in metrics.json, so that the folder alone is enough; without it, 65535 is assumed, and said."""
     (tmp_path / "new").mkdir()
@@ -167,6 +169,9 @@ def test_images_of_16_bits_have_the_white_of_the_training(copied, tmp_path, capl
     figures = json.loads((step / "metrics.json").read_text())
     figures["white_level"] = white if where == "metrics.json" else None
     (step / "metrics.json").write_text(json.dumps(figures))
+    if where == "config.yml":
+        with open(step / "config.yml", "a") as file:
+            file.write(f"\nwhite_level: {white}\n")
     messages.say_once.cache_clear()
     trained = load_trained_model(copied / "digits")
     ((_, images, _),) = predict.find_images(tmp_path / "new", trained).decode(0)

@@ -177,7 +177,6 @@ def test_no_network(experiment, pretext, served, capsys, backbone, error):
         ({"backbone": "timm/ghostnet_050"}, "has no weights of its own"),
         ({"features": "head"}, "setup pretrained has no contrastive head"),
         ({"backbone": "timm/vit_small_patch14_dinov2"}, "32 pixels do not divide into patches of 14"),
-        ({"setup": "simclr"}, "this script needs pretrained"),
     ],
 )
 def test_settings_that_are_refused(experiment, served, capsys, settings, words):

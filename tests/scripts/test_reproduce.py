@@ -268,6 +268,9 @@ def test_settings_of_all_steps_and_of_one(tmp_path):
         (["digits", "--record", "mine", "--rehearse"], "--record mine: --rehearse runs cannot be recorded"),
         (["digits", "--set", "seed=3"], "--set seed=3: give it by --seeds"),
         (["digits", "--set", "val_db_name=mine"], "give it by DATASET"),
+        (["digits", "--ablation", "neighbor"], r"did you mean neighbors\? there are neighbors, "),
+        (["digits", "--ablation", "xyz"], "--ablation xyz: unknown; there are neighbors, entropy_weight, "),
+        (["digits", "--ablation", "heads", "--record", "mine"], "--record mine: not with --ablation"),
         (["digits", "--set", "scan.epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
     ],
 )

@@ -1,7 +1,6 @@
 """The settings that change how a step trains."""
 
 import copy
-import shutil
 
 import numpy as np
 import pytest
@@ -32,65 +31,39 @@ def test_heads_only(results, after):
     assert found["acc"] <= found["majority_vote_acc"]
 
 
-@pytest.fixture
-def same_heads(results, after, tmp_path_factory):
-    """Function: trains the heads on images without random augmentations, and on cached features.
-
-    Returns both folders of the clustering step.
-    """
-
-    def train(cache_features, *settings):
-        roots = after("pretext"), tmp_path_factory.mktemp("cached")
-        shutil.copytree(results / "pretext", roots[1] / "digits/pretext")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data, "build_train_transform", data.build_eval_transform)
-            for root, more in zip(roots, ([], [cache_features]), strict=True):
-                run("scan", root, HEADS_ONLY, *settings, *more)
-        return [root / "digits/scan" for root in roots]
-
-    return train
-
-
-def test_features_without_augmentation(same_heads, monkeypatch):
+def test_cached_features(copied, monkeypatch):
     """They train the same heads as the images, and are computed once for all that needs them."""
-    plain, cached = same_heads("cache_features=0", "precision=fp32")
-    files = list((cached.parent / "pretext").glob("features-*.npy"))
-    assert sorted(np.load(file).shape for file in files) == [(360, 128), (1437, 128)]
-    a, b = figures(plain), figures(cached)
-    assert b["cluster_sizes"] == a["cluster_sizes"]
-    assert b["mean_confidence"] == pytest.approx(a["mean_confidence"], abs=1e-3)
-    a, b = (weights(folder / "model.pth.tar") for folder in (plain, cached))
-    assert all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
+    pretext = copied / "digits/pretext"
 
-    def again(*more):
-        settings = [HEADS_ONLY, "precision=fp32", "cache_features=0", *more]
-        run("scan", cached.parents[1], *settings, flags=["--fresh"])
+    def train(name, *settings):
+        run("scan", copied, HEADS_ONLY, "precision=fp32", *settings, flags=["--run", name])
+        return copied / name / "digits/scan"
+
+    with monkeypatch.context() as patch:  # without random augmentations all views are one
+        patch.setattr(data, "build_train_transform", data.build_eval_transform)
+        plain = train("images")
+        unchanged, views = train("unchanged", "cache_features=0"), train("views", "cache_features=2")
+    for cached in (unchanged, views):
+        for a, b in zip(epochs(plain), epochs(cached), strict=True):
+            assert all(b[name] == pytest.approx(a[name], abs=2e-3) for name in ("loss", "val_loss"))
+    a, b = (weights(folder / "model.pth.tar") for folder in (plain, unchanged))
+    assert all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
+    assert figures(unchanged)["cluster_sizes"] == figures(plain)["cluster_sizes"]
+    assert "features of 2 views of 1437 images, 0.00 GB" in (views / "log.txt").read_text()
+    shapes = [np.load(file).shape for file in pretext.glob("features-*.npy")]
+    assert sorted(shapes) == [(360, 128), (1437, 128)]
 
     def fail(*_):
         raise AssertionError("features computed again")
 
     with monkeypatch.context() as patch:
         patch.setattr(features, "infer_to_file", fail)
-        again("num_classes=5")
-    again("transformation_kwargs.normalize.mean=[0,0,0]")
-    assert len(list((cached.parent / "pretext").glob("features-*.npy"))) == 4
+        train("five", "cache_features=0", "num_classes=5")
+    train("others", "cache_features=0", "transformation_kwargs.normalize.mean=[0,0,0]")
+    assert len(list(pretext.glob("features-*.npy"))) == 4
 
 
-def test_cached_features_train_the_same_heads(same_heads):
-    """Without random augmentations all views are one, so that only the half precision differs."""
-    plain, cached = same_heads("cache_features=2", "precision=fp32")
-    for a, b in zip(epochs(plain), epochs(cached), strict=True):
-        for name in ("loss", "val_loss"):
-            assert b[name] == pytest.approx(a[name], abs=2e-3)
-    a, b = (weights(folder / "model.pth.tar") for folder in (plain, cached))
-    assert list(a) == list(b)
-    assert all(torch.equal(a[key], b[key]) for key in a if "backbone" in key)
-
-
-def test_cached_views_differ_and_are_drawn(results, after):
-    root = after("pretext")
-    run("scan", root, HEADS_ONLY, "cache_features=3")
-    assert "features of 3 views of 1437 images, 0.00 GB" in (root / "digits/scan/log.txt").read_text()
+def test_cached_views_are_drawn():
     views = torch.rand(3, 50, 4)
     drawn = next(data.CachedFeatures(views).fetch([torch.zeros(200, 2, dtype=torch.int64)], "cpu"))
     assert drawn.shape == (200, 2, 4)
@@ -157,9 +130,15 @@ def test_neighbors_vote_by_the_features_before_each_epoch(after, monkeypatch):
 
 def test_batches_without_a_confident_sample_are_counted(after, monkeypatch):
     monkeypatch.setattr(selflabel, "require_pseudo_labels", lambda *_: None)  # it looks in eval mode
-    root = after("pretext", "scan")
-    few = ["batch_size=20", "epochs=1", "precision=fp32", "optimizer_kwargs.lr=1e-9"]
-    run("selflabel", root, confidence_that_some_batches_miss(root), *few)
+    root, config = after("pretext", "scan"), config_of("scan")
+    loaded = load_model(config, root / "digits/scan/model.pth.tar")
+    images = data.build_eval_transform(config)(data.build_dataset(config, "train").images)
+    with torch.no_grad():
+        logits = [loaded.model.train()(batch)[loaded.head] for batch in images.split(20)]
+    confidence = torch.cat([part.softmax(1).amax(1) for part in logits])
+    threshold = f"confidence_threshold={confidence.quantile(0.99):.4f}"  # one image in a hundred exceeds it
+    settings = ["batch_size=20", "epochs=1", "precision=fp32", "optimizer_kwargs.lr=1e-9"]
+    run("selflabel", root, threshold, *settings)
     (line,) = epochs(root / "digits/selflabel")
     assert 0 < line["skipped_batches"] < 71
 
@@ -173,14 +152,3 @@ def test_the_strong_view_of_a_batch_without_a_confident_sample_leaves_no_trace()
         values = selflabel.selflabel_step(model, ConfidenceBasedCE(threshold, False), (weak, strong))
         assert values["trains"] == (threshold == 0)
         assert same(model.state_dict(), weak_only.state_dict()) == (threshold > 0)
-
-
-def confidence_that_some_batches_miss(root):
-    """A threshold that one training image in a hundred exceeds, in train mode and batches of 20."""
-    config = config_of("scan")
-    loaded = load_model(config, root / "digits/scan/model.pth.tar")
-    images = data.build_eval_transform(config)(data.build_dataset(config, "train").images)
-    with torch.no_grad():
-        logits = [loaded.model.train()(batch)[loaded.head] for batch in images.split(20)]
-    confidence = [part.softmax(1).amax(1) for part in logits]
-    return f"confidence_threshold={torch.cat(confidence).quantile(0.99):.4f}"
