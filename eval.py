@@ -17,10 +17,10 @@ import torch
 
 import data
 from errors import UserError
-from models import ClusteringModel, ContrastiveModel, PretrainedModel
+from models import ClusteringModel, ContrastiveModel, PretrainedModel, build_model
 from steps import sheets
 from steps.evaluation import describe_clusters
-from steps.load_model import load_model
+from steps.load_model import read_checkpoint
 from steps.options import BuildDataset, CommandOptions
 from utils import report
 from utils.analysis import duplicates, health, kmeans, neighbors, results
@@ -32,6 +32,7 @@ from utils.run.config import Config, load_config, read_yaml
 from utils.run.folder import FINGERPRINT, Run, read_epochs
 from utils.run.machine import Machine
 from utils.run.script import file_argument, parse_arguments, run_script
+from utils.run.weights import load_weights
 from utils.training.inference import dry_run, infer, infer_to_file
 
 log = logging.getLogger("eval")
@@ -68,10 +69,12 @@ def evaluate_checkpoint(config: Config, options: EvalOptions) -> None:
     """
     kind = "clustering" if config.setup in ("scan", "selflabel") else "pretext"
     check_options(options, config, kind)
+    weights, head = read_checkpoint(options.model, kind)
     folder = options.output or options.model.parent / "eval" / results_name(options, config)
     run = Run(config, folder, options.machine or Machine.start(config))
-    loaded = load_model(config, options.model, kind)
-    model = run.machine.place(loaded.model).eval()
+    model: Any = build_model(config)
+    load_weights(model, weights, options.model)  # the run's log lists what does not fit
+    model = run.machine.place(model).eval()
 
     dataset = options.build_dataset(config, options.split)
     test = data.eval_loader(dataset, config, **run.machine.loading(config))
@@ -85,7 +88,7 @@ def evaluate_checkpoint(config: Config, options: EvalOptions) -> None:
     if kind == "pretext":
         evaluate_features(run, model, test, about, options)
     else:
-        about["head"] = loaded.head
+        about["head"] = head
         evaluate_clusters(run, model, test, about, options)
 
 

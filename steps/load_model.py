@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from models import build_model
 from utils.run.config import Config
-from utils.run.weights import load_weights, read_best_head, read_weights
+from utils.run.weights import StateDict, load_weights, read_best_head, read_weights
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class LoadedModel:
 
     model: Any  # what `build_model` builds, on the CPU and in train mode
     head: int  # index of the best cluster head; 0 for a pretext model
-    weights: dict[str, torch.Tensor]  # the state dict that was loaded
+    weights: StateDict  # what was loaded
 
 
 def load_model(
@@ -41,8 +40,7 @@ def load_model(
     Raises:
         UserError: no checkpoint of that kind, it does not say which head is the best, or it does not fit.
     """
-    weights, named = read_weights(path, [kind], hint)
-    head = read_best_head(weights, named, path) if kind == "clustering" else 0
+    weights, head = read_checkpoint(path, kind, hint)
     if best_head_only:
         weights, head = keep_head(weights, head), 0
     model = build_model(config) if into is None else into
@@ -50,7 +48,13 @@ def load_model(
     return LoadedModel(model, head, weights)
 
 
-def keep_head(weights: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: Path, kind: str, hint: str = "") -> tuple[StateDict, int]:
+    """The state dict in a checkpoint, and the index of its best head; see `load_model`."""
+    weights, named = read_weights(path, [kind], hint)
+    return weights, read_best_head(weights, named, path) if kind == "clustering" else 0
+
+
+def keep_head(weights: StateDict, head: int) -> StateDict:
     """The state dict with a single cluster head: number `head`, renamed to head 0."""
     chosen = f"cluster_head.{head}."
     return {

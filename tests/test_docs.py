@@ -24,3 +24,11 @@ def test_links(page):
         linked = (page.parent / path).resolve() if path else page
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked), target
+
+
+def test_the_tree_names_files_that_exist():
+    files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    packages = {path.parent.name for path in ROOT.rglob("__init__.py") if ".venv" not in path.parts}
+    tree = (ROOT / "docs/TREE.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"[\w-]+\.py\b", tree)) <= files
+    assert packages <= set(re.findall(r"(\w+)/", tree))

@@ -68,12 +68,12 @@ def neighbor_quality(neighbors: torch.Tensor) -> dict[str, Any]:
     antihubs_by_chance = (1 - chance) ** (n - 1)
     log.info(
         f"neighbors: {100 * mutual:.1f} % are mutual and {100 * transitive:.1f} % transitive (by chance "
-        f"{100 * chance:.1f} %), {100 * antihubs:.1f} % of the images are antihubs (by chance "
+        f"{100 * chance:.1f} %), {100 * antihubs:.1f} % of the images are neighbors of none (by chance "
         f"{100 * antihubs_by_chance:.1f} %), skewness of the in-degrees {skewness:.2f}"
     )
     wrong = None
     if _beyond(antihubs, antihubs_by_chance) > MAX_ANTIHUBS:
-        wrong = "most images are antihubs (no other image's neighbor), as if the features had collapsed"
+        wrong = "most images are no other image's neighbor, as if the features had collapsed"
     elif _beyond(mutual, chance) < MIN_MUTUAL:
         wrong = "hardly more are mutual than by chance"
     elif table.shape[1] > 2 and _beyond(transitive, chance) < MIN_TRANSITIVE:
