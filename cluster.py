@@ -31,12 +31,12 @@ from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine
-from utils.run.script import add_overrides, default_environment, file_argument, run_script
+from utils.run.script import add_overrides, default_environment, file_argument, is_name, run_script
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.label_free_choices import choose_number, choose_threshold
-from workflows.own_experiment import ClusterOptions, OwnExperiment, count_images, take_earlier
+from workflows.own_experiment import ClusterOptions, OwnExperiment, require_enough_images, take_earlier
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
 
@@ -45,8 +45,6 @@ def main(argv: list[str] | None = None) -> None:
     options = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     folder = make_folder(options)
-    if options.labels:
-        require_classes(options.images, folder)
     n = count_images(options, folder)
     experiment = OwnExperiment(options, folder)
     if not take_earlier(experiment):
@@ -113,7 +111,7 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         raise UserError(f"{args.images}: {what}")
     args.images = args.images.resolve()
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
-    if not re.fullmatch(r"\w[\w.-]*", args.name):
+    if not is_name(args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
     return ClusterOptions.of(args)
 
@@ -144,6 +142,18 @@ def make_folder(options: ClusterOptions) -> Path:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --root_dir") from None
     return folder
+
+
+def count_images(options: ClusterOptions, folder: Path) -> int:
+    """Number of the images, without those below the folder of the results.
+
+    Raises UserError if they are too few, or if --labels finds no classes.
+    """
+    files, _ = data.list_images(options.images, without=(folder.parent, folder))
+    if options.labels:
+        require_classes(files, options.images)
+    require_enough_images(options, len(files))
+    return len(files)
 
 
 def require_learned(pretext: Path) -> None:

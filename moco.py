@@ -18,7 +18,7 @@ from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
 from utils.run import distributed
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.script import parse_arguments, run_script
 from utils.run.weights import load_weights, read_weights
 from utils.training import resume
 
@@ -29,10 +29,8 @@ MD5 = "a04e12f8"  # the first eight digits, which the authors publish beside the
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = start_arguments(
-        "the official checkpoint, or one of this step (default: download the official)"
-    )
-    args = parse_arguments(argv, __doc__, arguments)
+    help_ = "the official checkpoint, or one of this step (default: download the official)"
+    args = parse_arguments(argv, __doc__, pretrained_help=help_)
     run_step(load_config(args, ["moco"], training=False), StepOptions.of(args))
 
 

@@ -247,12 +247,11 @@ def batches(images: NewImages, num_workers: int, size: int) -> Iterator[tuple[li
     Yields the files; inputs of those that can be read, in their order, uint8 (B, 3, S, S) or float32 (B, D);
     and a dict from each other file to the reason.
     """
-    rest = iter(images.files)
     files: list = []
     inputs: list[torch.Tensor] = []
     reasons: dict = {}
-    for read, part, unreadable in images.decode(num_workers):
-        files += itertools.islice(rest, len(read) + len(unreadable))
+    for some, part, unreadable in images.decode(num_workers):
+        files += some
         inputs.append(part)
         reasons |= unreadable
         if sum(map(len, inputs)) >= size or files[-1] == images.files[-1]:

@@ -19,9 +19,9 @@ from steps.mining import mine, pretext_splits
 from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
 from utils.files import read_json
 from utils.run import checkpoint, distributed
-from utils.run.config import Config, differences, load_config
+from utils.run.config import Config, differences, listed, load_config
 from utils.run.fingerprint import Fingerprint
-from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.script import parse_arguments, run_script
 from utils.run.weights import StateDict, find_backbone, load_backbone
 from utils.training import resume
 
@@ -33,8 +33,8 @@ TALKATIVE = "timm", "huggingface_hub", "httpx", "httpx2"
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = start_arguments("a file of weights for the backbone (default: its own, by its name)")
-    args = parse_arguments(argv, __doc__, arguments)
+    help_ = "a file of weights for the backbone (default: its own, by its name)"
+    args = parse_arguments(argv, __doc__, pretrained_help=help_)
     run_step(load_config(args, ["pretrained"], training=False), StepOptions.of(args))
 
 
@@ -91,7 +91,7 @@ def warn_of_normalization(config: Config) -> None:
     if found:
         log.warning(
             "transformation_kwargs.normalize is not what the weights of %s were trained with (%s)",
-            config.backbone, "; ".join(f"{key}: {change}" for key, change in found.items()),
+            config.backbone, listed(found),
         )  # fmt: skip
 
 

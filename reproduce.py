@@ -13,7 +13,6 @@ which docs/RESULTS.md is made. --ablation NAME compares variants instead, see wo
 import csv
 import json
 import os
-import re
 import signal
 import threading
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -35,7 +34,7 @@ from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import FINGERPRINT, read_epochs
 from utils.run.machine import choose_device
-from utils.run.script import add_overrides, parse_arguments, run_script, yaml_text
+from utils.run.script import add_overrides, is_name, parse_arguments, run_script, yaml_text
 from utils.training.inference import infer
 from workflows import tables
 from workflows.ablations import ABLATIONS, run_ablation
@@ -151,7 +150,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
     if args.record and args.rehearse:
         raise UserError(f"--record {args.record}: --rehearse runs cannot be recorded")
-    if args.record and not re.fullmatch(r"\w[\w.-]*", args.record):
+    if args.record and not is_name(args.record):
         raise UserError(f"--record {args.record}: use letters, digits, '_', '-' and '.'")
     if args.ablation:
         require_known_name(args.ablation, ABLATIONS, f"--ablation {args.ablation}: unknown")

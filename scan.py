@@ -31,7 +31,7 @@ from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
-from utils.run.script import file_argument, parse_arguments, run_script, start_arguments
+from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import load_weights
 from utils.training import engine
 from utils.training.inference import dry_run, infer
@@ -61,7 +61,8 @@ def scan_step(
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv, __doc__, add_arguments)
+    help_ = "start from this pretext checkpoint (default: the pretext step's)"
+    args = parse_arguments(argv, __doc__, add_arguments, pretrained_help=help_)
     run_step(load_config(args, ["scan"]), StepOptions.of(args))
 
 
@@ -109,7 +110,6 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    start_arguments("start from this pretext checkpoint (default: the pretext step's)")(parser)
     parser.add_argument(
         "--pretext",
         metavar="FOLDER",

@@ -21,7 +21,7 @@ from utils.run import distributed
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint, warn_if_unfinished
 from utils.run.folder import Run, earlier_folder
-from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.script import parse_arguments, run_script
 from utils.training import engine
 from utils.training.ema import EMA
 from utils.training.inference import dry_run, infer
@@ -62,8 +62,8 @@ def selflabel_step(
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = start_arguments("start from this clustering checkpoint (default: the clustering step's)")
-    args = parse_arguments(argv, __doc__, arguments)
+    help_ = "start from this clustering checkpoint (default: the clustering step's)"
+    args = parse_arguments(argv, __doc__, pretrained_help=help_)
     run_step(load_config(args, ["selflabel"]), StepOptions.of(args))
 
 

@@ -21,7 +21,7 @@ from utils.analysis import plots
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
-from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.script import parse_arguments, run_script
 from utils.training import engine, resume
 from utils.training.inference import dry_run, infer
 from utils.training.network import for_training
@@ -47,8 +47,8 @@ def simclr_step(
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = start_arguments("mine the neighbors with this checkpoint's weights instead of training")
-    args = parse_arguments(argv, __doc__, arguments)
+    help_ = "mine the neighbors with this checkpoint's weights instead of training"
+    args = parse_arguments(argv, __doc__, pretrained_help=help_)
     run_step(load_config(args, ["simclr"]), StepOptions.of(args))
 
 

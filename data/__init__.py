@@ -5,8 +5,10 @@ Use ArrayImages for images that fit in memory, FolderImages for image files. A f
 a folder `{data_dir}/{name}/` needs no code at all.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from .augment.transforms import build_eval_transform, build_train_transform
 from .dataset import BatchSource, Dataset
 from .device import to_device
 from .folder.decode import ResizeSpec
+from .folder.decode_pass import decode_batches
 from .folder.image_files import FolderImages
 from .folder.listing import list_images
+from .folder.sanity_checks import WHITE
 from .folder.splits import build_folder, white_of_training
-from .folder.stream import stream_images
 from .loader import Loader
+from .messages import say_once
 from .sets.arrays import ArrayImages
 from .sets.digits import build_digits
 from .sets.imagenet import build_imagenet
@@ -30,8 +34,10 @@ from .sets.labels import drop_labels_of_one_class
 from .sets.npz import read_npz
 from .sets.torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .vectors.cached_features import CachedFeatures
-from .vectors.features_file import build_vectors, vector_backbone
+from .vectors.features_file import build_vectors, read_vectors
 from .views import AnchorNeighborView, PlainView, Transform, TwoViews, View, WeakStrongView
+
+log = logging.getLogger(__name__)
 
 # name: builder(data_dir, split, size) of a Dataset; `split`: see build_dataset; `size`: side in pixels of the
 # squares to which image files are resized and cropped, so that they can be batched
@@ -153,7 +159,7 @@ def stream(
         size: S, by default as for a folder's dataset; for a model that was trained on arrays, their size.
 
     Yields:
-        for a few files at a time: those that can be read, n of the paths; their pixels, uint8 (n, 3, S, S),
+        for a few files at a time: their paths; the pixels of those n that can be read, uint8 (n, 3, S, S),
         as `fetch` of a folder's dataset gives them; and a dict from each path that cannot be read to the
         reason.
     """
@@ -161,7 +167,16 @@ def stream(
     spec, white = ResizeSpec(size or side(config), config["resize"]), config.get("white_level")
     if white is None and "root_dir" in config:
         white = white_of_training(_cache_folder(config, config["train_db_name"]), spec)
-    return stream_images(files, spec, white, num_workers)
+    rest = iter(files)
+    for records, pixels in decode_batches(files, spec, white or WHITE, num_workers):
+        if white is None and any(record.brightest >= 0 for record in records):
+            message = f"new images have 16 bits, of which {WHITE} is assumed to be white, because the"
+            say_once(log.warning, f"{message} training images do not say so; set white_level")
+        paths = list(islice(rest, len(records)))
+        reasons = {path: record.reason for path, record in zip(paths, records, strict=True) if record.reason}
+        if pixels is None:
+            pixels = torch.empty(0, 3, spec.size, spec.size, dtype=torch.uint8)
+        yield paths, pixels, reasons
 
 
 def eval_loader(dataset: Dataset, config: Mapping[str, Any], **loading: Any) -> Loader[Dataset]:

@@ -14,6 +14,7 @@ from .views import View
 # On a GPU, small batches are augmented several at a time, up to this many bytes of images: the kernels of a
 # single one would take longer to launch than to run.
 AT_ONCE = 2**23
+SAMPLE = 4  # anchors of `Loader.sample`
 
 Source = TypeVar("Source", bound=BatchSource)
 Fetched = tuple[torch.Tensor, torch.Tensor]  # images, and their index
@@ -114,14 +115,14 @@ class Loader(Generic[Source]):
             return list(seen.chunk(len(group)))
         return list(zip(*(part.chunk(len(group)) for part in seen), strict=True))
 
-    def sample(self, n: int = 4) -> tuple[torch.Tensor, Any]:
-        """A batch of the first n anchors, outside any pass; the random state does not change.
+    def sample(self) -> tuple[torch.Tensor, Any]:
+        """A small batch, of the first anchors, outside any pass; the random state does not change.
 
         Returns:
             the fetched uint8 images, (n, ..., 3, H, W), or features; and what the view makes of them.
         """
         with torch.random.fork_rng(devices=[]):
-            index = self.view.index(self.anchors[:n])
+            index = self.view.index(self.anchors[:SAMPLE])
             fetched = next(iter(self.dataset.fetch([index], self.device)))
             return fetched, self.view(fetched, index)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-import data
 from errors import UserError
 from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic, read_json, write_json
@@ -47,7 +46,7 @@ class ClusterOptions(CommandOptions):
     seed: int
     overrides: list[str]
 
-    def of_training(self) -> dict[str, str]:
+    def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
         decides_nothing = "labels", "root_dir", "name"
         return {key: str(value) for key, value in vars(self).items() if value and key not in decides_nothing}
@@ -107,7 +106,7 @@ class OwnExperiment:
         for step, content in self.contents.items():
             with atomic(self.file(step)) as path:
                 path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-        record = PlanRecord(self.options.of_training(), self.images, self.distinct)
+        record = PlanRecord(self.options.training_arguments(), self.images, self.distinct)
         write_json(asdict(record), self.folder / PLAN)
 
 
@@ -115,7 +114,7 @@ class OwnExperiment:
 class PlanRecord:
     """The content of PLAN."""
 
-    arguments: dict[str, str]  # see ClusterOptions.of_training
+    arguments: dict[str, str]  # see ClusterOptions.training_arguments
     images: str  # digest of the images
     distinct: int  # number of distinct images
 
@@ -138,7 +137,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     kept = read_json(folder / PLAN)
     if not kept:
         raise UserError(f"{folder}: holds results of other scripts; give {apart}")
-    record, asked = PlanRecord(**kept), options.of_training()
+    record, asked = PlanRecord(**kept), options.training_arguments()
     changed = differences(record.arguments, asked)
     if changed.keys() - {"clusters"}:
         if "from_scratch" in asked or "from_scratch" in record.arguments:
@@ -165,13 +164,6 @@ def take_earlier(experiment: OwnExperiment) -> bool:
             f"apart with {apart}"
         )
     return is_same
-
-
-def count_images(options: ClusterOptions, folder: Path) -> int:
-    """Number of the images, without those below the folder of the results. Raises UserError for too few."""
-    n = len(data.list_images(options.images, without=(folder.parent, folder))[0])
-    require_enough_images(options, n)
-    return n
 
 
 def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:

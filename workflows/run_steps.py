@@ -29,7 +29,7 @@ from utils.run.config import (
 from utils.run.fingerprint import Fingerprint, read_fingerprint
 from utils.run.folder import find_earlier_folder, results_folder
 from utils.run.machine import Machine
-from utils.run.script import parse_arguments, start_arguments
+from utils.run.script import parse_arguments
 from workflows.provenance import note_maker
 
 # step: {setup of its experiment file: the script's module}
@@ -99,7 +99,7 @@ def plan_step(
         environment, experiment: what the environment file and the experiment file hold.
         arguments: the command line of the step's script.
     """
-    args = parse_arguments(arguments, "", start_arguments(""))
+    args = parse_arguments(arguments, "", pretrained_help="")
     config = merge_config(environment, experiment, args, list(SCRIPTS[name]))
     return PlannedStep(name, config, StepOptions.of(args), arguments)
 

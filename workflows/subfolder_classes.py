@@ -6,20 +6,15 @@ from typing import Any
 
 import torch
 
-import data
 from errors import UserError
 from utils.analysis import metrics
 
 NO_CLASSES = "train", "test", "val"  # subfolders that are splits
 
 
-def require_classes(images: Path, folder: Path) -> None:
-    """Raise UserError unless the images are in two or more subfolders that are classes.
-
-    `folder`: of the results, which may lie below `images`.
-    """
-    files, _ = data.list_images(images, without=(folder.parent, folder))
-    classes = {class_of(str(Path(file).relative_to(images))) for file in files} - {None}
+def require_classes(files: Sequence[str], folder: Path) -> None:
+    """Raise UserError unless the files, which are below `folder`, are in two or more classes."""
+    classes = {class_of(str(Path(file).relative_to(folder))) for file in files} - {None}
     if len(classes) < 2:
         raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")
 

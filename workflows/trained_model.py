@@ -90,7 +90,10 @@ def final_step(results: Path) -> Path:
             log.warning("%s: not finished, so the model in %s is used", steps[0], finished)
         return finished
     if steps:
-        raise UserError(f"{steps[0]}: its training has not finished; give the same command again")
+        raise UserError(
+            f"{steps[0]}: has no complete fingerprint.json: its training has not finished; give the same "
+            "command again. If this is a copy of a finished one, copy that file, too"
+        )
     within = sorted(path.parent.parent for path in results.glob("*/*/config.yml"))
     hint = f"; did you mean {within[0]}?" if within else ""
     raise UserError(f"{results}: holds no results of scan.py or selflabel.py{hint}")

@@ -54,25 +54,24 @@ def _require_size(height: int, width: int, size: int, key: str) -> None:
 
 # --- random resized crop and flip ----------------------------------------------------------------
 
+ASPECT = 3 / 4, 4 / 3  # width / height of a random crop: the narrowest and the widest
 Boxes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # top, left, height, width: int64 (n,)
 
 
-def draw_resized_crops(
-    n: int, height: int, width: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
-) -> Boxes:
+def draw_resized_crops(n: int, height: int, width: int, scale: Sequence[float]) -> Boxes:
     """Boxes by torchvision's rules.
 
-    Ten tries of an area uniform in `scale` and an aspect log-uniform in `ratio`; if none fits, the
-    largest centered box whose aspect is within `ratio`.
+    Ten tries of an area uniform in `scale` and an aspect log-uniform in ASPECT; if none fits, the largest
+    centered box whose aspect is within ASPECT.
     """
     area = height * width * torch.empty(n, 10).uniform_(*scale)
-    aspect = torch.empty(n, 10).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
+    aspect = torch.empty(n, 10).uniform_(math.log(ASPECT[0]), math.log(ASPECT[1])).exp()
     w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)  # the first try that fits
     none = ~fits.any(1)
-    fallback_w = min(width, round(height * ratio[1]))
-    fallback_h = min(height, round(width / ratio[0]))
+    fallback_w = min(width, round(height * ASPECT[1]))
+    fallback_h = min(height, round(width / ASPECT[0]))
     w = w.gather(1, first).squeeze(1).masked_fill(none, fallback_w)
     h = h.gather(1, first).squeeze(1).masked_fill(none, fallback_h)
     top = (torch.rand(n) * (height - h + 1)).long()

@@ -20,7 +20,7 @@ from ..sets.labels import labels_and_names
 from .decode import decode_plain, reason_of, unreadable_error
 
 
-class FolderImages(Dataset, torch.utils.data.Dataset):
+class FolderImages(Dataset):
     """One split of a large dataset: files that are decoded each time a batch needs them.
 
     So that images can be batched, the shorter side is resized to `size` pixels and the center is cropped to

@@ -93,8 +93,7 @@ def build_vectors(
     path = Path(config["features_file"]).expanduser()
     if config.get("cache_features"):
         raise UserError("cache_features: features_file holds features already; leave cache_features out")
-    table = _read(path)
-    backbone = _backbone_of(table)
+    table, backbone = read_vectors(path)
     if config.get("backbone", backbone) != backbone:
         raise UserError(
             f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
@@ -131,17 +130,12 @@ def _finite(path: Path, table: np.ndarray, start: int, images: Dataset) -> torch
     return vectors
 
 
-def vector_backbone(path: Path) -> str:
-    """The `backbone` of a model of the vectors in this .npy file. Raises UserError, see `build_vectors`."""
-    return _backbone_of(_read(path))
+def read_vectors(path: Path) -> tuple[np.ndarray, str]:
+    """Map the vectors of an .npy file, float (N, D).
 
-
-def _backbone_of(table: np.ndarray) -> str:
-    return f"features/{table.shape[1]}"
-
-
-def _read(path: Path) -> np.ndarray:
-    """Map the table of an .npy file, float (N, D)."""
+    Returns them and the `backbone` that a configuration with these vectors has. Raises UserError, see
+    `build_vectors`.
+    """
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -156,4 +150,4 @@ def _read(path: Path) -> np.ndarray:
         raise UserError(
             f"features_file {path}: expected floating-point numbers of shape (N, D), found {found}"
         )
-    return table
+    return table, f"features/{table.shape[1]}"

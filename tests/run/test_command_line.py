@@ -8,7 +8,7 @@ from mistakes import assert_holds
 import data
 from errors import UserError
 from utils.run.config import load_config
-from utils.run.script import parse_arguments, run_script, start_arguments
+from utils.run.script import parse_arguments, run_script
 
 EXPERIMENT = ["--config_exp", STEPS["pretext"][1]]
 
@@ -26,7 +26,7 @@ MISTAKES = [
 def test_mistake(row, capsys):
     argv, *words = row
     with pytest.raises(SystemExit):
-        parse_arguments([*EXPERIMENT, *argv], "", start_arguments("a file"))
+        parse_arguments([*EXPERIMENT, *argv], "", pretrained_help="a file")
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error:" in last
     assert_holds(last, words)

@@ -384,7 +384,7 @@ def test_folders_without_a_finished_model(copied, pngs):
     fails_at(copied, "holds no results", f"did you mean {digits}")
     fails_at(pngs, "holds no results of scan.py or selflabel.py")
     (digits / "scan/fingerprint.json").unlink()
-    fails_at(digits / "scan", "has not finished; give the same command again")
+    fails_at(digits / "scan", "no complete fingerprint.json", "has not finished; give the same command again")
     config = digits / "selflabel/config.yml"
     config.write_text(config.read_text().replace("num_classes: 10", "num_classes: 12"))
     fails_at(digits, "config.yml and model.pth.tar must be those of one run", "num_classes 10")

@@ -43,11 +43,6 @@ def number(
     return Check(words, convert)
 
 
-def count(low: int, high: int) -> Check:
-    """A whole number; `high` is far above any useful value, so that a typo does not fill the memory."""
-    return number(low, high, whole=True)
-
-
 def one_of(*names: str) -> Check:
     words = f"one of {', '.join(names)}"
 
@@ -120,4 +115,4 @@ SCALE = satisfying(
 )
 POSITIVE = number(1, whole=True)
 PROBABILITY = number(0, 1)
-SIDE = count(1, 10_000)  # of an image, in pixels
+SIDE = number(1, 10_000, whole=True)  # of an image, in pixels

@@ -59,7 +59,7 @@ class Run:
         self.config = config
         self.folder = folder
         self.machine = machine
-        self.main = machine.main
+        self.main = distributed.is_main()
         self.fresh = fresh and not distributed.restarted()
         self.accept_changes = accept_changes
         try:

@@ -33,8 +33,6 @@ class Machine:
 
     device: torch.device  # that everything computes on
     precision: torch.dtype  # of the network during training and monitoring
-    rank: int = 0  # number of this process among `world_size` processes, which torchrun started
-    world_size: int = 1
 
     @classmethod
     def start(cls, config: Config) -> "Machine":
@@ -44,17 +42,12 @@ class Machine:
         """
         device = choose_device(config.device, distributed.local_rank())
         distributed.start(device)
-        precision = choose_precision(config.precision, device)
-        return cls(device, precision, distributed.rank(), distributed.world_size())
+        return cls(device, choose_precision(config.precision, device))
 
     def __str__(self) -> str:
-        processes = f"{self.world_size} processes, " if self.world_size > 1 else ""
+        count = distributed.world_size()
+        processes = f"{count} processes, " if count > 1 else ""
         return f"{processes}{self.device} ({dtype_name(self.precision)})"
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes the results; of several, only one does."""
-        return self.rank == 0
 
     def loading(self, config: Config) -> dict[str, Any]:
         """Keyword arguments for every data.Loader."""
@@ -62,8 +55,8 @@ class Machine:
             "batch_size": config.batch_size,
             "num_workers": config.num_workers,
             "device": self.device,
-            "rank": self.rank,
-            "world_size": self.world_size,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
         }
 
     def autocast(self) -> torch.autocast:

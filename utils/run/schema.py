@@ -20,7 +20,6 @@ from .checks import (
     SIDE,
     STRING,
     Check,
-    count,
     list_of,
     number,
     one_of,
@@ -130,13 +129,15 @@ def for_criterion(*names: str) -> When:
     return When("criterion", names, "other losses have no such option")
 
 
+# Upper bounds of whole numbers are far above any useful value, so that a typo does not fill the memory.
+
 # --- the table: groups ---------------------------------------------------------------------------
 # fmt: off
 
 
 class ModelSettings(Settings):
     head: str = key(one_of("mlp", "linear"), "Two layers, or one.", default="mlp")
-    features_dim: int = key(count(1, 100_000), "Width of the head's output.", default=128)
+    features_dim: int = key(number(1, 100_000, whole=True), "Width of the head's output.", default=128)
 
 
 class CriterionSettings(Settings):
@@ -271,7 +272,7 @@ class Experiment(Settings):
         ModelSettings, "Projection head of the pretext network.", default=PerSetup(simclr={}, moco={})
     )
     num_heads: int = key(
-        count(1, 1000), "Cluster heads, of which the best is kept; self-labeling has one.",
+        number(1, 1000, whole=True), "Cluster heads, of which the best is kept; self-labeling has one.",
         default=PerSetup(scan=1, selflabel=1), required=to_train("scan"),
     )
     # the data
@@ -280,13 +281,13 @@ class Experiment(Settings):
         DATASET, "Dataset whose test split is evaluated.", required=ALWAYS, pretext_training=False
     )
     num_classes: int = key(
-        count(2, 100_000), "Number of clusters.", required=ALWAYS, pretext_training=False
+        number(2, 100_000, whole=True), "Number of clusters.", required=ALWAYS, pretext_training=False
     )
     batch_size: int = key(
         POSITIVE, "Images per iteration, without their other views.", required=ALWAYS, tunable=True
     )
     num_workers: int = key(
-        count(0, 1000), "Processes that decode image files.", default=0, affects_results=False
+        number(0, 1000, whole=True), "Processes that decode image files.", default=0, affects_results=False
     )
     max_unreadable: float = key(
         PROBABILITY, "Share of a folder's images that may be left out because they cannot be read.",
@@ -308,7 +309,7 @@ class Experiment(Settings):
         default="crop",
     )
     white_level: int | None = key(
-        count(1, 65535),
+        number(1, 65535, whole=True),
         "Value of 16-bit gray files that is shown white. Not given: 1023, 4095 or 65535, by the brightest "
         "of the training images.",
     )

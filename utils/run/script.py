@@ -19,8 +19,6 @@ from . import distributed, interrupt, schema
 
 log = logging.getLogger(__name__)
 
-AddArguments = Callable[[argparse.ArgumentParser], None]
-
 
 def run_script(
     main: Callable[[], object], when_stopped: str = "the same command, without --fresh, goes on"
@@ -78,24 +76,20 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def start_arguments(pretrained_help: str) -> AddArguments:
-    """Function that adds the arguments on what a step starts from: --pretrained FILE, --fresh, ..."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
-        parser.add_argument(
-            "--fresh",
-            action="store_true",
-            help="start over instead of resuming; the earlier results are kept as *.old until a new model is "
-            "trained",
-        )
-        parser.add_argument(
-            "--accept_changes",
-            action="store_true",
-            help=f"go on from the checkpoint although {', '.join(schema.TUNABLE)} changed",
-        )
-
-    return add
+def _add_start_arguments(parser: argparse.ArgumentParser, pretrained_help: str) -> None:
+    """Add the arguments on what a step starts from: --pretrained FILE, --fresh, --accept_changes."""
+    parser.add_argument("--pretrained", metavar="FILE", type=file_argument, help=pretrained_help)
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start over instead of resuming; the earlier results are kept as *.old until a new model is "
+        "trained",
+    )
+    parser.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help=f"go on from the checkpoint although {', '.join(schema.TUNABLE)} changed",
+    )
 
 
 def file_argument(text: str) -> Path:
@@ -120,9 +114,17 @@ def default_environment() -> str:
 
 
 def parse_arguments(
-    argv: Sequence[str] | None, description: str | None, add_arguments: AddArguments | None = None
+    argv: Sequence[str] | None,
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    pretrained_help: str | None = None,
 ) -> argparse.Namespace:
-    """Parse the command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set."""
+    """Parse the command line that all steps share: --config_env, --config_exp, --run, --data_dir, --set.
+
+    Args:
+        add_arguments: adds the script's own arguments.
+        pretrained_help: of --pretrained, for a step that has it, --fresh and --accept_changes.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--config_env", default=default_environment(), help="this machine (default: configs/env.yml)"
@@ -145,12 +147,19 @@ def parse_arguments(
         default=argparse.SUPPRESS,
         help="print every key of both files with its values, its default and what requires it, and exit",
     )
+    if pretrained_help is not None:
+        _add_start_arguments(parser, pretrained_help)
     if add_arguments:
         add_arguments(parser)
     args = parser.parse_args(argv)
     if args.data_dir:
         args.overrides.append(f"data_dir={yaml_text(args.data_dir)}")
     return args
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a run, a results folder or a record."""
+    return re.fullmatch(r"\w[\w.-]*", text) is not None
 
 
 def yaml_text(path: str | Path) -> str:
@@ -176,6 +185,6 @@ def add_overrides(parser: argparse.ArgumentParser, help_: str) -> None:
 
 
 def _run_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", text):
+    if not is_name(text):
         raise argparse.ArgumentTypeError(f"expected letters, digits, '_', '-' and '.', found {text!r}")
     return text

@@ -22,7 +22,7 @@ def test_pixels_equal_the_datasets(folder, workers):
     assert (files[-1], len(files), dict(left_out)) == (f"{folder}/a/x.png", 41, {".txt": 1})
     parts = list(data.stream(files, CONFIG, workers))
     names, pixels, reasons = zip(*parts, strict=True)
-    assert sum(names, []) == [file for file in files if file[-6:] not in ("03.jpg", "05.jpg", "39.jpg")]
+    assert sum(names, []) == files
     assert [file[-6:] for part in reasons for file in part] == ["03.jpg", "05.jpg", "39.jpg"]
     assert set(reasons[0].values()) == {"empty, or not an image"}
     (folder / "a/x.png").rename(folder / "x.png")
@@ -34,5 +34,5 @@ def test_pixels_equal_the_datasets(folder, workers):
 def test_nothing_that_can_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (found,) = data.stream([f"{tmp_path}/a.png", f"{tmp_path}/b.png"], CONFIG)
-    assert (found[0], found[1].shape) == ([], (0, 3, 32, 32))
-    assert list(found[2]) == [f"{tmp_path}/a.png", f"{tmp_path}/b.png"]
+    assert found[1].shape == (0, 3, 32, 32)
+    assert found[0] == list(found[2]) == [f"{tmp_path}/a.png", f"{tmp_path}/b.png"]
