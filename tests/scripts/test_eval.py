@@ -1,7 +1,6 @@
 """eval.py on the checkpoints of all steps, and on other images than those of the training."""
 
 import argparse
-import shutil
 
 import numpy as np
 import pytest
@@ -14,17 +13,6 @@ from sklearn.cluster import KMeans
 import data
 import eval as evaluation
 from models import build_model
-
-
-@pytest.fixture
-def moved(results, tmp_path):
-    """Function step -> its model in a folder of its own, in which an evaluation may write."""
-
-    def copy(step):
-        shutil.copytree(results / step, tmp_path / "digits" / step)
-        return tmp_path / "digits" / step / "model.pth.tar"
-
-    return copy
 
 
 @torch.no_grad()
@@ -70,9 +58,9 @@ def test_the_report_of_an_evaluation(results, tmp_path):
     }
 
 
-def test_eval_of_the_train_split(moved):
+def test_eval_of_the_train_split(copied):
     """The training images get their clusters, too, beside those of the test split."""
-    model = moved("scan")
+    model = copied / "digits/scan/model.pth.tar"
     evaluate("scan", model, flags=["--split", "train"])
     evaluate("scan", model)
     counts = {}
@@ -83,15 +71,16 @@ def test_eval_of_the_train_split(moved):
     assert counts == {"model-train": ("train", 1437, 1437, True), "model": ("test", 360, 360, True)}
 
 
-def test_eval_of_a_pretext_checkpoint(results, moved):
-    found, trained = evaluate("pretext", moved("pretext")), figures(results / "pretext")
+def test_eval_of_a_pretext_checkpoint(results, copied):
+    found = evaluate("pretext", copied / "digits/pretext/model.pth.tar")
+    trained = figures(results / "pretext")
     assert found["top5_neighbor_accuracy"] == pytest.approx(trained["val_neighbors_of_same_class"])
     assert found["top1_neighbor_accuracy"] > found["top20_neighbor_accuracy"] > 0.1
 
 
-def test_eval_kmeans(moved):
+def test_eval_kmeans(copied):
     """Ten initializations of scikit-learn's k-means on the training features, scored on the test split."""
-    model = moved("pretext")
+    model = copied / "digits/pretext/model.pth.tar"
     found = evaluate("pretext", model, "device=cpu", flags=["--kmeans"])["kmeans"]
     train, test = features_of(model, "train", "test")
     labels = data.build_dataset(config_of("pretext"), "test").labels.numpy()
@@ -122,10 +111,10 @@ def test_eval_of_a_pretext_checkpoint_on_images_without_labels(results, tmp_path
     assert file.with_suffix(".csv").read_text().split()[:3] == ["image", "0", "1"]
 
 
-def test_labeled_images_of_another_number_of_classes(moved, tmp_path):
+def test_labeled_images_of_another_number_of_classes(copied, tmp_path):
     """New images need no train split, and have a folder of their own."""
     new = [write_digits(tmp_path, "new", None, 90, labels=lambda labels: labels % 3), "val_db_name=new"]
-    model = moved("scan")
+    model = copied / "digits/scan/model.pth.tar"
     evaluate("scan", model, *new, flags=["--visualize_prototypes"])
     found = figures(model.parent / "eval/model-new")
     assert (found["num_images"], found["num_clusters"], found["num_classes"]) == (90, 10, 3)
