@@ -40,6 +40,10 @@ def config(name, data_dir, **more):
     return {"train_db_name": name, "val_db_name": name, "data_dir": str(data_dir), **more}
 
 
+def splits(settings):
+    return [data.build_dataset(settings, split) for split in ("train", "test")]
+
+
 def build(folder, split="train", **settings):
     settings = {"transformation_kwargs": {"crop_size": 28}, "max_unreadable": 1, **settings}
     return data.build_dataset(config("mine", folder.parent.parent, **settings), split)

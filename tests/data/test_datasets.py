@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from image_folders import config, pictures, write_images
+from image_folders import config, pictures, splits, write_images
 from sklearn.datasets import load_digits
 
 import data
@@ -12,7 +12,7 @@ from errors import UserError
 
 
 def test_digits_split_is_fixed_stratified_and_complete():
-    train, test = (data.build_dataset(config("digits", "."), split) for split in ("train", "test"))
+    train, test = splits(config("digits", "."))
     assert (len(train), len(test)) == (1437, 360)
     assert train.images.shape[1:] == (3, 8, 8)
     assert train.images.max() == 255
@@ -20,11 +20,6 @@ def test_digits_split_is_fixed_stratified_and_complete():
     assert ((shares - 0.8).abs() < 0.01).all()
     rows = torch.cat([train.images, test.images]).flatten(1)
     assert len(rows.unique(dim=0)) == len(np.unique(load_digits().data, axis=0))
-
-
-def test_npz_comes_before_the_registry(tmp_path):
-    np.savez(tmp_path / "cifar-10.npz", train_images=pictures(3), test_images=pictures(2))
-    assert len(data.build_dataset(config("cifar-10", tmp_path), "train")) == 3
 
 
 # --- what all datasets are -----------------------------------------------------------------------

@@ -51,10 +51,6 @@ def test_a_backbone_is_asked_its_width_without_a_trace(monkeypatch):
     model = build_model({**DIGITS, "backbone": "drawing"})
     assert same(model.state_dict(), expected) and torch.equal(torch.rand(1), following)
     assert all(module.training for module in model.modules()) and model.backbone.cached is None
-
-
-def test_images_that_a_backbone_cannot_take(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "drawing", lambda image_size: Drawing())
     with pytest.raises(UserError, match="backbone drawing: cannot take images of 2 pixels .*; set another"):
         build_model({**DIGITS, "backbone": "drawing", "transformation_kwargs": {"crop_size": 2}})
 

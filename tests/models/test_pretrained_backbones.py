@@ -105,41 +105,33 @@ def test_features_of_no_width(name):
     refused(["expected features/D"], lambda: build(name, features_file="x.npy"))
 
 
-def test_timm_is_not_installed(monkeypatch):
+def test_timm_is_imported_only_when_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     refused(["timm/resnet18", "pip install timm"], build, "timm/resnet18")
-
-
-def test_the_libraries_are_imported_only_when_needed():
     code = "import models, sys; print([name for name in ('timm', 'torchvision') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
 def test_preprocessing():
-    assert preprocessing(DINO) == IMAGENET  # not 518 pixels
-    assert preprocessing("torchvision/mobilenet_v2") == IMAGENET
+    for name in (DINO, "torchvision/mobilenet_v2", "resnet18", "features/64"):  # DINO not 518 pixels
+        assert preprocessing(name) == IMAGENET
     assert preprocessing("torchvision/efficientnet_b1") == IMAGENET._replace(size=240)
     half = [0.5] * 3
     assert preprocessing("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k") == (384, half, half)
-    assert preprocessing("resnet18") == preprocessing("features/64") == IMAGENET
 
 
-@pytest.mark.parametrize(
-    ("labels", "tags"),
-    [
-        (False, "lvd142m lvd1689m dinov3_lvd1689m sat493m dino fb_dino mae fcmae seer in1k_ijepa"),
-        (
-            True,
-            "in1k a1_in1k tv_in1k sw_in12k in21k augreg_in21k augreg_in21k_ft_in1k fcmae_ft_in1k "
-            "seer_ft_in1k fcmae_ft_in22k_in1k mae_in1k_ft_in1k openai_ft_in1k fb_inw21k "
-            "mim_in22k_ft_in22k_in1k",
-        ),
-        (None, "openai laion2b webli mim_in22k eupe_lvd1689m sa1b clip_laion2b_ft_320"),
-    ],
-)
-def test_labels_by_timms_tags(labels, tags):
-    for tag in tags.split():
+LABELS = {
+    False: "lvd142m lvd1689m dinov3_lvd1689m sat493m dino fb_dino mae fcmae seer in1k_ijepa",
+    True: "in1k a1_in1k tv_in1k sw_in12k in21k augreg_in21k augreg_in21k_ft_in1k fcmae_ft_in1k seer_ft_in1k "
+    "fcmae_ft_in22k_in1k mae_in1k_ft_in1k openai_ft_in1k fb_inw21k mim_in22k_ft_in22k_in1k",
+    None: "openai laion2b webli mim_in22k eupe_lvd1689m sa1b clip_laion2b_ft_320",
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_labels_by_timms_tags(labels):
+    for tag in LABELS[labels].split():
         assert learned_with_labels(tag) is labels, tag
 
 

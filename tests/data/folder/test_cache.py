@@ -9,13 +9,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from image_folders import SIZE, build, fetch, gradient, save, unreadable
+from image_folders import SIZE, build, fetch, gradient, save, unreadable, values
 from PIL import Image
 
 from data.folder import cache, decode_pass
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("another_process")
+
+
+def reds(dataset):
+    return values(fetch(dataset, range(len(dataset))))
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def read(folder, results, another_process, monkeypatch):
         another_process()
         names.clear()
         dataset = build(folder, split, root_dir=str(results), **settings)
-        return fetch(dataset, range(len(dataset)))[:, 0, 0, 0].tolist(), [*names]
+        return reds(dataset), [*names]
 
     return step
 
@@ -62,7 +66,11 @@ def room(request, monkeypatch):
 
 
 def test_later_steps_decode_nothing(five, read, results, room, caplog):
+    left = results / "mine/images/.train-32-crop.123.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"many gigabytes of a step that was killed")
     found, decoded = read()
+    assert not left.exists()
     assert (found, len(decoded)) == ([1, 2, 3, 4, 5], 6)
     assert "results/mine/images/train-32-crop-" in caplog.text
     assert "(0.0154 MB)" in caplog.text
@@ -85,16 +93,10 @@ def test_files_of_earlier_versions_are_read(five, read, results):
     """Those had more in the first line."""
     read()
     path = results / "mine/images/train-32-crop.tsv"
-    first, *lines = path.read_text().splitlines()
-    path.write_text(
-        "\n".join([json.dumps({"files": "0123", "noted": True, **json.loads(first)}), *lines, ""])
-    )
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({"files": "0123", "noted": True, **json.loads(first)}) + "\n" + rest)
     assert read() == ([1, 2, 3, 4, 5], [])
-    assert lines[0].split("\t")[3:6] == [
-        hashlib.sha256((five / "1.png").read_bytes()).hexdigest(),
-        "32",
-        "32",
-    ]
+    assert rest.split("\t")[4:6] == ["32", "32"]
 
 
 def test_files_may_go_while_it_runs(five, results, room):
@@ -103,7 +105,7 @@ def test_files_may_go_while_it_runs(five, results, room):
     fingerprint = dataset.fingerprint()
     for path in five.iterdir():
         path.unlink()
-    assert fetch(dataset, [4, 0])[:, 0, 0, 0].tolist() == [5, 1]
+    assert reds(dataset) == [1, 2, 3, 4, 5]
     assert dataset.raw(1)[0, 0, 0] == 2
     assert dataset.fingerprint() == fingerprint
 
@@ -152,14 +154,12 @@ def test_only_what_changed_is_decoded_again(five, read, results, room, change):
     assert list(unreadable(five)) == names
 
 
-DAMAGED = ("list", "pixels", "no pixels", "shortened list", "shortened pixels", "other")
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize(
+    "damage", ["list", "pixels", "no pixels", "shortened list", "shortened pixels", "other"]
+)
 def test_damaged_files_are_made_again(five, read, results, room, damage):
     read()
-    pixels, listed = sorted((results / "mine/images").iterdir(), key=lambda path: path.suffix)
-    path = listed if "list" in damage else pixels
+    (path,) = (results / "mine/images").glob("*.tsv" if "list" in damage else "*.npy")
     if damage.startswith("shortened"):
         path.write_bytes(path.read_bytes()[:-40])
     elif damage == "no pixels":
@@ -198,7 +198,7 @@ def test_sizes_splits_and_datasets_have_files_of_their_own(five, read, results):
     assert [path.name for path in (results / "new/images").glob("*.tsv")] == ["all-32-crop.tsv"]
 
 
-def test_images_that_cannot_be_written_beside(five, read, monkeypatch, caplog):
+def test_lists_that_cannot_be_written_beside_the_images(five, read, monkeypatch, caplog):
     """Images on a read-only disk: the results know which cannot be read."""
 
     def read_only(path, *args, **kwargs):
@@ -207,7 +207,6 @@ def test_images_that_cannot_be_written_beside(five, read, monkeypatch, caplog):
     monkeypatch.setattr("pathlib.Path.write_text", read_only)
     assert len(read()[1]) == 6
     assert caplog.text.count("cannot be written (Read-only file system)") == 1
-    assert [path.name for path in five.parent.iterdir() if path.is_file()] == []
     assert read() == ([1, 2, 3, 4, 5], [])
 
 
@@ -311,17 +310,10 @@ def test_white_is_known_before_anything_is_decoded(folder, read, interrupted):
     assert read() == (found, [])
 
 
-def test_what_a_killed_step_left_is_removed(five, read, results):
-    (results / "mine/images").mkdir(parents=True)
-    (results / "mine/images/.train-32-crop.123.tmp").write_bytes(b"many gigabytes")
-    read()
-    assert not (results / "mine/images/.train-32-crop.123.tmp").exists()
-
-
 def _step(folder, results, queue):
     torch.set_num_threads(1)
     dataset = build(folder, root_dir=str(results))
-    queue.put(fetch(dataset, range(len(dataset)))[:, 0, 0, 0].tolist())
+    queue.put(reds(dataset))
 
 
 def test_several_processes_at_once(five, results):
@@ -372,8 +364,7 @@ def test_fingerprints_do_not_depend_on_what_is_kept(five, results, another_proce
     without = build(five)
     assert without.pixels is None
     another_process()
-    before = without.fingerprint()
-    assert before == build(five, root_dir=str(results)).fingerprint()
+    assert without.fingerprint() == build(five, root_dir=str(results)).fingerprint()
     gradient().save(five / "1.png")
     another_process()
-    assert before != build(five, root_dir=str(results)).fingerprint()
+    assert without.fingerprint() != build(five, root_dir=str(results)).fingerprint()

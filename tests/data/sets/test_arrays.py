@@ -11,36 +11,28 @@ from data import CachedFeatures, messages
 IMAGES = torch.zeros(4, 3, 5, 5, dtype=torch.uint8)
 
 
-class OtherDevice:
-    """A device with room for so many bytes; pretended, as tensors without content."""
-
-    def __init__(self, monkeypatch, room):
-        self.room, self.empty = room, torch.empty
-        monkeypatch.setattr(torch, "empty", self.allocate)
-
-    def allocate(self, *shape, **how):
-        found = self.empty(*shape, **how)
-        if torch.device(how.get("device", "cpu")).type == "meta" and found.nbytes > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return found
-
-
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_loader_moves_images_to_a_device_that_has_room_for_twice_as_many(monkeypatch, caplog, fits):
     caplog.set_level("INFO")
     messages.say_once.cache_clear()
-    dataset = numbered(5)
-    OtherDevice(monkeypatch, 2 * dataset.images.nbytes - (not fits))
-    loaders = [
-        data.Loader(dataset, data.PlainView(torch.nn.Identity()), 2, train=False, device="meta")
-        for _ in range(2)
-    ]
+    dataset, empty = numbered(5), torch.empty
+    room = 2 * dataset.images.nbytes - (not fits)
+
+    def allocate(*shape, **how):
+        """Of a device with so much room; pretended, as tensors without content."""
+        found = empty(*shape, **how)
+        if torch.device(how.get("device", "cpu")).type == "meta" and found.nbytes > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr(torch, "empty", allocate)
+    view = data.PlainView(torch.nn.Identity())
+    loaders = [data.Loader(dataset, view, 2, train=False, device="meta") for _ in range(2)]
     assert dataset.images.device.type == ("meta" if fits else "cpu")
     for loader in loaders:
         assert [(batch.device.type, len(batch)) for batch in loader] == [("meta", n) for n in (2, 2, 1)]
-    assert caplog.text.count("5 images do not fit in the memory of meta; each batch is copied there") == (
-        not fits
-    )
+    line = "5 images do not fit in the memory of meta; each batch is copied there"
+    assert caplog.text.count(line) == (not fits)
 
 
 def test_fetching_changes_nothing():

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from image_folders import config, pictures
+from image_folders import config, pictures, splits
 from mistakes import npy, refused, zipped
 
 import data
@@ -13,18 +13,13 @@ from errors import UserError
 
 @pytest.mark.parametrize("gray", [False, True])
 def test_npz(tmp_path, gray):
-    train, test = pictures(6, 20, 24), pictures(4, 20, 24, seed=1)
-    if gray:
-        train, test = train[..., 0], test[..., 0]
+    images = pictures(10, 20, 24)[..., 0] if gray else pictures(10, 20, 24)
     labels = np.array([[0], [1], [2], [0], [1], [2]], dtype=np.uint8)  # (N, 1), as MedMNIST writes them
-    np.savez(tmp_path / "mine.npz", train_images=train, train_labels=labels, test_images=test)
-    found = data.build_dataset(config("mine", tmp_path), "train")
-    assert found.images.shape == (6, 3, 20, 24)
-    expected = train if not gray else np.repeat(train[..., None], 3, axis=3)
-    np.testing.assert_array_equal(found.images.permute(0, 2, 3, 1), expected)
-    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert found.classes == ["0", "1", "2"]
-    unlabelled = data.build_dataset(config("mine", tmp_path), "test")
+    np.savez(tmp_path / "mine.npz", train_images=images[:6], train_labels=labels, test_images=images[6:])
+    found, unlabelled = splits(config("mine", tmp_path))
+    expected = np.stack([images] * 3, axis=3) if gray else images
+    np.testing.assert_array_equal(found.images.permute(0, 2, 3, 1), expected[:6])
+    assert (found.labels.tolist(), found.classes) == ([0, 1, 2, 0, 1, 2], ["0", "1", "2"])
     assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (4, None, None)
 
 
@@ -52,25 +47,21 @@ def test_unlabeled_images_of_an_npz(tmp_path, caplog):
 IMAGES = np.zeros((30, 8, 8, 3), np.uint8)
 
 
-def write_arrays(path, *without, **changes):
-    """A file that would be good but for these arrays."""
-    content = {"train_images": IMAGES, "train_labels": np.arange(30) % 3,
-               "test_images": IMAGES[:10], "test_labels": np.arange(10) % 3, **changes}  # fmt: skip
-    np.savez(path, **{key: value for key, value in content.items() if key not in without})
-
-
 # Each of these gives a function that makes the file.
 
 
 def arrays(*without, **changes):
-    return lambda path: write_arrays(path, *without, **changes)
+    """A file that would be good but for these arrays."""
+    content = {"train_images": IMAGES, "train_labels": np.arange(30) % 3,
+               "test_images": IMAGES[:10], "test_labels": np.arange(10) % 3, **changes}  # fmt: skip
+    return lambda path: np.savez(path, **{key: content[key] for key in content if key not in without})
 
 
 def npz(damage):
     """A good file whose bytes are changed."""
 
     def write(path):
-        write_arrays(path)
+        arrays()(path)
         path.write_bytes(damage(path.read_bytes()))
 
     return write
@@ -113,5 +104,4 @@ ARRAYS = [
 def test_refused(row, tmp_path):
     write, *words = row
     write(tmp_path / "mine.npz")
-    settings = config("mine", tmp_path)
-    refused(words, lambda: [data.build_dataset(settings, split) for split in ("train", "test")])
+    refused(words, splits, config("mine", tmp_path))

@@ -6,7 +6,7 @@ import urllib.error
 import numpy as np
 import pytest
 import torchvision
-from image_folders import config, pictures
+from image_folders import config, pictures, splits
 
 import data
 from errors import UserError
@@ -29,10 +29,6 @@ def rows(images):
     return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
 
 
-def both(name, data_dir):
-    return [data.build_dataset(config(name, data_dir), split) for split in ("train", "test")]
-
-
 def test_cifar10_files(tmp_path, any_checksum):
     folder = tmp_path / "cifar-10" / "cifar-10-batches-py"
     images = pictures(12)
@@ -40,7 +36,7 @@ def test_cifar10_files(tmp_path, any_checksum):
         write_pickle(folder / f"data_batch_{i + 1}", data=rows(images[2 * i : 2 * i + 2]), labels=[i, 9])
     write_pickle(folder / "test_batch", data=rows(images[10:]), labels=[3, 4])
     write_pickle(folder / "batches.meta", label_names=[f"class {i}" for i in range(10)])
-    train, test = both("cifar-10", tmp_path)
+    train, test = splits(config("cifar-10", tmp_path))
     np.testing.assert_array_equal(train.images.permute(0, 2, 3, 1), images[:10])
     np.testing.assert_array_equal(test.images.permute(0, 2, 3, 1), images[10:])
     assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
@@ -54,7 +50,7 @@ def test_cifar20_takes_the_coarse_labels(tmp_path, any_checksum):
     write_pickle(folder / "test", data=found[:1], fine_labels=[98], coarse_labels=[5])
     names = [f"coarse {i}" for i in range(20)]
     write_pickle(folder / "meta", fine_label_names=[str(i) for i in range(100)], coarse_label_names=names)
-    train, test = both("cifar-20", tmp_path)
+    train, test = splits(config("cifar-20", tmp_path))
     assert (train.labels.tolist(), test.labels.tolist()) == ([19, 4, 0, 7], [5])
     assert train.classes == names
 
@@ -68,7 +64,7 @@ def test_stl10_files(tmp_path, any_checksum):
         np.array(labels, dtype=np.uint8).tofile(folder / f"{name}_y.bin")
     images[5:].transpose(0, 3, 2, 1).tofile(folder / "unlabeled_X.bin")
     (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
-    train, test = both("stl-10", tmp_path)
+    train, test = splits(config("stl-10", tmp_path))
     np.testing.assert_array_equal(train.images.permute(0, 2, 3, 1), images[:3])
     assert (train.labels.tolist(), len(test)) == ([0, 1, 9], 2)
     everything = data.build_dataset(config("stl-10", tmp_path), "train+unlabeled")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from digits_files import DIGITS
-from image_folders import config, write_images
+from image_folders import config, splits, write_images
 from mistakes import refused
 
 import data
@@ -30,10 +30,6 @@ def photos(tmp_path):
     return write
 
 
-def both(settings):
-    return [data.build_dataset(settings, split) for split in ("train", "test")]
-
-
 def fetched(dataset):
     return next(dataset.fetch([torch.arange(len(dataset))], "cpu"))
 
@@ -42,7 +38,7 @@ def fetched(dataset):
 def test_train_then_test(photos, dtype):
     array = vectors(7, dtype=dtype)
     settings = photos(array, test=3)
-    train, test = both(settings)
+    train, test = splits(settings)
     np.testing.assert_array_equal(fetched(train), array[:4].astype(np.float32))
     np.testing.assert_array_equal(fetched(test), array[4:].astype(np.float32))
     images = data.build_dataset({**settings, "features_file": None}, "test")
@@ -53,7 +49,7 @@ def test_images_that_are_both_splits_share_one_tensor(photos, tmp_path):
     """They have one row each."""
     array = vectors(4)
     settings = photos(array)
-    train, test = both(settings)
+    train, test = splits(settings)
     for dataset in (train, test):
         np.testing.assert_array_equal(fetched(dataset), array)
     test.to("meta")
