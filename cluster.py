@@ -189,8 +189,9 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     """
     config, folder, folders = last.config, experiment.folder, experiment.folders
     run = Run(config, last.folder, Machine.start(config))
-    kept = folders["pretext"] if last.name == "scan" else last.folder  # of the features of that backbone
-    features, probabilities = predictions(run, dataset, kept)
+    # the clustering step has not changed the backbone, so the pretext step's features are its own
+    features_folder = folders["pretext"] if last.name == "scan" else last.folder
+    features, probabilities = predictions(run, dataset, features_folder)
     assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
     others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
     agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
@@ -229,17 +230,17 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     return figures
 
 
-def predictions(run: Run, dataset: data.Dataset, kept: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def predictions(run: Run, dataset: data.Dataset, features_folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Features float32 (N, D) and probabilities (N, C) of all images by the model of a run.
 
-    `kept`: folder that the features are kept in.
+    `features_folder`: where the features are kept in a file.
     """
     loaded = load_model(run.config, run.folder / "model.pth.tar")
     model = run.machine.place(loaded.model).eval()
     assert isinstance(model, ClusteringModel) and loaded.head is not None  # as these steps have
     loading = run.machine.loading(run.config)
     images = data.eval_loader(dataset, run.config, **loading)
-    features = backbone_features(run, kept, model, images, "features")
+    features = backbone_features(run, features_folder, model, images, "features")
     head = model.cluster_head[loaded.head]
     loader = data.feature_loader(features, **loading)
     return features, infer(lambda batch: head(batch).softmax(1), loader, "clusters").cpu()

@@ -22,15 +22,15 @@ def choose_number(candidates: Sequence[int], folder: Path, pretext: Path, seed: 
     """
     mined = torch.from_numpy(np.load(pretext / MINED_TRAIN))[:, : NEIGHBORS_OF_NUMBERS + 1]
     made_of = [digest(pretext / MINED_TRAIN), list(candidates)]
-    kept = folder / "numbers.json"
-    content = read_json(kept)
+    path = folder / "numbers.json"
+    content = read_json(path)
     if content.get("made_of") != made_of:
         print("\ncomparing numbers of clusters ...", flush=True)
         few = [number for number in choose_k.CANDIDATES if number * choose_k.MIN_MEAN_SIZE <= len(mined)]
         rows = choose_k.compare_numbers(mined, candidates or few or [2], seed)
         best, alike = choose_k.suggest(rows)
         content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
-        write_json(content, kept)
+        write_json(content, path)
     rows, best = content["numbers"], content["suggestion"]
     write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
     plots.save_numbers(rows, best, folder / "numbers.png")

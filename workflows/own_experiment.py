@@ -20,7 +20,7 @@ from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
 FEWEST_IMAGES = 21  # so that each image has 20 neighbors
-PLAN = "cluster.json"  # in the results folder: what the experiment files were made for
+COMMAND_FILE = "cluster.json"  # in the results folder: what the experiment files were made for
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
     "predictions", "export",
@@ -101,18 +101,18 @@ class OwnExperiment:
         self.write()
 
     def write(self) -> None:
-        """Write the files, and then PLAN."""
+        """Write the files, and then COMMAND_FILE."""
         self.file("scan").parent.mkdir(parents=True, exist_ok=True)
         for step, content in self.contents.items():
             with atomic(self.file(step)) as path:
                 path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-        record = PlanRecord(self.options.training_arguments(), self.images, self.distinct)
-        write_json(asdict(record), self.folder / PLAN)
+        record = CommandRecord(self.options.training_arguments(), self.images, self.distinct)
+        write_json(asdict(record), self.folder / COMMAND_FILE)
 
 
 @dataclass(frozen=True)
-class PlanRecord:
-    """The content of PLAN."""
+class CommandRecord:
+    """The command and the images that the experiment files were made for: the content of COMMAND_FILE."""
 
     arguments: dict[str, str]  # see ClusterOptions.training_arguments
     images: str  # digest of the images
@@ -134,10 +134,10 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     if not has_begun(folder):
         return False
     apart = f"--name {free_name(folder)}"
-    kept = read_json(folder / PLAN)
-    if not kept:
+    content = read_json(folder / COMMAND_FILE)
+    if not content:
         raise UserError(f"{folder}: holds results of other scripts; give {apart}")
-    record, asked = PlanRecord(**kept), options.training_arguments()
+    record, asked = CommandRecord(**content), options.training_arguments()
     changed = differences(record.arguments, asked)
     if changed.keys() - {"clusters"}:
         if "from_scratch" in asked or "from_scratch" in record.arguments:

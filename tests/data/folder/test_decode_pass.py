@@ -1,5 +1,7 @@
 """The pass over all images: what cannot be read is left out and listed, the rest is decoded once."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -31,11 +33,8 @@ DAMAGED = {
     "empty": (lambda path: path.write_bytes(b""), "empty, or not an image"),
     "pdf": (lambda path: path.write_bytes(b"%PDF-1.7\n"), "empty, or not an image"),
     "a picture for Ghostscript": (lambda path: save(path, format="EPS"), "empty, or not an image"),
-    **{
-        f"truncated {s}": (lambda path, s=s: truncated(path, s), "truncated")
-        for s in (".jpeg", ".png", ".bmp")
-    },
-    **{f"truncated {s}": (lambda path, s=s: truncated(path, s), "") for s in (".tif", ".webp")},
+    **{f"truncated {s}": (partial(truncated, suffix=s), "truncated") for s in (".jpeg", ".png", ".bmp")},
+    **{f"truncated {s}": (partial(truncated, suffix=s), "") for s in (".tif", ".webp")},
     "head only": (lambda path: truncated(path, ".png", 0.02), ""),
     "bomb": (lambda path: gradient().resize((200, 200)).save(path), "decompression bomb"),
     "link to nowhere": (lambda path: path.symlink_to(path.parent / "none"), "No such file"),
