@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,15 @@ def images_and_probabilities(results, n):
     images = data.build_dataset({"val_db_name": "digits"}, "test").images[:n]
     logits = trained.model(data.build_eval_transform(trained.config)(images))
     return images, logits[trained.head].softmax(1)
+
+
+def require_nearest(features, path):
+    """The mined neighbors, which must be the nearest by cosine similarity."""
+    features = torch.nn.functional.normalize(features, dim=1)
+    mined, similarity = torch.from_numpy(np.load(path)), features @ features.T
+    best = similarity.topk(mined.size(1)).values
+    torch.testing.assert_close(similarity.gather(1, mined), best, rtol=0, atol=1e-5)
+    return mined
 
 
 def weights(path):

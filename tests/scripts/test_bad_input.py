@@ -17,14 +17,6 @@ from utils.run import checkpoint
 # returns what to append to the command line.
 
 
-def sets(*overrides):
-    return lambda folder: ["--set", *overrides]
-
-
-def flags(*argv):
-    return lambda folder: list(argv)
-
-
 def huge(step, *argv):
     """A file of a step's weights, finite ones, that give outputs which are not."""
 
@@ -63,13 +55,13 @@ def missing(name):
 NOT_FINITE = "network's outputs are not finite for"
 MISTAKES = [
     # settings and command lines
-    ("pretext", sets("epochs=ten"), "--set: epochs must be a whole number", "'ten'"),
-    ("scan", sets("cache_features=100000000"), "cache_features 100000000", "GB", "lower it"),
-    ("selflabel", sets("batch_size=1"), "batch_size 1", "2 or more"),
-    ("selflabel", sets("num_heads=3"), "num_heads must be 1 for self-labeling, found 3"),
-    ("pretext", sets("root_dir=README.md"), "README.md/digits/pretext: cannot write results there"),
-    ("eval", flags("--output", "README.md"), "README.md: cannot write results there", "--output"),
-    ("eval", flags("--features", "/proc/none/features.npy"), "No such file or directory: '/proc/none'"),
+    ("pretext", ["--set", "epochs=ten"], "--set: epochs must be a whole number", "'ten'"),
+    ("scan", ["--set", "cache_features=100000000"], "cache_features 100000000", "GB", "lower it"),
+    ("selflabel", ["--set", "batch_size=1"], "batch_size 1", "2 or more"),
+    ("selflabel", ["--set", "num_heads=3"], "num_heads must be 1 for self-labeling, found 3"),
+    ("pretext", ["--set", "root_dir=README.md"], "README.md/digits/pretext: cannot write results there"),
+    ("eval", ["--output", "README.md"], "README.md: cannot write results there", "--output"),
+    ("eval", ["--features", "/proc/none/features.npy"], "No such file or directory: '/proc/none'"),
     # datasets
     ("pretext", arrays(IMAGES[:3]), "cannot mine 5 neighbors among 3 images"),
     ("pretext", arrays(IMAGES[:10, :4, :4], 20), "crop_size 8 is larger than the images (4 x 4)"),
@@ -83,7 +75,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("script", "prepare", "words"), [(s, f, w) for s, f, *w in MISTAKES])
 def test_mistake(copied, capsys, script, prepare, words):
-    more = prepare(copied / "digits")
+    more = prepare(copied / "digits") if callable(prepare) else prepare
     if script == "eval":
         main, argv = evaluation.main, eval_arguments("scan", copied / "digits/scan/model.pth.tar", flags=more)
     else:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 import yaml
 from digits_files import DIGITS
-from digits_steps import fails, figures, weights
+from digits_steps import fails, figures, require_nearest, weights
 from huggingface_hub.errors import LocalEntryNotFoundError
 from image_folders import pictures
 from mistakes import assert_holds
@@ -115,15 +115,6 @@ def test_real_weights_from_photos_to_clusters(experiment, pretext, tmp_path):
     scan.main(experiment("scan", **net, **{**SCAN, "epochs": 2}))
     model = weights(pretext.parent / "scan/model.pth.tar")
     assert torch.equal(model["backbone.features.0.0.weight"], backbone.features[0][0].weight)
-
-
-def require_nearest(features, path):
-    """The mined neighbors, which must be the nearest by cosine similarity."""
-    features = torch.nn.functional.normalize(features, dim=1)
-    mined, similarity = torch.from_numpy(np.load(path)), features @ features.T
-    best = similarity.topk(mined.size(1)).values
-    torch.testing.assert_close(similarity.gather(1, mined), best, rtol=0, atol=1e-5)
-    return mined
 
 
 @pytest.mark.parametrize(
