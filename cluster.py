@@ -189,7 +189,7 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     """
     config, folder, folders = last.config, experiment.folder, experiment.folders
     run = Run(config, last.folder, Machine.start(config))
-    # the clustering step's backbone is the pretext step's (unless --set says otherwise), and so are its features
+    # unless --set says otherwise, the clustering step's backbone is that of the pretext step
     features_folder = folders["pretext"] if last.name == "scan" else last.folder
     features, probabilities = predictions(run, dataset, features_folder)
     assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
