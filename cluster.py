@@ -113,7 +113,7 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
     if not is_name(args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
-    return ClusterOptions.of(args)
+    return ClusterOptions.from_arguments(args)
 
 
 def numbers_argument(text: str) -> list[int]:

@@ -52,14 +52,13 @@ class EvalOptions(CommandOptions):
     features: Path | None = None
     output: Path | None = None
     build_dataset: BuildDataset = data.build_dataset
-    machine: Machine | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__, add_arguments)
     distributed.require_one_process("eval.py")
     config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
-    evaluate_checkpoint(config, EvalOptions.of(args))
+    evaluate_checkpoint(config, EvalOptions.from_arguments(args))
 
 
 def evaluate_checkpoint(config: Config, options: EvalOptions) -> None:
@@ -71,7 +70,7 @@ def evaluate_checkpoint(config: Config, options: EvalOptions) -> None:
     check_options(options, config, kind)
     weights, head = read_checkpoint(options.model, kind)
     folder = options.output or options.model.parent / "eval" / results_name(options, config)
-    run = Run(config, folder, options.machine or Machine.start(config))
+    run = Run(config, folder, Machine.start(config))
     model: Any = build_model(config)
     load_weights(model, weights, options.model)  # the run's log lists what does not fit
     model = run.machine.place(model).eval()
@@ -213,7 +212,7 @@ def evaluate_clusters(
         about["neighbors"] = neighbor_quality(distinct)
     elif options.visualize_prototypes:
         about["prototypes"] = find_prototypes(features, probabilities)
-    figures = results.report_clusters(run.folder, probabilities, dataset, about)
+    figures = results.save_clustering(run.folder, probabilities, dataset, about)
     if options.visualize_prototypes:
         sheets.save_prototypes(dataset, figures, run.folder / "prototypes.png")
     if options.report:

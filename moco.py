@@ -14,7 +14,7 @@ import torch
 from errors import UserError
 from models import ContrastiveModel, build_model
 from steps.mining import mine, pretext_splits
-from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
+from steps.options import StepOptions, open_run
 from utils.run import distributed
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
@@ -31,10 +31,10 @@ MD5 = "a04e12f8"  # the first eight digits, which the authors publish beside the
 def main(argv: list[str] | None = None) -> None:
     help_ = "the official checkpoint, or one of this step (default: download the official)"
     args = parse_arguments(argv, __doc__, pretrained_help=help_)
-    run_step(load_config(args, ["moco"], training=False), StepOptions.of(args))
+    run_step(load_config(args, ["moco"], training=False), StepOptions.from_arguments(args))
 
 
-def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
+def run_step(config: Config, options: StepOptions) -> None:
     """Take given weights as the pretext model, and mine the neighbors of both splits."""
     run = open_run(config, "pretext", options)
     model = cast(ContrastiveModel, build_model(config))

@@ -16,7 +16,7 @@ from errors import UserError, first_line
 from models import PretrainedModel, build_model, library_network, preprocessing
 from models.pretrained_backbones import LibraryNetwork
 from steps.mining import mine, pretext_splits
-from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
+from steps.options import StepOptions, open_run
 from utils.files import read_json
 from utils.run import checkpoint, distributed
 from utils.run.config import Config, differences, listed, load_config
@@ -35,10 +35,10 @@ TALKATIVE = "timm", "huggingface_hub", "httpx", "httpx2"
 def main(argv: list[str] | None = None) -> None:
     help_ = "a file of weights for the backbone (default: its own, by its name)"
     args = parse_arguments(argv, __doc__, pretrained_help=help_)
-    run_step(load_config(args, ["pretrained"], training=False), StepOptions.of(args))
+    run_step(load_config(args, ["pretrained"], training=False), StepOptions.from_arguments(args))
 
 
-def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
+def run_step(config: Config, options: StepOptions) -> None:
     """Take a backbone that others trained as the pretext model, and mine the neighbors of both splits."""
     given = options.pretrained
     run = open_run(config, "pretext", options)

@@ -11,7 +11,6 @@ which docs/RESULTS.md is made. --ablation NAME compares variants instead, see wo
 """
 
 import csv
-import json
 import os
 import signal
 import threading
@@ -32,7 +31,7 @@ from utils.analysis.metrics import spread
 from utils.files import atomic, digest, read_json, write_json
 from utils.run import distributed
 from utils.run.config import load_config
-from utils.run.folder import FINGERPRINT, read_epochs
+from utils.run.folder import FIGURES, FINGERPRINT, read_epochs
 from utils.run.machine import choose_device
 from utils.run.script import add_overrides, is_name, parse_arguments, run_script, yaml_text
 from utils.training.inference import infer
@@ -275,17 +274,13 @@ def step_figures(step: PlannedStep) -> Metrics:
     """What the table says of a step: epochs, times, and the numbers of metrics.json."""
     epochs = read_epochs(step.folder)
     speeds = [epoch["images_per_second"] for epoch in epochs]
+    figures = read_json(step.folder / FIGURES)
     return {
         "epochs": len(epochs),
         "training_minutes": sum(epoch["seconds"] for epoch in epochs) / 60,
         "images_per_second": float(np.median(speeds)) if speeds else None,
-        **{key: value for key, value in metrics_of(step).items() if isinstance(value, int | float)},
+        **{key: value for key, value in figures.items() if isinstance(value, int | float)},
     }
-
-
-def metrics_of(step: PlannedStep) -> Metrics:
-    """What its metrics.json says."""
-    return json.loads((step.folder / "metrics.json").read_text())
 
 
 def summary_of(args: Namespace, plans: dict[int, Plan], baselines: list[dict[str, Metrics]]) -> Summary:
@@ -298,7 +293,8 @@ def summary_of(args: Namespace, plans: dict[int, Plan], baselines: list[dict[str
         baselines: of each seed, what `k_means_figures` returned.
     """
     found = {method: [figures[method] for figures in baselines] for method in baselines[0]}
-    found |= {method: [metrics_of(plan[step]) for plan in plans.values()] for step, method in METHODS.items()}
+    for step, method in METHODS.items():
+        found[method] = [read_json(plan[step].folder / FIGURES) for plan in plans.values()]
     methods = {
         method: {metric: spread([one[metric] for one in figures]) for metric in METRICS}
         for method, figures in found.items()
@@ -362,7 +358,7 @@ def record(summary: Summary, plans: dict[int, Plan], labels: torch.Tensor, name:
         with atomic(RECORDS / f"{name}-seed{seed}.npz") as path, open(path, "wb") as file:
             np.savez_compressed(file, **small)
     write_json(summary, RECORDS / f"{name}.json")
-    kept = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    kept: list[Any] = [read_json(path) for path in sorted(RECORDS.glob("*.json"))]
     with atomic(RECORDS.parent / "RESULTS.md") as path:
         path.write_text(tables.results_page(kept), encoding="utf-8")
 

@@ -24,7 +24,7 @@ from steps.clustering_inputs import (
 )
 from steps.evaluation import finish_clustering, validation_accuracy
 from steps.load_model import load_model
-from steps.options import DEFAULT_OPTIONS, StepOptions, build_splits, open_run
+from steps.options import StepOptions, build_splits, open_run
 from steps.pretext_results import find_pretext
 from utils.analysis import duplicates, health, metrics
 from utils.analysis.neighbor_quality import neighbor_quality
@@ -63,10 +63,10 @@ def scan_step(
 def main(argv: list[str] | None = None) -> None:
     help_ = "start from this pretext checkpoint (default: the pretext step's)"
     args = parse_arguments(argv, __doc__, add_arguments, pretrained_help=help_)
-    run_step(load_config(args, ["scan"]), StepOptions.of(args))
+    run_step(load_config(args, ["scan"]), StepOptions.from_arguments(args))
 
 
-def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
+def run_step(config: Config, options: StepOptions) -> None:
     """Train cluster heads, select the best epoch and head without labels, and evaluate them."""
     run = open_run(config, "scan", options)
     model = cast(ClusteringModel, build_model(config))

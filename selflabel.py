@@ -14,7 +14,7 @@ import data
 from losses import CRITERIA, NO_VOTE, SelfLabelingLoss
 from steps.evaluation import finish_clustering, validation_accuracy
 from steps.load_model import load_model
-from steps.options import DEFAULT_OPTIONS, StepOptions, build_splits, open_run
+from steps.options import StepOptions, build_splits, open_run
 from steps.votes import Votes
 from utils.analysis import health
 from utils.run import distributed
@@ -64,10 +64,10 @@ def selflabel_step(
 def main(argv: list[str] | None = None) -> None:
     help_ = "start from this clustering checkpoint (default: the clustering step's)"
     args = parse_arguments(argv, __doc__, pretrained_help=help_)
-    run_step(load_config(args, ["selflabel"]), StepOptions.of(args))
+    run_step(load_config(args, ["selflabel"]), StepOptions.from_arguments(args))
 
 
-def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
+def run_step(config: Config, options: StepOptions) -> None:
     """Fine-tune the clustering model's best head, and evaluate the last epoch's model."""
     run = open_run(config, "selflabel", options)
     start = options.pretrained or clustering_model(config, options)
@@ -82,7 +82,7 @@ def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
     criterion: SelfLabelingLoss = build(threshold=config.confidence_threshold, **config.criterion_kwargs)
     votes = Votes(run, model, criterion.voting, train_set) if criterion.voting else None
     transforms = data.build_eval_transform(config), data.build_train_transform(config)
-    views = data.WeakStrongView(*transforms, votes=votes.of if votes else None)
+    views = data.WeakStrongView(*transforms, votes=votes.for_images if votes else None)
     train = data.Loader(train_set, views, train=True, **loading)
     dry_run(model, test, train)
 

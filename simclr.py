@@ -16,7 +16,7 @@ from losses import CRITERIA, ContrastiveLoss
 from models import ContrastiveModel, build_model
 from steps.load_model import load_model
 from steps.mining import PretextSplits, can_vote, knn_accuracy, mine, pretext_splits
-from steps.options import DEFAULT_OPTIONS, StepOptions, open_run
+from steps.options import StepOptions, open_run
 from utils.analysis import plots
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
@@ -49,10 +49,10 @@ def simclr_step(
 def main(argv: list[str] | None = None) -> None:
     help_ = "mine the neighbors with this checkpoint's weights instead of training"
     args = parse_arguments(argv, __doc__, pretrained_help=help_)
-    run_step(load_config(args, ["simclr"]), StepOptions.of(args))
+    run_step(load_config(args, ["simclr"]), StepOptions.from_arguments(args))
 
 
-def run_step(config: Config, options: StepOptions = DEFAULT_OPTIONS) -> None:
+def run_step(config: Config, options: StepOptions) -> None:
     """Learn features, or take those of `options.pretrained`, and mine the neighbors of both splits."""
     given = options.pretrained
     run = open_run(config, "pretext", options)

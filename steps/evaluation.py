@@ -39,7 +39,7 @@ def finish_clustering(
     """
     about = {"setup": run.config.setup, "dataset": run.config.val_db_name, "split": "test"}
     if run.main:
-        results.report_clusters(run.folder, probabilities.cpu(), dataset, about | (further or {}))
+        results.save_clustering(run.folder, probabilities.cpu(), dataset, about | (further or {}))
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.mark_finished(run, fingerprint, weights)
 

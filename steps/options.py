@@ -23,7 +23,7 @@ class CommandOptions:
     """Choices of a command line, in a field each."""
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Self:
+    def from_arguments(cls, args: argparse.Namespace) -> Self:
         """The options among the arguments of a command line; the others keep their default."""
         given: dict[str, Any] = {
             field.name: getattr(args, field.name, field.default) for field in fields(cls)
@@ -42,9 +42,6 @@ class StepOptions(CommandOptions):
     accept_changes: bool = False  # resume although settings changed that may change
     build_dataset: BuildDataset = data.build_dataset  # a DatasetCache, if several steps run
     machine: Machine | None = None  # None: the step starts its own
-
-
-DEFAULT_OPTIONS = StepOptions()
 
 
 def open_run(config: Config, step: str, options: StepOptions) -> Run:

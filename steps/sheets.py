@@ -1,6 +1,5 @@
 """Sheets of images: one for each cluster, all of a cluster, or images beside their nearest neighbors."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ import torch
 import data
 from utils.analysis import plots
 
-log = logging.getLogger(__name__)
-
 ROWS = 10  # of neighbors.png, an image and its neighbors each
 MOST_CONFIDENT, LEAST_CONFIDENT = 80, 20  # images of a cluster's sheet
 
@@ -22,12 +19,12 @@ def save_prototypes(dataset: data.Dataset, figures: dict[str, Any], path: Path) 
 
     `figures`: `prototypes`, C image indices or None, `cluster_sizes` and, with labels, `matches`.
     """
-    _save(_prototypes(dataset, figures), path)
+    plots.save_image_sheet(_prototypes(dataset, figures), path)
 
 
 def save_neighbors(dataset: data.Dataset, mined: torch.Tensor, path: Path) -> None:
     """A sheet with a row for each of ROWS evenly spaced images and its neighbors `mined`, int64 (N, k)."""
-    _save(_neighbors(dataset, mined), path)
+    plots.save_image_sheet(_neighbors(dataset, mined), path)
 
 
 def save_clusters(dataset: data.Dataset, probabilities: torch.Tensor, folder: Path) -> None:
@@ -48,12 +45,6 @@ def save_clusters(dataset: data.Dataset, probabilities: torch.Tensor, folder: Pa
         shown = "" if len(members) == len(cells) else f"; {len(most)} most and {len(least)} least confident"
         title = f"cluster {cluster}: {len(members)} images{shown}"
         plots.save_contact_sheet(cells, title, folder / f"{cluster:0{digits}d}.png")
-
-
-def _save(cells: Iterator[plots.Cell], path: Path) -> None:
-    plots.save_image_sheet(cells, path)
-    if path.exists():
-        log.info("%s in %s", path.stem, path)
 
 
 def _prototypes(dataset: data.Dataset, figures: dict[str, Any]) -> Iterator[plots.Cell]:

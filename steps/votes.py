@@ -46,7 +46,7 @@ class Votes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.votes = state["votes"]["votes"].to(self.run.machine.device)
 
-    def of(self, index: torch.Tensor) -> torch.Tensor:
+    def for_images(self, index: torch.Tensor) -> torch.Tensor:
         """The votes on these images, int64 (B,) on the CPU -> (B,)."""
         return self.votes[data.to_device(index, self.run.machine.device)]
 

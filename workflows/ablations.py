@@ -18,7 +18,9 @@ from typing import Any
 
 from utils.analysis import plots
 from utils.analysis.metrics import spread
+from utils.files import read_json
 from utils.run.config import to_dict
+from utils.run.folder import FIGURES
 from workflows import tables
 from workflows.experiments import Configs, DatasetExperiment, Plan
 from workflows.provenance import origin_of
@@ -195,8 +197,7 @@ def ablation_summary(args: Namespace, variants: Variants, plans: list[dict[str, 
     for label, changes in variants.items():
         rows[label] = {"settings": changes, "figures": {}}
         for step in ablation.steps:
-            files = [seed_plans[label][step].folder / "metrics.json" for seed_plans in plans]
-            found = [json.loads(file.read_text()) for file in files]
+            found = [read_json(seed_plans[label][step].folder / FIGURES) for seed_plans in plans]
             figures = {name: spread([metrics[name] for metrics in found]) for name in tables.ABLATION_METRICS}
             rows[label]["figures"][METHODS[step]] = figures
     folders = [step.folder for seed_plans in plans for plan in seed_plans.values() for step in plan.values()]

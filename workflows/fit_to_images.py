@@ -116,7 +116,7 @@ def tell_cost_of_features(config: Config, n: int) -> None:
     """Say how long the features of n images will take."""
     machine, size = Machine.start(config), config.transformation_kwargs.crop_size
     backbone = machine.place(models.build_model(config).backbone).eval()
-    seconds = n * cost.of_features(backbone, size, machine.device)
+    seconds = n * cost.seconds_per_image(backbone, size, machine.device)
     print(
         f"features of {n} images by {config.backbone} at {size} pixels: about {cost.duration(seconds)} "
         f"on {machine.device}; then a minute or so for the clusters"
@@ -165,4 +165,4 @@ def cost_of_image(content: dict[str, Any], machine: Machine) -> tuple[float, flo
     model = machine.place(models.build_model(content)).train()
     step = partial(simclr_step, model, SimCLRLoss(content["temperature"]))
     size = content["transformation_kwargs"]["crop_size"]
-    return cost.of_training(step, model, size, machine.device, machine.autocast)
+    return cost.training_cost(step, model, size, machine.device, machine.autocast)

@@ -101,7 +101,7 @@ def plan_step(
     """
     args = parse_arguments(arguments, "", pretrained_help="")
     config = merge_config(environment, experiment, args, list(SCRIPTS[name]))
-    return PlannedStep(name, config, StepOptions.of(args), arguments)
+    return PlannedStep(name, config, StepOptions.from_arguments(args), arguments)
 
 
 def configs_of(plan: Mapping[str, PlannedStep]) -> dict[str, Config]:

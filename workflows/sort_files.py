@@ -14,7 +14,7 @@ from utils.files import writing
 
 
 def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path]:
-    """The folder in `root` for each of these different names, of which no two are one on any system.
+    """A folder in `root` for each name; names that a file system would merge get different folders.
 
     Raises UserError if `root` is a file, or if a folder and that of the images overlap.
     """

@@ -68,7 +68,6 @@ def load_trained_model(results: Path) -> TrainedModel:
         raise UserError(
             f"{folder}: config.yml and model.pth.tar must be those of one run; copy both ({error})"
         ) from None
-    assert isinstance(loaded.model, ClusteringModel) and loaded.head is not None  # as these setups have
     metrics = read_json(folder / "metrics.json")
     # older results do not say the side: then a margin is assumed, which files have and arrays may lack
     side = metrics.get("image_side") or data.side(config)

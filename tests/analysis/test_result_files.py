@@ -37,7 +37,7 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plots, "save_confusion_matrix", look)
     dataset = Named(torch.arange(6) % 2, ["a", "b"], list("uvwxyz"))
-    results.report_clusters(tmp_path, clusters(6, 3, 2), dataset, {"split": "test"})
+    results.save_clustering(tmp_path, clusters(6, 3, 2), dataset, {"split": "test"})
     assert seen == ["assignment.csv", "curves.png", "metrics.json", "mine.txt"]
     assert "old" not in (tmp_path / "assignment.csv").read_text()
 
@@ -47,27 +47,27 @@ def test_calibration_needs_labels(tmp_path):
     labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 0])  # clusters 0 1 2 0 1 2 0 1 2 0
     probabilities = clusters(10, 3, 3)
     named = Named(labels, ["a", "b"], list("abcdefghij"))
-    figures = results.report_clusters(tmp_path, probabilities, named, {"split": "test"})
+    figures = results.save_clustering(tmp_path, probabilities, named, {"split": "test"})
     assert (figures["acc"], figures["majority_vote_acc"]) == (0.6, 0.8)
     assert figures["calibration"]["ece"] == pytest.approx(0.2)
     assert figures["calibration"]["sure"] == {"count": 10, "accuracy": 0.8}
     assert json.loads((tmp_path / "metrics.json").read_text())["calibration"] == figures["calibration"]
     assert (tmp_path / "calibration.png").exists()
     unnamed = Named(names=list("abcdefghij"))
-    assert "calibration" not in results.report_clusters(tmp_path, probabilities, unnamed, {"split": "test"})
+    assert "calibration" not in results.save_clustering(tmp_path, probabilities, unnamed, {"split": "test"})
     assert not (tmp_path / "calibration.png").exists()
 
 
 def test_what_new_images_need_to_be_read_alike(tmp_path):
     dataset = Named(names=["x"] * 3)
     dataset.white_level = 4095
-    figures = results.report_clusters(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
+    figures = results.save_clustering(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
     assert (figures["image_side"], figures["white_level"]) == (9, 4095)
 
 
 def test_files_are_utf8_whatever_the_names(tmp_path):
     names = ["\udcff", "a\nb", 'q"u,o\te', "一", "plain"]
-    results.report_clusters(tmp_path, clusters(5, 5, 5), Named(names=names), {"split": "test"})
+    results.save_clustering(tmp_path, clusters(5, 5, 5), Named(names=names), {"split": "test"})
     with open(tmp_path / "assignment.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [r"\udcff", *names[1:]]
@@ -77,7 +77,7 @@ def test_files_are_utf8_whatever_the_names(tmp_path):
 @pytest.mark.parametrize("c", [health.MAX_LISTED, 400])
 def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
     caplog.set_level("INFO")
-    results.report_clusters(tmp_path, clusters(30, c, 8), Named(names=["x"] * 30), {"split": "test"})
+    results.save_clustering(tmp_path, clusters(30, c, 8), Named(names=["x"] * 30), {"split": "test"})
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["image_side"], figures["white_level"]) == (9, None)
     assert (len(figures["cluster_sizes"]), figures["empty_clusters"]) == (c, list(range(8, c)))

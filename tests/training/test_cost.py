@@ -21,7 +21,7 @@ def test_memory_of_training_grows_with_the_image():
     model = build_model(CONFIG).train()
     step = partial(simclr_step, model, SimCLRLoss(0.5))
     small, large = (
-        cost.of_training(step, model, size, torch.device("cpu"), nullcontext) for size in (16, 32)
+        cost.training_cost(step, model, size, torch.device("cpu"), nullcontext) for size in (16, 32)
     )
     assert small[0] > 0
     # the feature maps have four times the pixels; the weights, which do not grow, are not counted
@@ -37,7 +37,7 @@ def test_memory_of_one_layer_is_what_its_backward_pass_needs():
     def step(images):
         return {"loss": model(images).relu().sum()}
 
-    _, bytes_ = cost.of_training(step, model, 4, torch.device("cpu"), nullcontext)
+    _, bytes_ = cost.training_cost(step, model, 4, torch.device("cpu"), nullcontext)
     assert bytes_ == 2 * 4 * (3 * 4 * 4 + 100 + 50)
 
 

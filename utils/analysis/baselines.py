@@ -20,9 +20,9 @@ INITIALIZATIONS = 10
 UMAP: dict[str, Any] = {
     "n_neighbors": 15,
     "n_components": 10,
-    "min_dist": 0.0,
+    "min_dist": 0.0,  # which makes clusters dense
     "metric": "cosine",
-}  # dense clusters
+}
 
 
 def cluster_by_baselines(features: torch.Tensor, num_clusters: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ def mine_distinct(
     library: str = "auto",
     tell: Callable[..., None] = neighbors.log.info,
 ) -> torch.Tensor:
-    """`nearest_neighbors` among distinct images: a copy has the first copy's neighbors, and is no neighbor.
+    """As `nearest_neighbors`, without copies: a copy is never found, and gets the first copy's neighbors.
 
     Returns:
         int64 (N, k + 1) on the CPU, each row normally starting with the image itself.

@@ -22,7 +22,7 @@ from errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Shares of an image's neighbors that the graphs connect it with, one graph after another.
+# There are three graphs: each image is connected with the nearest 50 %, 75 % and 100 % of its neighbors.
 WIDTHS = 0.5, 0.75, 1
 DENSE = 500  # images up to which all eigenvectors are computed, which is then as fast
 MAX_MEMORY = 8e9  # bytes

@@ -8,7 +8,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# shares on a scale where chance is 0, see neighbor_quality
+# of the verdict, on a scale where chance is 0, see `_beyond`
 MIN_MUTUAL, MIN_TRANSITIVE, MAX_ANTIHUBS = 0.1, 0.05, 0.5
 TRANSITIVE_SAMPLE = 1000  # images whose neighbors' neighbors are examined
 NEIGHBOR_ADVICE = "train the pretext longer, or check its augmentation and lower its optimizer_kwargs.lr"
@@ -17,28 +17,8 @@ NEIGHBOR_ADVICE = "train the pretext longer, or check its augmentation and lower
 def neighbor_quality(neighbors: torch.Tensor) -> dict[str, Any]:
     """How much structure do mined neighbors have? Logs the figures and a verdict; never stops a run.
 
-    If the k neighbors of each of N images were drawn at random,
-
-        a neighbor would be mutual with probability                     c = k / (N - 1)
-        a neighbor's neighbor would be one's own neighbor,
-        i.e. transitive, with probability                               c, too
-        an image would be an antihub, in no other image's list,
-        with probability                                                z = (1 - c) ^ (N - 1), about e^-k
-
-    Each share s is compared with its value p by chance as (s - p) / (1 - p), which is 0 at random and 1 at
-    most, so that neither N nor k matters much. The verdict is "go" if this is, for
-
-        mutual       at least MIN_MUTUAL. Below, the lists are not nearest neighbors at all: similarity is
-                     symmetric, so that all features reach it, even noise (0.75 for k = 5).
-        transitive   at least MIN_TRANSITIVE. Below, the features say nothing about the images: normalized
-                     noise of 128 dimensions has 0.007 to 0.025 for k = 5 to 50 (10 000 images), the digits'
-                     pixels have 0.3 to 0.5. In a cluster, neighbors are each other's neighbors. A single
-                     neighbor (k = 1) is not judged.
-        antihubs     at most MAX_ANTIHUBS. Above, the feature space has collapsed, and all images have the
-                     same few neighbors.
-
-    The skewness of the in-degrees (about k^-1/2 at random) shows hubs, but is not judged, since it grows with
-    N. "go" means that there is structure, not that it is the right one. Only labels or a person can say that.
+    Three shares are compared with those of neighbors drawn at random, see `_beyond`: mutual and transitive
+    neighbors, and antihubs, which are in no other image's list. docs/RUNS.md explains the verdict.
 
     Args:
         neighbors: on the CPU. Repeated entries are ignored, except in the transitive share.
@@ -47,8 +27,6 @@ def neighbor_quality(neighbors: torch.Tensor) -> dict[str, Any]:
         dict: `mutual`, share of the neighbors; `transitive`, share of the neighbors' neighbors, of
         TRANSITIVE_SAMPLE images; `by_chance`, either at random; `nobodys`, share of the images that are
         antihubs; `in_degree_skewness`; and `verdict`, "go" or "no-go".
-
-    1.28 million images with 50 neighbors take 7 seconds and 1 GB besides the neighbors (0.5 GB).
     """
     n = len(neighbors)
     itself, table = np.arange(n)[:, None], neighbors.numpy()

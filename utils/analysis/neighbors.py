@@ -1,7 +1,7 @@
 """Nearest neighbors in feature space: the search, what it found in a file, votes and accuracies.
 
-Features may be mapped from a file (see inference.infer): apart from faiss's index, nothing here copies all of
-them, or holds more than one block of similarities.
+Features may be mapped from a file (see inference.infer_to_file): apart from faiss's index, nothing here
+copies all of them, or holds more than one block of similarities.
 """
 
 import logging
@@ -210,7 +210,7 @@ def label_agreement(neighbors: torch.Tensor, labels: torch.Tensor, k: int) -> fl
 
 
 def neighbor_accuracies(neighbors: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Share of the top 1, 5 and 20 neighbors, as far as there are so many, that are of the image's class."""
+    """For k = 1, 5, 20, if k neighbors exist: the share of the nearest k that are of the image's class."""
     figures = {}
     for k in ACCURACY_AT:
         if k < neighbors.size(1):

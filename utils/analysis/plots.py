@@ -172,6 +172,8 @@ def save_image_sheet(cells: Iterable[Cell], path: Path) -> None:
             axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
             if image is not None:
                 axes.imshow(np.asarray(image).transpose(1, 2, 0))
+    if path.exists():
+        log.info("%s in %s", path.stem, path)
 
 
 def save_contact_sheet(cells: Sequence[tuple[torch.Tensor, str]], title: str, path: Path) -> None:

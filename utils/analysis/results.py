@@ -36,7 +36,7 @@ def write_figures(figures: dict[str, Any], folder: Path) -> None:
     log.info("figures in %s", folder / "metrics.json")
 
 
-def report_clusters(
+def save_clustering(
     folder: Path, probabilities: torch.Tensor, dataset: "Dataset", about: dict[str, Any]
 ) -> dict[str, Any]:
     """Evaluate clusters; write metrics.json and assignment.csv.

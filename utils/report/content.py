@@ -197,8 +197,8 @@ def compare_with_labels(
         figures: see metrics.clustering_metrics; and `cluster_sizes`.
 
     Returns:
-        dict for the page, and dict cluster -> its class: the matched one, or, for a cluster without, that of
-        most of its images.
+        dict for the page, and dict cluster -> its class: the matched one; for a cluster without a match, the
+        class of most of its images.
     """
     labels, classes, matches = truth.labels, truth.classes, figures["matches"]
     c, labeled = len(figures["cluster_sizes"]), truth.labels >= 0
@@ -248,10 +248,10 @@ def _calibration_figures(confidence: torch.Tensor, right: torch.Tensor) -> Itera
 def map_indices(page: dict[str, Any], convert: Callable[[int], Any]) -> dict[str, Any]:
     """A copy of the page's content with `convert(index)` in the place of each index of an image."""
 
+    # only indices are integers; beside them there are floats and texts
     def converted(value: Any) -> Any:
         if isinstance(value, list):
             return [converted(entry) for entry in value]
-        # only indices are integers; beside them there are floats and texts
         return convert(value) if isinstance(value, int) else value
 
     def in_lists(part: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ MANY_UNSURE = 0.3
 MOST_UNSURE = 3  # clusters that are named
 HIGH_AGREEMENT, LOW_AGREEMENT = 0.8, 0.5  # share of the images on which another method agrees
 PROBLEMS = {  # of self-labeling
-    "uncovered": "When self-labeling started, most clusters had no confident image.",
+    "uncovered": "During self-labeling, most clusters had no confident image.",
     "merged": "Self-labeling merged clusters that were separate before.",
 }
 BASELINES = {"kmeans": "k-means", "ward": "Ward's linkage", "umap": "k-means after UMAP"}

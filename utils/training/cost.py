@@ -10,7 +10,7 @@ from torch import nn
 MEASURED_IMAGES = {"cpu": 8, "cuda": 128}  # of random pixels; fewer would not keep a GPU busy
 
 
-def of_features(backbone: nn.Module, size: int, device: torch.device) -> float:
+def seconds_per_image(backbone: nn.Module, size: int, device: torch.device) -> float:
     """Seconds per image to compute a backbone's features of images of `size` pixels, in float32."""
     n = MEASURED_IMAGES[device.type]
     images = torch.rand(n, 3, size, size, device=device)
@@ -18,7 +18,7 @@ def of_features(backbone: nn.Module, size: int, device: torch.device) -> float:
         return _seconds(lambda: backbone(images), device) / n
 
 
-def of_training(
+def training_cost(
     step: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     model: nn.Module,
     size: int,

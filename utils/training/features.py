@@ -64,7 +64,7 @@ def features_path(run: Run, folder: Path, model: nn.Module, dataset: "Dataset") 
 
 
 def digest_of(dataset: "Dataset") -> str:
-    """A hash of all images where there is one, else the fingerprint, which looks at some of them."""
+    """The hash of all images if the dataset has one, else its fingerprint, which is of a sample."""
     return dataset.content_digest() or dataset.fingerprint()
 
 
