@@ -86,6 +86,7 @@ def test_the_default_of_cluster_takes_images_of_224_pixels(no_network):
         ("timm/resnt18", 64, ["unknown network 'resnt18'", "did you mean 'timm/resnet18'?"]),
         ("timm/resnet18.a1_in2k", 64, ["unknown weights 'a1_in2k'", "did you mean 'timm/resnet18.a1_in1k'?"]),
         ("torchvision/mobilenetv2", 64, ["did you mean 'torchvision/mobilenet_v2'?"]),
+        ("torchvision/resnet18.IMAGENET_V1", 64, ["did you mean 'torchvision/resnet18.IMAGENET1K_V1'"]),
         ("torchvision/fasterrcnn_resnet50_fpn", 64, ["unknown network"]),
         ("torchvision/", 64, ["unknown network ''", "known: alexnet"]),
         ("tim/resnet18", 64, ["unknown library 'tim'", "timm, torchvision"]),

@@ -102,8 +102,6 @@ def test_set(row):
 
 CHANGES = [  # None removes the key
     ("pretext", {"epochs": None, "optimizer": None}, "mine.yml: missing epochs, optimizer"),
-    ("pretext", {"optimizer_kwargs": {"momentum": 0.9}}, "missing optimizer_kwargs.lr"),
-    ("pretext", {"transformation_kwargs": {"crop_size": 8}}, "missing transformation_kwargs.normalize"),
     ("pretext", {"augmentation_kwargs": {"color_jitter_random_apply": {}}}, "color_jitter_random_apply.p"),
     ("pretext", {"augmentation_kwargs": {"random_resized_crop": {"scale": [1, 0.2]}}}, "the smaller one"),
     ("pretext", {"epochs": True}, "epochs must be a whole number"),

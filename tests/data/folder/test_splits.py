@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from image_folders import build, build_anywhere, config, file_names, save, unreadable
+from image_folders import build, build_anywhere, config, save, unreadable
 from mistakes import refused
 
 import data
@@ -45,12 +45,6 @@ def test_one_line_says_what_is_read(root, caplog, another_process):
     (root / "2.eps").unlink()
     build_anywhere(root)
     assert caplog.text.splitlines()[-1].startswith("INFO")
-
-
-def test_images_beside_class_folders_are_told_of(folder, caplog):
-    save_all(folder, "cat/a.png", "b.png")
-    assert file_names(build(folder)) == ["a.png"]
-    assert "1 images beside the class folders are left out" in caplog.text
 
 
 # --- classes ---------------------------------------------------------------------------------------
@@ -232,10 +226,11 @@ def test_pictures_of_earlier_results_are_no_images(root, root_dir):
     assert build_anywhere(root, **settings).names() == found.names() == ["b.png", "more/a.png"]
 
 
-def test_folders_mean_classes_or_nothing(root):
+def test_folders_mean_classes_or_nothing(root, caplog):
     save_all(root, "cat/a.png", "dog/deep/a.png", "c.png")
     found = build_anywhere(root)
     assert (found.names(), found.classes) == (["cat/a.png", "dog/deep/a.png"], ["cat", "dog"])
+    assert "1 images beside the class folders are left out" in caplog.text
     found = build_anywhere(root, folder_labels="none")
     assert (found.names(), found.classes) == (["c.png", "cat/a.png", "dog/deep/a.png"], None)
 
