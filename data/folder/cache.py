@@ -73,6 +73,10 @@ class Manifest(NamedTuple):
             return record is not None
         return self.pixels is not None and (record.brightest < 0 or self.white == white)
 
+    def without_unreadable(self) -> "Manifest":
+        """What is known of the files that can be read."""
+        return self._replace(records={s: record for s, record in self.records.items() if not record.reason})
+
     def rows(self) -> dict[FileStat, int]:
         """Where each file that can be read is in `pixels`."""
         readable = (stat for stat, record in self.records.items() if not record.reason)

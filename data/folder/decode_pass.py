@@ -2,7 +2,8 @@
 
 The cache's manifest is the only record of what was found. `unreadable.txt` is written from it for people and
 never read. So all steps of a results folder leave out the same images, and the neighbors' indices, which
-count only those that are left, stay valid. Without a cache, each process makes its own pass.
+count only those that are left, stay valid. When the folder has changed, the changed files are decoded, and
+those that could not be read are tried again. Without a cache, each process makes its own pass.
 
 An interrupted pass keeps what it has decoded, unless the cache already holds more images. The next pass
 continues from there.
@@ -79,6 +80,8 @@ def decode_folder(
         return _finished[key]
     with cache.exclusive() if cache else contextlib.nullcontext():
         manifest = cache.load() if cache else Manifest({})
+        if stats != list(manifest.records):
+            manifest = manifest.without_unreadable()  # a changed folder: they may have been repaired
         chosen = white or _white_of_all(files, stats, manifest, num_workers)
         records, pixels = manifest.records, manifest.pixels
         complete = stats == list(records) and all(manifest.holds(stat, chosen) for stat in stats)

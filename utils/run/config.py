@@ -254,7 +254,8 @@ def _require_keys(
         raise UserError(f"{where}: missing {', '.join(missing)}")
     for key in keys:
         if training and key.only and not key.only.holds(config) and _holds(given, key.name):
-            raise UserError(f"{where}: {key.name} needs {key.only}; {key.only.why}")
+            why = f"; {key.only.why}" if key.only.why else ""
+            raise UserError(f"{where}: {key.name} needs {key.only}{why}")
 
 
 def _holds(content: dict[str, Any], name: str) -> bool:
