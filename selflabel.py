@@ -5,7 +5,6 @@ python selflabel.py --config_exp configs/selflabel/selflabel_cifar10.yml [--pret
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,8 +69,10 @@ def main(argv: list[str] | None = None) -> None:
 def run_step(config: Config, options: StepOptions) -> None:
     """Fine-tune the clustering model's best head, and evaluate the last epoch's model."""
     run = open_run(config, "selflabel", options)
-    start = options.pretrained or clustering_model(config, options)
-    hint = "" if options.pretrained else "run scan.py first"
+    start, hint = options.pretrained, ""
+    if start is None:
+        start, hint = earlier_folder(config, "scan", options.run) / "model.pth.tar", "run scan.py first"
+        warn_if_unfinished(start.parent)
     model = load_model(config, start, hint=hint, best_head_only=True).model
     train_set, test_set = build_splits(config, options)
     fingerprint = Fingerprint(config, {"train": train_set, "test": test_set}, {"scan/model.pth.tar": start})
@@ -115,13 +116,6 @@ def run_step(config: Config, options: StepOptions) -> None:
     run.save(model.state_dict(), "model.pth.tar")
     probabilities = infer(predict, test, "evaluation")  # in float32
     finish_clustering(run, fingerprint, model.state_dict(), probabilities, test_set)
-
-
-def clustering_model(config: Config, options: StepOptions) -> Path:
-    """Path of the clustering step's model. Logs a warning if that step is unfinished."""
-    path = earlier_folder(config, "scan", options.run) / "model.pth.tar"
-    warn_if_unfinished(path.parent)
-    return path
 
 
 def require_pseudo_labels(

@@ -62,13 +62,8 @@ def describe_clusters(
     prototypes = find_prototypes(features, probabilities)
     assignment = report.build_assignment(dataset, features, probabilities, prototypes, machine.device, search)
     figures = assignment.figures(probabilities.size(1))
-    return assignment, {**learned_by_others(pretext), "prototypes": prototypes, **figures}
-
-
-def learned_by_others(pretext: Path) -> dict[str, Any]:
-    """Where the features of a pretext step come from, if they are pretrained, and whether labels had a part.
-
-    An empty dict for features of our own, or if nothing is known.
-    """
-    figures = read_json(pretext / "metrics.json")
-    return {key: figures[key] for key in ("weights", "labels_in_pretraining") if key in figures}
+    learned = read_json(pretext / "metrics.json")
+    origin: dict[str, Any] = {  # of pretrained features; nothing for features of our own
+        key: learned[key] for key in ("weights", "labels_in_pretraining") if key in learned
+    }
+    return assignment, {**origin, "prototypes": prototypes, **figures}

@@ -133,6 +133,13 @@ class Run:
             with open(self.folder / EPOCHS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
 
+    def truncate_epochs(self, epochs_done: int) -> None:
+        """Remove the lines of later epochs, which will be repeated, from metrics.jsonl."""
+        if self.main:
+            kept = [line for line in self.read_epochs() if line["epoch"] <= epochs_done]
+            with atomic(self.folder / EPOCHS) as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
     def read_epochs(self) -> list[dict[str, Any]]:
         """The metrics of the epochs so far."""
         return read_epochs(self.folder)

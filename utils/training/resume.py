@@ -1,7 +1,6 @@
 """The state of a training: save it, resume it, and archive earlier results."""
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -16,7 +15,6 @@ import torch
 from torch import nn
 
 from errors import UserError
-from utils.files import atomic
 from utils.run import checkpoint, distributed
 from utils.run.config import differences, listed, with_defaults
 from utils.run.fingerprint import Fingerprint, backbone_hash, read_fingerprint
@@ -99,7 +97,7 @@ class TrainingState:
         if run.starts_untrained():
             if not run.fresh:
                 self._require_untrained()
-            truncate_metrics(run, 0)
+            run.truncate_epochs(0)
             return 0, None
         saved = checkpoint.load(self.path)
         weights, _ = unwrap(saved, self.path)
@@ -114,7 +112,7 @@ class TrainingState:
             progress = EpochProgress(**saved["progress"])
         within = f" and {progress.batches} batches of the next" if progress else ""
         log.info("resuming after epoch %d%s", self.epochs_saved, within)
-        truncate_metrics(run, self.epochs_saved)
+        run.truncate_epochs(self.epochs_saved)
         return self.epochs_saved, progress
 
     def _load(self, saved: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
@@ -231,7 +229,7 @@ def use_given_weights(
     elif there not in (None, backbone_hash(model.state_dict())):
         archive_results(run, ["model.pth.tar"], sources)
     if not trained.exists():
-        truncate_metrics(run, 0)
+        run.truncate_epochs(0)
     run.save_config()
 
 
@@ -266,11 +264,3 @@ def archive_results(run: Run, names: Iterable[str], sources: Iterable[Path]) -> 
         else:
             os.replace(file, old)
     log.info("%s: earlier results are kept as *%s until a new model is trained", run.folder, suffix)
-
-
-def truncate_metrics(run: Run, epochs_done: int) -> None:
-    """Remove the lines of later epochs, which will be repeated, from metrics.jsonl."""
-    if run.main:
-        kept = [line for line in run.read_epochs() if line["epoch"] <= epochs_done]
-        with atomic(run.folder / "metrics.jsonl") as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
