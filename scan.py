@@ -23,7 +23,7 @@ from steps.clustering_inputs import (
     start_heads,
 )
 from steps.evaluation import finish_clustering, validation_accuracy
-from steps.load_model import load_model
+from steps.load_model import read_checkpoint
 from steps.options import StepOptions, build_splits, open_run
 from steps.pretext_results import find_pretext
 from utils.analysis import duplicates, health, metrics
@@ -101,12 +101,13 @@ def run_step(config: Config, options: StepOptions) -> None:
         checkpointed=[selection], after_epoch=selection,
     )  # fmt: skip
 
-    best = load_model(config, run.folder / "model.pth.tar", into=model)
-    log.info("best model: head %d, validation loss %.4f", best.head, selection.best_loss)
+    weights, head = read_checkpoint(run.folder / "model.pth.tar", "clustering")
+    load_weights(model, weights, run.folder / "model.pth.tar")
+    log.info("best model: head %d, validation loss %.4f", head, selection.best_loss)
     predict = predictor(inputs.final)
-    probabilities = infer(lambda batch: predict(batch)[best.head], inputs.test, "evaluation")  # in float32
-    further = {"head": best.head, "train_neighbors": quality}
-    finish_clustering(run, fingerprint, best.weights, probabilities, test_set, further)
+    probabilities = infer(lambda batch: predict(batch)[head], inputs.test, "evaluation")  # in float32
+    further = {"head": head, "train_neighbors": quality}
+    finish_clustering(run, fingerprint, weights, probabilities, test_set, further)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

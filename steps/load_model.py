@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from models import build_model
 from utils.run.config import Config
 from utils.run.weights import StateDict, load_weights, read_best_head, read_weights
@@ -17,7 +15,6 @@ class LoadedModel:
 
     model: Any  # what `build_model` builds, on the CPU and in train mode
     head: int  # index of the best cluster head; 0 for a pretext model
-    weights: StateDict  # what was loaded
 
 
 def load_model(
@@ -27,7 +24,6 @@ def load_model(
     *,
     hint: str = "",
     best_head_only: bool = False,
-    into: nn.Module | None = None,
 ) -> LoadedModel:
     """Build the model of a configuration, and load the weights of a checkpoint.
 
@@ -35,7 +31,6 @@ def load_model(
         kind: "clustering" or "pretext", which the checkpoint must be.
         hint: what to do when there is no such file, for the message.
         best_head_only: load the best head of several as the only one, number 0.
-        into: load the weights into this model instead of a new one.
 
     Raises:
         UserError: no checkpoint of that kind, it does not say which head is the best, or it does not fit.
@@ -43,9 +38,9 @@ def load_model(
     weights, head = read_checkpoint(path, kind, hint)
     if best_head_only:
         weights, head = keep_head(weights, head), 0
-    model = build_model(config) if into is None else into
+    model = build_model(config)
     load_weights(model, weights, path)
-    return LoadedModel(model, head, weights)
+    return LoadedModel(model, head)
 
 
 def read_checkpoint(path: Path, kind: str, hint: str = "") -> tuple[StateDict, int]:
