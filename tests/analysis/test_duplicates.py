@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import torch
 import torch.nn.functional as F
 from image_folders import numbered
@@ -5,19 +7,12 @@ from image_folders import numbered
 from utils.analysis import duplicates, neighbors
 
 
-class Files:
-    def __init__(self, contents):
-        self.contents = contents
-
-    def __len__(self):
-        return len(self.contents)
-
-    def content_hashes(self):
-        return self.contents
+def files(contents):
+    return Mock(content_hashes=lambda: list(contents))
 
 
 def test_first_copies():
-    first = duplicates.first_copies(Files(list("abacba")))
+    first = duplicates.first_copies(files("abacba"))
     assert first.tolist() == [0, 1, 0, 3, 1, 0]
     assert duplicates.count_distinct(first) == 3
     assert duplicates.first_copies(numbered(4)).tolist() == [0, 1, 2, 3]
@@ -28,7 +23,7 @@ def test_copies_are_nobodys_neighbors_and_have_those_of_the_first():
     distinct = F.normalize(torch.randn(30, 8), dim=1)
     order = torch.cat([torch.arange(30), torch.tensor([4, 4, 17])])
     order = order[torch.randperm(33)]
-    first = duplicates.first_copies(Files(order.tolist()))
+    first = duplicates.first_copies(files(order.tolist()))
     mined = duplicates.mine_distinct(distinct[order], 5, first, library="torch")
     assert mined.shape == (33, 6)
     assert mined[:, 0].tolist() == list(range(33))

@@ -1,7 +1,6 @@
 """The quality of neighbors against a slow loop, and the verdict on hand-made ones."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -11,22 +10,13 @@ from digits_files import neighbor_table, random_neighbors
 from utils.analysis.neighbor_quality import neighbor_quality
 
 
-@pytest.fixture(autouse=True)
-def info(caplog):
-    caplog.set_level(logging.INFO, logger="utils.analysis.neighbor_quality")
-
-
 def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def nearest(points, k):
     """Each row's own index and its k nearest."""
     return torch.cdist(points, points).topk(k + 1, largest=False).indices
-
-
-def pairs_with_repetitions(table):
-    return [(i, j) for i, row in enumerate(table.tolist()) for j in row if j != i]
 
 
 def test_figures_against_a_slow_loop():
@@ -40,7 +30,8 @@ def test_figures_against_a_slow_loop():
     assert torch.equal(table, before)
     assert found["mutual"] == pytest.approx(sum(i in lists[j] for i, j in pairs) / len(pairs))
     assert found["by_chance"] == pytest.approx(len(pairs) / 60 / 59)
-    theirs = [(i, x) for i, j in pairs_with_repetitions(table) for x in table[j].tolist() if x not in (i, j)]
+    repeated = [(i, j) for i, row in enumerate(table.tolist()) for j in row if j != i]
+    theirs = [(i, x) for i, j in repeated for x in table[j].tolist() if x not in (i, j)]
     assert found["transitive"] == pytest.approx(sum(x in lists[i] for i, x in theirs) / len(theirs))
     assert found["nobodys"] == (degree == 0).mean()
     skewness = ((degree - degree.mean()) ** 3).mean() / degree.std() ** 3
@@ -76,6 +67,7 @@ def test_collapsed_neighbors_are_no_go(caplog, itself):
 
 @pytest.mark.parametrize("k", [1, 5, 50])
 def test_neighbors_with_structure_are_go(caplog, k):
+    caplog.set_level("INFO")
     torch.manual_seed(0)
     points = torch.randn(10, 8).repeat_interleave(100, 0) + 0.3 * torch.randn(1000, 8)
     found = neighbor_quality(nearest(points, k))

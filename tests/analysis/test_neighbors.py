@@ -21,38 +21,26 @@ def features(n, d=8, seed=0):
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-@pytest.mark.parametrize("with_faiss", [True, False])
-def test_mining_loop(with_faiss, monkeypatch, caplog):
-    if with_faiss:
+@pytest.mark.parametrize("library", ["auto", "faiss", "torch", "not installed"])
+def test_mining_loop(library, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    name = "faiss" if library in ("auto", "faiss") else "torch"
+    if name == "faiss":
         pytest.importorskip("faiss")
     else:
         monkeypatch.setitem(sys.modules, "faiss", None)  # its import now fails
-    caplog.set_level("INFO")
-    bank = features(1500)
-    mined = neighbors.nearest_neighbors(bank, 7)
-    assert mined.dtype == torch.int64
-    assert mined.shape == (1500, 8)
-    for i in range(0, 1500, 100):
-        order = sorted(range(1500), key=lambda j, i=i: -float(bank[i] @ bank[j]))
-        assert mined[i].tolist() == order[:8]
-    assert mined[:, 0].tolist() == list(range(1500))  # the image itself comes first
-    assert ("faiss is not installed" in caplog.text) != with_faiss
-
-
-@pytest.mark.parametrize("library", ["auto", "faiss", "torch"])
-def test_the_log_tells_what_searches_before_it_does(monkeypatch, caplog, library):
-    caplog.set_level("INFO")
-    if library == "torch":
-        monkeypatch.setitem(sys.modules, "faiss", None)  # it is not even looked for
-    else:
-        pytest.importorskip("faiss")
-    name = "torch" if library == "torch" else "faiss"
-    function, told = ("search" if library == "torch" else "_query"), []
+    function, told = ("search" if name == "torch" else "_query"), []
     search = getattr(neighbors, function)
     monkeypatch.setattr(neighbors, function, lambda *args: told.append(caplog.text) or search(*args))
-    assert neighbors.nearest_neighbors(features(30), 3, library=library).shape == (30, 4)
-    assert f"{name} searches 30 features on cpu\n" in told[0]
-    assert "not installed" not in caplog.text
+    bank = features(500)
+    mined = neighbors.nearest_neighbors(bank, 7, library="auto" if library == "not installed" else library)
+    assert mined.dtype == torch.int64 and mined.shape == (500, 8)
+    for i in range(0, 500, 50):
+        order = sorted(range(500), key=lambda j, i=i: -float(bank[i] @ bank[j]))
+        assert mined[i].tolist() == order[:8]
+    assert mined[:, 0].tolist() == list(range(500))  # the image itself comes first
+    assert f"{name} searches 500 features on cpu\n" in told[0]  # before it does
+    assert ("faiss is not installed" in caplog.text) == (library == "not installed")
 
 
 class FaissForOneGPU:
@@ -233,15 +221,8 @@ def test_weighted_knn_loop(k):
 SIZES = {"train": (1437, 21), "val": (360, 6)}
 
 
-def changed(array, place, value):
-    array = array.copy()
-    array[place] = value
-    return array
-
-
 def archive(array):
-    buffer = io.BytesIO()
-    np.savez(buffer, a=array)
+    np.savez(buffer := io.BytesIO(), a=array)
     return buffer.getvalue()
 
 
@@ -250,15 +231,10 @@ TABLE_IS = "expected a table of whole numbers; mine the neighbors again"
 FILES: list[tuple] = [
     ("train", lambda a: a[:-1], "topk-train-neighbors.npy", "of 1436 images, but the split has 1437"),
     ("train", lambda a: a[:, :1], "0 neighbors of 1437 images"),
-    ("train", lambda a: a[:, :0], "topk-train-neighbors.npy"),
-    ("train", lambda a: changed(a, (3, 2), 1437), "holds indices outside 0..1436"),
-    ("train", lambda a: changed(a, (3, 2), -1), "holds indices outside 0..1436"),
+    ("train", lambda a: a - 1, "holds indices outside 0..1436"),
     ("train", lambda a: a.astype(np.uint64) - np.uint64(1), "holds indices outside 0..1436"),
     ("train", lambda a: a.astype(float), TABLE_IS),
-    ("train", lambda a: a.astype(str), TABLE_IS),
-    ("train", lambda a: a > 0, TABLE_IS),
     ("train", lambda a: a[:, 0], TABLE_IS),
-    ("train", np.int64(3), TABLE_IS),
     ("train", lambda a: a.astype(object), "not a readable .npy file; mine the neighbors again"),
     ("train", archive, "table of whole numbers"),
     ("train", None, "topk-train-neighbors.npy: no such file", "run the pretext step", "simclr.py"),

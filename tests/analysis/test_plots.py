@@ -100,8 +100,3 @@ def test_contact_sheet(tmp_path):
         places = (0, 19), (1, 4), (1, 5), (1, 6)
         pixels = [sheet.getpixel((10 + column * step, 60 + row * (step + 12))) for row, column in places]
     assert pixels == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255)]
-
-
-def test_a_contact_sheet_that_cannot_be_written_is_a_warning(tmp_path, caplog):
-    plots.save_contact_sheet([], "nothing", tmp_path / "missing" / "0.png")
-    assert "no picture" in caplog.text

@@ -1,15 +1,11 @@
 """The order in which results are written, and what is in the files whatever images are called."""
 
-import csv
-import json
-
 import pytest
 import torch
+from digits_steps import figures, rows_of
 
 import data
 from utils.analysis import health, plots, results
-
-ODD = [b"$10_to_$20", b"a\nb", b"\xff\xfe", "一二".encode(), b"x" * 255, b'q"u,o\te']
 
 
 class Named(data.Dataset):
@@ -45,31 +41,32 @@ def test_figures_come_first_and_earlier_files_go(tmp_path, monkeypatch):
 def test_calibration_needs_labels(tmp_path):
     """Three clusters for two classes: by majority vote two of ten images are wrong, at a confidence of 1."""
     labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 0])  # clusters 0 1 2 0 1 2 0 1 2 0
-    probabilities = clusters(10, 3, 3)
-    named = Named(labels, ["a", "b"], list("abcdefghij"))
-    figures = results.save_clustering(tmp_path, probabilities, named, {"split": "test"})
-    assert (figures["acc"], figures["majority_vote_acc"]) == (0.6, 0.8)
-    assert figures["calibration"]["ece"] == pytest.approx(0.2)
-    assert figures["calibration"]["sure"] == {"count": 10, "accuracy": 0.8}
-    assert json.loads((tmp_path / "metrics.json").read_text())["calibration"] == figures["calibration"]
+    probabilities, names = clusters(10, 3, 3), list("abcdefghij")
+    found = results.save_clustering(
+        tmp_path, probabilities, Named(labels, ["a", "b"], names), {"split": "test"}
+    )
+    assert (found["acc"], found["majority_vote_acc"]) == (0.6, 0.8)
+    assert found["calibration"]["ece"] == pytest.approx(0.2)
+    assert found["calibration"]["sure"] == {"count": 10, "accuracy": 0.8}
+    assert figures(tmp_path)["calibration"] == found["calibration"]
     assert (tmp_path / "calibration.png").exists()
-    unnamed = Named(names=list("abcdefghij"))
-    assert "calibration" not in results.save_clustering(tmp_path, probabilities, unnamed, {"split": "test"})
+    assert "calibration" not in results.save_clustering(
+        tmp_path, probabilities, Named(names=names), {"split": "test"}
+    )
     assert not (tmp_path / "calibration.png").exists()
 
 
 def test_what_new_images_need_to_be_read_alike(tmp_path):
     dataset = Named(names=["x"] * 3)
     dataset.white_level = 4095
-    figures = results.save_clustering(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
-    assert (figures["image_side"], figures["white_level"]) == (9, 4095)
+    found = results.save_clustering(tmp_path, clusters(3, 2, 2), dataset, {"split": "test"})
+    assert (found["image_side"], found["white_level"]) == (9, 4095)
 
 
 def test_files_are_utf8_whatever_the_names(tmp_path):
     names = ["\udcff", "a\nb", 'q"u,o\te', "一", "plain"]
     results.save_clustering(tmp_path, clusters(5, 5, 5), Named(names=names), {"split": "test"})
-    with open(tmp_path / "assignment.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "assignment.csv")
     assert [row["image"] for row in rows] == [r"\udcff", *names[1:]]
     assert [row["cluster"] for row in rows] == list("01234")
 
@@ -78,9 +75,9 @@ def test_files_are_utf8_whatever_the_names(tmp_path):
 def test_long_lists_are_in_the_files_only(tmp_path, caplog, c):
     caplog.set_level("INFO")
     results.save_clustering(tmp_path, clusters(30, c, 8), Named(names=["x"] * 30), {"split": "test"})
-    figures = json.loads((tmp_path / "metrics.json").read_text())
-    assert (figures["image_side"], figures["white_level"]) == (9, None)
-    assert (len(figures["cluster_sizes"]), figures["empty_clusters"]) == (c, list(range(8, c)))
+    found = figures(tmp_path)
+    assert (found["image_side"], found["white_level"]) == (9, None)
+    assert (len(found["cluster_sizes"]), found["empty_clusters"]) == (c, list(range(8, c)))
     for line in caplog.messages:
         assert sum(word.strip("[],").isdigit() for word in line.split()) <= health.MAX_LISTED + 3
     assert len(caplog.messages) == 3

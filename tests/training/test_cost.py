@@ -1,7 +1,6 @@
 from contextlib import nullcontext
 from functools import partial
 
-import pytest
 import torch
 
 from losses import SimCLRLoss
@@ -41,17 +40,7 @@ def test_memory_of_one_layer_is_what_its_backward_pass_needs():
     assert bytes_ == 2 * 4 * (3 * 4 * 4 + 100 + 50)
 
 
-DURATIONS = {
-    0.1: "1 s",
-    42: "42 s",
-    200: "3 min",
-    5000: "83 min",
-    9000: "2.5 h",
-    90_000: "25 h",
-    3e5: "3 days",
-}
-
-
-@pytest.mark.parametrize("seconds", DURATIONS)
-def test_duration(seconds):
-    assert cost.duration(seconds) == DURATIONS[seconds]
+def test_duration():
+    seconds = 0.1, 42, 200, 5000, 9000, 90_000, 3e5
+    texts = ["1 s", "42 s", "3 min", "83 min", "2.5 h", "25 h", "3 days"]
+    assert [cost.duration(value) for value in seconds] == texts

@@ -48,13 +48,9 @@ def test_settings_that_are_no_longer_given_are_those_of_torch(training):
 CHANGES: list[tuple] = [  # ... removes a key
     ({"optimizer": ...}, "cannot be resumed, it has no optimizer", "--fresh"),
     ({"epoch": ...}, "cannot be resumed, it has no epoch"),
-    ({"epoch": "two"}, "cannot be resumed, it has no number of epochs"),
     ({"epoch": -3}, "cannot be resumed, it has no number of epochs"),
-    ({"optimizer": {}}, "its optimizer is another one", "--fresh"),
     ({"optimizer": 3}, "its optimizer is another one", "--fresh"),
     ({"optimizer": {"state": {}, "param_groups": [{"betas": (0.9, 0.999)}]}}, "its optimizer is another one"),
-    ({"optimizer": {"state": {}, "param_groups": []}}, "its optimizer is another one"),
-    ({"identity": 3}, "written by another experiment", "--fresh"),
     ({"identity": {}}, "written by another experiment|cannot be resumed", "--fresh"),
     ({"model": {}}, "holds no state dict"),
 ]
@@ -77,11 +73,10 @@ def test_no_checkpoint(content, training):
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
-    [("temperature=0.9", ["temperature: ", "-> 0.9", "--fresh"]), ("seed=4", ["seed: 0 -> 4", "--fresh"])],
+    ("setting", "change"), [("temperature=0.9", "temperature: "), ("seed=4", "seed: 0 -> 4")]
 )
-def test_another_setting(setting, words, training):
-    refused(words, training(setting).resume)
+def test_another_setting(setting, change, training):
+    refused([change, "-> ", "--fresh"], training(setting).resume)
 
 
 def test_another_input(training):
