@@ -89,7 +89,7 @@ def test_variants(tmp_path, caplog, several):
     assert 1000 < (tmp_path / "variants.png").stat().st_size < 30_000
 
 
-def test_contact_sheet(tmp_path):
+def test_contact_sheet(tmp_path, caplog):
     red, blue = torch.zeros(2, 3, 30, 30, dtype=torch.uint8)
     red[0], blue[2] = 255, 255
     cells = [(red, "99 %")] * 25 + [(blue, "50 %")]
@@ -100,3 +100,5 @@ def test_contact_sheet(tmp_path):
         places = (0, 19), (1, 4), (1, 5), (1, 6)
         pixels = [sheet.getpixel((10 + column * step, 60 + row * (step + 12))) for row, column in places]
     assert pixels == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255)]
+    plots.save_contact_sheet([], "nothing", tmp_path / "missing" / "0.png")
+    assert "no picture" in caplog.text

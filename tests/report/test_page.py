@@ -1,7 +1,6 @@
 """report.html: the page is safe whatever files are called, and does what it says in a real browser."""
 
 import base64
-import csv
 import functools
 import hashlib
 import io
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from digits_steps import rows_of
 from PIL import Image
 
 from utils import report
@@ -166,21 +166,10 @@ def elements():
 def test_text_from_outside_makes_no_element(elements):
     kinds = [(tag, attrs.get("type")) for tag, attrs, _ in elements.raw]
     assert kinds == [("style", None), ("script", "application/json"), ("script", None)]
-    expected = Elements(render(harmless(full()))).tags
-    assert [tag for tag, _ in elements.tags] == [tag for tag, _ in expected]
     text = render(full())
-    assert text.startswith("<!doctype html>") and "<img" not in text and "{{ 7 * 7 }}" in text
+    assert text.startswith("<!doctype html>") and "{{ 7 * 7 }}" in text
+    assert "<img" not in text and "<b>dogs" not in text
     assert "&lt;img src=x onerror=window.hacked=1&gt;.jpg" in text
-
-
-def harmless(value):
-    """The same content with harmless text."""
-    if isinstance(value, dict):
-        return {harmless(key): harmless(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [harmless(item) for item in value]
-    outside = [*HOSTILE, *CLASSES]
-    return f"text {outside.index(value)}" if value in outside else value
 
 
 def test_policy(elements):
@@ -216,10 +205,6 @@ def test_data(elements):
     assert data["images"] == content["images"]
     assert data["thumbnails"] == content["thumbnails"]
     assert [cluster["name"] for cluster in data["clusters"]] == [CLASSES[1], None, None, None, None]
-
-
-def test_only_finite_numbers():
-    content = bare(10)
     content["images"]["x"][3] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
         render(content)
@@ -288,9 +273,8 @@ def visit(browser, tmp_path):
         context.close()
     assert not noise
     assert not [url for url in requests if not url.startswith(("file:", "blob:", "data:image/"))]
-    assert {url for url in requests if url.startswith("file:")} <= {
-        path.as_uri() for path in tmp_path.glob("*.html")
-    }
+    pages = {path.as_uri() for path in tmp_path.glob("*.html")}
+    assert {url for url in requests if url.startswith("file:")} <= pages
 
 
 def count_of(page):
@@ -314,16 +298,20 @@ def downloaded(page, button):
 
 
 @pytest.mark.parametrize("content", [full, bare])
-def test_width(visit, content):
-    page = visit(content())
-    for width in (400, 1400):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        page.locator("#gallery .thumb").nth(9).click()
-        box = page.locator("#detail").bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= width
-        assert page.evaluate("dialog.scrollWidth <= dialog.clientWidth")
-        page.keyboard.press("Escape")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_width_and_links(visit, content, width):
+    """Nothing is wider than the window, and links lead to their headings."""
+    page = visit(content(), viewport={"width": width, "height": 700}, reduced_motion="reduce")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for link in page.locator("nav a").all():
+        link.click()
+        settled(page)
+        top = page.locator(link.get_attribute("href")).bounding_box()["y"]
+        assert -5 < top < 200 or page.evaluate("scrollY + innerHeight >= document.body.scrollHeight - 2")
+    page.locator("#gallery .thumb").nth(9).click()
+    box = page.locator("#detail").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert page.evaluate("dialog.scrollWidth <= dialog.clientWidth")
 
 
 def test_sections_headings_and_labels(visit):
@@ -369,8 +357,8 @@ def test_clusters(visit):
     for items in ("#size-list > li", "#cards > article"):
         order = each(page, items, "Number(element.dataset.cluster)")
         assert order[0] == 2 and order[-1] == 4
-    page = visit(bare(10_000, clusters=250, side=8), viewport={"width": 1000, "height": 600})
-    assert count_of(page) == "10,000 of 10,000 images"
+    page = visit(bare(5000, clusters=250, side=8), viewport={"width": 1000, "height": 600})
+    assert count_of(page) == "5,000 of 5,000 images"
     assert page.locator("#gallery .thumb").count() == 200
     assert page.locator("#cluster-200 .thumb").count() == 0
     page.locator("#cluster-200").scroll_into_view_if_needed()
@@ -388,24 +376,14 @@ def test_thumbnails_show_their_image(visit, monkeypatch):
         place.scroll_into_view_if_needed()
         box = place.bounding_box()
         settled(page)
-        where = [place.evaluate("element => getComputedStyle(element).backgroundPosition")]
+        where = place.evaluate("element => getComputedStyle(element).backgroundPosition")
         shot = Image.open(io.BytesIO(page.screenshot(clip={**box, "height": box["width"]}))).convert("RGB")
         expected = (row * 37 % 256, row * 11 % 256, row * 5 % 256)
         middle = shot.getpixel((shot.width // 2, shot.height // 2))
         assert all(abs(a - b) < 12 for a, b in zip(middle, expected, strict=True))
         place.hover()
-        where.append(place.evaluate("element => getComputedStyle(element).backgroundPosition"))
-        assert where[0] == where[1] != "0% 0%"
-
-
-@pytest.mark.parametrize("width", [400, 1400])
-def test_links_lead_to_their_headings(visit, width):
-    page = visit(full(), viewport={"width": width, "height": 700}, reduced_motion="reduce")
-    for link in page.locator("nav a").all():
-        link.click()
-        settled(page)
-        top = page.locator(link.get_attribute("href")).bounding_box()["y"]
-        assert -5 < top < 200 or page.evaluate("scrollY + innerHeight >= document.body.scrollHeight - 2")
+        assert where != "0% 0%"
+        assert place.evaluate("element => getComputedStyle(element).backgroundPosition") == where
 
 
 def test_filter(visit):
@@ -420,12 +398,9 @@ def test_filter(visit):
     page.locator("#from").fill("50")
     page.locator("#to").fill("80")
     settled(page)
+    columns = zip(images["cluster"], images["name"], images["confidence"], strict=True)
     expected = [
-        row
-        for row in range(300)
-        if images["cluster"][row] == 2
-        and "image 1" in images["name"][row]
-        and 0.5 <= images["confidence"][row] < 0.8
+        row for row, (c, name, p) in enumerate(columns) if c == 2 and "image 1" in name and 0.5 <= p < 0.8
     ]
     assert 3 < len(expected) < 60 and 18 in expected and 14 not in expected
     assert count_of(page) == f"{len(expected)} of 300 images"
@@ -434,9 +409,8 @@ def test_filter(visit):
     assert page.locator(".chip[aria-pressed=true]").get_attribute("data-cluster") == "2"
     page.locator("#gallery-order").select_option("least")
     settled(page)
-    assert page.locator("#gallery .thumb").first.get_attribute("data-row") == str(
-        min(expected, key=lambda row: images["confidence"][row])
-    )
+    least = min(expected, key=lambda row: images["confidence"][row])
+    assert page.locator("#gallery .thumb").first.get_attribute("data-row") == str(least)
     page.locator("#search").fill("no such file")
     settled(page)
     assert count_of(page) == "0 of 300 images; nothing matches the filter"
@@ -498,9 +472,8 @@ def test_selection(visit, tmp_path):
     thumbs = page.locator("#gallery .thumb")
     thumbs.nth(7).focus()
     page.keyboard.press("s")
-    thumbs.nth(9).click(modifiers=["Control"])
-    thumbs.nth(1).click(modifiers=["Control"])
-    thumbs.nth(1).click(modifiers=["Control"])
+    for row in (9, 1, 1):  # the second time it is taken out again
+        thumbs.nth(row).click(modifiers=["Control"])
     thumbs.nth(5).click()
     page.keyboard.press("s")
     assert page.locator("#select").get_attribute("aria-pressed") == "true"
@@ -510,9 +483,7 @@ def test_selection(visit, tmp_path):
     download = downloaded(page, "#save-selection")
     assert download.suggested_filename == "selection.csv"
     download.save_as(tmp_path / "selection.csv")
-    with open(tmp_path / "selection.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    images = content["images"]
+    rows, images = rows_of(tmp_path / "selection.csv"), content["images"]
     assert [row["file"] for row in rows] == [images["name"][row] for row in (5, 7, 9)]
     assert [int(row["cluster"]) for row in rows] == [1, 3, 1]
     assert [float(row["confidence"]) for row in rows] == [images["confidence"][row] for row in (5, 7, 9)]
@@ -692,14 +663,12 @@ def test_pinch(visit):
 def test_large_matrix(visit):
     content = bare()
     matrix = [[float(row == column) for column in range(35)] for row in range(40)]
-    content["labels"] = {
-        "what": "true classes",
+    columns = [*map(str, range(5)), *["(none)"] * 30]
+    content["labels"] = {"what": "true classes", "figures": [], "wrong": [], "note": ""}
+    content["labels"] |= {
         "classes": [f"class {row}" for row in range(40)],
-        "figures": [],
-        "columns": [str(column) for column in range(5)] + ["(none)"] * 30,
+        "columns": columns,
         "matrix": matrix,
-        "wrong": [],
-        "note": "",
     }
     page = visit(content)
     canvas = page.locator("#matrix")

@@ -26,19 +26,14 @@ def mean(images):
     return images.float().mean((2, 3))  # (B, 3)
 
 
-def test_one_output_and_several(loader):
-    expected = torch.arange(10.0).view(10, 1).expand(10, 3)
+def test_one_output_several_and_a_file(loader, tmp_path):
+    expected, path = torch.arange(10.0).view(10, 1).expand(10, 3), tmp_path / "features.npy"
     assert torch.equal(inference.infer(mean, loader, ""), expected)
     several = inference.infer(lambda images: (mean(images), images[:, 0, 0, 0].long()), loader, "")
     assert torch.equal(several[0], expected)
     assert torch.equal(several[1], torch.arange(10))
-
-
-def test_to_a_file(loader, tmp_path):
-    path = tmp_path / "features.npy"
-    found = inference.infer_to_file(mean, loader, "", path)
-    assert torch.equal(found, inference.infer(mean, loader, ""))
-    np.testing.assert_array_equal(np.load(path), found)
+    assert torch.equal(inference.infer_to_file(mean, loader, "", path), expected)
+    np.testing.assert_array_equal(np.load(path), expected)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
