@@ -65,13 +65,6 @@ def test_another_checkpoint(row, training):
     refused(["checkpoint.pth.tar", *words], again.resume)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4"])
-def test_no_checkpoint(content, training):
-    again = training()
-    again.path.write_bytes(content)
-    refused(["checkpoint.pth.tar: not a readable checkpoint"], again.resume)
-
-
 @pytest.mark.parametrize(
     ("setting", "change"), [("temperature=0.9", "temperature: "), ("seed=4", "seed: 0 -> 4")]
 )
