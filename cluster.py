@@ -237,7 +237,7 @@ def predictions(run: Run, dataset: data.Dataset, features_folder: Path) -> tuple
     """
     loaded = load_model(run.config, run.folder / "model.pth.tar")
     model = run.machine.place(loaded.model).eval()
-    assert isinstance(model, ClusteringModel) and loaded.head is not None  # as these steps have
+    assert isinstance(model, ClusteringModel)  # as these steps have
     loading = run.machine.loading(run.config)
     images = data.eval_loader(dataset, run.config, **loading)
     features = backbone_features(run, features_folder, model, images, "features")
