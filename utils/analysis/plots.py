@@ -24,12 +24,21 @@ from utils.files import atomic
 from . import health
 
 log = logging.getLogger(__name__)
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without some weight will do
 
 TICKS = 50  # with more rows or columns than this, names would not be legible
 SHEET_COLUMNS = 10  # of a sheet of images
 CONTACT_COLUMNS, CONTACT_SIDE = 20, 80  # of a contact sheet; the side of an image in pixels
 LONGEST_TICK, LONGEST_TITLE = 40, 24  # characters; longer text is cut
+# after matplotlib's own font, those that systems bring for Chinese, Japanese and Korean
+CJK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC",
+    "Hiragino Sans", "Malgun Gothic", "Arial Unicode MS",
+)  # fmt: skip
+INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in INSTALLED)]
 STYLE: dict[Any, Any] = {
+    "font.family": FONTS,
     **dict.fromkeys(["font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 7),
     **{"axes.labelsize": 8, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3},
 }
@@ -73,7 +82,7 @@ def drawable(names: tuple[tuple[int, str], ...]) -> dict[int, str]:
     """Names of classes or images as pictures can show them, number -> text.
 
     Line breaks, control characters and bytes that are not UTF-8 become escapes. A name with a character that
-    the font lacks is replaced by its number, and the log lists both.
+    FONTS lack is replaced by its number, and the log lists both.
 
     Args:
         names: pairs (number, name).
@@ -81,15 +90,19 @@ def drawable(names: tuple[tuple[int, str], ...]) -> dict[int, str]:
     texts = {
         number: "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for number, name in names
     }
-    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in FONTS]
     numbers = {
         number: f"#{number}"
         for number, text in texts.items()
-        if not all(font.get_char_index(ord(c)) for c in text)
+        if not all(any(font.get_char_index(ord(c)) for font in fonts) for c in text)
     }
     if numbers:
         listed = health.join_some([f"{short} {texts[number]}" for number, short in numbers.items()])
-        log.info("pictures show numbers for %d names that their font cannot write: %s", len(numbers), listed)
+        log.info(
+            "pictures show numbers for %d names that the installed fonts cannot write: %s",
+            len(numbers),
+            listed,
+        )
     return texts | numbers
 
 
