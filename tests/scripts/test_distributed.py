@@ -79,7 +79,7 @@ def test_votes_and_neighbors_are_those_of_one_process(one_and_two):
     name = "voted/digits/selflabel/checkpoint.pth.tar"
     votes = [checkpoint.load(folder / name)["votes"]["votes"] for folder in one_and_two]
     assert (votes[0] == votes[1]).float().mean() > 0.99
-    assert len(votes[0].unique()) > 1  # how many clusters get votes depends on the machine
+    assert len(votes[0].unique()) > 5
     one, two = (folder / "pretext/digits/pretext" for folder in one_and_two)
     for name in ("train", "val"):
         a, b = (np.load(folder / f"topk-{name}-neighbors.npy") for folder in (one, two))
