@@ -44,9 +44,10 @@ from workflows.subfolder_classes import compare_with_classes, labels_of, require
 def main(argv: list[str] | None = None) -> None:
     options = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    folder = make_folder(options)
+    environment = read_yaml(default_environment())
+    folder = make_folder(options, environment)
     n = count_images(options, folder)
-    experiment = OwnExperiment(options, folder)
+    experiment = OwnExperiment(options, folder, environment)
     if not take_earlier(experiment):
         fit(experiment, n)
     pretext = experiment.run("pretext")
@@ -129,9 +130,9 @@ def numbers_argument(text: str) -> list[int]:
     return found
 
 
-def make_folder(options: ClusterOptions) -> Path:
+def make_folder(options: ClusterOptions, environment: dict[str, Any]) -> Path:
     """Make the folder of the results. Raises UserError if it is that of the images, or cannot be made."""
-    root = options.root_dir or read_yaml(default_environment()).get("root_dir", "results")
+    root = options.root_dir or environment.get("root_dir", "results")
     folder = Path(root).expanduser() / options.name
     if folder.resolve() == options.images:
         raise UserError(

@@ -13,7 +13,7 @@ from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic, read_json, write_json
 from utils.run.config import differences, listed, read_yaml
 from utils.run.fingerprint import FINGERPRINT
-from utils.run.script import default_environment, yaml_text
+from utils.run.script import yaml_text
 from utils.training.features import digest_of
 from workflows import run_steps
 from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
@@ -58,11 +58,11 @@ class OwnExperiment:
 
     options: ClusterOptions
     folder: Path  # of the results
+    environment: dict[str, Any]  # what the environment file holds
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the files, by step
     images: str = ""  # digest of the images
     distinct: int = 0  # number of distinct images
     folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
-    environment: dict[str, Any] = field(default_factory=lambda: read_yaml(default_environment()))
     build_dataset: BuildDataset = field(default_factory=DatasetCache)
 
     def file(self, step: str) -> Path:

@@ -32,7 +32,8 @@ def main(out):
         run(name, folder, *SETTINGS)
     torch.optim.SGD.step = train
     run("scan", out / "cached", *SETTINGS, "precision=bf16", "cache_features=2")
-    run("selflabel", out / "voted", *SETTINGS, "criterion=neighbor-vote-cross-entropy", "criterion_kwargs.agreement=0.3")
+    voting = "criterion=neighbor-vote-cross-entropy", "criterion_kwargs.agreement=0.3"
+    run("selflabel", out / "voted", *SETTINGS, *voting)
 
 
 def prepare(results, out):
