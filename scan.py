@@ -6,6 +6,7 @@ python scan.py --config_exp configs/scan/scan_cifar10.yml [--pretrained simclr_c
 import argparse
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from utils.analysis.neighbor_quality import neighbor_quality
 from utils.run.config import Config, load_config
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
+from utils.run.machine import one_thread
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import load_weights
 from utils.training import engine
@@ -89,24 +91,27 @@ def run_step(config: Config, options: StepOptions) -> None:
     dry_run(model, data.eval_loader(test_set, config, **loading), training_images)
     splits = choose_splits(config.validation, train_set, test_set, mined)
     inputs = clustering_inputs(run, model, splits, pretext.folder)
-    if config.head_init == "graph" and run.starts_untrained():
-        start_heads(run, model, inputs, splits)
+    further: dict[str, Any] = {"train_neighbors": quality}
+    if config.head_init != "random" and run.starts_untrained():
+        further |= start_heads(run, model, inputs, splits)
 
     criterion: ClusteringLoss = CRITERIA[config.criterion](**config.criterion_kwargs)
     optimizer = build_optimizer(model.parameters(), config.optimizer, config.optimizer_kwargs)
     step = partial(scan_step, for_training(run, inputs.network, inputs.train), criterion)
     selection = Selection(run, model, inputs, splits)
-    engine.train(
-        run, fingerprint, model, optimizer, inputs.train, step,
-        checkpointed=[selection], after_epoch=selection,
-    )  # fmt: skip
+    small = one_thread() if config.trains_on != "images" else nullcontext()
+    with small:
+        engine.train(
+            run, fingerprint, model, optimizer, inputs.train, step,
+            checkpointed=[selection], after_epoch=selection,
+        )  # fmt: skip
 
     weights, head = read_checkpoint(run.folder / "model.pth.tar", "clustering")
     load_weights(model, weights, run.folder / "model.pth.tar")
     log.info("best model: head %d, validation loss %.4f", head, selection.best_loss)
     predict = predictor(inputs.final)
     probabilities = infer(lambda batch: predict(batch)[head], inputs.test, "evaluation")  # in float32
-    further = {"head": head, "train_neighbors": quality}
+    further["head"] = head
     finish_clustering(run, fingerprint, weights, probabilities, test_set, further)
 
 

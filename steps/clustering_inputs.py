@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from data.dataset import BatchSource
 from data.views import Transform
 from errors import UserError
 from models import ClusteringModel
-from utils.analysis import graph
+from utils.analysis import duplicates, graph
 from utils.run.folder import Run
 from utils.training.features import backbone_features
 from utils.training.inference import infer
 
+from .judged_clusters import FeatureSpace
 from .pretext_results import MinedNeighbors
 
 log = logging.getLogger(__name__)
@@ -148,10 +149,15 @@ def _images(run: Run, dataset: Dataset) -> Loader:
     return data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
 
 
-def start_heads(run: Run, model: ClusteringModel, inputs: ClusteringInputs, splits: ClusteringSplits) -> None:
-    """Start the heads from clusters of the training images' neighbor graph; see utils/analysis/graph.py.
+def start_heads(
+    run: Run, model: ClusteringModel, inputs: ClusteringInputs, splits: ClusteringSplits
+) -> dict[str, Any]:
+    """Start the heads from clusters of the training images, without copies, as `head_init` says.
 
     They are fitted on the features of `inputs.train`: cached ones, or those of the evaluation transform.
+
+    Returns:
+        what metrics.json says of it: with `head_init: judged`, `candidates`.
     """
     backbone: nn.Module = nn.Identity()
     transform: Transform = nn.Identity()
@@ -162,6 +168,16 @@ def start_heads(run: Run, model: ClusteringModel, inputs: ClusteringInputs, spli
         view, loading = data.PlainView(transform), run.machine.loading(run.config)
         loader = Loader(inputs.train.dataset, view, train=False, **loading)
         features = infer(backbone, loader, "features to start from")
-    neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
     heads = cast(Sequence[nn.Linear], model.cluster_head)
+    if run.config.head_init == "judged":
+        first = duplicates.first_copies(splits.train_set)
+        distinct = inputs.train.anchors[first[inputs.train.anchors] == inputs.train.anchors]
+        features = features[distinct.to(features.device)]
+        judged = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search).cluster(
+            len(heads[0].bias)
+        )
+        graph.set_heads(heads, features, judged.probabilities.expand(len(heads), -1, -1))
+        return {"candidates": judged.figures()}
+    neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
     graph.initialize_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)
+    return {}

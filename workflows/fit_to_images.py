@@ -29,7 +29,8 @@ BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32)
 VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
 MOST_EPOCHS, FEWEST_EPOCHS = 500, 20
-ITERATIONS = 400  # of the clustering step, at least: few images would otherwise give few
+# of the clustering step on augmented views; at least so many iterations, which few images would not give
+EPOCHS_ON_VIEWS, ITERATIONS = 40, 400
 
 
 def fit(experiment: OwnExperiment, n: int) -> None:
@@ -66,11 +67,10 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     for content in contents.values():
         content["batch_size"] = min(content["batch_size"], distinct)
     scan = contents["scan"]
-    iterations = distinct // scan["batch_size"]  # of an epoch
-    scan["epochs"] = max(scan["epochs"], -(-ITERATIONS // iterations))
     scan["num_neighbors"] = own_experiment.neighbors_to_use(clusters, distinct)
     if options.from_scratch:
-        scan["cache_features"] = 8
+        iterations = distinct // scan["batch_size"]  # of an epoch
+        scan.update(cache_features=8, epochs=max(EPOCHS_ON_VIEWS, -(-ITERATIONS // iterations)))
         pretext = contents["pretext"]
         pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
         # at the full rate, the first iterations can make all features the same

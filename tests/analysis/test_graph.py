@@ -56,7 +56,7 @@ def test_heads_reproduce_the_clusters():
     features, _, labels = groups([60, 60, 60], spread=0.1)
     features = 40 * features + 7  # neither centered nor of unit scale
     clusters = torch.stack([labels, (labels + 1) % 3])
-    weights, biases = graph.fit_heads(features.half(), clusters, 3)
+    weights, biases = graph.fit_heads(features.half(), F.one_hot(clusters, 3))
     logits = torch.einsum("nd,hcd->hnc", features, weights) + biases.unsqueeze(1)
     agreement = (logits.argmax(2) == clusters).double().mean()
     assert agreement == 1

@@ -120,25 +120,23 @@ def connect(neighbors: torch.Tensor) -> sparse.csr_matrix:
     return (directed + directed.T) / 2
 
 
-def fit_heads(
-    features: torch.Tensor, clusters: torch.Tensor, num_clusters: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_heads(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Linear heads whose softmax reproduces the given clusters: logistic regression.
 
     Args:
-        clusters: int64 (H, N).
+        targets: float (H, N, C), the probabilities of the clusters.
 
     Returns:
         float32 weights (H, C, D) and biases (H, C), on the features' device.
     """
     if len(features) > MAX_FITTED:
         chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MAX_FITTED]
-        features, clusters = features[chosen.to(features.device)], clusters[:, chosen]
-    features, targets = features.float(), clusters.to(features.device)
+        features, targets = features[chosen.to(features.device)], targets[:, chosen]
+    features, targets = features.float(), targets.float().to(features.device)
     mean = features.mean(0)
     unit = (features - mean).square().sum(1).mean().sqrt().clamp(min=1e-12)
     x = (features - mean) / unit
-    heads = len(clusters)
+    heads, _, num_clusters = targets.shape
     weights = x.new_zeros(heads * num_clusters, x.size(1), requires_grad=True)
     biases = x.new_zeros(heads * num_clusters, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, biases], max_iter=100, line_search_fn="strong_wolfe")
@@ -146,7 +144,7 @@ def fit_heads(
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = F.linear(x, weights, biases).unflatten(1, (heads, num_clusters))  # (N, H, C)
-        total = F.cross_entropy(logits.flatten(0, 1), targets.T.flatten()) * heads
+        total = F.cross_entropy(logits.flatten(0, 1), targets.transpose(0, 1).flatten(0, 1)) * heads
         total = total + WEIGHT_DECAY * weights.square().sum()
         total.backward()
         return total
@@ -176,8 +174,13 @@ def initialize_heads(
     num_clusters = cluster_heads[0].out_features
     place = torch.full((len(features),), -1).index_put_((images,), torch.arange(len(images)))
     clusters = clusterings(place[neighbors[images]], num_clusters, len(cluster_heads), seed)
-    fitted = fit_heads(features[images.to(features.device)], clusters, num_clusters)
-    for head, weight, bias in zip(cluster_heads, *fitted, strict=True):
+    set_heads(cluster_heads, features[images.to(features.device)], F.one_hot(clusters, num_clusters))
+    log.info("%d heads start from clusters of the neighbor graph", len(cluster_heads))
+
+
+@torch.no_grad()
+def set_heads(cluster_heads: Sequence[nn.Linear], features: torch.Tensor, targets: torch.Tensor) -> None:
+    """Set H linear heads to what `fit_heads` returns."""
+    for head, weight, bias in zip(cluster_heads, *fit_heads(features, targets), strict=True):
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    log.info("%d heads start from clusters of the neighbor graph", len(cluster_heads))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from errors import UserError, first_line
@@ -130,21 +131,27 @@ def reuse_freed_memory() -> None:
 
 
 @contextmanager
-def few_threads(device: torch.device | str) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Context manager of many small operations: several threads spend more time on waiting for each other.
+
+    Beside another busy process, two threads trained heads on features eight times slower than one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):  # of scikit-learn and BLAS
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def few_threads(device: torch.device | str) -> AbstractContextManager[None]:
     """Context manager of training on `device`: beside a GPU, one thread; on a CPU, nothing is changed.
 
     What is left for the CPU, mostly random numbers and kernel launches, is not worth more: on 16 cores,
     threads that wait for each other slowed the launches to half.
     """
-    if torch.device(device).type != "cuda":
-        yield
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return one_thread() if torch.device(device).type == "cuda" else nullcontext()
 
 
 def compiled(

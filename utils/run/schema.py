@@ -349,9 +349,9 @@ class Experiment(Settings):
         ),
     )
     head_init: str = key(
-        one_of("random", "graph"),
-        "What the heads start from: random weights, or clusters of the graph of neighbors, another "
-        "clustering for each head.",
+        one_of("random", "graph", "judged"),
+        "What the heads start from: random weights; clusters of the graph of neighbors, another clustering "
+        "for each head; or the best of several clusterings, all heads alike.",
         default=PerSetup(scan="random"),
     )
     validation: str = key(
@@ -377,7 +377,10 @@ class Experiment(Settings):
         CriterionSettings, "Options of the loss.", required=TRAINED, tunable=True
     )
     # the optimizer
-    epochs: int = key(POSITIVE, "Passes over the training images.", required=TRAINED, tunable=True)
+    epochs: int = key(
+        number(0, whole=True), "Passes over the training images; 0 only with head_init judged.",
+        required=TRAINED, tunable=True,
+    )
     optimizer: str = key(one_of("sgd", "adam"), "Optimizer.", required=TRAINED)
     optimizer_kwargs: OptimizerSettings = group_of(
         OptimizerSettings, "Arguments of the optimizer.", required=TRAINED, tunable=True

@@ -51,6 +51,8 @@ def train(
 ) -> None:
     """Train to the configured epoch, from the last checkpoint if there is one.
 
+    With 0 epochs, `after_epoch` is called with 0, and the model is kept as it is.
+
     Args:
         run: its configuration gives epochs and schedule; its device holds the model.
         fingerprint: of the step; a checkpoint must share it to be resumed.
@@ -72,6 +74,8 @@ def train(
     done, progress = training.resume()
     run.save_config()
     last_line, in_batches = -math.inf, False
+    if not epochs and run.starts_untrained():
+        _keep_start(training, after_epoch)
     try:
         while done < epochs:
             start = time.perf_counter()
@@ -117,6 +121,15 @@ def train(
         raise
     distributed.barrier()  # what the main process saved can be read
     model.eval()
+
+
+def _keep_start(training: TrainingState, after_epoch: Callable[[int], dict[str, Any]] | None) -> None:
+    """Evaluate and save a model that is not to be trained."""
+    training.model.eval()
+    metrics = {"epoch": 0, **(after_epoch(0) if after_epoch else {})}
+    metrics.pop("new_best", None)
+    training.run.log_epoch(metrics)
+    training.save(0)
 
 
 def _save_unfinished(training: TrainingState, done: int, progress: EpochProgress | None) -> None:

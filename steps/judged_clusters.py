@@ -1,0 +1,149 @@
+"""Clusters of frozen features: heads that start from several clusterings, and a judge that chooses one.
+
+None of it uses labels. Of the paper it has the idea that heads train until an image and its neighbors agree.
+Each head starts from another clustering, and keeps the sizes that the clusters have there: how even the
+classes are is estimated, not assumed.
+"""
+
+import logging
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import normalized_mutual_info_score
+
+from errors import UserError
+from losses.temi import TEMILoss
+from utils.analysis import embedding, graph, neighbors, partitions
+from utils.run.machine import one_thread
+
+log = logging.getLogger(__name__)
+
+COMPONENTS = 128  # principal ones of the features, which the heads see
+MAX_NEIGHBORS = 20
+MANY = 20_000  # images
+ITERATIONS, BATCH, RATE, TEMPERATURE = 300, 1024, 1e-3, 0.1
+# of the score; chosen on development sets, see docs/CLUSTERING.md
+WEIGHT_OF_STAYING, WEIGHT_OF_SMALLEST = 2.0, 0.075
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A clustering, and what the judge sees of it.
+
+    Attributes:
+        silhouette: in the embedding, see `partitions.silhouette`.
+        staying: the normalized mutual information of the clustering and of what its head has made of it; low
+            if neighbors or a linear boundary contradict it.
+        sizes: of the C clusters.
+    """
+
+    name: str
+    silhouette: float
+    staying: float
+    sizes: list[int]
+
+    @property
+    def score(self) -> float:
+        """Higher is better. Clusters much smaller than the mean have to pay for themselves."""
+        smallest = max(min(self.sizes), 0.5) * len(self.sizes) / sum(self.sizes)
+        return self.silhouette + WEIGHT_OF_STAYING * self.staying + WEIGHT_OF_SMALLEST * math.log(smallest)
+
+
+class JudgedClusters(NamedTuple):
+    """The clustering of the highest score."""
+
+    probabilities: torch.Tensor  # float32 (N, C)
+    candidates: list[Candidate]  # all, the chosen one first
+
+    def figures(self) -> list[dict[str, Any]]:
+        """The candidates for a JSON file."""
+        return [{**asdict(candidate), "score": candidate.score} for candidate in self.candidates]
+
+
+class FeatureSpace:
+    """Features in the forms in which they are clustered; made once for all numbers of clusters."""
+
+    def __init__(
+        self, features: torch.Tensor, seed: int, device: torch.device | str = "cpu", library: str = "auto"
+    ) -> None:
+        """Embed features, float (N, D)."""
+        start = time.perf_counter()
+        self.seed = seed
+        self.normalized = embedding.power_normalize(features)
+        k = min(max(embedding.WIDTHS), len(features) - 1)
+        mined = neighbors.nearest_neighbors(self.normalized, k, device, library, log.debug)
+        self.neighbors = embedding.without_itself(mined)
+        self.components = embedding.principal_components(self.normalized, COMPONENTS)
+        with self.threads():
+            self.embedded = embedding.embed(self.normalized, self.neighbors, seed)
+        log.info("%d features embedded: %.1f s", len(features), time.perf_counter() - start)
+
+    def threads(self) -> AbstractContextManager[None]:
+        """One thread, unless there are so many images that more of them pay."""
+        return one_thread() if len(self.normalized) <= MANY else nullcontext()
+
+    def cluster(self, num_clusters: int) -> JudgedClusters:
+        """Raises UserError for fewer images than clusters."""
+        with self.threads():
+            return self._cluster(num_clusters)
+
+    def _cluster(self, num_clusters: int) -> JudgedClusters:
+        n = len(self.normalized)
+        if n < num_clusters:
+            raise UserError(f"{n} images cannot form num_classes {num_clusters} clusters; lower num_classes")
+        found = partitions.partitions(self.embedded, self.normalized, num_clusters, self.seed)
+        k = max(2, min(MAX_NEIGHBORS, n // (2 * num_clusters)))
+        clusters = torch.stack(list(found.values()))
+        heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
+        judged = []
+        for (name, start), probabilities in zip(found.items(), heads, strict=True):
+            end = probabilities.argmax(1)
+            candidate = Candidate(
+                name,
+                partitions.silhouette(self.embedded, end),
+                float(normalized_mutual_info_score(start, end)),
+                end.bincount(minlength=num_clusters).tolist(),
+            )
+            judged.append((candidate, probabilities))
+        judged.sort(key=lambda pair: -pair[0].score)
+        return JudgedClusters(judged[0][1], [candidate for candidate, _ in judged])
+
+
+def train_heads(
+    features: torch.Tensor, mined: torch.Tensor, clusters: torch.Tensor, num_clusters: int, seed: int
+) -> torch.Tensor:
+    """Train a linear head from each clustering so that an image and its neighbors agree.
+
+    Args:
+        features: float32 (N, D).
+        mined: int64 (N, k), neighbors.
+        clusters: int64 (H, N).
+
+    Returns:
+        float32 (H, N, C), probabilities.
+    """
+    n, generator = len(features), torch.Generator().manual_seed(seed)
+    x = features / features.square().sum(1).mean().sqrt()
+    start = graph.fit_heads(x, F.one_hot(clusters, num_clusters))
+    weights, biases = ((TEMPERATURE * part).requires_grad_() for part in start)  # (H, C, D), (H, C)
+    criterion = TEMILoss(F.one_hot(clusters, num_clusters).sum(1).clamp(min=1) / n)
+    optimizer = torch.optim.Adam([weights, biases], RATE)
+
+    def logits(rows: torch.Tensor) -> torch.Tensor:
+        flat = F.linear(rows, weights.flatten(0, 1), biases.flatten())
+        return flat.unflatten(1, biases.shape).transpose(0, 1) / TEMPERATURE
+
+    for _ in range(ITERATIONS):
+        anchors = torch.randperm(n, generator=generator)[:BATCH]
+        column = torch.randint(mined.size(1), (len(anchors),), generator=generator)
+        loss = criterion(logits(x[anchors]), logits(x[mined[anchors, column]]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return logits(x).softmax(2)

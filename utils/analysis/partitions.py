@@ -1,0 +1,86 @@
+"""Clusterings of the same images by different means, and how good each looks without labels."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.cluster import AgglomerativeClustering, KMeans
+from sklearn.metrics import silhouette_score
+
+INITIALIZATIONS = 5  # of k-means
+FINER = 2, 3  # how many times as many clusters k-means finds before they are joined
+PAIRS_OF = 5000  # images; of more, groups are formed before a method that takes all pairs
+GROUPS = 1000
+SILHOUETTE_SAMPLE = 5000  # images
+
+
+def partitions(
+    embedded: torch.Tensor, normalized: torch.Tensor, num_clusters: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Cluster the images in several ways, which differ in how even the clusters become.
+
+    Args:
+        embedded: float32 (N, M), see `embedding.embed`.
+        normalized: float32 (N, D), the features.
+
+    Returns:
+        name -> int64 (N,).
+    """
+    x, features = embedded.numpy(), normalized.numpy()
+    found = {
+        "k-means": k_means(x, num_clusters, seed),
+        "Ward": ward(x, num_clusters, seed),
+        "Ward of the features": ward(features, num_clusters, seed),
+    }
+    for times in FINER:
+        if num_clusters < times * num_clusters <= len(x) // 3:
+            found[f"k-means, {times} joined"] = join(x, num_clusters, times * num_clusters, seed)
+    return {name: torch.from_numpy(clusters).long() for name, clusters in found.items()}
+
+
+def k_means(
+    x: np.ndarray, num_clusters: int, seed: int, initializations: int = INITIALIZATIONS
+) -> np.ndarray:
+    """Clusters of about the same extent."""
+    return KMeans(num_clusters, n_init=initializations, random_state=seed).fit_predict(x)
+
+
+def ward(x: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    """Ward's linkage of the images or, of more than PAIRS_OF, of GROUPS of them."""
+    return _by_groups(
+        x, seed, lambda rows: AgglomerativeClustering(num_clusters, linkage="ward").fit_predict(rows)
+    )
+
+
+def join(x: np.ndarray, num_clusters: int, parts: int, seed: int) -> np.ndarray:
+    """Clusters of any size: more of k-means, joined by the distances of their centers (average linkage)."""
+    part = k_means(x, parts, seed, 3)
+    linkage = AgglomerativeClustering(num_clusters, linkage="average")
+    return linkage.fit_predict(_centers(x, part))[np.unique(part, return_inverse=True)[1]]
+
+
+def _by_groups(x: np.ndarray, seed: int, method: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    if len(x) <= PAIRS_OF:
+        return method(x)
+    group = k_means(x, GROUPS, seed, 1)
+    return method(_centers(x, group))[np.unique(group, return_inverse=True)[1]]
+
+
+def _centers(x: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """The mean of each cluster that has images."""
+    return np.stack([x[clusters == cluster].mean(0) for cluster in np.unique(clusters)])
+
+
+def silhouette(embedded: torch.Tensor, clusters: torch.Tensor) -> float:
+    """Mean silhouette, from -1 to 1 (Rousseeuw, 1987), of at most SILHOUETTE_SAMPLE images.
+
+    In an embedding by neighbors it is the best of the known judges without labels (Lowe et al., An Empirical
+    Study into Clustering of Unseen Datasets with Self-Supervised Encoders, 2024). -1 for a single cluster.
+    """
+    n = len(clusters)
+    if n > SILHOUETTE_SAMPLE:
+        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SILHOUETTE_SAMPLE]
+        embedded, clusters = embedded[chosen], clusters[chosen]
+    if not 1 < len(clusters.unique()) < len(clusters):
+        return -1.0
+    return float(silhouette_score(embedded.numpy(), clusters.numpy()))
