@@ -24,9 +24,8 @@ from utils.run.machine import one_thread
 log = logging.getLogger(__name__)
 
 COMPONENTS = 128  # principal ones of the features, which the heads see
-MAX_NEIGHBORS = 20
-MANY = 20_000  # images
-ITERATIONS, BATCH, RATE, TEMPERATURE = 300, 1024, 1e-3, 0.1
+HEAD_NEIGHBORS = 20
+HEAD_ITERATIONS, HEAD_BATCH, HEAD_RATE, HEAD_TEMPERATURE = 300, 1024, 1e-3, 0.1
 # of the score; chosen on development sets, see docs/CLUSTERING.md
 WEIGHT_OF_STAYING, WEIGHT_OF_SMALLEST = 2.0, 0.075
 
@@ -75,7 +74,7 @@ class FeatureSpace:
         start = time.perf_counter()
         self.seed = seed
         self.normalized = embedding.power_normalize(features)
-        k = min(max(embedding.WIDTHS), len(features) - 1)
+        k = min(max(embedding.GRAPH_WIDTHS), len(features) - 1)
         mined = neighbors.nearest_neighbors(self.normalized, k, device, library, log.debug)
         self.neighbors = embedding.without_itself(mined)
         self.components = embedding.principal_components(self.normalized, COMPONENTS)
@@ -85,7 +84,7 @@ class FeatureSpace:
 
     def threads(self) -> AbstractContextManager[None]:
         """One thread, unless there are so many images that more of them pay."""
-        return one_thread() if len(self.normalized) <= MANY else nullcontext()
+        return one_thread() if len(self.normalized) <= embedding.MANY_IMAGES else nullcontext()
 
     def cluster(self, num_clusters: int) -> JudgedClusters:
         """Raises UserError for fewer images than clusters."""
@@ -97,7 +96,7 @@ class FeatureSpace:
         if n < num_clusters:
             raise UserError(f"{n} images cannot form num_classes {num_clusters} clusters; lower num_classes")
         found = partitions.partitions(self.embedded, self.normalized, num_clusters, self.seed)
-        k = max(2, min(MAX_NEIGHBORS, n // (2 * num_clusters)))
+        k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))
         clusters = torch.stack(list(found.values()))
         heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
         judged = []
@@ -130,16 +129,16 @@ def train_heads(
     n, generator = len(features), torch.Generator().manual_seed(seed)
     x = features / features.square().sum(1).mean().sqrt()
     start = graph.fit_heads(x, F.one_hot(clusters, num_clusters))
-    weights, biases = ((TEMPERATURE * part).requires_grad_() for part in start)  # (H, C, D), (H, C)
+    weights, biases = ((HEAD_TEMPERATURE * part).requires_grad_() for part in start)  # (H, C, D), (H, C)
     criterion = TEMILoss(F.one_hot(clusters, num_clusters).sum(1).clamp(min=1) / n)
-    optimizer = torch.optim.Adam([weights, biases], RATE)
+    optimizer = torch.optim.Adam([weights, biases], HEAD_RATE)
 
     def logits(rows: torch.Tensor) -> torch.Tensor:
         flat = F.linear(rows, weights.flatten(0, 1), biases.flatten())
-        return flat.unflatten(1, biases.shape).transpose(0, 1) / TEMPERATURE
+        return flat.unflatten(1, biases.shape).transpose(0, 1) / HEAD_TEMPERATURE
 
-    for _ in range(ITERATIONS):
-        anchors = torch.randperm(n, generator=generator)[:BATCH]
+    for _ in range(HEAD_ITERATIONS):
+        anchors = torch.randperm(n, generator=generator)[:HEAD_BATCH]
         column = torch.randint(mined.size(1), (len(anchors),), generator=generator)
         loss = criterion(logits(x[anchors]), logits(x[mined[anchors, column]]))
         optimizer.zero_grad()

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from . import neighbors
 
-WIDTHS = 10, 15, 30  # neighbors of each image in the graphs
+GRAPH_WIDTHS = 10, 15, 30  # neighbors of each image in the graphs
 DIMENSIONS = 10  # of each layout
-EPOCHS, EPOCHS_OF_MANY, MANY = 300, 100, 20_000
+LAYOUT_EPOCHS, LAYOUT_EPOCHS_OF_MANY, MANY_IMAGES = 300, 100, 20_000
 # of the curve 1 / (1 + a d^(2 b)): how likely two images at the distance d are neighbors; for min_dist 0
 CURVE_A, CURVE_B = 1.929, 0.7915
 NEGATIVES = 5  # images from which an edge pushes its end away
@@ -37,11 +37,11 @@ def embed(normalized: torch.Tensor, mined: torch.Tensor, seed: int) -> torch.Ten
     """
     distances = (1 - neighbors.similarities(normalized, mined)).clamp(min=0)
     start = principal_components(normalized, DIMENSIONS)
-    epochs = EPOCHS if len(normalized) <= MANY else EPOCHS_OF_MANY
+    epochs = LAYOUT_EPOCHS if len(normalized) <= MANY_IMAGES else LAYOUT_EPOCHS_OF_MANY
     layouts = []
-    for number, width in enumerate(WIDTHS):
+    for number, width in enumerate(GRAPH_WIDTHS):
         graph = fuzzy_graph(mined[:, :width], distances[:, :width])
-        layouts.append(lay_out(graph, start, epochs, seed + number))
+        layouts.append(place_by_neighbors(graph, start, epochs, seed + number))
     return torch.cat(layouts, 1)
 
 
@@ -97,7 +97,7 @@ def fuzzy_graph(mined: torch.Tensor, distances: torch.Tensor) -> sparse.csr_matr
     return (directed + directed.T - directed.multiply(directed.T)).tocsr()
 
 
-def lay_out(graph: sparse.csr_matrix, start: torch.Tensor, epochs: int, seed: int) -> torch.Tensor:
+def place_by_neighbors(graph: sparse.csr_matrix, start: torch.Tensor, epochs: int, seed: int) -> torch.Tensor:
     """Place the images so that neighbors of the graph lie together and others apart.
 
     Args:

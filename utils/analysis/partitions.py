@@ -7,7 +7,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
 
-INITIALIZATIONS = 5  # of k-means
+KMEANS_STARTS = 5  # of k-means
 FINER = 2, 3  # how many times as many clusters k-means finds before they are joined
 PAIRS_OF = 5000  # images; of more, groups are formed before a method that takes all pairs
 GROUPS = 1000
@@ -28,33 +28,33 @@ def partitions(
     """
     x, features = embedded.numpy(), normalized.numpy()
     found = {
-        "k-means": k_means(x, num_clusters, seed),
-        "Ward": ward(x, num_clusters, seed),
-        "Ward of the features": ward(features, num_clusters, seed),
+        "k-means": cluster_by_kmeans(x, num_clusters, seed),
+        "Ward": cluster_by_ward(x, num_clusters, seed),
+        "Ward of the features": cluster_by_ward(features, num_clusters, seed),
     }
     for times in FINER:
         if num_clusters < times * num_clusters <= len(x) // 3:
-            found[f"k-means, {times} joined"] = join(x, num_clusters, times * num_clusters, seed)
+            found[f"k-means, {times} joined"] = join_parts(x, num_clusters, times * num_clusters, seed)
     return {name: torch.from_numpy(clusters).long() for name, clusters in found.items()}
 
 
-def k_means(
-    x: np.ndarray, num_clusters: int, seed: int, initializations: int = INITIALIZATIONS
+def cluster_by_kmeans(
+    x: np.ndarray, num_clusters: int, seed: int, initializations: int = KMEANS_STARTS
 ) -> np.ndarray:
     """Clusters of about the same extent."""
     return KMeans(num_clusters, n_init=initializations, random_state=seed).fit_predict(x)
 
 
-def ward(x: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+def cluster_by_ward(x: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     """Ward's linkage of the images or, of more than PAIRS_OF, of GROUPS of them."""
     return _by_groups(
         x, seed, lambda rows: AgglomerativeClustering(num_clusters, linkage="ward").fit_predict(rows)
     )
 
 
-def join(x: np.ndarray, num_clusters: int, parts: int, seed: int) -> np.ndarray:
+def join_parts(x: np.ndarray, num_clusters: int, parts: int, seed: int) -> np.ndarray:
     """Clusters of any size: more of k-means, joined by the distances of their centers (average linkage)."""
-    part = k_means(x, parts, seed, 3)
+    part = cluster_by_kmeans(x, parts, seed, 3)
     linkage = AgglomerativeClustering(num_clusters, linkage="average")
     return linkage.fit_predict(_centers(x, part))[np.unique(part, return_inverse=True)[1]]
 
@@ -62,7 +62,7 @@ def join(x: np.ndarray, num_clusters: int, parts: int, seed: int) -> np.ndarray:
 def _by_groups(x: np.ndarray, seed: int, method: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     if len(x) <= PAIRS_OF:
         return method(x)
-    group = k_means(x, GROUPS, seed, 1)
+    group = cluster_by_kmeans(x, GROUPS, seed, 1)
     return method(_centers(x, group))[np.unique(group, return_inverse=True)[1]]
 
 
