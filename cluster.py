@@ -197,13 +197,15 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
     agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
     epochs = {step: read_epochs(path) for step, path in folders.items()}
+    scan = read_json(folders["scan"] / "metrics.json")
     figures = {
         "folder": str(experiment.options.images),
         "num_images": len(dataset),
         "num_clusters": config.num_classes,
         "model": f"{last.name}/model.pth.tar",
         **described,
-        "neighbors": read_json(folders["scan"] / "metrics.json")["train_neighbors"],
+        "neighbors": scan["train_neighbors"],
+        "candidates": scan.get("candidates", []),
         "troubles": [trouble for epoch in epochs[last.name] for trouble in epoch.get("warned_of", ())],
         "agreement": agreement,
     }

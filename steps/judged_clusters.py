@@ -127,7 +127,7 @@ def train_heads(
         float32 (H, N, C), probabilities.
     """
     n, generator = len(features), torch.Generator().manual_seed(seed)
-    x = features / features.square().sum(1).mean().sqrt()
+    x = features / features.square().sum(1).mean().sqrt().clamp(min=1e-12)
     start = graph.fit_heads(x, F.one_hot(clusters, num_clusters))
     weights, biases = ((HEAD_TEMPERATURE * part).requires_grad_() for part in start)  # (H, C, D), (H, C)
     criterion = TEMILoss(F.one_hot(clusters, num_clusters).sum(1).clamp(min=1) / n)

@@ -114,7 +114,9 @@ def place_by_neighbors(graph: sparse.csr_matrix, start: torch.Tensor, epochs: in
     kept = share >= 1 / epochs
     share = share[kept]
     ends = [torch.from_numpy(side.astype(np.int64))[kept] for side in (edges.row, edges.col)]
-    place = 10 * start / start.abs().max() + 1e-4 * torch.randn(start.shape, generator=generator)
+    place = 10 * start / start.abs().max().clamp(min=1e-12) + 1e-4 * torch.randn(
+        start.shape, generator=generator
+    )
     mean, square = torch.zeros_like(place), torch.zeros_like(place)
     for epoch in tqdm(range(epochs), desc="map", leave=False, disable=None):
         chosen = torch.rand(len(share), generator=generator) < share

@@ -31,11 +31,18 @@ def verdicts(figures: dict[str, Any], advice: dict[str, str]) -> list[Verdict]:
 
     Args:
         figures: as in metrics.json: `neighbors` (see neighbor_quality), what `Assignment.figures` returns;
-            and, if known, `troubles` of the training (names, see health.ClusterMonitor) and `agreement` (see
-            baselines.measure_agreement).
+            and, if known, `troubles` of the training (names, see health.ClusterMonitor), `agreement` (see
+            baselines.measure_agreement) and `candidates` (see judged_clusters.JudgedClusters.figures).
         advice: problem -> what to do about it; health.SCAN_ADVICE or SELFLABEL_ADVICE.
     """
-    return [*_features(figures), *_clusters(figures, advice), *_baselines(figures), *_copies(figures)]
+    parts = (
+        _features(figures),
+        _clusters(figures, advice),
+        _candidates(figures),
+        _baselines(figures),
+        _copies(figures),
+    )
+    return [verdict for part in parts for verdict in part]
 
 
 def _sentence(text: str) -> str:
@@ -88,6 +95,20 @@ def _clusters(figures: dict[str, Any], advice: dict[str, str]) -> Iterator[Verdi
         yield Verdict("warning", f"{unsure}.", look)
     else:
         yield Verdict("good", f"{unsure}. A confident model can still be wrong: look at the clusters.")
+
+
+def _candidates(figures: dict[str, Any]) -> Iterator[Verdict]:
+    """What `head_init: judged` compared, the chosen one first."""
+    if len(figures.get("candidates", ())) < 2:
+        return
+    chosen, *others = figures["candidates"]
+    lead, sizes = chosen["score"] - others[0]["score"], torch.tensor(others[0]["sizes"])
+    text = (
+        f"These clusters are the best of {1 + len(others)} clusterings by a score without labels "
+        f"({chosen['name']}), {lead:.2f} ahead of the next ({others[0]['name']}), "
+        f"whose clusters have {health.describe_counts(sizes)} images."
+    )
+    yield Verdict("note", text)
 
 
 def _baselines(figures: dict[str, Any]) -> Iterator[Verdict]:
