@@ -21,14 +21,17 @@ def names(rows):
 
 
 WHOLE = "must be a whole number of at least 1"
+WHOLE_OR_0 = "must be a whole number of at least 0"
 
 SETTINGS = [
     # keys of all steps
-    ("pretext", "epochs=ten", "--set: epochs", WHOLE, "'ten'"),
-    ("pretext", "epochs=.nan", "--set: epochs", WHOLE, "nan"),
-    ("pretext", "epochs=2.5", "--set: epochs", WHOLE, "2.5"),
-    ("pretext", "epochs=[1, 2]", "--set: epochs", WHOLE, "[1, 2]"),
-    ("pretext", "epochs=2020-01-01", "--set: epochs", WHOLE),
+    ("pretext", "epochs=ten", "--set: epochs", WHOLE_OR_0, "'ten'"),
+    ("pretext", "epochs=.nan", "--set: epochs", WHOLE_OR_0, "nan"),
+    ("pretext", "epochs=2.5", "--set: epochs", WHOLE_OR_0, "2.5"),
+    ("pretext", "epochs=[1, 2]", "--set: epochs", WHOLE_OR_0, "[1, 2]"),
+    ("pretext", "epochs=0", "epochs must be a whole number of at least 1, found 0"),
+    ("scan", ["epochs=0", "head_init=graph"], "epochs must be a whole number of at least 1, found 0"),
+    ("pretext", "epochs=2020-01-01", "--set: epochs", WHOLE_OR_0),
     ("scan", "batch_size=0", "--set: batch_size", WHOLE),
     ("scan", "seed=-1", "seed must be", "at least 0"),
     ("scan", "device=tpu", "--set: device must be auto, cpu, cuda or cuda:N, found 'tpu'"),
@@ -89,7 +92,7 @@ SETTINGS = [
     ("pretext", "epochs", "--set epochs: expected KEY=VALUE"),
     ("pretext", "=3", "--set", "unknown key ''"),
     ("pretext", "epochs=[", "--set epochs=[", "not a YAML value"),
-    ("pretext", "epochs.a=3", "--set: epochs", WHOLE),
+    ("pretext", "epochs.a=3", "--set: epochs", WHOLE_OR_0),
     ("pretext", "EPOCHS=3", "--set: unknown key 'EPOCHS'", "did you mean 'epochs'|known keys"),
 ]
 
