@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from steps.judged_clusters import FeatureSpace
 from utils.analysis import calibration, graph, metrics
+from utils.run.machine import one_thread
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("set", "method", "seed", "images", "clusters", "acc", "nmi", "ece", "seconds", "note")
@@ -319,7 +320,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     path = ROOT / f"docs/records/clustering-{args.half}.csv"
     if not args.table:
-        run(args, path)
+        with one_thread():
+            run(args, path)
     tell(path)
 
 
