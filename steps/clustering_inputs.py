@@ -173,11 +173,10 @@ def start_heads(
         first = duplicates.first_copies(splits.train_set)
         distinct = inputs.train.anchors[first[inputs.train.anchors] == inputs.train.anchors]
         features = features[distinct.to(features.device)]
-        judged = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search).cluster(
-            len(heads[0].bias)
-        )
-        graph.set_heads(heads, features, judged.probabilities.expand(len(heads), -1, -1))
-        return {"candidates": judged.figures()}
+        space = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search)
+        candidates = space.cluster(run.config.num_classes)
+        graph.set_heads(heads, features, candidates[0].probabilities.expand(len(heads), -1, -1))
+        return {"candidates": [candidate.figures() for candidate in candidates]}
     neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
     graph.initialize_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)
     return {}

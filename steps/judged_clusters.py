@@ -9,8 +9,8 @@ import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ class Candidate:
     """A clustering, and what the judge sees of it.
 
     Attributes:
+        probabilities: float32 (N, C), of its head.
         silhouette: in the embedding, see `partitions.silhouette`.
         staying: the normalized mutual information of the clustering and of what its head has made of it; low
             if neighbors or a linear boundary contradict it.
@@ -42,26 +43,21 @@ class Candidate:
     """
 
     name: str
+    probabilities: torch.Tensor
     silhouette: float
     staying: float
     sizes: list[int]
 
     @property
     def score(self) -> float:
-        """Higher is better. Clusters much smaller than the mean have to pay for themselves."""
+        """Higher is better. A cluster much smaller than the mean has to pay for itself."""
         smallest = max(min(self.sizes), 0.5) * len(self.sizes) / sum(self.sizes)
         return self.silhouette + WEIGHT_OF_STAYING * self.staying + WEIGHT_OF_SMALLEST * math.log(smallest)
 
-
-class JudgedClusters(NamedTuple):
-    """The clustering of the highest score."""
-
-    probabilities: torch.Tensor  # float32 (N, C)
-    candidates: list[Candidate]  # all, the chosen one first
-
-    def figures(self) -> list[dict[str, Any]]:
-        """The candidates for a JSON file."""
-        return [{**asdict(candidate), "score": candidate.score} for candidate in self.candidates]
+    def figures(self) -> dict[str, Any]:
+        """For a JSON file."""
+        names = "name", "score", "silhouette", "staying", "sizes"
+        return {name: getattr(self, name) for name in names}
 
 
 class FeatureSpace:
@@ -86,31 +82,31 @@ class FeatureSpace:
         """One thread, unless there are so many images that more of them pay."""
         return one_thread() if len(self.normalized) <= embedding.MANY_IMAGES else nullcontext()
 
-    def cluster(self, num_clusters: int) -> JudgedClusters:
-        """Raises UserError for fewer images than clusters."""
-        with self.threads():
-            return self._cluster(num_clusters)
+    def cluster(self, num_clusters: int) -> list[Candidate]:
+        """Clusterings into `num_clusters`, the one of the highest score first.
 
-    def _cluster(self, num_clusters: int) -> JudgedClusters:
+        Raises UserError for fewer images than clusters.
+        """
         n = len(self.normalized)
         if n < num_clusters:
             raise UserError(f"{n} images cannot form num_classes {num_clusters} clusters; lower num_classes")
-        found = partitions.partitions(self.embedded, self.normalized, num_clusters, self.seed)
-        k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))
-        clusters = torch.stack(list(found.values()))
-        heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
-        judged = []
-        for (name, start), probabilities in zip(found.items(), heads, strict=True):
-            end = probabilities.argmax(1)
-            candidate = Candidate(
-                name,
-                partitions.silhouette(self.embedded, end),
-                float(normalized_mutual_info_score(start, end)),
-                end.bincount(minlength=num_clusters).tolist(),
-            )
-            judged.append((candidate, probabilities))
-        judged.sort(key=lambda pair: -pair[0].score)
-        return JudgedClusters(judged[0][1], [candidate for candidate, _ in judged])
+        with self.threads():
+            found = partitions.partitions(self.embedded, self.normalized, num_clusters, self.seed)
+            clusters = torch.stack(list(found.values()))
+            k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))
+            heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
+            candidates = [self._judge(*parts) for parts in zip(found, clusters, heads, strict=True)]
+        return sorted(candidates, key=lambda candidate: -candidate.score)
+
+    def _judge(self, name: str, start: torch.Tensor, probabilities: torch.Tensor) -> Candidate:
+        end = probabilities.argmax(1)
+        return Candidate(
+            name,
+            probabilities,
+            partitions.silhouette(self.embedded, end),
+            float(normalized_mutual_info_score(start, end)),
+            end.bincount(minlength=probabilities.size(1)).tolist(),
+        )
 
 
 def train_heads(
