@@ -1,6 +1,6 @@
 """The cluster of each new image, by a trained model: a table and, if asked for, a folder per cluster.
 
-python predict.py results/PHOTOS NEW_IMAGES [--names names.csv] [--unsure 0.8] [--sort-into DIR]
+python predict.py results/PHOTOS NEW_IMAGES [--names names.csv] [--unsure 0.8] [--unlike 99] [--sort-into DIR]
 
 RESULTS is the folder of a dataset's results, of which the last step's model is used, or the folder of a step.
 NEW_IMAGES is a folder, read with everything below it, or one image. The training images are not needed.
@@ -24,9 +24,11 @@ from tqdm import tqdm
 import data
 from data.messages import shown
 from errors import UserError
+from utils.analysis.unlikeness import unlike_text
 from utils.files import read_json, write_csv, write_json, writing
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
+from utils.run.folder import TRAINING_FEATURES
 from utils.run.script import file_argument, run_script
 from workflows.cluster_names import ClusterNames, cluster_names
 from workflows.sort_files import require_room, sort_files, sorting_folders
@@ -36,9 +38,9 @@ log = logging.getLogger("predict")
 
 TABLE_COLUMNS = ("file", "cluster", "confidence", "runner_up", "runner_up_confidence")
 NAME_COLUMNS = ("name", "runner_up_name")
-UNSURE_NOTE = "unsure"  # in the table, and the folder of these images
-# where an image belongs: the number of its name, from 1, or
-UNSURE_PLACE, UNREADABLE = 0, -1
+UNSURE_NOTE, UNLIKE_NOTE = "unsure", "unlike"  # in the table, and the folders of these images
+# where an image belongs: the number of its name, from NAMED, or
+UNREADABLE, UNSURE_PLACE, UNLIKE_PLACE, NAMED = -1, 0, 1, 2
 WORTH_WORKERS = 64  # images; fewer are decoded before the processes that would decode them have started
 
 
@@ -46,6 +48,11 @@ def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     trained = load_trained_model(args.results)
+    if args.unlike is not None and trained.training is None:
+        raise UserError(
+            f"--unlike needs {trained.folder / TRAINING_FEATURES}, which scan.py writes if cache_features is "
+            "0; for older results of that kind give its command again, else leave out --unlike"
+        )
     names = cluster_names(args.names, trained.config.num_classes)
     images = find_images(args.images, trained, args.results)
     output = args.output or default_table(args.results / "predictions", args.images.resolve())
@@ -53,11 +60,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.sort_into:
         if trained.vector_width is not None:
             raise UserError(f"--sort-into sorts images, but {args.images} holds vectors; sort by the table")
-        folders = sorting_folders(args.sort_into, [UNSURE_NOTE, *names.names], args.images)
+        folders = sorting_folders(args.sort_into, [UNSURE_NOTE, UNLIKE_NOTE, *names.names], args.images)
         if not args.link:
             require_room(map(str, images.files), args.sort_into)
     places = write_table(trained, names, images, output, args)
-    print_summary(names, places, output, args.unsure)
+    print_summary(names, places, output, args)
     if args.sort_into:
         sort_images(images, places, folders, args)
 
@@ -77,6 +84,9 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     )  # fmt: skip
     add("--unsure", metavar="SHARE", type=float, default=0.0, help="note images of less confidence as unsure")
     add(
+        "--unlike", metavar="PERCENT", type=float, help="note images that are so far from the training images"
+    )
+    add(
         "--sort-into", metavar="DIR", type=file_argument,
         help="also copy each image into DIR/CLUSTER/; nothing is moved or overwritten",
     )  # fmt: skip
@@ -88,6 +98,8 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     distributed.require_one_process("predict.py")
     if not 0 <= args.unsure <= 1:
         raise UserError(f"--unsure {args.unsure:g}: must be from 0 to 1")
+    if args.unlike is not None and not 0 <= args.unlike <= 100:
+        raise UserError(f"--unlike {args.unlike:g}: must be from 0 to 100")
     if args.batch_size < 1 or (args.num_workers or 0) < 0:
         raise UserError("--batch_size must be at least 1, and --num_workers at least 0")
     if args.link and not args.sort_into:
@@ -202,12 +214,12 @@ def require_own_table(output: Path) -> None:
 def write_table(
     trained: TrainedModel, names: ClusterNames, images: NewImages, output: Path, args: Namespace
 ) -> list[int]:
-    """Write the table; returns where each image belongs, see UNSURE_PLACE.
+    """Write the table; returns where each image belongs, see NAMED.
 
     Raises UserError if none of the images can be read, or if the table cannot be written.
     """
     places: list[int] = []
-    header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), "note")
+    header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), "unlike", "note")
     with writing(output, "free some space, or give another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(header, table_rows(trained, names, images, places, args), output)
@@ -218,24 +230,31 @@ def table_rows(
     trained: TrainedModel, names: ClusterNames, images: NewImages, places: list[int], args: Namespace
 ) -> Iterator[list[Any]]:
     """Yield the rows of the table, in the order of the files; appends to `places`."""
-    probabilities = classifier(trained, args.device)
-    empty = [""] * (len(TABLE_COLUMNS) - 1 + len(NAME_COLUMNS) * names.from_file)
+    classify = classifier(trained, args.device)
+    empty = [""] * (len(TABLE_COLUMNS) + len(NAME_COLUMNS) * names.from_file)
     with tqdm(total=len(images.files), unit="image", leave=False, disable=None) as progress:
         for files, inputs, unreadable in batches(images, workers_for(images, args), args.batch_size):
-            best = (part.tolist() for part in names.best_two(probabilities(inputs))) if len(inputs) else ()
-            found = zip(*best, strict=True)
+            found: Iterator[tuple] = iter(())
+            if len(inputs):
+                probabilities, unlike = classify(inputs)
+                columns = *names.best_two(probabilities), unlike
+                found = zip(*(column.tolist() for column in columns), strict=True)
             for file in files:
                 name = shown(images.name(file))
                 if file in unreadable:
                     places.append(UNREADABLE)
                     yield [name, *empty, unreadable[file]]
                     continue
-                (first, second), (confidence, runner_up), clusters = next(found)
-                unsure = confidence < args.unsure
-                places.append(UNSURE_PLACE if unsure else 1 + first)
+                (first, second), (confidence, runner_up), clusters, percent = next(found)
+                place, note = NAMED + first, ""
+                if args.unlike is not None and percent >= args.unlike:
+                    place, note = UNLIKE_PLACE, UNLIKE_NOTE
+                elif confidence < args.unsure:
+                    place, note = UNSURE_PLACE, UNSURE_NOTE
+                places.append(place)
                 row = [name, clusters[0], f"{confidence:.4f}", clusters[1], f"{runner_up:.4f}"]
                 row += [names.names[first], names.names[second]] if names.from_file else []
-                yield [*row, UNSURE_NOTE if unsure else ""]
+                yield [*row, unlike_text(percent), note]
             progress.update(len(files))
     if set(places) == {UNREADABLE}:
         raise UserError(f"{name}: cannot be read as an image ({unreadable[file]}); there is none that can")
@@ -266,30 +285,39 @@ def workers_for(images: NewImages, args: Namespace) -> int:
     return min(16, (os.cpu_count() or 1) // 2) if len(images.files) > WORTH_WORKERS else 0
 
 
-def classifier(trained: TrainedModel, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Function inputs (B, ...) -> the clusters' probabilities, float32 (B, C), on `device`."""
+def classifier(
+    trained: TrainedModel, device: torch.device
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Function inputs (B, ...) -> the clusters' probabilities, float32 (B, C), on `device`; and what
+    `TrainingFeatures.unlike` says, (B,), or NaN.
+    """
     model = trained.model.to(device).to(memory_format=torch.channels_last)
     transform = data.build_eval_transform(trained.config)
 
     @torch.no_grad()
-    def classify(inputs: torch.Tensor) -> torch.Tensor:
-        probabilities = model(transform(inputs.to(device)))[trained.head].softmax(1)
+    def classify(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = model.backbone(transform(inputs.to(device)))
+        probabilities = model.cluster_head(features)[trained.head].softmax(1)
         if not probabilities.isfinite().all():
             raise UserError(f"{trained.folder}: the model's outputs are not finite on these images")
-        return probabilities
+        if trained.training is None:
+            return probabilities, torch.full((len(inputs),), torch.nan)
+        return probabilities, trained.training.unlike(features)
 
     return classify
 
 
-def print_summary(names: ClusterNames, places: list[int], output: Path, unsure: float) -> None:
+def print_summary(names: ClusterNames, places: list[int], output: Path, args: Namespace) -> None:
     """Print the number of images of each name, and where the table is."""
     counts = Counter(places)
     print(f"images per {'name' if names.from_file else 'cluster'}:")
     width = max(map(len, names.names))
-    for place, name in enumerate(names.names, 1):
+    for place, name in enumerate(names.names, NAMED):
         print(f"  {shown(name):{width}} {counts[place]:8}")
-    if unsure:
-        print(f"unsure, below {unsure:g}: {counts[UNSURE_PLACE]}")
+    if args.unlike is not None:
+        print(f"unlike, from {args.unlike:g} %: {counts[UNLIKE_PLACE]}")
+    if args.unsure:
+        print(f"unsure, below {args.unsure:g}: {counts[UNSURE_PLACE]}")
     unreadable = f", {counts[UNREADABLE]} of them unreadable" * (counts[UNREADABLE] > 0)
     print(f"{len(places)} images{unreadable}: {shown(str(output))}")
 

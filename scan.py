@@ -21,6 +21,7 @@ from steps.clustering_inputs import (
     ClusteringSplits,
     choose_splits,
     clustering_inputs,
+    keep_training_features,
     start_heads,
 )
 from steps.evaluation import finish_clustering, validation_accuracy
@@ -112,6 +113,8 @@ def run_step(config: Config, options: StepOptions) -> None:
     predict = predictor(inputs.final)
     probabilities = infer(lambda batch: predict(batch)[head], inputs.test, "evaluation")  # in float32
     further["head"] = head
+    if config.trains_on == "features" or config.features_file:
+        keep_training_features(run, model, train_set, pretext.folder)
     finish_clustering(run, fingerprint, weights, probabilities, test_set, further)
 
 

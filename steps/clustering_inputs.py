@@ -16,7 +16,9 @@ from data.views import Transform
 from errors import UserError
 from models import ClusteringModel
 from utils.analysis import duplicates, graph
-from utils.run.folder import Run
+from utils.analysis.unlikeness import TrainingFeatures
+from utils.files import writing
+from utils.run.folder import TRAINING_FEATURES, Run
 from utils.training.features import backbone_features
 from utils.training.inference import infer
 
@@ -147,6 +149,16 @@ def _pairs(run: Run, images: BatchSource, transform: Transform, splits: Clusteri
 
 def _images(run: Run, dataset: Dataset) -> Loader:
     return data.eval_loader(dataset, run.config, **run.machine.loading(run.config))
+
+
+def keep_training_features(run: Run, model: ClusteringModel, train_set: Dataset, pretext: Path) -> None:
+    """Write the file by which predict.py tells how unlike the training images a new one is."""
+    features = backbone_features(run, pretext, model.eval(), _images(run, train_set), "features")
+    if run.main:
+        first = duplicates.first_copies(train_set)
+        kept = TrainingFeatures.choose(features, first, run.machine.device)
+        with writing(run.folder / TRAINING_FEATURES, "free some space, and give the same command again"):
+            kept.write(run.folder / TRAINING_FEATURES)
 
 
 def start_heads(

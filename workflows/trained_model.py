@@ -11,9 +11,11 @@ import data
 from errors import UserError
 from models import ClusteringModel
 from steps.load_model import load_model
+from utils.analysis.unlikeness import TrainingFeatures
 from utils.files import read_json
 from utils.run.config import Config, read_resolved
 from utils.run.fingerprint import read_fingerprint
+from utils.run.folder import TRAINING_FEATURES
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class TrainedModel:
     head: int  # index of its best head
     side: int  # of its training images in pixels, before the evaluation's crop
     white_level: int | None  # of its training images, if they have 16 bits and it is known
+    training: TrainingFeatures | None  # None in older results, and where the backbone was trained
 
     @property
     def vector_width(self) -> int | None:
@@ -71,7 +74,10 @@ def load_trained_model(results: Path) -> TrainedModel:
     metrics = read_json(folder / "metrics.json")
     # older results do not say the side: then a margin is assumed, which files have and arrays may lack
     side = metrics.get("image_side") or data.side(config)
-    return TrainedModel(folder, config, loaded.model.eval(), loaded.head, side, metrics.get("white_level"))
+    width = loaded.model.state_dict()["cluster_head.0.weight"].size(1)
+    training = TrainingFeatures.read(folder / TRAINING_FEATURES, width)
+    white_level = metrics.get("white_level")
+    return TrainedModel(folder, config, loaded.model.eval(), loaded.head, side, white_level, training)
 
 
 def final_step(results: Path) -> Path:

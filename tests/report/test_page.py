@@ -64,7 +64,7 @@ def bare(count=300, clusters=5, side=32):
         runner_up_confidence=(1 - confidence) / 2,
         prototype_similarity=confidence,
         neighbors=(rows[:, None] + torch.arange(1, 5)) % count,
-        neighbor_similarity=confidence,
+        unlike=100 * confidence,
         first=rows,
         near_duplicate_of=torch.full((count,), -1),
         near_duplicate_similarity=confidence,

@@ -144,9 +144,11 @@ def test_copies_near_duplicates_and_outliers(tmp_path, pages):
     first, second, similarity = page["near"][0]
     assert (first, second) == (20, 70) and similarity == pytest.approx(1, abs=1e-3)
     assert page["outliers"][0][0] == 99 and len(page["outliers"]) == content.OUTLIERS
-    assert page["outliers"] == sorted(page["outliers"], key=lambda row: row[1])
+    assert page["outliers"] == sorted(page["outliers"], key=lambda row: -row[1])
+    assert page["outliers"][0][1] == pytest.approx(197 / 198)  # copies count once
     table = rows_of(tmp_path / "clusters.csv")
     assert [i for i, row in enumerate(table) if row["copy_of"] == "00010.png"] == [50, 60]
+    assert table[99]["unlike"] == "99.49" and table[10]["unlike"] == table[50]["unlike"]
     assert table[70]["near_duplicate_of"] == "00020.png"
 
 
@@ -157,7 +159,9 @@ def test_neighbors_are_the_nearest_others():
     similarity = (normalized @ normalized.T).fill_diagonal_(-2)
     values, expected = similarity.topk(assignment.MAX_NEIGHBORS, 1)
     assert torch.equal(found.neighbors, expected)
-    torch.testing.assert_close(found.neighbor_similarity, values.mean(1))
+    fifth = values[:, 4]
+    share = (fifth[:, None] < fifth).double().mean(1) * 100
+    torch.testing.assert_close(found.unlike, share, atol=2, rtol=0)
 
 
 def test_equally_probable_clusters():

@@ -17,6 +17,7 @@ from PIL import Image
 
 import cluster
 import data
+import predict
 import scan
 import simclr
 from utils.analysis import baselines
@@ -107,10 +108,26 @@ def test_every_image_has_a_cluster(command, photos):
         same = np.mean([row["cluster"] == row[name] for row in rows])
         assert same == pytest.approx(found["agreement"][name]["matched"]) and same > 0.4
     assert all(row["x"] and row["y"] for row in rows)
+    unlike = [float(row["unlike"]) for row in rows]
+    assert min(unlike) == 0 and max(unlike) == pytest.approx(100 * (N - 1) / N)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "203 images" in page and "my digits/" not in page.replace("my%20digits/", "")
     assert (folder / "prototypes.png").exists()
     assert {p.name for p in (folder / "clusters").iterdir()} == {f"{c}.png" for c in range(4) if sizes[c]}
+
+
+def test_new_vectors_are_compared_with_the_training_images(command, vectors, tmp_path):
+    """An image that is given again has the number of clusters.csv, but for float16."""
+    _, folder = command
+    pixels = np.load(vectors)
+    np.save(tmp_path / "new.npy", np.concatenate([pixels, pixels.max() - pixels[:20]]))
+    argv = [str(folder), str(tmp_path / "new.npy"), "--output", str(tmp_path / "x.csv"), "--unlike", "100"]
+    predict.main([*argv, "--device", "cpu"])
+    found, rows = rows_of(tmp_path / "x.csv"), clusters_of(folder)
+    same, negatives = found[: len(rows)], found[len(rows) :]
+    ours, theirs = (torch.tensor([float(row["unlike"]) for row in part]) for part in (same, rows))
+    torch.testing.assert_close(ours, theirs, atol=2, rtol=0)
+    assert [row["note"] for row in negatives] == ["unlike"] * 20
 
 
 def test_copies_are_listed_and_share_their_cluster(command):

@@ -408,6 +408,8 @@ def test_what_is_no_image(refuses, tmp_path):
     [
         (["--unsure", "1.5"], "--unsure 1.5: must be from 0 to 1"),
         (["--unsure", "nan"], "--unsure nan: must be from 0 to 1"),
+        (["--unlike", "101"], "--unlike 101: must be from 0 to 100"),
+        (["--unlike", "nan"], "--unlike nan: must be from 0 to 100"),
         (["--link"], "--link needs --sort-into"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--device", "gpu"], "--device must be auto, cpu"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from utils.analysis import duplicates, neighbors
+from utils.analysis import duplicates, neighbors, unlikeness
 from utils.analysis.calibration import UNSURE_BELOW
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Assignment:
         runner_up_confidence: float32, its probability, to four decimals.
         prototype_similarity: float, the cosine similarity to the cluster's prototype.
         neighbors: int64 (N, k), nearest first: MAX_NEIGHBORS, or all other distinct images if fewer.
-        neighbor_similarity: float, the mean cosine similarity to the neighbors.
+        unlike: float64, percent of the images that are less unlike the others, see `unlikeness`.
         first: int64, the first image with the same content, often the image itself.
         near_duplicate_of: int64, an earlier image that is nearly equal, or -1.
         near_duplicate_similarity: float, the cosine similarity to the most similar earlier neighbor.
@@ -38,7 +38,7 @@ class Assignment:
     runner_up_confidence: torch.Tensor
     prototype_similarity: torch.Tensor
     neighbors: torch.Tensor
-    neighbor_similarity: torch.Tensor
+    unlike: torch.Tensor
     first: torch.Tensor
     near_duplicate_of: torch.Tensor
     near_duplicate_similarity: torch.Tensor
@@ -83,6 +83,7 @@ class Assignment:
             "runner_up": self.runner_up.tolist(),
             "runner_up_confidence": four_decimals(self.runner_up_confidence),
             "prototype_similarity": four_decimals(self.prototype_similarity),
+            "unlike": list(map(unlikeness.unlike_text, self.unlike.tolist())),
             "copy_of": named(self.copy_of),
             "near_duplicate_of": named(self.near_duplicate_of),
         }
@@ -113,6 +114,7 @@ def build_assignment(
     first = duplicates.first_copies(dataset)
     mined, others = mine_others(features, first, device, library)
     similarity = neighbors.similarities(features, mined)
+    distances = unlikeness.own_distances(similarity)
     near, near_similarity = duplicates.near_duplicates(mined, similarity, first)
     return Assignment(
         cluster=cluster,
@@ -121,7 +123,9 @@ def build_assignment(
         runner_up_confidence=second.round(decimals=4),
         prototype_similarity=neighbors.similarities(features, prototype_of[cluster][:, None])[:, 0],
         neighbors=mined[others].view(len(mined), -1),
-        neighbor_similarity=similarity[others].view(len(mined), -1).sum(1) / max(1, mined.size(1) - 1),
+        unlike=unlikeness.percent_below(
+            distances, distances[first == torch.arange(len(first))].sort().values
+        ),
         first=first,
         near_duplicate_of=near,
         near_duplicate_similarity=near_similarity,

@@ -171,11 +171,11 @@ def near_duplicate_pairs(assignment: Assignment) -> list[list[Any]]:
 
 
 def outliers(assignment: Assignment) -> list[list[Any]]:
-    """The images least similar to their neighbors, with that similarity."""
+    """The images most unlike the others, with the share of those that are less so."""
     if not assignment.neighbors.size(1):
         return []
-    similarity = assignment.neighbor_similarity
-    return [[i, similarity[i].item()] for i in similarity.argsort(stable=True)[:OUTLIERS].tolist()]
+    order = assignment.unlike.argsort(descending=True, stable=True)[:OUTLIERS]
+    return [[i, assignment.unlike[i].item() / 100] for i in order.tolist()]
 
 
 def finite_curves(epochs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list]]:
