@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 import data
 from errors import UserError
 from models import ClusteringModel
 from steps import sheets
 from steps.evaluation import describe_clusters
+from steps.judged_clusters import FeatureSpace
 from steps.load_model import load_model
 from utils import report
-from utils.analysis import baselines, health
+from utils.analysis import baselines, choose_k, health, partitions
 from utils.files import digest, read_json, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
@@ -39,6 +41,7 @@ from workflows.label_free_choices import choose_number, choose_threshold
 from workflows.own_experiment import ClusterOptions, OwnExperiment, require_enough_images, take_earlier
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
+from workflows.trained_model import save_levels
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,8 +55,10 @@ def main(argv: list[str] | None = None) -> None:
         fit(experiment, n)
     pretext = experiment.run("pretext")
     require_learned(pretext)
-    if len(options.clusters) != 1:
-        experiment.set_number(choose_number(options.clusters, folder, pretext, options.seed))
+    if not options.clusters:
+        planned = experiment.plan("pretext")
+        images = experiment.build_dataset(planned.config, "train")
+        experiment.set_number(choose_number(options.candidates, folder, planned, images))
     scan = experiment.run("scan")
     threshold = choose_threshold(scan) if options.from_scratch else None
     if threshold:
@@ -74,7 +79,8 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     add("images", metavar="PHOTOS", type=file_argument, help="folder of images, nested or not")
     add(
         "--clusters", metavar="K", required=True, type=numbers_argument,
-        help="number of clusters; several to compare, K,K,...; or auto, to compare many and take the best",
+        help="number of clusters; several, K,K,..., to merge the most of them into the fewer; a range to "
+        "choose one from, K:K; or auto, to choose one of many",
     )  # fmt: skip
     add("--name", help="name of the results folder (default: the name of PHOTOS)")
     add("--root_dir", help="folder of all results (default: that of configs/env.yml)")
@@ -96,6 +102,7 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     add("--seed", type=int, default=0)
     add_overrides(parser, "override a key of all experiment files")
     args = parser.parse_args(argv)
+    args.clusters, args.candidates = args.clusters
     distributed.require_one_process("cluster.py")
     sources = {
         "--features": args.features, "--pretrained": args.pretrained, "--from-scratch": args.from_scratch,
@@ -117,17 +124,22 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     return ClusterOptions.from_arguments(args)
 
 
-def numbers_argument(text: str) -> list[int]:
-    """argparse type of --clusters: list of numbers; empty for auto."""
+def numbers_argument(text: str) -> tuple[list[int], list[int]]:
+    """argparse type of --clusters: `clusters` and `candidates` of ClusterOptions."""
     if text == "auto":
-        return []
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = [0]
-    if found[0] < 2:
-        raise argparse.ArgumentTypeError(f"expected numbers of 2 or more, or auto; found {text!r}")
-    return found
+        return [], []
+    known = re.fullmatch(r"\d+(:\d+|(,\d+)*)", text)
+    numbers = [int(part) for part in re.split("[:,]", text)] if known else [0]
+    if min(numbers) < 2:
+        raise argparse.ArgumentTypeError(
+            f"expected K; K,K,...; LOW:HIGH; or auto, with numbers of 2 or more; found {text!r}"
+        )
+    if ":" not in text:
+        return sorted(set(numbers)), []
+    low, high = numbers
+    if not low < high <= partitions.GROUPS:
+        raise argparse.ArgumentTypeError(f"expected LOW < HIGH <= {partitions.GROUPS}; found {text!r}")
+    return [], choose_k.candidates(low, high)
 
 
 def make_folder(options: ClusterOptions, environment: dict[str, Any]) -> Path:
@@ -173,7 +185,8 @@ def write_results(experiment: OwnExperiment) -> None:
     """Write all that the folder holds beside the steps' results, unless it is there already."""
     last = experiment.plan(list(experiment.folders)[-1])
     dataset = experiment.build_dataset(last.config, "train")
-    made_of = [digest(last.folder / "model.pth.tar"), digest_of(dataset), experiment.options.labels]
+    options, model = experiment.options, digest(last.folder / "model.pth.tar")
+    made_of = [model, digest_of(dataset), options.labels, options.clusters[:-1]]
     done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
     if figures.get("made_of") != made_of or not (experiment.folder / "report.html").exists():
@@ -196,6 +209,9 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
     others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
     agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
+    distinct = assignment.first.unique()  # without copies
+    levels = merge_levels(experiment.options.clusters, features[distinct], probabilities[distinct], run)
+    save_levels(levels, last.folder)
     epochs = {step: read_epochs(path) for step, path in folders.items()}
     scan = read_json(folders["scan"] / "metrics.json")
     figures = {
@@ -208,7 +224,11 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         "candidates": scan.get("candidates", []),
         "troubles": [trouble for epoch in epochs[last.name] for trouble in epoch.get("warned_of", ())],
         "agreement": agreement,
+        "levels": levels,
     }
+    columns = {name: clusters.tolist() for name, clusters in others.items()}
+    for number, level in enumerate(levels, 1):
+        columns[f"level_{number}"] = torch.tensor(level["of_cluster"])[assignment.cluster].tolist()
     truth = None
     if experiment.options.labels:
         truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders")
@@ -224,13 +244,31 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         epochs=epochs,
         image_url=f"{experiment.options.images.as_uri()}/",
         truth=truth,
-        columns={name: clusters.tolist() for name, clusters in others.items()},
+        columns=columns,
         seed=config.seed,
     )
     report.write_report(folder, dataset, features, assignment, figures, context)
     sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
     sheets.save_clusters(dataset, probabilities, folder / "clusters")
     return figures
+
+
+def merge_levels(
+    numbers: list[int], features: torch.Tensor, probabilities: torch.Tensor, run: Run
+) -> list[dict[str, Any]]:
+    """Merge the clusters of probabilities (N, C) into each of `numbers`, of which the last is C.
+
+    Returns:
+        for each number, `clusters`, the number, and `of_cluster`, the merged cluster of each of the C;
+        nothing for a single number.
+    """
+    if len(numbers) < 2:
+        return []
+    space = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search)
+    clusters = F.one_hot(probabilities.argmax(1), probabilities.size(1))
+    shares = clusters + 1e-6 * probabilities  # so that an empty cluster has a place, too
+    merged = partitions.merge_clusters(space.embedded, shares, numbers)
+    return [{"clusters": k, "of_cluster": of} for k, of in zip(numbers, merged, strict=True)]
 
 
 def predictions(run: Run, dataset: data.Dataset, features_folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,6 +291,11 @@ def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:
     """Print what was found, and where it is."""
     sizes = torch.tensor(figures["cluster_sizes"])
     print(f"\n{figures['num_images']} images in {len(sizes)} clusters of {health.describe_counts(sizes)}")
+    for level in figures["levels"][:-1]:
+        members: dict[int, list[int]] = {}
+        for cluster, merged in enumerate(level["of_cluster"]):
+            members.setdefault(merged, []).append(cluster)
+        print(f"merged into {level['clusters']}: {str(list(members.values()))[1:-1]}")
     for verdict in report.verdicts(figures, advice):
         print(f"{verdict.text} {verdict.advice}".strip())
     if "acc" in figures:

@@ -219,7 +219,8 @@ def write_table(
     Raises UserError if none of the images can be read, or if the table cannot be written.
     """
     places: list[int] = []
-    header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), "unlike", "note")
+    levels = (f"level_{number}" for number in range(1, 1 + len(trained.levels)))
+    header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), *levels, "unlike", "note")
     with writing(output, "free some space, or give another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(header, table_rows(trained, names, images, places, args), output)
@@ -231,7 +232,7 @@ def table_rows(
 ) -> Iterator[list[Any]]:
     """Yield the rows of the table, in the order of the files; appends to `places`."""
     classify = classifier(trained, args.device)
-    empty = [""] * (len(TABLE_COLUMNS) + len(NAME_COLUMNS) * names.from_file)
+    empty = [""] * (len(TABLE_COLUMNS) + len(NAME_COLUMNS) * names.from_file + len(trained.levels))
     with tqdm(total=len(images.files), unit="image", leave=False, disable=None) as progress:
         for files, inputs, unreadable in batches(images, workers_for(images, args), args.batch_size):
             found: Iterator[tuple] = iter(())
@@ -254,6 +255,7 @@ def table_rows(
                 places.append(place)
                 row = [name, clusters[0], f"{confidence:.4f}", clusters[1], f"{runner_up:.4f}"]
                 row += [names.names[first], names.names[second]] if names.from_file else []
+                row += [level["of_cluster"][clusters[0]] for level in trained.levels]
                 yield [*row, unlike_text(percent), note]
             progress.update(len(files))
     if set(places) == {UNREADABLE}:

@@ -44,7 +44,7 @@ def fit(experiment: OwnExperiment, n: int) -> None:
         step: read_yaml(path) for step, path in own_experiment.templates(options.from_scratch).items()
     }
     experiment.contents = contents
-    clusters = max(options.clusters or [2])  # of several numbers, one is chosen after the first step
+    clusters = (options.clusters or [2])[-1]  # unless it is chosen after the first step
     for content in contents.values():
         content.update(
             image_folder=str(options.images), folder_labels="none", resize=options.resize,

@@ -32,7 +32,8 @@ class ClusterOptions(CommandOptions):
     """The command line of cluster.py."""
 
     images: Path
-    clusters: list[int]  # numbers of clusters to compare; empty for auto
+    clusters: list[int]  # numbers of clusters to find, rising, each merged of the next; empty: choose one
+    candidates: list[int]  # numbers to choose from; empty for auto
     name: str
     root_dir: str | None
     backbone: str | None
@@ -49,7 +50,8 @@ class ClusterOptions(CommandOptions):
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
         decides_nothing = "labels", "root_dir", "name"
-        return {key: str(value) for key, value in vars(self).items() if value and key not in decides_nothing}
+        given = {**vars(self), "clusters": self.clusters[-1:]}
+        return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 
 
 @dataclass
@@ -139,7 +141,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
         raise UserError(f"{folder}: holds results of other scripts; give {apart}")
     record, asked = CommandRecord(**content), options.training_arguments()
     changed = differences(record.arguments, asked)
-    if changed.keys() - {"clusters"}:
+    if changed.keys() - {"clusters", "candidates"}:
         if "from_scratch" in asked or "from_scratch" in record.arguments:
             raise UserError(
                 f"{folder}: holds a training by another command ({listed(changed)}); give that again, or "
@@ -150,8 +152,8 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     experiment.contents = {step: read_yaml(experiment.file(step)) for step in templates(options.from_scratch)}
     if changed:  # the first step does not depend on the number of clusters
         move_to_earlier(folder, ["scan", "selflabel"])
-        if len(options.clusters) == 1:
-            experiment.set_number(options.clusters[0])
+        if options.clusters:
+            experiment.set_number(options.clusters[-1])
         experiment.write()
         return True
     plan = experiment.plan_all()
@@ -168,7 +170,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
 
 def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:
     """Raise UserError if n distinct images are too few for neighbors or for that many clusters."""
-    needed = max(FEWEST_IMAGES, *options.clusters, 0)
+    needed = max(FEWEST_IMAGES, *options.clusters, *options.candidates)
     if n < needed:
         more = f" (and {copies} copies of them)" if copies else ""
         raise UserError(

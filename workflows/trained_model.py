@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,12 +13,14 @@ from errors import UserError
 from models import ClusteringModel
 from steps.load_model import load_model
 from utils.analysis.unlikeness import TrainingFeatures
-from utils.files import read_json
+from utils.files import digest, read_json, write_json
 from utils.run.config import Config, read_resolved
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import TRAINING_FEATURES
 
 log = logging.getLogger(__name__)
+
+LEVELS_FILE = "levels.json"  # in the step's folder
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class TrainedModel:
     side: int  # of its training images in pixels, before the evaluation's crop
     white_level: int | None  # of its training images, if they have 16 bits and it is known
     training: TrainingFeatures | None  # None in older results, and where the backbone was trained
+    levels: list[dict[str, Any]]  # see `save_levels`
 
     @property
     def vector_width(self) -> int | None:
@@ -76,8 +80,22 @@ def load_trained_model(results: Path) -> TrainedModel:
     side = metrics.get("image_side") or data.side(config)
     width = loaded.model.state_dict()["cluster_head.0.weight"].size(1)
     training = TrainingFeatures.read(folder / TRAINING_FEATURES, width)
-    white_level = metrics.get("white_level")
-    return TrainedModel(folder, config, loaded.model.eval(), loaded.head, side, white_level, training)
+    white_level, levels = metrics.get("white_level"), read_levels(folder)
+    return TrainedModel(folder, config, loaded.model.eval(), loaded.head, side, white_level, training, levels)
+
+
+def save_levels(levels: list[dict[str, Any]], folder: Path) -> None:
+    """Write into which fewer ones the clusters of a step's model are merged.
+
+    `levels`: for each number of clusters, rising, `of_cluster`: the merged cluster of each of the model's.
+    """
+    write_json({"model": digest(folder / "model.pth.tar"), "levels": levels}, folder / LEVELS_FILE)
+
+
+def read_levels(folder: Path) -> list[dict[str, Any]]:
+    """What `save_levels` wrote for the model in the folder; nothing if it did not."""
+    content = read_json(folder / LEVELS_FILE)
+    return content["levels"] if content and content["model"] == digest(folder / "model.pth.tar") else []
 
 
 def final_step(results: Path) -> Path:

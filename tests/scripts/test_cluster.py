@@ -280,13 +280,13 @@ def test_threshold_of_self_labeling(tmp_path, capsys):
 
 
 def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys):
-    argv = [str(photos), "--clusters", "3,6,9", "--features", str(vectors), "--root_dir", str(tmp_path)]
+    argv = [str(photos), "--clusters", "3:6", "--features", str(vectors), "--root_dir", str(tmp_path)]
     argv += ["--set", *QUICK, "epochs=2"]
     cluster.main(argv)
     folder = tmp_path / "my_digits"
     suggestion = json.loads((folder / "numbers.json").read_text())["suggestion"]
     rows = rows_of(folder / "numbers.csv")
-    assert [row["clusters"] for row in rows] == ["3", "6", "9"]
+    assert [row["clusters"] for row in rows] == ["3", "4", "5", "6"]
     assert int(max(rows, key=lambda row: float(row["modularity"]))["clusters"]) == suggestion
     assert read_yaml(folder / "configs/scan.yml")["num_classes"] == suggestion
     assert len(figures(folder)["cluster_sizes"]) == suggestion
@@ -296,11 +296,35 @@ def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys):
 
 
 def test_numbers_of_clusters():
-    for text, numbers in (("7", [7]), ("10,5,10", [5, 10]), ("auto", [])):
-        assert cluster.numbers_argument(text) == numbers
-    for text in ("0", "1", "5,1", "many", "", "3,,4"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected numbers of 2 or more, or auto"):
+    for text, levels, candidates in (
+        ("7", [7], []), ("10,5,10", [5, 10], []), ("auto", [], []), ("5:8", [], [5, 6, 7, 8]),
+    ):  # fmt: skip
+        assert cluster.numbers_argument(text) == (levels, candidates)
+    for text in ("0", "1", "5,1", "many", "", "3,,4", "1:5", "5:", ":5", "2:3:4", "2:3,4", "-3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="with numbers of 2 or more"):
             cluster.numbers_argument(text)
+    for text in ("5:5", "9:3", "2:5000"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected LOW < HIGH <= 1000"):
+            cluster.numbers_argument(text)
+
+
+def test_levels(command, photos, tmp_path, capsys):
+    """Fewer clusters that are merged of the others; nothing is trained again, whichever they are."""
+    argv, folder = copied(command, tmp_path)
+    models, before = times(folder), clusters_of(folder)
+    for numbers, coarse in (("2,3,4", [2, 3]), ("2,4", [2]), ("4", [])):
+        cluster.main([*argv[:2], numbers, *argv[3:]])
+        assert models == times(folder) and not (folder / "earlier-1").exists()
+        rows, levels = clusters_of(folder), figures(folder)["levels"]
+        assert [level["clusters"] for level in levels] == [*coarse, 4] * bool(coarse)
+        names = [f"level_{i}" for i in range(1, 1 + len(levels))]
+        assert [*rows[0]] == [*before[0], *names]
+        for row, old in zip(rows, before, strict=True):
+            for name, level in zip(names, levels, strict=True):
+                assert int(row.pop(name)) == level["of_cluster"][int(row["cluster"])]
+            assert row == old
+        assert all(len(set(level["of_cluster"])) == level["clusters"] for level in levels)
+        assert capsys.readouterr().out.count("merged into") == len(coarse)
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from models import build_model
 from utils.run.config import read_resolved, to_dict
 from workflows.cluster_names import read_names
 from workflows.sort_files import sorting_folders
-from workflows.trained_model import load_trained_model
+from workflows.trained_model import load_trained_model, save_levels
 
 
 def write_pngs(folder, indices):
@@ -213,6 +213,22 @@ def test_vectors_that_cannot_be_used(of_features, refuses, pngs, tmp_path):
     sorting = ["--sort-into", tmp_path / "s"]
     refuses(["--sort-into sorts images"], *sorting, results=results, images=tmp_path / "new.npy")
     assert not (tmp_path / "x.csv").exists() and not (tmp_path / "s").exists()
+
+
+def test_levels(of_features, run, tmp_path):
+    """Of the model they were made for, before the note; there are none of another model."""
+    results, vectors, clusters = of_features
+    np.save(tmp_path / "new.npy", vectors[:50])
+    levels = [[0, 0, 1, 0, 1, 0, 2, 0, 0, 0], list(range(10))]
+    save_levels([{"clusters": len(set(of)), "of_cluster": of} for of in levels], results / "scan")
+    rows = list(run(results=results, images=tmp_path / "new.npy").values())
+    assert [*rows[0]][-4:] == ["level_1", "level_2", "unlike", "note"]
+    for row, cluster in zip(rows, clusters, strict=False):
+        assert [int(row["level_1"]), int(row["level_2"])] == [of[cluster] for of in levels]
+    model = torch.load(results / "scan/model.pth.tar")
+    torch.save(model | {"head": 0}, results / "scan/model.pth.tar")
+    rows = run(results=results, images=tmp_path / "new.npy")
+    assert all("level_1" not in row for row in rows.values())
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""How many clusters? Clusterings of the neighbor graph into several numbers, compared without labels."""
+"""How many clusters? Clusterings into several numbers, compared without labels."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,20 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
-from . import graph
+from . import embedding, partitions
 
-CLUSTERINGS = 6  # of each number of clusters
 TIE = 0.02  # difference of modularity that says nothing; see docs/LOG.md
 # default candidates; those with fewer than MIN_MEAN_SIZE images per cluster are skipped
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
-MIN_MEAN_SIZE = 20
+MIN_MEAN_SIZE = 10
+MOST_OF_RANGE = 16  # numbers of a range that are compared
+
+
+def candidates(low: int, high: int) -> list[int]:
+    """The numbers from `low` to `high`; of more than MOST_OF_RANGE, about as many, in about equal ratios."""
+    if high - low < MOST_OF_RANGE:
+        return list(range(low, high + 1))
+    return sorted(set(np.geomspace(low, high, MOST_OF_RANGE).round().astype(int).tolist()))
 
 
 def modularity(clusters: torch.Tensor, neighbors: torch.Tensor) -> float:
@@ -30,38 +38,51 @@ def modularity(clusters: torch.Tensor, neighbors: torch.Tensor) -> float:
     return (inside - share.square().sum()).item()
 
 
-def compare_numbers(neighbors: torch.Tensor, numbers: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
-    """Cluster the neighbor graph into each of several numbers of clusters.
+def compare_numbers(
+    neighbors: torch.Tensor, embedded: torch.Tensor, numbers: Sequence[int], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Cut Ward's linkage of embedded images into each of several numbers of clusters.
+
+    Args:
+        neighbors: int64 (N, k).
+        embedded: float32 (N, M), the joined layouts of `embedding.embed`.
 
     Returns:
-        a dict for each number: `clusters`, the number; `modularity` and `modularity_std`, over CLUSTERINGS;
-        `stability`, the mean adjusted Rand index of two of them; `mean_smallest` and `mean_largest` size.
+        a dict for each number: `clusters`, the number; `modularity` on the neighbors; `silhouette` in the
+        embedding; `stability`, the mean adjusted Rand index of two single layouts; `smallest` and `largest`
+        size.
     """
-    spectra = graph.spectra_of(neighbors, max(numbers))
+    layouts = embedded.chunk(len(embedding.GRAPH_WIDTHS), 1)
+    spaces = tqdm((embedded, *layouts), desc="numbers of clusters", leave=False, disable=None)
+    joined, *single = (partitions.cut_ward(x.numpy(), numbers, seed) for x in spaces)
     rows = []
-    for number in tqdm(numbers, desc="numbers of clusters", leave=False, disable=None):
-        found = graph.clusterings(neighbors, number, CLUSTERINGS, seed, spectra)
-        quality = [modularity(clusters, neighbors) for clusters in found]
-        pairs = [(a, b) for i, a in enumerate(found) for b in found[:i]]
-        sizes = torch.stack([clusters.bincount(minlength=number) for clusters in found]).double()
+    for column, number in enumerate(numbers):
+        clusters = torch.from_numpy(joined[:, column]).long()
+        pairs = combinations((cut[:, column] for cut in single), 2)
+        sizes = clusters.bincount()
         rows.append(
             {
                 "clusters": number,
-                "modularity": float(np.mean(quality)),
-                "modularity_std": float(np.std(quality, ddof=1)),
+                "modularity": modularity(clusters, neighbors),
+                "silhouette": partitions.silhouette(embedded, clusters),
                 "stability": float(np.mean([adjusted_rand_score(a, b) for a, b in pairs])),
-                "mean_smallest": sizes.min(1).values.mean().item(),
-                "mean_largest": sizes.max(1).values.mean().item(),
+                "smallest": int(sizes.min()),
+                "largest": int(sizes.max()),
             }
         )
     return rows
 
 
 def suggest(rows: list[dict[str, Any]]) -> tuple[int, list[int]]:
-    """The number of clusters of the highest modularity; and all numbers within TIE of it.
+    """The number of clusters of the highest modularity; and the numbers that may be as good.
 
-    The graph does not say which of these is right.
+    These are the numbers within TIE of it, and each whose silhouette is higher than those of its neighbors.
     """
     best = max(rows, key=lambda row: row["modularity"])
-    ties = [row["clusters"] for row in rows if row["modularity"] >= best["modularity"] - TIE]
-    return best["clusters"], ties
+    heights = [-np.inf, *(row["silhouette"] for row in rows), -np.inf]
+    alike = [
+        row["clusters"]
+        for row, before, here, after in zip(rows, heights, heights[1:], heights[2:], strict=False)
+        if row["modularity"] >= best["modularity"] - TIE or here > max(before, after)
+    ]
+    return best["clusters"], alike

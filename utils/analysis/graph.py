@@ -32,19 +32,10 @@ WEIGHT_DECAY = 1e-4  # of the fit, on features of unit scale
 Spectrum = tuple[np.ndarray, np.ndarray]  # eigenvalues (K,), in falling order, and eigenvectors (N, K)
 
 
-def clusterings(
-    neighbors: torch.Tensor,
-    num_clusters: int,
-    count: int,
-    seed: int,
-    spectra: list[Spectrum] | None = None,
-) -> torch.Tensor:
+def clusterings(neighbors: torch.Tensor, num_clusters: int, count: int, seed: int) -> torch.Tensor:
     """`count` clusterings of the images by their neighbor graphs.
 
     They differ in how many neighbors each image is connected with (WIDTHS), and in the seed of k-means.
-
-    Args:
-        spectra: what `spectra_of` returned for these neighbors and at least as many clusters.
 
     Returns:
         int64 (count, N).
@@ -56,8 +47,7 @@ def clusterings(
         raise UserError(
             f"{len(neighbors)} images cannot form num_classes {num_clusters} clusters; lower num_classes"
         )
-    spectra = spectra or spectra_of(neighbors, num_clusters)
-    embeddings = [embedding(*spectrum, num_clusters) for spectrum in spectra]
+    embeddings = [embedding(*spectrum, num_clusters) for spectrum in spectra_of(neighbors, num_clusters)]
     found = []
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # of equal rows
         for i in range(count):
@@ -76,7 +66,7 @@ def spectra_of(neighbors: torch.Tensor, num_clusters: int) -> list[Spectrum]:
     if needed > MAX_MEMORY:
         raise UserError(
             f"the eigenvectors of the neighbor graph of {n} images for {num_clusters} clusters need "
-            f"{needed / 1e9:.0f} GB of memory; give --clusters one smaller number, or set head_init to random"
+            f"{needed / 1e9:.0f} GB of memory; lower num_classes, or set head_init to random or judged"
         )
     k = neighbors.size(1) - 1
     return [spectrum(neighbors[:, : max(1, round(share * k)) + 1], 2 * num_clusters) for share in WIDTHS]

@@ -1,9 +1,10 @@
 """Clusterings of the same images by different means, and how good each looks without labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import cut_tree, ward
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
 
@@ -50,6 +51,39 @@ def cluster_by_ward(x: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     return _by_groups(
         x, seed, lambda rows: AgglomerativeClustering(num_clusters, linkage="ward").fit_predict(rows)
     )
+
+
+def cut_ward(x: np.ndarray, numbers: Sequence[int], seed: int) -> np.ndarray:
+    """As `cluster_by_ward`, of the same groups, for several numbers of clusters: (N, len(numbers))."""
+    return _by_groups(x, seed, lambda rows: cut_tree(ward(rows), numbers))
+
+
+def merge_clusters(embedded: torch.Tensor, shares: torch.Tensor, numbers: Sequence[int]) -> list[list[int]]:
+    """Go on from clusters to fewer ones by Ward's linkage, so that all levels nest.
+
+    Args:
+        embedded: float32 (N, M).
+        shares: float (N, C), how much of each image is in each cluster.
+        numbers: of clusters, rising, at most C.
+
+    Returns:
+        for each number, that of the merged cluster of each of the C, counted in the order of these.
+    """
+    sizes = shares.double().sum(0).clamp(min=1e-12)
+    sums = shares.double().T @ embedded.double()
+    place, levels = torch.arange(len(sizes)), []
+    for number in reversed(numbers):
+        while len(sizes) > number:
+            means = sums / sizes[:, None]
+            cost = torch.cdist(means, means).square() / (1 / sizes + 1 / sizes[:, None])
+            cost += torch.full_like(cost, torch.inf).triu()
+            last, first = divmod(int(cost.argmin()), len(sizes))  # first < last
+            for values in (sums, sizes):
+                values[first] += values[last]
+            sums, sizes = (torch.cat([v[:last], v[last + 1 :]]) for v in (sums, sizes))
+            place = torch.where(place == last, first, place - (place > last).long())
+        levels.append(place.tolist())
+    return levels[::-1]
 
 
 def join_parts(x: np.ndarray, num_clusters: int, parts: int, seed: int) -> np.ndarray:

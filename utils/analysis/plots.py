@@ -217,11 +217,10 @@ def save_contact_sheet(cells: Sequence[tuple[torch.Tensor, str]], title: str, pa
 def save_numbers(rows: list[dict[str, Any]], best: int, path: Path) -> None:
     """Plot what choose_k.compare_numbers returned over the number of clusters, with `best` marked."""
     numbers = [row["clusters"] for row in rows]
-    with _figure(path, figsize=(9, 3), layout="constrained") as figure:
-        for place, name in enumerate(("modularity", "stability"), start=1):
-            axes = figure.add_subplot(1, 2, place, title=name, xlabel="number of clusters", xscale="log")
-            deviations = [row["modularity_std"] for row in rows] if name == "modularity" else None
-            axes.errorbar(numbers, [row[name] for row in rows], deviations, marker="o", capsize=3)
+    with _figure(path, figsize=(12, 3), layout="constrained") as figure:
+        for place, name in enumerate(("modularity", "silhouette", "stability"), start=1):
+            axes = figure.add_subplot(1, 3, place, title=name, xlabel="number of clusters", xscale="log")
+            axes.plot(numbers, [row[name] for row in rows], marker="o")
             axes.axvline(best, color="gray", linestyle=":")
             axes.set_xticks(numbers, map(str, numbers))
             axes.minorticks_off()
