@@ -27,7 +27,7 @@ COMPONENTS = 128  # principal ones of the features, which the heads see
 HEAD_NEIGHBORS = 20
 HEAD_ITERATIONS, HEAD_BATCH, HEAD_RATE, HEAD_TEMPERATURE = 300, 1024, 1e-3, 0.1
 # of the score; chosen on development sets, see docs/CLUSTERING.md
-WEIGHT_OF_STAYING, WEIGHT_OF_SMALLEST = 2.0, 0.075
+WEIGHT_OF_STAYING, WEIGHT_OF_SMALLEST = 2.0, 0.15
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_clusters_repeat_and_cover_all_numbers(digits):
 def test_the_first_candidate_has_the_highest_score(digits):
     candidates = digits[0].cluster(10)
     scores = [candidate.score for candidate in candidates]
-    assert scores == sorted(scores, reverse=True) and len(scores) == 5
+    assert scores == sorted(scores, reverse=True) and len(scores) == 4
     assert candidates[0].figures()["score"] == scores[0]
     sizes = candidates[0].probabilities.argmax(1).bincount(minlength=10).tolist()
     assert candidates[0].sizes == sizes and sum(sizes) == 720

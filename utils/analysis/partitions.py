@@ -9,7 +9,7 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
 
 KMEANS_STARTS = 5  # of k-means
-FINER = 2, 3  # how many times as many clusters k-means finds before they are joined
+FINER = 3  # times as many clusters are found by k-means before they are joined
 PAIRS_OF = 5000  # images; of more, groups are formed before a method that takes all pairs
 GROUPS, GROUPING_ROUNDS = 1000, 20
 SILHOUETTE_SAMPLE = 5000  # images
@@ -33,9 +33,8 @@ def partitions(
         "Ward": cluster_by_ward(x, num_clusters, seed),
         "Ward of the features": cluster_by_ward(features, num_clusters, seed),
     }
-    for times in FINER:
-        if num_clusters < times * num_clusters <= len(x) // 3:
-            found[f"k-means, {times} joined"] = join_parts(x, num_clusters, times * num_clusters, seed)
+    if 1 < num_clusters <= len(x) // FINER**2:
+        found["joined k-means"] = join_parts(x, num_clusters, FINER * num_clusters, seed)
     return {name: torch.from_numpy(clusters).long() for name, clusters in found.items()}
 
 
