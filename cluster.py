@@ -32,13 +32,20 @@ from utils.files import digest, read_json, write_json
 from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
-from utils.run.machine import Machine
+from utils.run.machine import Machine, one_thread, threads_for
 from utils.run.script import add_overrides, default_environment, file_argument, is_name, run_script
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
+from workflows.experiments import split_step
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.label_free_choices import choose_number, choose_threshold
-from workflows.own_experiment import ClusterOptions, OwnExperiment, require_enough_images, take_earlier
+from workflows.own_experiment import (
+    ClusterOptions,
+    OwnExperiment,
+    require_enough_images,
+    take_earlier,
+    templates,
+)
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
@@ -100,7 +107,9 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     add("--hours", type=float, default=2.0, help="time for step 1 of --from-scratch (default: %(default)g)")
     add("--labels", choices=["subfolders"], help="compare with the names of subfolders, after clustering")
     add("--seed", type=int, default=0)
-    add_overrides(parser, "override a key of all experiment files")
+    add_overrides(
+        parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
+    )
     args = parser.parse_args(argv)
     args.clusters, args.candidates = args.clusters
     distributed.require_one_process("cluster.py")
@@ -117,6 +126,9 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     if not args.images.is_dir():
         what = "is a file; give the folder that holds it" if args.images.exists() else "no such folder"
         raise UserError(f"{args.images}: {what}")
+    for override in args.overrides:
+        if split_step(override)[0] not in (None, *templates(args.from_scratch)):
+            raise UserError(f"--set {override}: this step runs only with --from-scratch")
     args.images = args.images.resolve()
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
     if not is_name(args.name):
@@ -206,8 +218,9 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     # unless --set says otherwise, the clustering step's backbone is that of the pretext step
     features_folder = folders["pretext"] if last.name == "scan" else last.folder
     features, probabilities = predictions(run, dataset, features_folder)
-    assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
-    others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
+    with threads_for(len(dataset)):
+        assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
+        others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
     agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
     distinct = assignment.first.unique()  # without copies
     levels = merge_levels(experiment.options.clusters, features[distinct], probabilities[distinct], run)
@@ -247,9 +260,10 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         columns=columns,
         seed=config.seed,
     )
-    report.write_report(folder, dataset, features, assignment, figures, context)
-    sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
-    sheets.save_clusters(dataset, probabilities, folder / "clusters")
+    with one_thread():
+        report.write_report(folder, dataset, features, assignment, figures, context)
+        sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
+        sheets.save_clusters(dataset, probabilities, folder / "clusters")
     return figures
 
 

@@ -30,7 +30,7 @@ from utils.files import write_array, write_csv
 from utils.run import distributed
 from utils.run.config import Config, load_config, read_yaml
 from utils.run.folder import FINGERPRINT, Run, read_epochs
-from utils.run.machine import Machine
+from utils.run.machine import Machine, one_thread
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import load_weights
 from utils.training.inference import dry_run, infer, infer_to_file
@@ -217,7 +217,8 @@ def evaluate_clusters(
         sheets.save_prototypes(dataset, figures, run.folder / "prototypes.png")
     if options.report:
         context = report_context(run.config, figures, dataset, options.model)
-        report.write_report(run.folder, dataset, features, assignment, figures, context)
+        with one_thread():
+            report.write_report(run.folder, dataset, features, assignment, figures, context)
     if options.features:
         save_features(features, dataset, options.features)
 

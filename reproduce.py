@@ -43,6 +43,7 @@ from workflows.experiments import (
     DatasetExperiment,
     Plan,
     experiment_files,
+    settings_of,
     split_step,
 )
 from workflows.provenance import origin_of
@@ -193,8 +194,7 @@ def chosen_experiment(args: Namespace) -> DatasetExperiment:
     settings = {}
     for step in files:
         rehearsal = ["backbone=resnet10_narrow", *REHEARSAL[step]] if args.rehearse else []
-        given = [setting for of, setting in map(split_step, args.overrides) if of in (step, None)]
-        settings[step] = [*shared, *rehearsal, *given]
+        settings[step] = [*shared, *rehearsal, *settings_of(step, args.overrides)]
     return DatasetExperiment(root, files, settings)
 
 

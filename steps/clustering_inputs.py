@@ -19,6 +19,7 @@ from utils.analysis import duplicates, graph
 from utils.analysis.unlikeness import TrainingFeatures
 from utils.files import writing
 from utils.run.folder import TRAINING_FEATURES, Run
+from utils.run.machine import threads_for
 from utils.training.features import backbone_features
 from utils.training.inference import infer
 
@@ -187,7 +188,8 @@ def start_heads(
         features = features[distinct.to(features.device)]
         space = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search)
         candidates = space.cluster(run.config.num_classes)
-        graph.set_heads(heads, features, candidates[0].probabilities.expand(len(heads), -1, -1))
+        with threads_for(len(features)):
+            graph.set_heads(heads, features, candidates[0].probabilities.expand(len(heads), -1, -1))
         return {"candidates": [candidate.figures() for candidate in candidates]}
     neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
     graph.initialize_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)

@@ -8,7 +8,6 @@ classes are is estimated, not assumed.
 import logging
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from errors import UserError
 from losses.temi import TEMILoss
 from utils.analysis import embedding, graph, neighbors, partitions
-from utils.run.machine import one_thread
+from utils.run.machine import threads_for
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +72,10 @@ class FeatureSpace:
         k = min(max(embedding.GRAPH_WIDTHS), len(features) - 1)
         mined = neighbors.nearest_neighbors(self.normalized, k, device, library, log.debug)
         self.neighbors = embedding.without_itself(mined)
-        self.components = embedding.principal_components(self.normalized, COMPONENTS)
-        with self.threads():
+        with threads_for(len(self.normalized)):
+            self.components = embedding.principal_components(self.normalized, COMPONENTS)
             self.embedded = embedding.embed(self.normalized, self.neighbors, seed)
         log.info("%d features embedded: %.1f s", len(features), time.perf_counter() - start)
-
-    def threads(self) -> AbstractContextManager[None]:
-        """One thread, unless there are so many images that more of them pay."""
-        return one_thread() if len(self.normalized) <= embedding.MANY_IMAGES else nullcontext()
 
     def cluster(self, num_clusters: int) -> list[Candidate]:
         """Clusterings into `num_clusters`, the one of the highest score first.
@@ -90,7 +85,7 @@ class FeatureSpace:
         n = len(self.normalized)
         if n < num_clusters:
             raise UserError(f"{n} images cannot form num_classes {num_clusters} clusters; lower num_classes")
-        with self.threads():
+        with threads_for(len(self.normalized)):
             found = partitions.partitions(self.embedded, self.normalized, num_clusters, self.seed)
             clusters = torch.stack(list(found.values()))
             k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))

@@ -38,6 +38,11 @@ def split_step(override: str) -> tuple[str | None, str]:
     return (step, setting) if step in SCRIPTS else (None, override)
 
 
+def settings_of(step: str, overrides: Iterable[str]) -> list[str]:
+    """The KEY=VALUE strings for a step, out of those for all steps and those for one."""
+    return [setting for of, setting in map(split_step, overrides) if of in (step, None)]
+
+
 @dataclass(frozen=True)
 class DatasetExperiment:
     """The steps on a dataset, for any seed."""

@@ -13,7 +13,7 @@ from steps.load_model import load_model
 from utils.analysis import choose_k, duplicates, plots
 from utils.files import digest, read_json, write_csv, write_json
 from utils.run.folder import MINED_TRAIN, Run
-from utils.run.machine import Machine
+from utils.run.machine import Machine, threads_for
 from utils.training.features import backbone_features
 from workflows.run_steps import PlannedStep
 
@@ -41,7 +41,7 @@ def choose_number(
         config = pretext.config
         space = FeatureSpace(features, config.seed, Machine.start(config).device, config.search)
         few = [number for number in choose_k.CANDIDATES if number * choose_k.MIN_MEAN_SIZE <= len(mined)]
-        with space.threads():
+        with threads_for(len(features)):
             rows = choose_k.compare_numbers(mined, space.embedded, candidates or few or [2], space.seed)
         best, alike = choose_k.suggest(rows)
         content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}

@@ -16,6 +16,7 @@ from utils.run.fingerprint import FINGERPRINT
 from utils.run.script import yaml_text
 from utils.training.features import digest_of
 from workflows import run_steps
+from workflows.experiments import settings_of, split_step
 from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
@@ -73,9 +74,27 @@ class OwnExperiment:
 
     def plan(self, step: str) -> PlannedStep:
         """Check the configuration of a step, with the user's settings."""
+        overrides = self.options.overrides
+        try:
+            return self._plan(step, settings_of(step, overrides))
+        except UserError as error:
+            for_all = [override for override in overrides if split_step(override)[0] is None]
+            wrong = [override for override in for_all if not self._takes(step, override)]
+            right = [f"{of}.{key}" for key in wrong for of in self.contents if self._takes(of, key)]
+            if not right:
+                raise
+            raise UserError(f"{error}; a key of one step: --set {' '.join(right)}") from None
+
+    def _takes(self, step: str, setting: str) -> bool:
+        try:
+            return bool(self._plan(step, [setting]))
+        except UserError:
+            return False
+
+    def _plan(self, step: str, overrides: list[str]) -> PlannedStep:
         given = self.options.pretrained if step == "pretext" else None
         flags = ["--pretrained", str(given)] if given else []
-        settings = [f"root_dir={yaml_text(self.folder.parent)}", *self.options.overrides]
+        settings = [f"root_dir={yaml_text(self.folder.parent)}", *overrides]
         arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
         return run_steps.plan_step(step, self.environment, self.contents[step], arguments)
 

@@ -262,7 +262,7 @@ class PassOutput:
         """Add the next file; `image`: None if it cannot be read or is not kept."""
         if image is not None:
             if self.memory is not None:
-                self.memory[self.images] = image
+                self.memory.numpy()[self.images] = image.numpy()  # in one thread
             with self._giving_up_if_full():
                 if self.file:
                     self.file.append(image)

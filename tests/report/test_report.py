@@ -3,7 +3,6 @@
 import base64
 import io
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,44 +283,24 @@ def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, caplog, 
 # --- the map -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def without_umap(monkeypatch):
-    monkeypatch.setattr(layout, "import_umap", lambda: None)
-
-
-def test_groups_are_apart_on_the_map(without_umap):
+def test_groups_are_apart_on_the_map():
     features, _, labels = blobs()
+    features[50:130:4] = features[50]  # more copies than neighbors
     places, method = layout.lay_out(features)
-    assert method.startswith("t-SNE") and places.shape == (200, 2) and places.dtype == torch.float32
+    assert method.startswith("neighbor layout") and places.shape == (200, 2) and places.dtype == torch.float32
     assert places.min() >= 0 and places.max() <= 1 and (places.amax(0) - places.amin(0)).min() > 0.99
     nearest = torch.cdist(places, places).fill_diagonal_(9).argmin(1)
-    assert (labels[nearest] == labels).double().mean() > 0.95
+    assert (labels[nearest] == labels).double().mean() > 0.93
     assert torch.equal(places, layout.lay_out(features)[0])
 
 
 @pytest.mark.parametrize(
-    "features", [torch.ones(1, 5), torch.eye(2), torch.ones(30, 5), torch.rand(30, 1), torch.eye(9)]
+    "features", [torch.ones(1, 5), torch.eye(2), torch.ones(30, 5), torch.rand(30, 1) - 0.5, torch.eye(9)]
 )
-def test_maps_of_few_or_equal_images(features, without_umap):
+def test_maps_of_few_or_equal_images(features):
     places, method = layout.lay_out(features)
     assert method == "principal components" and places.shape == (len(features), 2)
     assert places.min() >= 0 and places.max() <= 1
-
-
-def test_umap_if_it_is_installed(monkeypatch):
-    """An image without a place is put at the mean of the others."""
-
-    class Fake:
-        def fit_transform(self, features):
-            places = 7 * features[:, :2]
-            places[3] = float("nan")
-            return places
-
-    monkeypatch.setattr(layout, "import_umap", lambda: SimpleNamespace(UMAP=lambda **_: Fake()))
-    places, method = layout.lay_out(blobs(30)[0])
-    assert method.startswith("UMAP") and places.min() >= 0 and places.max() <= 1
-    others = torch.arange(30) != 3
-    torch.testing.assert_close(places[3], places[others].mean(0))
 
 
 # --- thumbnails ----------------------------------------------------------------------------------

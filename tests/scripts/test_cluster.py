@@ -239,6 +239,26 @@ def test_what_the_steps_share_is_made_once(tmp_path, monkeypatch, capsys):
     assert len(files) == 3 and max(files.values()) <= 2  # env.yml and the templates of two steps
 
 
+def test_settings_of_one_step(command, tmp_path, capsys):
+    """Each step's command has its own; a key of one step alone is refused with the right spelling."""
+    argv, folder = copied(command, tmp_path)
+    setting = "criterion_kwargs.entropy_weight=1"
+    message = fails(capsys, cluster.main, [*argv, setting, "num_heads=1"])
+    assert message.strip().endswith(
+        f"needs criterion scan; other losses have no such option; a key of one step: --set scan.{setting}"
+    )
+    assert "did you mean" in fails(capsys, cluster.main, [*argv, "scan.epoch=3"])
+    message = fails(capsys, cluster.main, [*argv, "selflabel.epochs=3"])
+    assert "--set selflabel.epochs=3: this step runs only with --from-scratch" in message
+    assert not (folder / "earlier-1").exists()
+    cluster.main([*argv, f"scan.{setting}", "pretext.batch_size=9"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$")]
+    assert [line.split("num_workers=0 device=cpu")[1] for line in lines] == [" batch_size=9", f" {setting}"]
+    assert read_yaml(folder / "scan/config.yml")["criterion_kwargs"]["entropy_weight"] == 1
+    assert read_yaml(folder / "pretext/config.yml")["batch_size"] == 9
+    assert f"scan.{setting}" in json.loads((folder / "cluster.json").read_text())["arguments"]["overrides"]
+
+
 # --- from scratch --------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -79,17 +78,11 @@ def _ward(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
     return torch.from_numpy(ward.fit_predict(x.numpy())).long()
 
 
-def import_umap() -> ModuleType | None:
-    """The module umap, or None if it is not installed."""
+def _umap(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
     try:
         import umap
     except ImportError:
-        return None
-    return umap
-
-
-def _umap(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
-    umap = import_umap()
+        umap = None
     if umap is None:
         reason = "UMAP is not installed (pip install umap-learn)"
     elif len(x) > UMAP_LIMIT:

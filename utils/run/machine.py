@@ -26,6 +26,7 @@ ITERATIONS_THAT_REPAY = 3000
 # With at most so many images in a pass, or numbers in its input (1024 images of 32 x 32 pixels), a GPU waits
 # for kernel launches; CUDA graphs launch them all at once.
 FEW_IMAGES, FEW_NUMBERS = 256, 1024 * 3 * 32 * 32
+FEW_FEATURES = 20_000  # images whose features one thread clusters in seconds
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,11 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def threads_for(images: int) -> AbstractContextManager[None]:
+    """Context manager of work on the features of so many images: one thread, unless more of them pay."""
+    return one_thread() if images <= FEW_FEATURES else nullcontext()
 
 
 def few_threads(device: torch.device | str) -> AbstractContextManager[None]:
