@@ -349,7 +349,7 @@ TWICE = "more than once (exact copies of others: 1,200, near duplicates: 3)."
         ({"troubles": ["uncovered"]}, "warning", "no confident image", "confidence_threshold"),
         ({"agreement": {"kmeans": {"matched": 0.3}}}, "warning", "K-means on the same", "other numbers"),
         ({"agreement": {"ward": {"matched": 0.7}}}, "good", "Ward's linkage on the same", "it disagrees"),
-        ({"agreement": {"umap": {"matched": 0.9}}}, "good", "for 90 % of the images", ""),
+        ({"agreement": {"ward": {"matched": 0.9}}}, "good", "for 90 % of the images", ""),
         ({"copy": 1200, "near_duplicate": 3}, "note", TWICE, "separate images"),
         ({"near_duplicate": 3}, "note", "more than once (near duplicates: 3).", "separate images"),
     ],

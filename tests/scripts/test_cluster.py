@@ -20,7 +20,6 @@ import data
 import predict
 import scan
 import simclr
-from utils.analysis import baselines
 from utils.run.config import read_yaml
 from utils.run.folder import Run
 from workflows import fit_to_images, label_free_choices
@@ -31,10 +30,9 @@ QUICK = ["num_workers=0", "device=cpu"]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """A short clustering, and no UMAP: it is slow to start, and must not matter here."""
+    """A short clustering."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_to_images, "ITERATIONS", 60)
-        patch.setattr(baselines, "_umap", lambda *_: None)
         yield
 
 

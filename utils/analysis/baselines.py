@@ -2,7 +2,6 @@
 
 import logging
 import time
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,28 +13,18 @@ from . import kmeans, metrics
 log = logging.getLogger(__name__)
 
 WARD_LIMIT = 10_000  # images: the distances take 8 N^2 bytes, here 0.8 GB
-UMAP_LIMIT = 50_000  # images: more take hours
 INITIALIZATIONS = 10
-UMAP: dict[str, Any] = {
-    "n_neighbors": 15,
-    "n_components": 10,
-    "min_dist": 0.0,  # which makes clusters dense
-    "metric": "cosine",
-}
 
 
 def cluster_by_baselines(features: torch.Tensor, num_clusters: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Cluster features by k-means, by Ward's linkage, and by k-means after UMAP.
-
-    k-means and Ward's linkage see L2-normalized features, as the search for neighbors does. A method that
-    cannot run (too many images, UMAP not installed) is left out, and the log says so.
+    """Cluster L2-normalized features by k-means and, unless there are too many, by Ward's linkage.
 
     Returns:
-        clusters for "kmeans", "ward", "umap". Raises UserError for fewer images than clusters.
+        clusters for "kmeans", "ward". Raises UserError for fewer images than clusters.
     """
     x = F.normalize(features.float().cpu(), dim=1)
     found = {}
-    for name, method in {"kmeans": _kmeans, "ward": _ward, "umap": _umap}.items():
+    for name, method in {"kmeans": _kmeans, "ward": _ward}.items():
         start = time.perf_counter()
         clusters = method(x, num_clusters, seed)
         if clusters is not None:
@@ -76,21 +65,3 @@ def _ward(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
         return None
     ward = AgglomerativeClustering(num_clusters, linkage="ward")
     return torch.from_numpy(ward.fit_predict(x.numpy())).long()
-
-
-def _umap(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
-    try:
-        import umap
-    except ImportError:
-        umap = None
-    if umap is None:
-        reason = "UMAP is not installed (pip install umap-learn)"
-    elif len(x) > UMAP_LIMIT:
-        reason = f"{len(x)} images are more than {UMAP_LIMIT}"
-    elif len(x) <= max(UMAP["n_components"] + 1, UMAP["n_neighbors"]):
-        reason = f"{len(x)} images are too few"
-    else:
-        embedded = umap.UMAP(**UMAP, n_jobs=1, random_state=seed).fit_transform(x.numpy())
-        return _kmeans(torch.from_numpy(embedded), num_clusters, seed)
-    log.info("baseline umap is left out: %s", reason)
-    return None

@@ -17,7 +17,7 @@ PROBLEMS = {  # of self-labeling
     "uncovered": "During self-labeling, most clusters had no confident image.",
     "merged": "Self-labeling merged clusters that were separate before.",
 }
-BASELINES = {"kmeans": "k-means", "ward": "Ward's linkage", "umap": "k-means after UMAP"}
+BASELINES = {"kmeans": "k-means", "ward": "Ward's linkage"}
 
 
 class Verdict(NamedTuple):
