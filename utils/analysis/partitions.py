@@ -96,7 +96,8 @@ def _by_groups(x: np.ndarray, seed: int, method: Callable[[np.ndarray], np.ndarr
     if len(x) <= PAIRS_OF:
         return method(x)
     # a few rounds are enough: the groups need not be the best ones
-    group = KMeans(GROUPS, n_init=1, max_iter=GROUPING_ROUNDS, random_state=seed).fit_predict(x)
+    grouping = KMeans(GROUPS, init="random", n_init=1, max_iter=GROUPING_ROUNDS, random_state=seed)
+    group = grouping.fit_predict(x)
     return method(_centers(x, group))[np.unique(group, return_inverse=True)[1]]
 
 
