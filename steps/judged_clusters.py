@@ -78,7 +78,7 @@ class FeatureSpace:
         log.info("%d features embedded: %.1f s", len(features), time.perf_counter() - start)
 
     def cluster(self, num_clusters: int) -> list[Candidate]:
-        """Clusterings into `num_clusters`, the one of the highest score first.
+        """Clusterings into `num_clusters`, the fewest empty clusters first, then the highest score.
 
         Raises UserError for fewer images than clusters.
         """
@@ -91,7 +91,7 @@ class FeatureSpace:
             k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))
             heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
             candidates = [self._judge(*parts) for parts in zip(found, clusters, heads, strict=True)]
-        return sorted(candidates, key=lambda candidate: -candidate.score)
+        return sorted(candidates, key=lambda candidate: (candidate.sizes.count(0), -candidate.score))
 
     def _judge(self, name: str, start: torch.Tensor, probabilities: torch.Tensor) -> Candidate:
         end = probabilities.argmax(1)

@@ -189,7 +189,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
 
 def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:
     """Raise UserError if n distinct images are too few for neighbors or for that many clusters."""
-    needed = max(FEWEST_IMAGES, *options.clusters, *options.candidates)
+    needed = max([FEWEST_IMAGES, *options.clusters, *options.candidates])
     if n < needed:
         more = f" (and {copies} copies of them)" if copies else ""
         raise UserError(
