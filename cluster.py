@@ -205,7 +205,7 @@ def write_results(experiment: OwnExperiment) -> None:
         done.unlink(missing_ok=True)
         figures = {"made_of": made_of, **describe(experiment, last, dataset)}
         write_json(figures, done)
-    tell(figures, health.ADVICE[last.name], experiment.folder)
+    tell(figures, health.advice_for(last.config), experiment.folder)
 
 
 def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         title=folder.name,
         results=folder,
         facts=facts,
-        advice=health.ADVICE[last.name],
+        advice=health.advice_for(config),
         epochs=epochs,
         image_url=f"{experiment.options.images.as_uri()}/",
         truth=truth,

@@ -297,14 +297,17 @@ def test_threshold_of_self_labeling(tmp_path, capsys):
 # --- the number of clusters ----------------------------------------------------------------------
 
 
-def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys):
-    argv = [str(photos), "--clusters", "3:6", "--features", str(vectors), "--root_dir", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("numbers", "compared"), [("3:6", [3, 4, 5, 6]), ("auto", [2, 3, 4, 5, 6, 7, 8, 10, 12, 15])]
+)
+def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys, numbers, compared):
+    argv = [str(photos), "--clusters", numbers, "--features", str(vectors), "--root_dir", str(tmp_path)]
     argv += ["--set", *QUICK, "epochs=2"]
     cluster.main(argv)
     folder = tmp_path / "my_digits"
     suggestion = json.loads((folder / "numbers.json").read_text())["suggestion"]
     rows = rows_of(folder / "numbers.csv")
-    assert [row["clusters"] for row in rows] == ["3", "4", "5", "6"]
+    assert [int(row["clusters"]) for row in rows][: len(compared)] == compared
     assert int(max(rows, key=lambda row: float(row["modularity"]))["clusters"]) == suggestion
     assert read_yaml(folder / "configs/scan.yml")["num_classes"] == suggestion
     assert len(figures(folder)["cluster_sizes"]) == suggestion

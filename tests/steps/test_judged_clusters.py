@@ -107,6 +107,13 @@ def test_more_than_a_silhouette_counts():
     assert score(0.9, [50, 50]) > score(0.8, [50, 50])
 
 
+def test_empty_clusters_come_last(digits, monkeypatch):
+    space, _ = digits
+    sizes = iter([[720] + [0] * 9, [72] * 10, [711] + [1] * 9, [360, 360] + [0] * 8])
+    monkeypatch.setattr(space, "_judge", lambda name, start, p: Candidate(name, p, 0.5, 1, next(sizes)))
+    assert [candidate.sizes.count(0) for candidate in space.cluster(10)] == [0, 0, 8, 9]
+
+
 def test_few_images_and_too_few():
     features, labels = groups([4, 4, 4])
     judged = FeatureSpace(features, 0, library="torch").cluster(3)[0]

@@ -5,7 +5,7 @@ Nothing here changes a training; the error, from `require_confident`, comes befo
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,18 @@ SELFLABEL_ADVICE = {
     "merged": "set criterion_kwargs.apply_class_balancing True, lower optimizer_kwargs.lr, "
     "or raise confidence_threshold",
 }
+# of clusters that are not trained any further: `epochs: 0`
+UNTRAINED_ADVICE = {
+    "dominant": "if one class has most of your images, leave it; if not, try other features (--backbone)",
+    "dead": "these features do not support so many clusters: give a lower number, or let --clusters auto "
+    "compare some",
+}
 ADVICE = {"scan": SCAN_ADVICE, "selflabel": SELFLABEL_ADVICE}
+
+
+def advice_for(config: Mapping[str, Any]) -> dict[str, str]:
+    """Problem -> what to do about it, for the step of a configuration."""
+    return ADVICE[config["setup"]] if config["epochs"] else UNTRAINED_ADVICE
 
 
 # --- the clusters of an epoch --------------------------------------------------------------------

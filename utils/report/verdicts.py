@@ -102,11 +102,11 @@ def _candidates(figures: dict[str, Any]) -> Iterator[Verdict]:
     if len(figures.get("candidates", ())) < 2:
         return
     chosen, *others = figures["candidates"]
-    lead, sizes = chosen["score"] - others[0]["score"], torch.tensor(others[0]["sizes"])
+    sizes = health.describe_counts(torch.tensor(others[0]["sizes"]))
     text = (
-        f"These clusters are the best of {1 + len(others)} clusterings by a score without labels "
-        f"({chosen['name']}), {lead:.2f} ahead of the next ({others[0]['name']}), "
-        f"whose clusters have {health.describe_counts(sizes)} images."
+        f"Of {1 + len(others)} clusterings, a score without labels prefers this one ({chosen['name']}, "
+        f"{chosen['score']:.2f}; next is {others[0]['name']}, {others[0]['score']:.2f}, with clusters of "
+        f"{sizes} different images)."
     )
     yield Verdict("note", text)
 

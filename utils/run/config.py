@@ -64,7 +64,9 @@ def merge_config(
             raise UserError(f"{where}: num_heads must be 1 for self-labeling, found {config.num_heads}")
     _require_keys(keys, given, config, training, where)
     if training and config.get("epochs") == 0 and config.get("head_init") != "judged":
-        raise UserError(f"{where}: epochs must be a whole number of at least 1, found 0")
+        raise UserError(
+            f"{where}: epochs must be a whole number of at least 1, found 0, which is for head_init judged"
+        )
     warmup = config.scheduler_kwargs.warmup_epochs
     if training and warmup and warmup >= config.epochs:
         raise UserError(
