@@ -90,23 +90,24 @@ class FeatureSpace:
             clusters = torch.stack(list(found.values()))
             k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))
             heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
-            candidates = [self._judge(*parts) for parts in zip(found, clusters, heads, strict=True)]
+            candidates = [self._judge(*parts) for parts in zip(found, clusters, *heads, strict=True)]
         return sorted(candidates, key=lambda candidate: (candidate.sizes.count(0), -candidate.score))
 
-    def _judge(self, name: str, start: torch.Tensor, probabilities: torch.Tensor) -> Candidate:
-        end = probabilities.argmax(1)
-        return Candidate(
-            name,
-            probabilities,
-            partitions.silhouette(self.embedded, end),
-            float(normalized_mutual_info_score(start, end)),
-            end.bincount(minlength=probabilities.size(1)).tolist(),
-        )
+    def _judge(
+        self, name: str, start: torch.Tensor, untrained: torch.Tensor, trained: torch.Tensor
+    ) -> Candidate:
+        """A candidate from its clustering and its head's probabilities (N, C); untrained, if it lost clusters."""
+        sizes, before = (p.argmax(1).bincount(minlength=p.size(1)).tolist() for p in (trained, untrained))
+        staying = float(normalized_mutual_info_score(start, trained.argmax(1)))
+        if sizes.count(0) > before.count(0):
+            trained, sizes = untrained, before
+        silhouette = partitions.silhouette(self.embedded, trained.argmax(1))
+        return Candidate(name, trained, silhouette, staying, sizes)
 
 
 def train_heads(
     features: torch.Tensor, mined: torch.Tensor, clusters: torch.Tensor, num_clusters: int, seed: int
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Train a linear head from each clustering so that an image and its neighbors agree.
 
     Args:
@@ -115,7 +116,7 @@ def train_heads(
         clusters: int64 (H, N).
 
     Returns:
-        float32 (H, N, C), probabilities.
+        float32 (H, N, C) twice, probabilities before and after the training.
     """
     n, generator = len(features), torch.Generator().manual_seed(seed)
     x = features / features.square().sum(1).mean().sqrt().clamp(min=1e-12)
@@ -128,6 +129,8 @@ def train_heads(
         flat = F.linear(rows, weights.flatten(0, 1), biases.flatten())
         return flat.unflatten(1, biases.shape).transpose(0, 1) / HEAD_TEMPERATURE
 
+    with torch.no_grad():
+        untrained = logits(x).softmax(2)
     for _ in range(HEAD_ITERATIONS):
         anchors = torch.randperm(n, generator=generator)[:HEAD_BATCH]
         column = torch.randint(mined.size(1), (len(anchors),), generator=generator)
@@ -136,4 +139,4 @@ def train_heads(
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return logits(x).softmax(2)
+        return untrained, logits(x).softmax(2)

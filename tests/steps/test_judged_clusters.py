@@ -110,7 +110,9 @@ def test_more_than_a_silhouette_counts():
 def test_empty_clusters_come_last(digits, monkeypatch):
     space, _ = digits
     sizes = iter([[720] + [0] * 9, [72] * 10, [711] + [1] * 9, [360, 360] + [0] * 8])
-    monkeypatch.setattr(space, "_judge", lambda name, start, p: Candidate(name, p, 0.5, 1, next(sizes)))
+    monkeypatch.setattr(
+        space, "_judge", lambda name, *_: Candidate(name, torch.empty(0), 0.5, 1, next(sizes))
+    )
     assert [candidate.sizes.count(0) for candidate in space.cluster(10)] == [0, 0, 8, 9]
 
 
@@ -143,9 +145,19 @@ def test_a_head_keeps_the_sizes_it_starts_from():
     mined = embedding.without_itself(
         neighbors.nearest_neighbors(F.normalize(features, dim=1), 10, library="torch")
     )
-    probabilities = train_heads(features, mined, torch.stack([labels, labels]), 2, 0)
-    assert probabilities.shape == (2, 360, 2)
-    assert accuracy(probabilities[0].argmax(1), labels) > 0.97
+    before, after = train_heads(features, mined, torch.stack([labels, labels]), 2, 0)
+    assert before.shape == after.shape == (2, 360, 2)
+    assert all(accuracy(p.argmax(1), labels) > 0.97 for p in (before[0], after[0]))
+
+
+def test_a_head_that_lost_a_cluster_is_not_trained(digits):
+    space, _ = digits
+    start = torch.arange(720) % 3
+    before, after = F.one_hot(start, 3).float(), F.one_hot(start.clamp(max=1), 3).float()
+    candidate = space._judge("", start, before, after)
+    assert candidate.sizes == [240] * 3 and torch.equal(candidate.probabilities, before)
+    assert 0.5 < candidate.staying < 0.9  # of the trained one: it still speaks against the clustering
+    assert torch.equal(space._judge("", start, before, before).probabilities, before)
 
 
 def test_temi_is_the_formula():
