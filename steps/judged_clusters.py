@@ -96,7 +96,10 @@ class FeatureSpace:
     def _judge(
         self, name: str, start: torch.Tensor, untrained: torch.Tensor, trained: torch.Tensor
     ) -> Candidate:
-        """A candidate from its clustering and its head's probabilities (N, C); untrained, if it lost clusters."""
+        """A candidate: its clustering, int64 (N,), and its head's probabilities, (N, C) each.
+
+        A head that lost clusters in its training is put back to its start.
+        """
         sizes, before = (p.argmax(1).bincount(minlength=p.size(1)).tolist() for p in (trained, untrained))
         staying = float(normalized_mutual_info_score(start, trained.argmax(1)))
         if sizes.count(0) > before.count(0):
