@@ -49,9 +49,11 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Higher is better. A cluster much smaller than the mean has to pay for itself."""
+        """Higher is better. A cluster much smaller than the mean has to pay for itself, an empty one more."""
         smallest = max(min(self.sizes), 0.5) * len(self.sizes) / sum(self.sizes)
-        return self.silhouette + WEIGHT_OF_STAYING * self.staying + WEIGHT_OF_SMALLEST * math.log(smallest)
+        empty = self.sizes.count(0) / len(self.sizes)
+        kept = WEIGHT_OF_STAYING * self.staying
+        return self.silhouette + kept + WEIGHT_OF_SMALLEST * math.log(smallest) - empty
 
     def figures(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -78,7 +80,7 @@ class FeatureSpace:
         log.info("%d features embedded: %.1f s", len(features), time.perf_counter() - start)
 
     def cluster(self, num_clusters: int) -> list[Candidate]:
-        """Clusterings into `num_clusters`, the fewest empty clusters first, then the highest score.
+        """Clusterings into `num_clusters`, the one of the highest score first.
 
         Raises UserError for fewer images than clusters.
         """
@@ -91,7 +93,7 @@ class FeatureSpace:
             k = max(2, min(HEAD_NEIGHBORS, n // (2 * num_clusters)))
             heads = train_heads(self.components, self.neighbors[:, :k], clusters, num_clusters, self.seed)
             candidates = [self._judge(*parts) for parts in zip(found, clusters, *heads, strict=True)]
-        return sorted(candidates, key=lambda candidate: (candidate.sizes.count(0), -candidate.score))
+        return sorted(candidates, key=lambda candidate: -candidate.score)
 
     def _judge(
         self, name: str, start: torch.Tensor, untrained: torch.Tensor, trained: torch.Tensor
