@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -267,7 +268,8 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     argv += ["epochs=10", "batch_size=32", "precision=fp32"]
     cluster.main(argv)
     out = capsys.readouterr().out
-    assert "resnet10_narrow at 8 pixels: about 1 s an epoch" in out and "more --hours would do better" in out
+    assert re.search(r"resnet10_narrow at 8 pixels: about \d+ s an epoch", out)  # how many is the machine's
+    assert "more --hours would do better" in out
     folder = tmp_path / "out/in"
     assert len(clusters_of(folder)) == N + COPIES and "acc" not in figures(folder)
     pretext = read_yaml(folder / "configs/pretext.yml")
