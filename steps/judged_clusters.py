@@ -73,7 +73,7 @@ class FeatureSpace:
         self.normalized = embedding.power_normalize(features)
         k = min(max(embedding.GRAPH_WIDTHS), len(features) - 1)
         mined = neighbors.nearest_neighbors(self.normalized, k, device, library, log.debug)
-        self.neighbors = embedding.without_itself(mined)
+        self.neighbors = neighbors.without_itself(mined)
         with threads_for(len(self.normalized)):
             self.components = embedding.principal_components(self.normalized, COMPONENTS)
             self.embedded = embedding.embed(self.normalized, self.neighbors, seed)

@@ -30,7 +30,7 @@ def groups(count, size, noise, seed=0):
     centers = torch.randn(count, 16)
     features = F.normalize(centers.repeat_interleave(size, 0) + noise * torch.randn(count * size, 16), dim=1)
     mined = neighbors.nearest_neighbors(features, 10, library="torch")
-    return mined, embedding.embed(features, embedding.without_itself(mined), seed)
+    return mined, embedding.embed(features, neighbors.without_itself(mined), seed)
 
 
 def test_modularity():

@@ -44,7 +44,7 @@ def test_power_normalized_features_are_centered_roots_of_length_one():
 
 def test_the_fuzzy_graph_is_that_of_the_paper():
     features = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    mined = embedding.without_itself(neighbors.nearest_neighbors(features, 12, library="torch"))
+    mined = neighbors.without_itself(neighbors.nearest_neighbors(features, 12, library="torch"))
     distances = 1 - neighbors.similarities(features, mined)
     directed = np.zeros((40, 40))
     for i, (others, d) in enumerate(zip(mined.numpy(), distances.double().numpy(), strict=True)):
@@ -56,7 +56,7 @@ def test_the_fuzzy_graph_is_that_of_the_paper():
 
 def test_an_image_is_not_its_own_neighbor_even_if_copies_come_first():
     mined = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 3]])
-    assert embedding.without_itself(mined).tolist() == [[1, 2], [0, 2], [1, 0]]
+    assert neighbors.without_itself(mined).tolist() == [[1, 2], [0, 2], [1, 0]]
 
 
 @pytest.mark.parametrize("shape", [(30, 5), (20, 50)])
@@ -134,7 +134,7 @@ def test_many_images_are_grouped_first(monkeypatch):
 def test_a_head_keeps_the_sizes_it_starts_from():
     """Between two equal groups, uniform sizes would move the boundary; the estimated ones do not."""
     features, labels = groups([300, 60], spread=0.25)
-    mined = embedding.without_itself(
+    mined = neighbors.without_itself(
         neighbors.nearest_neighbors(F.normalize(features, dim=1), 10, library="torch")
     )
     before, after = train_heads(features, mined, torch.stack([labels, labels]), 2, 0)

@@ -5,6 +5,8 @@ starts from principal components and takes all edges of an epoch in one step of 
 of many neighbors, are laid out, and their coordinates joined: what only one of them shows counts less.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse as sparse
 import torch
@@ -24,8 +26,14 @@ BETAS = 0.5, 0.9  # of Adam, whose rate falls from 1 to 0
 BISECTIONS = 40
 
 
-def embed(normalized: torch.Tensor, mined: torch.Tensor, seed: int) -> torch.Tensor:
-    """Lay out the neighbor graphs of features.
+def embed(
+    normalized: torch.Tensor,
+    mined: torch.Tensor,
+    seed: int,
+    widths: Sequence[int] = GRAPH_WIDTHS,
+    dimensions: int = DIMENSIONS,
+) -> torch.Tensor:
+    """Lay out the neighbor graphs of features, one for each of `widths`, in so many dimensions each.
 
     Args:
         normalized: float32 (N, D), of length 1.
@@ -36,29 +44,22 @@ def embed(normalized: torch.Tensor, mined: torch.Tensor, seed: int) -> torch.Ten
         float32 (N, M), each of the layouts of unit standard deviation.
     """
     distances = (1 - neighbors.similarities(normalized, mined)).clamp(min=0)
-    start = principal_components(normalized, DIMENSIONS)
+    start = principal_components(normalized, dimensions)
     epochs = LAYOUT_EPOCHS if len(normalized) <= MANY_IMAGES else LAYOUT_EPOCHS_OF_MANY
     layouts = []
-    for number, width in enumerate(GRAPH_WIDTHS):
+    for number, width in enumerate(widths):
         graph = fuzzy_graph(mined[:, :width], distances[:, :width])
         layouts.append(place_by_neighbors(graph, start, epochs, seed + number))
     return torch.cat(layouts, 1)
-
-
-def without_itself(mined: torch.Tensor) -> torch.Tensor:
-    """Neighbors int64 (N, 1 + k) without the image itself, or without the last one if it is not there."""
-    others = mined != torch.arange(len(mined)).unsqueeze(1)
-    others[others.all(1), -1] = False
-    return mined[others].view(len(mined), -1)
 
 
 def principal_components(features: torch.Tensor, count: int) -> torch.Tensor:
     """Coordinates of float32 (N, D) along the first principal components: (N, min(count, N - 1, D))."""
     count = min(count, len(features) - 1, features.size(1))
     centered = features - features.mean(0)
-    covariance = (centered.T @ centered).double() if features.size(1) <= len(features) else None
-    if covariance is not None:
-        return centered @ torch.linalg.eigh(covariance)[1][:, -count:].flip(1).float()
+    if features.size(1) <= len(features):
+        vectors = torch.linalg.eigh((centered.T @ centered).double())[1]
+        return centered @ vectors[:, -count:].flip(1).float()
     values, vectors = torch.linalg.eigh((centered @ centered.T).double())
     return (vectors[:, -count:] * values[-count:].clamp(min=0).sqrt()).flip(1).float()
 
@@ -108,15 +109,13 @@ def place_by_neighbors(graph: sparse.csr_matrix, start: torch.Tensor, epochs: in
     """
     generator = torch.Generator().manual_seed(seed)
     edges = graph.tocoo()
-    share = torch.from_numpy(
-        edges.data / edges.data.max()
-    ).float()  # of the epochs that an edge takes part in
+    # of the epochs, that each edge takes part in
+    share = torch.from_numpy(edges.data / edges.data.max()).float()
     kept = share >= 1 / epochs
     share = share[kept]
     ends = [torch.from_numpy(side.astype(np.int64))[kept] for side in (edges.row, edges.col)]
-    place = 10 * start / start.abs().max().clamp(min=1e-12) + 1e-4 * torch.randn(
-        start.shape, generator=generator
-    )
+    apart = 1e-4 * torch.randn(start.shape, generator=generator)  # equal images, too
+    place = 10 * start / start.abs().max().clamp(min=1e-12) + apart
     mean, square = torch.zeros_like(place), torch.zeros_like(place)
     for epoch in tqdm(range(epochs), desc="map", leave=False, disable=None):
         chosen = torch.rand(len(share), generator=generator) < share

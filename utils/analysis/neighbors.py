@@ -183,6 +183,13 @@ def _search_in_cells(faiss: ModuleType, features: torch.Tensor, k: int) -> torch
 # --- what neighbors say --------------------------------------------------------------------------
 
 
+def without_itself(mined: torch.Tensor) -> torch.Tensor:
+    """Neighbors int64 (N, 1 + k) without the image itself, or without the last one if it is not there."""
+    others = mined != torch.arange(len(mined)).unsqueeze(1)
+    others[others.all(1), -1] = False
+    return mined[others].view(len(mined), -1)
+
+
 def similarities(features: torch.Tensor, neighbors: torch.Tensor) -> torch.Tensor:
     """Inner products of each row of `features` (N, D) with its neighbors, int64 (N, k): float (N, k)."""
     parts = zip(features.split(QUERIES), neighbors.split(QUERIES), strict=True)

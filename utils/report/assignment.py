@@ -112,7 +112,7 @@ def build_assignment(
     second, runner_up = probabilities.scatter(1, cluster[:, None], -1.0).max(1)
     prototype_of = torch.tensor([-1 if index is None else index for index in prototypes])
     first = duplicates.first_copies(dataset)
-    mined, others = mine_others(features, first, device, library)
+    mined = mine_for_report(features, first, device, library)
     similarity = neighbors.similarities(features, mined)
     distances = unlikeness.own_distances(similarity)
     near, near_similarity = duplicates.near_duplicates(mined, similarity, first)
@@ -122,7 +122,7 @@ def build_assignment(
         runner_up=runner_up,
         runner_up_confidence=second.round(decimals=4),
         prototype_similarity=neighbors.similarities(features, prototype_of[cluster][:, None])[:, 0],
-        neighbors=mined[others].view(len(mined), -1),
+        neighbors=neighbors.without_itself(mined),
         unlike=unlikeness.percent_below(
             distances, distances[first == torch.arange(len(first))].sort().values
         ),
@@ -132,18 +132,12 @@ def build_assignment(
     )
 
 
-def mine_others(
+def mine_for_report(
     features: torch.Tensor, first: torch.Tensor, device: torch.device | str = "cpu", library: str = "auto"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Neighbors int64 (N, 1 + k), and which of them are not the image itself: bool (N, 1 + k), k in each row.
-
-    Where the image itself is missing, the last neighbor is left out.
-    """
+) -> torch.Tensor:
+    """Neighbors int64 (N, 1 + k), normally with the image itself; see `duplicates.mine_distinct`."""
     k = min(MAX_NEIGHBORS, duplicates.count_distinct(first) - 1)
-    mined = duplicates.mine_distinct(features, k, first, device, library)
-    itself = mined == torch.arange(len(mined))[:, None]
-    itself[:, -1] |= ~itself.any(1)
-    return mined, ~itself
+    return duplicates.mine_distinct(features, k, first, device, library)
 
 
 def four_decimals(values: torch.Tensor) -> list[str]:

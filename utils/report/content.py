@@ -12,9 +12,10 @@ import torch.nn.functional as F
 
 from utils.analysis import calibration, duplicates, metrics
 from utils.analysis.calibration import UNSURE_BELOW
+from utils.analysis.neighbors import without_itself
 from utils.analysis.plots import curves_of
 
-from .assignment import Assignment, mine_others
+from .assignment import Assignment, mine_for_report
 from .context import GroundTruth, ReportContext
 from .verdicts import verdicts
 from .words import percent
@@ -300,8 +301,7 @@ def image_columns(
     if len(indices) < len(names):  # the nearest of those that are on the page
         first = duplicates.first_of(shown.first.tolist())
         normalized = F.normalize(features[indices].float(), dim=1)
-        mined, others = mine_others(normalized, first)
-        neighbors = indices[mined[others].view(len(indices), -1)]
+        neighbors = indices[without_itself(mine_for_report(normalized, first))]
     images = {
         "name": [names[i] for i in indices.tolist()],
         "neighbors": row_of[neighbors].tolist(),

@@ -23,7 +23,7 @@ class ReportContext:
         title: of the page.
         results: the folder to give to predict.py; None for no such advice.
         facts: what the page was made from, term -> value.
-        advice: problem -> what to do about it; health.SCAN_ADVICE or SELFLABEL_ADVICE.
+        advice: problem -> what to do about it, see health.advice_for.
         epochs: step -> its logged lines, see `read_epochs`.
         image_url: URL of the folder of the image files, ending in a slash; None if there are no files.
         truth: the labels, if there are any.

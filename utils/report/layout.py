@@ -32,10 +32,7 @@ def lay_out(features: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, str]:
         return _scaled(embedding.principal_components(normalized, 2)), "principal components"
     normalized = embedding.power_normalize(normalized)
     mined = neighbors.nearest_neighbors(normalized, min(MAP_NEIGHBORS, n - 1), tell=log.debug)
-    mined = embedding.without_itself(mined)
-    graph = embedding.fuzzy_graph(mined, (1 - neighbors.similarities(normalized, mined)).clamp(min=0))
-    start = embedding.principal_components(normalized, 2)
-    places = embedding.place_by_neighbors(graph, start, embedding.LAYOUT_EPOCHS, seed)
+    places = embedding.embed(normalized, neighbors.without_itself(mined), seed, [MAP_NEIGHBORS], dimensions=2)
     return _scaled(places), "neighbor layout (as UMAP)"
 
 

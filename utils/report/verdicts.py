@@ -32,17 +32,13 @@ def verdicts(figures: dict[str, Any], advice: dict[str, str]) -> list[Verdict]:
     Args:
         figures: as in metrics.json: `neighbors` (see neighbor_quality), what `Assignment.figures` returns;
             and, if known, `troubles` of the training (names, see health.ClusterMonitor), `agreement` (see
-            baselines.measure_agreement) and `candidates` (see judged_clusters.JudgedClusters.figures).
-        advice: problem -> what to do about it; health.SCAN_ADVICE or SELFLABEL_ADVICE.
+            baselines.measure_agreement) and `candidates` (see judged_clusters.Candidate.figures).
+        advice: problem -> what to do about it, see health.advice_for.
     """
-    parts = (
-        _features(figures),
-        _clusters(figures, advice),
-        _candidates(figures),
-        _baselines(figures),
-        _copies(figures),
-    )
-    return [verdict for part in parts for verdict in part]
+    return [
+        *_features(figures), *_clusters(figures, advice), *_candidates(figures), *_baselines(figures),
+        *_copies(figures),
+    ]  # fmt: skip
 
 
 def _sentence(text: str) -> str:
