@@ -1,11 +1,11 @@
 """names.csv: what the user calls the clusters. Clusters of one name are merged."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from data.csv_tables import read_table
 from data.messages import shown
 from errors import UserError
 
@@ -48,36 +48,22 @@ def cluster_names(path: Path | None, num_clusters: int) -> ClusterNames:
 
 
 def read_names(path: Path, num_clusters: int) -> list[str]:
-    """The names of clusters 0 to C - 1 from a CSV file with the columns cluster and name.
+    """The names of clusters 0 to C - 1 from a table with the columns cluster and name.
 
-    Raises UserError for another header, and for a cluster that is unknown, missing or there twice.
+    Raises UserError as `read_table`, and for a cluster that is unknown, missing or there twice.
     """
     names: dict[int, str] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's UTF-8 starts with a mark
-            reader = csv.reader(file, strict=True)
-            header = [column.strip().lower() for column in next(reader, [])]
-            if header != ["cluster", "name"]:
-                found = ",".join(header) or "nothing"
-                raise UserError(f"{path}: its first line must be cluster,name, found {shown(found)}")
-            for row in filter(None, reader):
-                where = f"{path}, line {reader.line_num}"
-                number, name = (cell.strip() for cell in (*row, "")[:2])
-                if len(row) > 2:
-                    raise UserError(f'{where}: more than two columns; put a name with a comma in quotes ""')
-                if not number.isdecimal() or int(number) >= num_clusters:
-                    raise UserError(
-                        f"{where}: {shown(number)!r} is no cluster; the model's are 0 to {num_clusters - 1}"
-                    )
-                if int(number) in names:
-                    raise UserError(f"{where}: cluster {int(number)} has a name already; give each one once")
-                if not name:
-                    raise UserError(f"{where}: cluster {int(number)} has no name; give it one")
-                names[int(number)] = name
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from None
+    for line, row in read_table(path, ("cluster", "name")):
+        where, number, name = f"{path}, line {line}", row["cluster"], row["name"]
+        if not number.isdecimal() or len(number) > 9 or int(number) >= num_clusters:
+            raise UserError(
+                f"{where}: {shown(number)!r} is no cluster; the model's are 0 to {num_clusters - 1}"
+            )
+        if int(number) in names:
+            raise UserError(f"{where}: cluster {int(number)} has a name already; give each one once")
+        if not name:
+            raise UserError(f"{where}: cluster {int(number)} has no name; give it one")
+        names[int(number)] = name
     missing = [str(cluster) for cluster in range(num_clusters) if cluster not in names]
     if missing:
         raise UserError(
