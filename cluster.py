@@ -106,6 +106,10 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     add("--resize", choices=["crop", "pad", "squeeze"], default="crop", help="how they are")
     add("--hours", type=float, default=2.0, help="time for step 1 of --from-scratch (default: %(default)g)")
     add("--labels", choices=["subfolders"], help="compare with the names of subfolders, after clustering")
+    add(
+        "--link-originals", action="store_true",
+        help="the report opens the images wherever it lies on this machine; it then tells their path",
+    )  # fmt: skip
     add("--seed", type=int, default=0)
     add_overrides(
         parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
@@ -198,7 +202,7 @@ def write_results(experiment: OwnExperiment) -> None:
     last = experiment.plan(list(experiment.folders)[-1])
     dataset = experiment.build_dataset(last.config, "train")
     options, model = experiment.options, digest(last.folder / "model.pth.tar")
-    made_of = [model, digest_of(dataset), options.labels, options.clusters[:-1]]
+    made_of = [model, digest_of(dataset), options.labels, options.clusters[:-1], options.link_originals]
     done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
     if figures.get("made_of") != made_of or not (experiment.folder / "report.html").exists():
@@ -246,16 +250,18 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     if experiment.options.labels:
         truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders")
         figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
-    facts = {"images": config.image_folder, "model": figures["model"], "network": config.backbone}
+    images, options = experiment.options.images, experiment.options
+    facts = {"images": images, "model": figures["model"], "network": config.backbone}
     if "weights" in figures:
-        facts["features of"] = figures["weights"]
+        from_file = options.pretrained or options.features
+        facts["features of"] = Path(figures["weights"]) if from_file else figures["weights"]
     context = report.ReportContext(
         title=folder.name,
         results=folder,
         facts=facts,
         advice=health.advice_for(config),
         epochs=epochs,
-        image_url=f"{experiment.options.images.as_uri()}/",
+        image_url=f"{images.as_uri()}/" if options.link_originals else report.relative_url(images, folder),
         truth=truth,
         columns=columns,
         seed=config.seed,

@@ -45,12 +45,13 @@ class ClusterOptions(CommandOptions):
     resize: str
     hours: float
     labels: str | None
+    link_originals: bool
     seed: int
     overrides: list[str]
 
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = "labels", "root_dir", "name"
+        decides_nothing = "labels", "link_originals", "root_dir", "name"
         given = {**vars(self), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 

@@ -13,7 +13,7 @@ from PIL import Image
 from utils import report
 from utils.analysis import calibration, duplicates, health, metrics
 from utils.analysis.prototypes import find_prototypes
-from utils.report import assignment, content, layout, thumbnails
+from utils.report import assignment, content, context, layout, thumbnails
 from utils.report.verdicts import verdicts
 from utils.report.words import percent
 
@@ -264,6 +264,25 @@ def test_the_whole_page(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "60 images" in page and "<i>" not in page and "http" not in page.replace("http-equiv", "")
     assert r"\\udcff.png" in page
+
+
+@pytest.mark.parametrize(
+    ("images", "url", "told"),
+    [
+        ("here/my photos", "../../my%20photos/", "my photos"),
+        ("here/2024/photos", "../../2024/photos/", "2024/photos"),
+        ("photos", "../../../photos/", "photos"),
+        ("secret/photos", None, "photos"),
+        ("here/somebody/photos", None, "photos"),  # the user's name
+        ("here/results", "../", "results"),
+    ],
+)
+def test_the_way_to_the_images(tmp_path, monkeypatch, images, url, told):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "somebody")
+    assert report.relative_url(tmp_path / images, Path("results/photos")) == url
+    assert context.told(tmp_path / images) == told
 
 
 @pytest.mark.parametrize("name", ["render", "lay_out"])

@@ -11,7 +11,7 @@ from utils.files import atomic, write_csv
 
 from . import content
 from .assignment import Assignment, build_assignment, four_decimals
-from .context import GroundTruth, ReportContext
+from .context import GroundTruth, ReportContext, relative_url
 from .layout import lay_out
 from .page import render
 from .thumbnails import draw_sheets
@@ -20,7 +20,10 @@ from .verdicts import verdicts
 if TYPE_CHECKING:
     from data import Dataset
 
-__all__ = ["Assignment", "GroundTruth", "ReportContext", "build_assignment", "verdicts", "write_report"]
+__all__ = [
+    "Assignment", "GroundTruth", "ReportContext", "build_assignment", "relative_url", "verdicts",
+    "write_report",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from utils.analysis.neighbors import without_itself
 from utils.analysis.plots import curves_of
 
 from .assignment import Assignment, mine_for_report
-from .context import GroundTruth, ReportContext
+from .context import GroundTruth, ReportContext, told
 from .verdicts import verdicts
 from .words import percent
 
@@ -45,10 +46,13 @@ def page_head(
     return {
         "title": context.title,
         "how": HOW_FOUND[figures.get("labels_in_pretraining", False)],
-        "results": None if context.results is None else shlex.quote(str(context.results)),
+        "results": None if context.results is None else shlex.quote(told(context.results)),
         "id": hashlib.sha256(repr((names, assignment.cluster.tolist())).encode()).hexdigest()[:16],
         "made": datetime.date.today().isoformat(),
-        "about": [[term, str(value)] for term, value in context.facts.items()],
+        "about": [
+            [term, value.name if isinstance(value, Path) else str(value)]
+            for term, value in context.facts.items()
+        ],
         "num_images": len(names),
         "num_copies": figures["copy"],
         "num_near": figures["near_duplicate"],
