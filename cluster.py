@@ -42,6 +42,7 @@ from workflows.label_free_choices import choose_number, choose_threshold
 from workflows.own_experiment import (
     ClusterOptions,
     OwnExperiment,
+    exclusive,
     require_enough_images,
     take_earlier,
     templates,
@@ -56,8 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     environment = read_yaml(default_environment())
     folder = make_folder(options, environment)
+    with exclusive(folder):
+        find_clusters(OwnExperiment(options, folder, environment))
+
+
+def find_clusters(experiment: OwnExperiment) -> None:
+    """Run the steps, and write what they found."""
+    options, folder = experiment.options, experiment.folder
     n = count_images(options, folder)
-    experiment = OwnExperiment(options, folder, environment)
     if not take_earlier(experiment):
         fit(experiment, n)
     pretext = experiment.run("pretext")

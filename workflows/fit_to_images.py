@@ -34,7 +34,7 @@ EPOCHS_ON_VIEWS, ITERATIONS = 40, 400
 
 
 def fit(experiment: OwnExperiment, n: int) -> None:
-    """Fill in the templates for n images, and write them as the experiment files.
+    """Fill in the templates for n images, and save them.
 
     Says what the first step will take, before anything is trained. Results of earlier files are moved aside.
     Raises UserError for bad settings or images, before that.
@@ -79,7 +79,7 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     experiment.plan_all()
     if own_experiment.has_begun(experiment.folder):
         own_experiment.move_to_earlier(experiment.folder, list(SCRIPTS))
-    experiment.write()
+    experiment.save()
 
 
 def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[float]] | None]:

@@ -1,7 +1,11 @@
 """A folder of one's own images: the command line, its experiment files, and earlier results."""
 
 import itertools
+import os
+import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic, read_json, write_json
 from utils.run.config import differences, listed, read_yaml
 from utils.run.fingerprint import FINGERPRINT
+from utils.run.folder import lock
 from utils.run.script import yaml_text
 from utils.training.features import digest_of
 from workflows import run_steps
@@ -22,6 +27,7 @@ from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
 FEWEST_IMAGES = 21  # so that each image has 20 neighbors
 COMMAND_FILE = "cluster.json"  # in the results folder: what the experiment files were made for
+LOCK_FILE = ".lock"  # there, too: which process works in it
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
     "predictions", "export",
@@ -58,7 +64,11 @@ class ClusterOptions(CommandOptions):
 
 @dataclass
 class OwnExperiment:
-    """The experiment files, in memory. They are also written, so that steps can be repeated by hand."""
+    """The experiment files, in memory.
+
+    They are kept in COMMAND_FILE, all at once. Each is also written when its step is to run, when it is
+    final, so that the step can be repeated by hand.
+    """
 
     options: ClusterOptions
     folder: Path  # of the results
@@ -104,31 +114,33 @@ class OwnExperiment:
         return [self.plan(step) for step in self.contents]
 
     def run(self, step: str) -> Path:
-        """Run a step unless it is finished; returns the folder of its results."""
+        """Write a step's file, and run the step unless it is finished; returns the folder of its results."""
+        self.file(step).parent.mkdir(parents=True, exist_ok=True)
+        with atomic(self.file(step)) as path:
+            content = yaml.safe_dump(self.contents[step], sort_keys=False, allow_unicode=True)
+            path.write_text(content, "utf-8")
         planned = self.plan(step)
         run_steps.require_same_settings(planned)
         self.folders |= run_steps.run_steps({step: planned}, self.build_dataset)
         return self.folders[step]
 
     def set_number(self, clusters: int) -> None:
-        """Set the number of clusters, for all steps but the first, and write the files."""
+        """Set the number of clusters, for all steps but the first."""
         self.contents["scan"]["num_neighbors"] = neighbors_to_use(clusters, self.distinct)
         for step in self.contents.keys() - {"pretext"}:
             self.contents[step]["num_classes"] = clusters
-        self.write()
+        self.save()
 
     def set_threshold(self, confidence: float) -> None:
-        """Set the threshold of self-labeling, and write the files."""
+        """Set the threshold of self-labeling."""
         self.contents["selflabel"]["confidence_threshold"] = confidence
-        self.write()
+        self.save()
 
-    def write(self) -> None:
-        """Write the files, and then COMMAND_FILE."""
-        self.file("scan").parent.mkdir(parents=True, exist_ok=True)
-        for step, content in self.contents.items():
-            with atomic(self.file(step)) as path:
-                path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-        record = CommandRecord(self.options.training_arguments(), self.images, self.distinct)
+    def save(self) -> None:
+        """Write COMMAND_FILE. The files of the steps that did not run yet are no longer right."""
+        for step in self.contents.keys() - self.folders.keys():
+            self.file(step).unlink(missing_ok=True)
+        record = CommandRecord(self.options.training_arguments(), self.images, self.distinct, self.contents)
         write_json(asdict(record), self.folder / COMMAND_FILE)
 
 
@@ -139,6 +151,7 @@ class CommandRecord:
     arguments: dict[str, str]  # see ClusterOptions.training_arguments
     images: str  # digest of the images
     distinct: int  # number of distinct images
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the experiment files, by step
 
 
 def take_earlier(experiment: OwnExperiment) -> bool:
@@ -169,12 +182,14 @@ def take_earlier(experiment: OwnExperiment) -> bool:
             )
         return False
     experiment.images, experiment.distinct = record.images, record.distinct
-    experiment.contents = {step: read_yaml(experiment.file(step)) for step in templates(options.from_scratch)}
+    files = {step: experiment.file(step) for step in templates(options.from_scratch)}
+    written = {step: read_yaml(file) for step, file in files.items() if file.exists() or not record.contents}
+    experiment.contents = record.contents | written
     if changed:  # the first step does not depend on the number of clusters
         move_to_earlier(folder, ["scan", "selflabel"])
         if options.clusters:
             experiment.set_number(options.clusters[-1])
-        experiment.write()
+        experiment.save()
         return True
     plan = experiment.plan_all()
     for step in plan:
@@ -200,12 +215,19 @@ def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> N
 
 def move_to_earlier(folder: Path, steps: list[str]) -> None:
     """Move these steps' results and what was made of them to earlier-N/; copy the experiment files."""
+    for log in (folder / step / "log.txt" for step in steps):
+        if log.exists():
+            with open(log, "ab") as file:  # a step by hand may be writing there
+                lock(file, log.parent, "--name NAME")
+    # the steps at the end: has_begun() tells the next command that the rest is still to be moved
+    names = [name for name in (*CLUSTER_FILES, *steps) if (folder / name).exists()]
+    if not names:
+        return
     number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
     earlier = folder / f"earlier-{number}"
     shutil.copytree(folder / "configs", earlier / "configs")
-    for name in (*steps, *CLUSTER_FILES):
-        if (folder / name).exists():
-            (folder / name).rename(earlier / name)
+    for name in names:
+        (folder / name).rename(earlier / name)
     print(f"the earlier results are kept in {earlier}")
 
 
@@ -213,6 +235,23 @@ def free_name(folder: Path) -> str:
     """The name of a results folder beside `folder` that does not exist yet."""
     names = (f"{folder.name}-{n}" for n in itertools.count(2))
     return next(name for name in names if not (folder.parent / name).exists())
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Context manager that keeps a second command out of a results folder. Raises UserError in that one."""
+    try:
+        file = open(folder / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115
+    except OSError:  # read-only: whatever is to be changed there is refused later
+        yield
+        return
+    with file:
+        file.seek(0)
+        lock(file, folder, "--name NAME", file.read().decode(errors="replace"))
+        with suppress(OSError):  # a full disk
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        yield
 
 
 def has_begun(folder: Path) -> bool:

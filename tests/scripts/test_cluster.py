@@ -1,7 +1,9 @@
 """cluster.py: a folder of images in, clusters out."""
 
 import argparse
+import fcntl
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -179,6 +181,32 @@ def test_another_number_of_clusters(command, tmp_path, capsys):
     assert pretext == times(folder / "pretext") and len(figures(folder)["cluster_sizes"]) == 5
     assert clusters_of(folder / "earlier-1") == before
     assert (folder / "earlier-1/scan/model.pth.tar").exists()
+
+
+def test_two_commands_at_once(command, tmp_path, capsys):
+    """The second one, and one that would move a step away in which a run by hand works, change nothing."""
+    argv, folder = copied(command, tmp_path)
+    another = [*argv[:2], "5", *argv[3:]]
+    for place, holder in ((folder / ".lock", f" (process {os.getpid()} on "), (folder / "scan/log.txt", "")):
+        files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+        with open(place, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            message = fails(capsys, cluster.main, another)
+        assert f"{place.parent}: another run is using this folder{holder}" in message and "--name" in message
+        assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+
+@pytest.mark.parametrize("place", ["write_json", "atomic"])  # the new settings do not count yet, and do
+def test_killed_while_the_files_change(command, tmp_path, place):
+    """The command from before, given again, takes nothing over from the one that was killed."""
+    argv, folder = copied(command, tmp_path)
+    killed = mock.patch(f"workflows.own_experiment.{place}", side_effect=KeyboardInterrupt)
+    with killed, pytest.raises(KeyboardInterrupt):
+        cluster.main([*argv[:2], "5", *argv[3:]])
+    with mock.patch("cluster.write_results"):
+        cluster.main(argv)
+    assert read_yaml(folder / "configs/scan.yml")["num_classes"] == 4
+    assert read_yaml(folder / "scan/config.yml")["num_classes"] == 4
 
 
 def test_another_command(command, tmp_path, capsys):

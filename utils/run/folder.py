@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -92,7 +92,7 @@ class Run:
         if self.main:
             file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            _lock(file, self.folder)
+            lock(file.stream, self.folder, "--run NAME")  # type: ignore[arg-type]  # it is open
             logging.getLogger().addHandler(file)
         logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it lists the instruction sets that it tried
@@ -182,17 +182,22 @@ def find_earlier_folder(config: Config, step: str, run_name: str | None) -> Path
     return shared if lacks and (shared / MODEL).exists() else own
 
 
-def _lock(log_file: logging.FileHandler, folder: Path) -> None:
-    """Lock the log file until this process ends or closes it; raise UserError if another process did."""
+def lock(file: IO[Any], folder: Path, apart: str, holder: str = "") -> None:
+    """Lock an open file of a folder until this process ends or closes it; without locks, do nothing.
+
+    Raises UserError if another process, `holder`, has locked it; `apart` is what keeps two runs apart.
+    """
     if sys.platform == "win32":
         return
     import fcntl
 
     try:
-        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]  # it is open
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        which = f" ({holder})" if holder else ""
         raise UserError(
-            f"{folder}: another run is using this folder; wait for it, or keep this one apart with --run NAME"
+            f"{folder}: another run is using this folder{which}; wait for it, or keep this one apart with "
+            f"{apart}"
         ) from None
     except OSError:  # a network drive without locks
         pass
