@@ -1,6 +1,6 @@
-"""Sort a folder of images into clusters, without labels, in one command.
+"""Sort images into clusters, without labels, in one command.
 
-python cluster.py PHOTOS --clusters 10 [--from-scratch]
+python cluster.py PHOTOS [MORE ...] --clusters 10 [--from-scratch]
 
 By default the images are clustered by the features of a network that learned from other photos.
 --from-scratch learns from your images alone, which is right for what no photo shows: scans, microscopy, ...
@@ -90,7 +90,10 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("images", metavar="PHOTOS", type=file_argument, help="folder of images, nested or not")
+    add(
+        "images", metavar="PHOTOS", nargs="+", type=file_argument,
+        help="folder of images, nested or not; an image file; a text file of paths; or several of these",
+    )  # fmt: skip
     add(
         "--clusters", metavar="K", required=True, type=numbers_argument,
         help="number of clusters; several, K,K,..., to merge the most of them into the fewer; a range to "
@@ -134,14 +137,15 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         raise UserError("--features replaces the network: leave out --backbone and --size")
     if args.hours <= 0:
         raise UserError(f"--hours {args.hours:g}: must be above 0")
-    if not args.images.is_dir():
-        what = "is a file; give the folder that holds it" if args.images.exists() else "no such folder"
-        raise UserError(f"{args.images}: {what}")
+    for source in args.images:
+        data.require_source(source)
     for override in args.overrides:
         if split_step(override)[0] not in (None, *templates(args.from_scratch)):
             raise UserError(f"--set {override}: this step runs only with --from-scratch")
-    args.images = args.images.resolve()
-    args.name = args.name or re.sub(r"[^\w.-]+", "_", args.images.name).strip("._-") or "images"
+    args.images = [source.resolve() for source in args.images]
+    first = args.images[0]
+    name = first.stem if first.is_file() else first.name
+    args.name = args.name or re.sub(r"[^\w.-]+", "_", name).strip("._-") or "images"
     if not is_name(args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
     return ClusterOptions.from_arguments(args)
@@ -169,7 +173,7 @@ def make_folder(options: ClusterOptions, environment: dict[str, Any]) -> Path:
     """Make the folder of the results. Raises UserError if it is that of the images, or cannot be made."""
     root = options.root_dir or environment.get("root_dir", "results")
     folder = Path(root).expanduser() / options.name
-    if folder.resolve() == options.images:
+    if folder.resolve() in options.images:
         raise UserError(
             f"{folder}: the results would lie among the images; give another --name or --root_dir"
         )
@@ -185,11 +189,11 @@ def count_images(options: ClusterOptions, folder: Path) -> int:
 
     Raises UserError if they are too few, or if --labels finds no classes.
     """
-    files, _ = data.list_images(options.images, without=(folder.parent, folder))
+    found = data.images_of(options.images, without=(folder.parent, folder))
     if options.labels:
-        require_classes(files, options.images)
-    require_enough_images(options, len(files))
-    return len(files)
+        require_classes(found.names)
+    require_enough_images(options, len(found.files))
+    return len(found.files)
 
 
 def require_learned(pretext: Path) -> None:
@@ -239,7 +243,7 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     epochs = {step: read_epochs(path) for step, path in folders.items()}
     scan = read_json(folders["scan"] / "metrics.json")
     figures = {
-        "folder": str(experiment.options.images),
+        "folder": experiment.options.image_folder(),
         "num_images": len(dataset),
         "num_clusters": config.num_classes,
         "model": f"{last.name}/model.pth.tar",
@@ -257,18 +261,22 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     if experiment.options.labels:
         truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders")
         figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
-    images, options = experiment.options.images, experiment.options
-    facts = {"images": images, "model": figures["model"], "network": config.backbone}
+    options, images = experiment.options, experiment.options.images
+    told = images[0] if len(images) == 1 else data.described([Path(source.name) for source in images])
+    facts = {"images": told, "model": figures["model"], "network": config.backbone}
     if "weights" in figures:
         from_file = options.pretrained or options.features
         facts["features of"] = Path(figures["weights"]) if from_file else figures["weights"]
+    link = None
+    if len(images) == 1 and images[0].is_dir():
+        link = f"{images[0].as_uri()}/" if options.link_originals else report.relative_url(images[0], folder)
     context = report.ReportContext(
         title=folder.name,
         results=folder,
         facts=facts,
         advice=health.advice_for(config),
         epochs=epochs,
-        image_url=f"{images.as_uri()}/" if options.link_originals else report.relative_url(images, folder),
+        image_url=link,
         truth=truth,
         columns=columns,
         seed=config.seed,

@@ -190,9 +190,9 @@ def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
     config = trained.config
     if trained.vector_width:
         return []
-    folder = Path(config.image_folder or Path(config.data_dir, config.train_db_name)).expanduser()
+    without = config.root_dir, trained.folder.parent, trained.folder
     try:
-        files, _ = data.list_images(folder, without=(config.root_dir, trained.folder.parent, trained.folder))
+        files = data.images_of(data.image_sources(config), without).files
     except UserError:  # no such folder, or it is empty
         return []
     some = files[:: max(1, len(files) // REAL_IMAGES)][:REAL_IMAGES]

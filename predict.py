@@ -3,8 +3,8 @@
 python predict.py results/PHOTOS NEW_IMAGES [--names names.csv] [--unsure 0.8] [--unlike 99] [--sort-into DIR]
 
 RESULTS is the folder of a dataset's results, of which the last step's model is used, or the folder of a step.
-NEW_IMAGES is a folder, read with everything below it, or one image. The training images are not needed.
-docs/PREDICT.md says more.
+NEW_IMAGES is a folder, read with everything below it, an image, or a text file of paths. The training images
+are not needed. docs/PREDICT.md says more.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import logging
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,15 @@ class NewImages:
 
     files: Sequence[str] | range  # N paths, or row numbers of vectors
     decode: Callable[[int], Iterator[tuple[Sequence, torch.Tensor, dict]]]  # num_workers -> as data.stream
-    folder: str = ""  # what all paths start with
+    names: Mapping[str, str] | None = None  # by path
 
     def name(self, file: str | int) -> str:
-        """An image's path within the folder, or a vector's row."""
-        return str(file)[len(self.folder) :]
+        """An image's name, or a vector's row."""
+        return str(file) if self.names is None else self.names[str(file)]
 
 
 def find_images(path: Path, trained: TrainedModel, results: Path | None = None) -> NewImages:
-    """The images of a folder, without the pictures of `results`; or one image file, or vectors.
+    """The images of a source, see `data.images_of`, without the pictures of `results`; or vectors.
 
     Raises UserError for anything else, and for what the model does not take.
     """
@@ -142,14 +142,13 @@ def find_images(path: Path, trained: TrainedModel, results: Path | None = None) 
             f"{path}: {trained.folder} was trained on features, not on images; give an .npy file of the "
             f"features, (N, {trained.vector_width}), of the same network"
         )
-    if path.is_file():
-        folder, files = path.parent, [os.path.join(path.parent, path.name)]
-    else:
-        folder, (files, left_out) = path, data.list_images(path, without=(results, trained.folder))
-        if left_out:
-            kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
-            log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)
-    return NewImages(files, lambda workers: trained.decode(files, workers), os.path.join(folder, ""))
+    files, names, left_out = data.images_of([path], without=(results, trained.folder))
+    if left_out:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
+        log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)
+    return NewImages(
+        files, lambda workers: trained.decode(files, workers), dict(zip(files, names, strict=True))
+    )
 
 
 def find_vectors(path: Path, trained: TrainedModel) -> NewImages:

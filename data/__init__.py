@@ -24,6 +24,7 @@ from .folder.decode_pass import decode_batches
 from .folder.image_files import FolderImages
 from .folder.listing import list_images
 from .folder.sanity_checks import WHITE
+from .folder.sources import described, images_of, require_source
 from .folder.splits import build_folder, white_of_training
 from .loader import Loader
 from .messages import say_once
@@ -61,7 +62,8 @@ DATA_DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 
 def build_dataset(config: Mapping[str, Any], split: str) -> Dataset:
     """One split of the dataset that a configuration names.
 
-    `image_folder`, if given, is the folder of train_db_name, and of val_db_name if that is the same name.
+    `image_folder`, if given, is what `image_sources` says of train_db_name, and of val_db_name if that is the
+    same name.
     Otherwise a file `{data_dir}/{name}.npz` is used if there is one, then DATASETS, then a folder
     `{data_dir}/{name}/`. If all labels are the same, they are dropped.
 
@@ -98,10 +100,8 @@ def _build_images(config: Mapping[str, Any], split: str) -> Dataset:
     npz, folder = data_dir / f"{name}.npz", data_dir / name
     dataset: Dataset
     if config.get("image_folder") and name == config["train_db_name"]:
-        images = Path(config["image_folder"]).expanduser()
-        dataset = build_folder(
-            images, split, _resize_spec(config), only_read=True, **_folder_options(config, name)
-        )
+        sources, options = image_sources(config), _folder_options(config, name)
+        dataset = build_folder(sources, split, _resize_spec(config), only_read=True, **options)
     elif npz.is_file():
         dataset = read_npz(npz, split)
     elif name in DATASETS:
@@ -118,6 +118,12 @@ def _build_images(config: Mapping[str, Any], split: str) -> Dataset:
         raise UserError(f"dataset {name!r}, split {split!r}: holds no images")
     drop_labels_of_one_class(dataset, f"dataset {name!r}, split {split!r}")
     return dataset
+
+
+def image_sources(config: Mapping[str, Any]) -> list[Path]:
+    """The folders and files that `image_folder` names, or the folder of train_db_name."""
+    given = config.get("image_folder") or Path(config["data_dir"], config["train_db_name"])
+    return [Path(path).expanduser() for path in (given if isinstance(given, list) else [given])]
 
 
 def side(config: Mapping[str, Any]) -> int:

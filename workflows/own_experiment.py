@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from data import described
 from errors import UserError
 from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic, read_json, write_json
@@ -38,7 +39,7 @@ CLUSTER_FILES = (
 class ClusterOptions(CommandOptions):
     """The command line of cluster.py."""
 
-    images: Path
+    images: list[Path]  # folders and files
     clusters: list[int]  # numbers of clusters to find, rising, each merged of the next; empty: choose one
     candidates: list[int]  # numbers to choose from; empty for auto
     name: str
@@ -55,10 +56,15 @@ class ClusterOptions(CommandOptions):
     seed: int
     overrides: list[str]
 
+    def image_folder(self) -> str | list[str]:
+        """The key of that name."""
+        paths = list(map(str, self.images))
+        return paths if len(paths) > 1 else paths[0]
+
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
         decides_nothing = "labels", "link_originals", "root_dir", "name"
-        given = {**vars(self), "clusters": self.clusters[-1:]}
+        given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 
 
@@ -197,8 +203,8 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     is_same = digest_of(experiment.build_dataset(plan[0].config, "train")) == record.images
     if options.from_scratch and not is_same:
         raise UserError(
-            f"{options.images}: its images have changed since {folder} was made; keep a training on these "
-            f"apart with {apart}"
+            f"{described(options.images)}: its images have changed since {folder} was made; keep a training "
+            f"on these apart with {apart}"
         )
     return is_same
 
@@ -209,7 +215,8 @@ def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> N
     if n < needed:
         more = f" (and {copies} copies of them)" if copies else ""
         raise UserError(
-            f"{options.images}: {n} images{more}, but {needed} are the fewest that can be clustered so"
+            f"{described(options.images)}: {n} images{more}, but {needed} are the fewest that can be "
+            "clustered so"
         )
 
 

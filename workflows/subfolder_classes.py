@@ -12,9 +12,9 @@ from utils.analysis import metrics
 NO_CLASSES = "train", "test", "val"  # subfolders that are splits
 
 
-def require_classes(files: Sequence[str], folder: Path) -> None:
-    """Raise UserError unless the files, which are below `folder`, are in two or more classes."""
-    classes = {class_of(str(Path(file).relative_to(folder))) for file in files} - {None}
+def require_classes(names: Sequence[str]) -> None:
+    """Raise UserError unless the images of these names are in two or more classes."""
+    classes = set(map(class_of, names)) - {None}
     if len(classes) < 2:
         raise UserError(f"--labels subfolders: the images are in {len(classes)} folders; leave --labels out")
 

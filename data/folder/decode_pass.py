@@ -53,18 +53,21 @@ _finished: dict[Any, DecodedFolder] = {}  # what this process knows already
 
 
 def decode_folder(
-    files: list[str],
-    folder: Path,
+    files: Sequence[str],
+    names: Sequence[str],
+    where: str,
     spec: ResizeSpec,
     unreadable_list: Path,
     num_workers: int,
     cache: DecodedCache | None = None,
     white: int | None = None,
 ) -> DecodedFolder:
-    """Decode the images of a folder unless that was done before. Splits of the same files share them.
+    """Decode the images of a split unless that was done before. Splits of the same files share them.
 
     Args:
-        files: paths of the images, all below `folder`.
+        files: paths of the images.
+        names: by which the cache knows them.
+        where: what they are the images of, for messages.
         unreadable_list: text file that the unreadable ones are written to.
         num_workers: processes that decode.
         cache: where later steps find the decoded images; None: they stay in memory, if they fit.
@@ -73,9 +76,9 @@ def decode_folder(
     Raises:
         UserError: an image that an earlier process could read, but this one cannot.
     """
-    stats, where = _file_stats(files, folder), shown(str(folder))
+    stats = _file_stats(files, names)
     stats_hash = hash(tuple(stats))
-    key = os.path.realpath(folder), spec, white, cache and cache.path
+    key = os.path.realpath(where), spec, white, cache and cache.path
     if key in _finished and _finished[key].stats_hash == stats_hash:
         return _finished[key]
     with cache.exclusive() if cache else contextlib.nullcontext():
@@ -118,14 +121,14 @@ def share_of(unreadable: dict[str, str], count: int) -> str:
     return f"{len(unreadable)} of {count} images ({share:{'.2g' if share < 99 else '.3g'}} %)"
 
 
-def _file_stats(files: list[str], folder: Path) -> list[FileStat]:
-    stats, start = [], len(os.path.join(folder, ""))
-    for path in files:
+def _file_stats(files: Sequence[str], names: Sequence[str]) -> list[FileStat]:
+    stats = []
+    for path, name in zip(files, names, strict=True):
         try:
             status = os.stat(path)
-            stats.append(FileStat(shown(path[start:]), status.st_size, status.st_mtime_ns))
+            stats.append(FileStat(shown(name), status.st_size, status.st_mtime_ns))
         except OSError:  # a broken link
-            stats.append(FileStat(shown(path[start:]), -1, -1))
+            stats.append(FileStat(shown(name), -1, -1))
     return stats
 
 
@@ -186,7 +189,7 @@ def _in_batches(function: Callable[[list[str]], T], files: Sequence[str], num_wo
 # --- the pass --------------------------------------------------------------------------------------
 
 
-def _white_of_all(files: list[str], stats: list[FileStat], manifest: Manifest, num_workers: int) -> int:
+def _white_of_all(files: Sequence[str], stats: list[FileStat], manifest: Manifest, num_workers: int) -> int:
     """Choose the value of 16-bit files that is shown white, by the brightest of all of them."""
     is_known = [stat in manifest.records for stat in stats]
     values = [manifest.records[stat].brightest for stat in itertools.compress(stats, is_known)]
@@ -197,7 +200,7 @@ def _white_of_all(files: list[str], stats: list[FileStat], manifest: Manifest, n
 
 
 def _run_pass(
-    files: list[str], stats: list[FileStat], spec: ResizeSpec, num_workers: int, output: "PassOutput"
+    files: Sequence[str], stats: list[FileStat], spec: ResizeSpec, num_workers: int, output: "PassOutput"
 ) -> None:
     """Give `output` each file's record and pixels: from its manifest where that holds them, else decoded."""
     manifest, keep_pixels = output.manifest, output.keeps_pixels

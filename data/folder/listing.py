@@ -49,6 +49,12 @@ def list_images(folder: Path, without: Sequence[str | Path | None] = ()) -> tupl
     return files, ignored
 
 
+def names_within(folder: Path, files: Sequence[str]) -> list[str]:
+    """The paths of a folder's files within it."""
+    start = len(os.path.join(folder, ""))
+    return [file[start:] for file in files]
+
+
 def require_folder(folder: Path) -> None:
     """Raise UserError unless there is such a folder, and it can be opened."""
     where = shown(str(folder))
@@ -104,17 +110,22 @@ def images_in(
     ignored: Suffixes = Counter()
     entered = _folders_around(folder) | {_inode(path) for path in without if path and os.path.isdir(path)}
     for path in _files_in(folder, entered if deep else None):
-        suffix = _suffix(path)
-        if suffix in suffixes() or (suffix == NO_SUFFIX and is_image(path)):
+        if names_image(path):
             files.append(path)
         elif os.path.basename(path) not in UNREADABLE_LISTS:
-            ignored[suffix] += 1
+            ignored[suffix_of(path)] += 1
     return sorted(files), ignored
+
+
+def names_image(path: str) -> bool:
+    """Whether a file's suffix is that of an image, or its content is an image if it has no suffix."""
+    suffix = suffix_of(path)
+    return suffix in suffixes() or (suffix == NO_SUFFIX and is_image(path))
 
 
 def holds_an_image(folder: Path) -> bool:
     """Whether there is an image somewhere below a folder."""
-    return any(_suffix(path) in suffixes() for path in _files_in(folder, _folders_around(folder)))
+    return any(suffix_of(path) in suffixes() for path in _files_in(folder, _folders_around(folder)))
 
 
 def _files_in(folder: str | Path, entered: set[tuple[int, int]] | None) -> Iterator[str]:
@@ -163,14 +174,20 @@ def _folders_around(folder: Path) -> set[tuple[int, int]]:
 
 def describe_ignored(ignored: Suffixes) -> tuple[str, bool]:
     """The files that are no images, in words; and whether some are images in formats that we do not read."""
-    remedies = {suffix: remedy for names, remedy in REMEDIES.items() for suffix in names.split()}
-    advice = [f"; to read {suffix}: {remedies[suffix]}" for suffix in ignored if suffix in remedies]
-    return f"{ignored.total()} other files ({_most_common(ignored)}){''.join(advice)}", bool(advice)
+    advice = "".join(map(remedy_of, ignored))
+    return f"{ignored.total()} other files ({_most_common(ignored)}){advice}", bool(advice)
+
+
+def remedy_of(path: str) -> str:
+    """What to do to read a file, by its suffix, as the end of a message; "" if nothing is known."""
+    suffix = suffix_of(f"x{path}")
+    remedies = (remedy for names, remedy in REMEDIES.items() if suffix in names.split())
+    return "".join(f"; to read {suffix}: {remedy}" for remedy in remedies)
 
 
 def describe_images(files: list[str]) -> str:
     """The number of images and their formats, in words."""
-    return f"{len(files)} images ({_most_common(Counter(map(_suffix, files)))})"
+    return f"{len(files)} images ({_most_common(Counter(map(suffix_of, files)))})"
 
 
 def _most_common(counts: Suffixes) -> str:
@@ -179,7 +196,7 @@ def _most_common(counts: Suffixes) -> str:
     return ", ".join([f"{suffix} {n}" for suffix, n in most] + [f"others {rest}"] * (rest > 0))
 
 
-def _suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
     """The suffix in lower case, or NO_SUFFIX, also for unusual ones: `frame.0001`, `a.jpg?width=300`."""
     suffix = os.path.splitext(path)[1].lower()
     return suffix if re.fullmatch(r"\.[a-z][a-z0-9]*", suffix) else NO_SUFFIX

@@ -3,8 +3,8 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..device import Device
@@ -18,8 +18,7 @@ class OwnImages(FolderImages):
 
     Args:
         files, labels, classes: as FolderImages.
-        folder: folder of the split, which contains all files.
-        prefix: start of each image's name; the path within the folder follows.
+        names: of the files, which `prefix` precedes in tables.
         decoded: what `decode_folder` made of the folder.
         white_level: see `data.Dataset`.
     """
@@ -27,23 +26,21 @@ class OwnImages(FolderImages):
     def __init__(
         self,
         files: Iterable[str],
+        names: Iterable[str],
         labels: Sequence[int] | None,
         classes: list[str] | None,
-        folder: Path,
         prefix: str,
         decoded: DecodedFolder,
         white_level: int | None,
     ) -> None:
         super().__init__(files, labels, classes, decoded.spec.size)
-        self.folder = folder
-        self.prefix = prefix
+        self.stored_names = np.array([os.fsencode(prefix + name) for name in names])  # see FolderImages.files
         self.decoded = decoded
         self.pixels = decoded.pixels
         self.white_level = white_level
 
     def paths(self) -> list[str]:
-        start = len(os.fsencode(os.path.join(self.folder, "")))
-        return [self.prefix + os.fsdecode(path[start:]) for path in self.files.tolist()]
+        return list(map(os.fsdecode, self.stored_names.tolist()))
 
     def content_hashes(self) -> list[str]:
         return self.decoded.hashes

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from .cache import DecodedCache
 from .decode import ResizeSpec
 from .decode_pass import DecodedFolder, decode_folder, share_of
 from .own_images import OwnImages
+from .sources import described, images_of
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +25,17 @@ LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validati
 
 
 class SplitFiles(NamedTuple):
-    """The files of a split, the suffixes of those that are no images, and labels and classes, if any."""
+    """The files of a split, their names, the suffixes of other files, and labels and classes, if any."""
 
     files: list[str]
+    names: list[str]
     ignored: listing.Suffixes
     labels: list[int] | None = None
     classes: list[str] | None = None
 
 
 def build_folder(
-    root: Path,
+    root: Path | Sequence[Path],
     split: str,
     spec: ResizeSpec,
     *,
@@ -49,9 +52,11 @@ def build_folder(
 
     Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
     train/. Where there is TinyImageNet's list of the labels of val/, that is the test split. Folders are read
-    recursively. Every image is decoded once, and those that cannot be read are left out; see `decode_pass`.
+    recursively. Images of anything but one folder are in both splits, without labels. Every image is decoded
+    once, and those that cannot be read are left out; see `decode_pass`.
 
     Args:
+        root: a folder, or sources as `sources.images_of` takes them.
         max_unreadable: share of the images that may be left out.
         folder_labels: "auto", or "none": folders mean nothing, and all images are in both splits.
         white_level: value of 16-bit files that is shown white; None: see `sanity_checks.white_of`.
@@ -64,35 +69,35 @@ def build_folder(
     Raises:
         UserError: no such folders, no images, a class that train/ does not have, too many unreadable images.
     """
-    listing.require_folder(root)
-    if folder_labels == "none":
-        folder = root
+    given = [root] if isinstance(root, Path) else list(root)
+    first = folder = given[0]
+    if folder_labels == "none" or len(given) > 1 or first.is_file():
         # if results and images share a folder, only this dataset's results within it are left out
-        found = SplitFiles(
-            *listing.list_images(root, without=(results, cache_folder and cache_folder.parent))
-        )
+        found = SplitFiles(*images_of(given, without=(results, cache_folder and cache_folder.parent)))
     else:
-        folder = _folder_of_split(root, split)
-        found = _files_of_split(folder, root / "train")
-    name = "all" if folder == root else folder.name
-    list_folder = cache_folder if only_read and cache_folder else root
-    unreadable_list = list_folder / ("unreadable.txt" if folder == root else f"unreadable-{name}.txt")
-    is_training = cache_folder == train_cache_folder and folder in (root, root / "train")
+        listing.require_folder(first)
+        folder = _folder_of_split(first, split)
+        found = _files_of_split(folder, first / "train")
+    where = described([folder, *given[1:]])
+    name = "all" if folder == first else folder.name
+    list_folder = cache_folder if only_read and cache_folder else first
+    unreadable_list = list_folder / ("unreadable.txt" if folder == first else f"unreadable-{name}.txt")
+    is_training = cache_folder == train_cache_folder and folder in (first, first / "train")
     white = white_level
     if white is None and not is_training:
         white = white_of_training(train_cache_folder, spec)
     cache = _cache(cache_folder, name, spec)
-    decoded = decode_folder(found.files, folder, spec, unreadable_list, num_workers, cache, white)
-    _require_readable(decoded, max_unreadable, folder, unreadable_list)
+    decoded = decode_folder(found.files, found.names, where, spec, unreadable_list, num_workers, cache, white)
+    _require_readable(decoded, max_unreadable, where, unreadable_list)
     files = list(compress(found.files, decoded.readable))
-    _log_what_is_read(folder, files, found, len(decoded.unreadable))
+    _log_what_is_read(where, files, found, len(decoded.unreadable))
     classes = None if found.classes is None else [shown(name) for name in found.classes]
     return OwnImages(
         files,
+        compress(found.names, decoded.readable),
         None if found.labels is None else list(compress(found.labels, decoded.readable)),
         classes,
-        folder,
-        "" if classes or (only_read and folder == root) else f"{folder.name}/",
+        "" if classes or (only_read and folder == first) else f"{folder.name}/",
         decoded,
         white or (decoded.white if decoded.has_16_bits else None),
     )
@@ -109,11 +114,10 @@ def _cache(folder: Path | None, name: str, spec: ResizeSpec) -> DecodedCache | N
 
 
 def _require_readable(
-    decoded: DecodedFolder, max_unreadable: float, folder: Path, unreadable_list: Path
+    decoded: DecodedFolder, max_unreadable: float, where: str, unreadable_list: Path
 ) -> None:
     """Raise UserError if none, or too few, of a folder's images can be read."""
     unreadable, count = decoded.unreadable, len(decoded.readable)
-    where = shown(str(folder))
     example = "".join(f"such as {path} ({why})" for path, why in list(unreadable.items())[:1])
     if len(unreadable) == count:
         raise UserError(f"{where}: none of the {count} images can be read, {example}")
@@ -125,7 +129,7 @@ def _require_readable(
         )
 
 
-def _log_what_is_read(folder: Path, files: list[str], found: SplitFiles, unreadable: int) -> None:
+def _log_what_is_read(where: str, files: list[str], found: SplitFiles, unreadable: int) -> None:
     """Log one line on what was read and what was left out."""
     n = len(found.classes or ())
     about = f"in {n} class folder{'s' * (n > 1)}" if n else "without class folders"
@@ -133,7 +137,7 @@ def _log_what_is_read(folder: Path, files: list[str], found: SplitFiles, unreada
     rest = [f"{unreadable} that cannot be read"] * bool(unreadable) + [others] * bool(found.ignored)
     left_out = f"; left out: {', '.join(rest)}" if rest else ""
     write = log.warning if has_advice else log.info
-    say_once(write, f"{shown(str(folder))}: {listing.describe_images(files)} {about}{left_out}")
+    say_once(write, f"{where}: {listing.describe_images(files)} {about}{left_out}")
 
 
 # --- classes ---------------------------------------------------------------------------------------
@@ -153,10 +157,10 @@ def _files_of_split(folder: Path, train: Path) -> SplitFiles:
     ignored += ignored_in_classes
     listing.require_images(folder, files or loose, ignored)
     if not files:
-        return SplitFiles(loose, ignored)
+        return SplitFiles(loose, listing.names_within(folder, loose), ignored)
     if loose:
         say_once(log.warning, f"{where}: {len(loose)} images beside the class folders are left out")
-    return SplitFiles(files, ignored, labels, classes)
+    return SplitFiles(files, listing.names_within(folder, files), ignored, labels, classes)
 
 
 def _is_annotated(folder: Path) -> bool:
@@ -178,7 +182,7 @@ def _annotated_files(folder: Path, classes: list[str]) -> SplitFiles:
         say_once(log.warning, f"{shown(str(folder))}: {n} images that are not in {ANNOTATIONS} are left out")
     number = {name: label for label, name in enumerate(classes)}
     labels = [number[class_of[os.path.basename(path)]] for path in files]
-    return SplitFiles(files, ignored, labels, classes)
+    return SplitFiles(files, listing.names_within(folder, files), ignored, labels, classes)
 
 
 # --- splits ----------------------------------------------------------------------------------------

@@ -393,7 +393,7 @@ def write_few(folder, n):
     ("make", "more", "message"),
     [
         (lambda f: f / "none", [], "no such folder"),
-        (lambda f: Path(shutil.copy(__file__, f)), [], "is a file; give the folder that holds it"),
+        (lambda f: Path(shutil.copy(__file__, f)), [], "is a file, and no image; give a folder"),
         (lambda f: f, [], "no images found"),
         (lambda f: write_few(f / "few", 5), [], "5 images, but 21 are the fewest"),
         (lambda f: write_few(f / "few", 25), ["--clusters", "30"], "25 images, but 30 are the fewest"),

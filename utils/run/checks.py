@@ -68,6 +68,20 @@ def list_of(check: Check, length: int | None = None) -> Check:
     return Check(words, convert)
 
 
+def one_or_several(check: Check) -> Check:
+    """A value, or a list of such values."""
+    several = list_of(check)
+    words = f"{check.words} or a list of them"
+
+    def convert(value: Any) -> Any:
+        try:
+            return (several if isinstance(value, list | tuple) else check).convert(value)
+        except ValueError:
+            raise ValueError(words) from None
+
+    return Check(words, convert)
+
+
 def satisfying(
     good: Callable[[Any], object], words: str, convert: Callable[[Any], Any] = lambda value: value
 ) -> Check:

@@ -23,6 +23,7 @@ from .checks import (
     list_of,
     number,
     one_of,
+    one_or_several,
 )
 
 # --- what a row says -----------------------------------------------------------------------------
@@ -293,8 +294,10 @@ class Experiment(Settings):
         PROBABILITY, "Share of a folder's images that may be left out because they cannot be read.",
         default=0.01, affects_results=False,  # the datasets' fingerprints say which were read
     )
-    image_folder: str | None = key(
-        STRING, "Folder of images to learn from, wherever it is and whatever train_db_name is.",
+    image_folder: str | list[str] | None = key(
+        one_or_several(STRING),
+        "Images to learn from, whatever train_db_name is: a folder, a text file of paths, an image; or a "
+        "list of those.",
         affects_results=False,  # the datasets' fingerprints say which images they are
     )
     folder_labels: str = key(

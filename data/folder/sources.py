@@ -1,0 +1,120 @@
+"""What a user gives as images: folders, image files, lists of paths."""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import UserError
+
+from ..messages import shown
+from . import listing
+
+
+class SourceImages(NamedTuple):
+    """Images: their paths and names, all different, and the suffixes of the files that are none."""
+
+    files: list[str]
+    names: list[str]
+    ignored: listing.Suffixes
+
+
+def images_of(sources: Sequence[Path], without: Sequence[str | Path | None] = ()) -> SourceImages:
+    """The images of one or more sources, each once.
+
+    Args:
+        sources: folders, read as `listing.list_images` does; image files; text files of paths, see
+            `listed_images`.
+        without: see `listing.list_images`.
+
+    Returns:
+        their names are the paths within a folder, a file's own name, and with several sources after the
+        source's name.
+
+    Raises:
+        UserError: no such source, or nothing in it that is an image.
+    """
+    if len(sources) == 1:
+        return _images_of_one(sources[0], without)
+    known: dict[str, str] = {}
+    taken: set[str] = set()
+    prefixes: set[str] = set()
+    ignored: listing.Suffixes = Counter()
+    for source in sources:
+        found = _images_of_one(source, without)
+        prefix = "" if found.files == [str(source)] else f"{_distinct(source.name, prefixes)}/"
+        for file, name in zip(found.files, found.names, strict=True):
+            if file not in known:
+                known[file] = _distinct(prefix + name, taken)
+        ignored += found.ignored
+    return SourceImages(list(known), list(known.values()), ignored)
+
+
+def require_source(source: Path) -> None:
+    """Raise UserError unless there is such a source, of a kind that can be read."""
+    if not source.is_file():
+        listing.require_folder(source)
+    elif source.suffix.lower() != ".txt" and not listing.names_image(str(source)):
+        advice = listing.remedy_of(str(source)) or "; give a folder, an image file or a .txt file of paths"
+        raise UserError(f"{shown(str(source))}: is a file, and no image{advice}")
+
+
+def described(sources: Sequence[Path]) -> str:
+    """The sources as a message names them."""
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return f"{shown(str(sources[0]))}{more}"
+
+
+def listed_images(path: Path) -> SourceImages:
+    """The images that a text file lists, one path a line, relative to the file's folder.
+
+    Those elsewhere are named by their path within the folder that holds all of them.
+
+    Raises UserError if a line names no file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{shown(str(path))}: cannot be read ({error.strerror})") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    listed = {os.path.normpath(os.path.join(path.parent, line)): number for number, line in lines}
+    missing = [(number, file) for file, number in listed.items() if not os.path.isfile(file)]
+    if missing:
+        number, file = missing[0]
+        others = f" ({len(missing)} of its {len(listed)} files are missing)" if len(missing) > 1 else ""
+        raise UserError(f"{shown(str(path))}, line {number}: {shown(file)}: no such file{others}")
+    files = [file for file in listed if listing.names_image(file)]
+    ignored = Counter(listing.suffix_of(file) for file in listed if not listing.names_image(file))
+    inside, elsewhere = os.path.join(path.parent, ""), ""
+    outside = [os.path.dirname(os.path.abspath(file)) for file in files if not file.startswith(inside)]
+    if outside:
+        elsewhere = os.path.join(os.path.commonpath(outside), "")
+    taken: set[str] = set()
+    names = [
+        file[len(inside) :] if file.startswith(inside) else os.path.abspath(file)[len(elsewhere) :]
+        for file in files
+    ]
+    return SourceImages(files, [_distinct(name, taken) for name in names], ignored)
+
+
+def _images_of_one(source: Path, without: Sequence[str | Path | None]) -> SourceImages:
+    require_source(source)
+    if source.is_dir():
+        files, ignored = listing.list_images(source, without)
+        return SourceImages(files, listing.names_within(source, files), ignored)
+    if source.suffix.lower() == ".txt":
+        found = listed_images(source)
+        listing.require_images(source, found.files, found.ignored)
+        return found
+    return SourceImages([str(source)], [source.name], Counter())
+
+
+def _distinct(name: str, taken: set[str]) -> str:
+    """`name`, or "NAME (2)" and so on if that is taken; adds it to `taken`."""
+    stem, suffix = os.path.splitext(name)
+    numbered: Iterator[str] = (f"{stem} ({number}){suffix}" for number in itertools.count(2))
+    free = next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
+    taken.add(free)
+    return free
