@@ -115,7 +115,9 @@ def decoding_loader(dataset: Any, num_workers: int, **options: Any) -> torch.uti
 
 
 def _leave_signals_to_the_owner(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the workers, too. SIGTERM cannot be ignored, because the owner
+    # Ctrl-C and a scheduler's signals reach the workers, too. SIGTERM cannot be ignored, because the owner
     # ends idle workers by it. Exit status 0, because any other raises an error in the middle of a batch.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # Windows has one of them
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

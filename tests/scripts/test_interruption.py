@@ -31,6 +31,7 @@ STEP_FUNCTION = {
 }
 INFERENCE = "utils.training.inference._outputs"
 BEFORE_VALIDATION = {"pretext": 0, "scan": 0, "selflabel": 1}  # inferences of a resumed run
+SCHEDULERS = {"pretext": signal.SIGTERM, "scan": signal.SIGUSR1, "selflabel": signal.SIGUSR2}
 
 
 def start(step, root, *overrides, fault=None):
@@ -107,7 +108,7 @@ def test_a_run_that_is_stopped_and_killed_again_and_again(step, results, uninter
     folder, output = root / "digits" / step, root / "output"
     batches = 1437 // checkpoint.load(expected / "checkpoint.pth.tar")["identity"]["batch_size"]
     stops = [  # by a signal that lets it save: fault, epochs done, batches of the next one
-        ((STEP_FUNCTION[step], batches + 2, signal.SIGTERM, 0), 1, 2),
+        ((STEP_FUNCTION[step], batches + 2, SCHEDULERS[step], 0), 1, 2),
         ((INFERENCE, BEFORE_VALIDATION[step] + 1, signal.SIGINT, 0), 1, batches),
         (("utils.run.folder.Run.log_epoch", 1, signal.SIGTERM, 1000), 2, None),
     ]
@@ -163,6 +164,24 @@ def test_a_second_run_and_a_second_signal(results, tmp_path):
     assert finish(first) == 128 + signal.SIGTERM
     assert not (root / "digits/pretext/checkpoint.pth.tar").exists()
     assert finish(start("pretext", root, "epochs=1")) == 0  # the lock went with its owner
+
+
+@pytest.mark.parametrize(("before", "stops"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_terminal_that_is_closed(before, stops, monkeypatch):
+    """It may send SIGHUP twice; nohup ignores it."""
+    monkeypatch.setattr(interrupt, "_noted", None)
+    earlier = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        signal.signal(signal.SIGHUP, before)
+        interrupt.listen()
+        with interrupt.deferred():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert (interrupt.noted() == signal.SIGHUP) == stops
+    finally:
+        for number, handler in earlier.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
 
 
 def decoded_by_workers():

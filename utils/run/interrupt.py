@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM: the first signal stops the run cleanly, a second one at once."""
+"""Signals: the first one stops the run cleanly; a second one, if it is SIGINT or SIGTERM, at once."""
 
 import os
 import signal
@@ -22,12 +22,14 @@ _deferred = False
 
 
 def listen() -> None:
-    """From now on the two signals raise Interrupted; a second one ends the process."""
+    """From now on SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 raise Interrupted; nohup's SIGHUP does not."""
     global _noted, _owner
     _noted, _owner = None, os.getpid()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _handle)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+            number = getattr(signal, name, None)  # Windows has two of them
+            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, _handle)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -35,7 +37,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _owner:  # a worker process that is still starting; it ends with its owner
         os._exit(0)
     if _noted is not None:
-        os._exit(128 + number)
+        if number in (signal.SIGINT, signal.SIGTERM):  # a terminal that is closed may send SIGHUP twice
+            os._exit(128 + number)
+        return
     _noted = number
     if not _deferred:
         raise Interrupted(number)

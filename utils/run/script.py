@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,7 +42,8 @@ def run_script(
         _fail(message)
     except interrupt.Interrupted as signal:
         if distributed.is_main():
-            print(f"stopped by {signal}; {when_stopped}", file=sys.stderr)
+            with suppress(OSError):  # a terminal that was closed
+                print(f"stopped by {signal}; {when_stopped}", file=sys.stderr)
         sys.exit(128 + signal.number)
 
 
