@@ -254,6 +254,8 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         "agreement": agreement,
         "levels": levels,
     }
+    if not experiment.options.clusters:
+        figures["numbers"] = read_json(folder / "numbers.json")  # see choose_number
     columns = {name: clusters.tolist() for name, clusters in others.items()}
     for number, level in enumerate(levels, 1):
         columns[f"level_{number}"] = torch.tensor(level["of_cluster"])[assignment.cluster].tolist()

@@ -38,6 +38,10 @@ HOSTILE = [
     "x" * 300 + ".jpg",
     "with space/ü 100% #1?.jpg",
 ]
+NUMBERS = [
+    {"clusters": k, "modularity": 0.5, "silhouette": 0.25, "stability": 1, "smallest": 9, "largest": 1234}
+    for k in (4, 5, 7)
+]
 CLASSES = ["cats", "<b>dogs</b>", "y" * 300]
 
 
@@ -92,11 +96,20 @@ def full():
     images["label"] = [row % 3 for row in range(300)]
     images["copy_of"][21] = 20
     images["near_duplicate_of"][23] = 22
+    images["part"] = [row // 4 % 2 for row in range(300)]
+    for cluster in page["clusters"][:4]:
+        cluster["parts"] = [38, 37]
     page["clusters"][0]["name"] = CLASSES[1]
     return {
         **page,
         "title": bad,
         "id": "4567",
+        "clustering": "0123456789ab",
+        "groups": [
+            {"number": 0, "size": 225, "members": [0, {"number": 1, "size": 150, "members": [1, 3]}]},
+            {"number": 1, "size": 75, "members": [2, 4]},
+        ],
+        "numbers": {"suggestion": 5, "alike": [5, 7], "numbers": NUMBERS},
         "about": [["images", HOSTILE[0]], [bad, "x" * 300]],
         "sample": 300,
         "num_images": 123_456,
@@ -253,6 +266,11 @@ def visit(browser, tmp_path):
     """Function content -> the page in the browser; in the end it must have been quiet, and not gone out."""
     contexts, noise, requests = [], [], []
 
+    def answer(dialog):
+        if dialog.type != "beforeunload":
+            noise.append(dialog.message)
+        dialog.accept()
+
     def open_page(content, **options):
         path = tmp_path / f"{content['id']}.html"
         path.write_text(rendered(json.dumps(content)), encoding="utf-8")
@@ -261,7 +279,7 @@ def visit(browser, tmp_path):
         page = contexts[-1].new_page()
         page.on("console", lambda message: noise.append(message.text))
         page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", answer)
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
         return page
@@ -445,6 +463,7 @@ def test_names(visit, tmp_path):
     assert download.suggested_filename == "names.csv"
     download.save_as(tmp_path / "names.csv")
     assert read_names(tmp_path / "names.csv", 5) == [typed[0], "1", "=1+1", "a b c", typed[4]]
+    assert {row["clustering"] for row in rows_of(tmp_path / "names.csv")} == {"0123456789ab"}
     places = each(page, "[data-name='0']", "element.textContent")
     assert len(places) > 5 and set(places) == {f"{typed[0]} (0)"}
     assert page.locator(".named").first.inner_text() == "4 of 5 named; saved"
@@ -497,6 +516,120 @@ def test_selection(visit, tmp_path):
     settled(page)
     page.locator("#select-shown").click()
     assert page.locator("#selected-count").inner_text() == "75 selected"
+
+
+def corrections_of(page, tmp_path):
+    download = downloaded(page, "#save-corrections")
+    assert download.suggested_filename == "corrections.csv"
+    download.save_as(tmp_path / "corrections.csv")
+    rows = rows_of(tmp_path / "corrections.csv")
+    assert {row["clustering"] for row in rows} == {"0123456789ab"}
+    return [(row["action"], row["what"], row["to"]) for row in rows]
+
+
+def select(page, *rows):
+    for row in rows:
+        page.locator(f"#gallery .thumb[data-row='{row}']").click(modifiers=["Control"])
+
+
+def move(page, to, *rows):
+    select(page, *rows)
+    page.locator("#basket select").select_option(label=to)
+    page.locator("#basket .move button").click()
+
+
+def sizes_of(page):
+    """The sizes of the clusters that are shown, as the list and the cards say them."""
+    shown = [
+        each(page, f"{items}:not([hidden])", f"[element.dataset.cluster, {size}].join(': ')")
+        for items, size in (
+            ("#size-list > li", "element.querySelector('.figure').textContent"),
+            ("#cards > article", "element.querySelector('.count').textContent.split(' ')[0]"),
+        )
+    ]
+    assert shown[0] == shown[1]
+    return dict(entry.split(": ") for entry in shown[0])
+
+
+def test_corrections(visit, tmp_path):
+    """Moves, to new clusters and to none, a merge, a split; undone, saved, and there again after a reload."""
+    content = full()
+    content["num_images"], content["clusters"][1]["size"] = 310, 85  # ten are not in the sample
+    content["clusters"][1]["parts"] = [38, 47]
+    name = content["images"]["name"]
+    page = visit(content)
+    assert page.locator("#corrections").is_hidden()
+    assert sizes_of(page) == {"0": "75", "1": "85", "2": "75", "3": "75", "4": "0"}
+    move(page, "Cluster 4", 0, 7)
+    assert page.locator("#basket").is_hidden() and page.locator("#cluster-4 .empty").is_hidden()
+    assert each(page, "#cluster-4 .thumb", "element.dataset.row").count("7") == 2  # prototype, most confident
+    assert page.locator("#gallery .thumb.corrected").count() == 2
+    assert page.locator("#gallery .thumb").nth(7).get_attribute("aria-label").endswith(", corrected")
+    assert page.evaluate("images.cluster[7]") == 4  # what the map, too, takes its colors from
+    page.locator("#gallery .thumb").nth(9).click()  # from the dialog
+    page.locator("#detail select").select_option(label="a new cluster")
+    page.locator("#detail .move button").click()
+    assert page.locator("#facts").inner_text().startswith("Corrected\nNew cluster 1 (new)\nBy the model\n")
+    page.keyboard.press("Escape")
+    page.locator("input[data-cluster='6']").fill('odd, "ones"')
+    move(page, 'odd, "ones" (new)', 10)
+    move(page, "Belongs nowhere", 11)
+    page.locator("#cluster-1 .correct").click()
+    assert page.locator("#part-sizes").inner_text().endswith(": 37 and 47 images")  # without image 9
+    page.locator("#split").click()
+    in_all = {"0": "74", "1": "37", "2": "74", "3": "73", "4": "2", "5": "1", "6": "2", "7": "47"}
+    assert sizes_of(page) == in_all
+    page.locator("#pairs .correct").click()
+    page.locator("#merge").click()
+    assert sizes_of(page) == {**{k: v for k, v in in_all.items() if k != "0"}, "1": "111"}
+    expected = [
+        ("move", name[0], "4"), ("move", name[7], "4"), ("move", name[9], 'odd, "ones"'),
+        ("move", name[10], 'odd, "ones"'), ("move", name[11], "none"), ("split", "1", "New cluster 2"),
+        ("merge", "0", "1"),
+    ]  # fmt: skip
+    assert page.locator("#where-to").is_hidden()
+    assert corrections_of(page, tmp_path) == expected
+    assert "6 corrections saved. Put corrections.csv into" in page.locator("#corrections").inner_text()
+    page.locator("#undo").click()
+    page.keyboard.press("Control+z")
+    assert sizes_of(page) == {**{k: v for k, v in in_all.items() if k != "7"}, "1": "84"}
+    assert page.locator("#where-to").is_hidden()  # the file says something else
+    with page.expect_event("dialog", lambda dialog: dialog.type == "beforeunload"):
+        page.reload()
+    assert corrections_of(page, tmp_path) == expected[:5]
+    page.reload()
+    assert page.locator("#where-to").is_visible()  # and nobody was asked
+    assert page.locator("#title-6").text_content() == 'odd, "ones" (new)'
+    for _ in range(4):
+        page.locator("#undo").click()
+    assert page.locator("#corrections").is_hidden() and page.locator(".corrected").count() == 0
+    assert sizes_of(page) == {"0": "75", "1": "85", "2": "75", "3": "75", "4": "0"}
+    assert page.locator("#cluster-1 .confidence").is_visible()
+    for kept in ("no JSON", '{"corrections": 1}', '{"corrections": [{"to": 1, "files": ["gone"]}, null]}'):
+        page.evaluate("(kept) => localStorage.setItem(correctionsKey, kept)", kept)
+        page.reload()
+        assert page.locator("#corrections").is_hidden() and count_of(page) == "300 of 300 images"
+
+
+def test_names_given_before(visit):
+    """Names of names.csv are there; those typed before that file changed are not."""
+    page = visit(full() | {"names": ["birds", "1", None, "=1+1", HOSTILE[1]]})
+    values = each(page, "input[data-cluster]", "element.value")
+    assert values == ["birds", "", "", "=1+1", HOSTILE[1]]
+    page.locator("input[data-cluster='0']").fill("geese")
+    page = visit(full() | {"names": ["ducks", "1", None, "=1+1", HOSTILE[1]]})
+    assert page.locator("#title-0").text_content() == "ducks (0)"
+
+
+def test_groups_and_numbers(visit):
+    page = visit(full())
+    assert "Group 1, 150 images" in page.locator(".tree").inner_text()
+    assert each(page, ".tree a", "element.textContent")[1:3] == ["Cluster 1", "Cluster 3"]
+    page.locator("#summary summary").first.click()
+    rows = page.locator("#summary tbody tr").all_inner_texts()
+    assert rows[1:] == [
+        f"{k}\t9 to 1,234\t0.500\t0.250\t1.000\t{what}" for k, what in ((5, "taken"), (7, "may be as good"))
+    ]
 
 
 def test_dialog(visit):

@@ -54,7 +54,7 @@ def assigned(dataset, features, probabilities):
     return report.build_assignment(dataset, features, probabilities, prototypes), prototypes
 
 
-def write(folder, dataset, features, probabilities, truth=None, **more):
+def write(folder, dataset, features, probabilities, truth=None, part=None, **more):
     found, prototypes = assigned(dataset, features, probabilities)
     figures = {"prototypes": prototypes, "neighbors": GO, **more, **found.figures(probabilities.size(1))}
     if truth:
@@ -68,6 +68,7 @@ def write(folder, dataset, features, probabilities, truth=None, **more):
         advice=health.SCAN_ADVICE,
         epochs=epochs,
         truth=truth and report.GroundTruth(*truth),
+        columns={"part": part} if part else {},
     )
     report.write_report(folder, dataset, features, found, figures, context)
     return found, figures
@@ -385,6 +386,26 @@ def test_learned_with_labels(tmp_path, pages):
     for known, text in ((True, "learned with labels"), (None, "it is unknown")):
         write(tmp_path, Dataset(60), features, probabilities, labels_in_pretraining=known)
         assert text in pages[-1]["how"]
+
+
+def test_groups_and_parts(tmp_path, pages):
+    """Coarser clusters as a tree, and the two parts of each cluster for the page that splits them."""
+    levels = [{"of_cluster": of} for of in ([0, 1, 0, 1], [0, 2, 1, 2], [0, 1, 2, 3])]
+    features, probabilities, _ = blobs(60)
+    part = [i % 3 % 2 for i in range(60)]
+    found, figures = write(tmp_path, Dataset(60), features, probabilities, part=part, levels=levels)
+    sizes = figures["cluster_sizes"]
+    inner = [{"number": n, "size": sizes[c], "members": [c]} for n, c in ((0, 0), (1, 2))]
+    both = sizes[1] + sizes[3]
+    assert pages[0]["groups"] == [
+        {"number": 0, "size": sizes[0] + sizes[2], "members": inner},
+        {"number": 1, "size": both, "members": [{"number": 2, "size": both, "members": [1, 3]}]},
+    ]
+    assert pages[0]["images"]["part"] == part
+    second = found.cluster[torch.tensor(part) == 1].bincount(minlength=C).tolist()
+    assert [card["parts"] for card in pages[0]["clusters"]] == [
+        [size - count, count] for size, count in zip(sizes, second, strict=True)
+    ]
 
 
 def test_the_quality_of_neighbors_counts_distinct_images(tmp_path):

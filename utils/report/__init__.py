@@ -52,7 +52,7 @@ def write_report(
     page, path = None, folder / "report.html"
     path.unlink(missing_ok=True)
     with or_a_warning(path):
-        lists = content.page_lists(assignment, figures, context.truth)
+        lists = content.page_lists(assignment, figures, context)
         sample = content.choose_sample(len(names), lists, seed)
         places, method = lay_out(features[sample.indices], seed)
         for axis, values in zip("xy", places.T, strict=True):
@@ -68,6 +68,8 @@ def write_report(
         page = content.map_indices(page, lambda index: int(sample.row_of[index]))
         page["sample"] = len(indices) if len(indices) < len(names) else None
         page["images"] = content.image_columns(names, features, assignment, sample, places, context.truth)
+        if "part" in context.columns:
+            page["images"]["part"] = [context.columns["part"][index] for index in indices]
         page = _readable(page) | {"thumbnails": draw_sheets(dataset, indices)}
         with atomic(path) as temporary:
             temporary.write_text(render(page), encoding="utf-8")

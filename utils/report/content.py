@@ -43,10 +43,16 @@ def page_head(
     names: list[str], assignment: Assignment, figures: dict[str, Any], context: ReportContext
 ) -> dict[str, Any]:
     """What the page says about all images."""
+    sizes, levels = (
+        figures["cluster_sizes"],
+        [level["of_cluster"] for level in figures.get("levels", [])[:-1]],
+    )
     return {
         "title": context.title,
         "how": HOW_FOUND[figures.get("labels_in_pretraining", False)],
         "results": None if context.results is None else shlex.quote(told(context.results)),
+        "clustering": context.clustering,
+        "names": context.names,
         "id": hashlib.sha256(repr((names, assignment.cluster.tolist())).encode()).hexdigest()[:16],
         "made": datetime.date.today().isoformat(),
         "about": [
@@ -60,13 +66,28 @@ def page_head(
         "verdicts": [verdict._asdict() for verdict in verdicts(figures, context.advice)],
         "curves": finite_curves(context.epochs),
         "folder": context.image_url,
+        "groups": grouped(list(range(len(sizes))), levels, sizes) if levels else [],
+        "numbers": figures.get("numbers"),
     }
 
 
-def page_lists(assignment: Assignment, figures: dict[str, Any], truth: GroundTruth | None) -> dict[str, Any]:
+def grouped(clusters: list[int], levels: list[list[int]], sizes: list[int]) -> list[Any]:
+    """Clusters as a tree: of each group of `levels[0]` its `number`, `size`, and `members`."""
+    if not levels:
+        return clusters
+    groups: dict[int, list[int]] = {}
+    for cluster in clusters:
+        groups.setdefault(levels[0][cluster], []).append(cluster)
+    return [
+        {"number": number, "size": sum(sizes[c] for c in of), "members": grouped(of, levels[1:], sizes)}
+        for number, of in sorted(groups.items())
+    ]
+
+
+def page_lists(assignment: Assignment, figures: dict[str, Any], context: ReportContext) -> dict[str, Any]:
     """The lists of the page, with indices of all images."""
-    clusters = cluster_cards(assignment, figures["prototypes"])
-    compared = None
+    clusters = cluster_cards(assignment, figures["prototypes"], context.columns.get("part"))
+    compared, truth = None, context.truth
     if truth:
         compared, class_of = compare_with_labels(assignment, figures, truth)
         for cluster, class_index in class_of.items():
@@ -82,10 +103,14 @@ def page_lists(assignment: Assignment, figures: dict[str, Any], truth: GroundTru
     }
 
 
-def cluster_cards(assignment: Assignment, prototypes: list[int | None]) -> list[dict[str, Any]]:
+def cluster_cards(
+    assignment: Assignment, prototypes: list[int | None], part: list[int] | None = None
+) -> list[dict[str, Any]]:
     """A dict for each of C clusters: its size, how confident the model is, and images to show.
 
-    `prototypes`: C image indices, None for an empty cluster.
+    Args:
+        prototypes: C image indices, None for an empty cluster.
+        part: of each image, 0 or 1: which of its cluster's two finer parts it is in, if that is known.
     """
     c = len(prototypes)
     most, least = min(MOST, MAX_IMAGES // 4 // c), min(LEAST, MAX_IMAGES // 8 // c)
@@ -94,12 +119,14 @@ def cluster_cards(assignment: Assignment, prototypes: list[int | None]) -> list[
         members = (assignment.cluster == cluster).nonzero().squeeze(1)
         confidence, order = assignment.confidence[members].sort(descending=True, stable=True)
         ranked = members[order].tolist()
+        second = sum(part[index] for index in ranked) if part else 0
         bins = (confidence * HISTOGRAM_BINS).long().clamp(max=HISTOGRAM_BINS - 1)
         cards.append(
             {
                 "cluster": cluster,
                 "name": None,
                 "size": len(members),
+                "parts": [len(members) - second, second],
                 "confidence": confidence.mean().item() if len(members) else None,
                 "unsure": int((confidence < UNSURE_BELOW).sum()),
                 "prototype": prototype,

@@ -38,7 +38,11 @@ function color(cluster) {
   return `oklch(${[0.6, 0.64, 0.53][cluster % 3]} ${[0.15, 0.12, 0.17][cluster % 3]} ${hue.toFixed(1)})`;
 }
 
-const colors = data.clusters.map((_, cluster) => color(cluster));
+// After the model's clusters come NONE, of images that belong nowhere, and those that the user makes.
+const NONE = data.clusters.length;
+const colors = [...data.clusters.map((_, cluster) => color(cluster)), 'oklch(0.6 0 0)'];
+const byModel = images.cluster.map((cluster) => (cluster < 0 ? NONE : cluster));
+images.cluster = [...byModel]; // with the user's corrections
 
 const say = (text) => { $('#said').textContent = text; };
 
@@ -59,6 +63,21 @@ function download(file, lines) {
   link.download = file;
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+// What the page keeps in the browser lasts as long as the page where there is no storage.
+function keep(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+  } catch { /* no storage */ }
+}
+
+function kept(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key)) ?? {};
+  } catch { // no storage, or not ours
+    return {};
+  }
 }
 
 const cell = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
@@ -138,20 +157,24 @@ function drawImage(context, row, x, y, size) {
   context.drawImage(picture, column * side + inset, line * side + inset, part, part, x, y, size, size);
 }
 
+const isCorrected = (row) => images.cluster[row] !== byModel[row];
+
 function describe(button) {
   const row = Number(button.dataset.row);
-  const text = [images.name[row], nameOf(images.cluster[row]), percent(images.confidence[row])]
+  const how = isCorrected(row) ? 'corrected' : percent(images.confidence[row]);
+  const text = [images.name[row], nameOf(images.cluster[row]), how]
     .concat(selected.has(row) ? 'selected' : []).join(', ');
   button.setAttribute('aria-label', text);
   button.title = text;
+  button.style.setProperty('--color', colors[images.cluster[row]]);
   button.classList.toggle('selected', selected.has(row));
+  button.classList.toggle('corrected', isCorrected(row));
 }
 
 function thumb(row) {
   const button = element('button', 'thumb');
   button.type = 'button';
   button.dataset.row = row;
-  button.style.setProperty('--color', colors[images.cluster[row]]);
   show(button, row);
   describe(button);
   return button;
@@ -163,7 +186,7 @@ const FEW = 3000; // thumbnails that are all made at once, so that no place move
 
 function fill(target) {
   if (target.matches('.still')) show(target, Number(target.dataset.row));
-  else target.append(...rowsOf(target).map(thumb));
+  else target.replaceChildren(...rowsOf(target).map(thumb));
   target.classList.remove('many'); // until now it had the height of many
 }
 
@@ -186,8 +209,12 @@ function fillLists() {
 
 // --- names of clusters --------------------------------------------------------------------------
 
-const namesKey = `scan-report-names:${data.id}`;
-const names = data.clusters.map(({ name }) => clean(name ?? ''));
+// other names in names.csv count more than what was typed before them
+const namesKey = ['scan-report-names', data.clustering || data.id, ...(data.names ?? [])].join(':');
+const names = data.clusters.map(({ name }, cluster) => {
+  const given = data.names ? data.names[cluster] : name;
+  return given === String(cluster) ? '' : clean(given ?? '');
+});
 const typed = {}; // of them, those that were typed: cluster -> name
 
 // One line without control characters, as names.csv needs it.
@@ -195,55 +222,50 @@ function clean(name) {
   return name.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ').trim();
 }
 
-const nameOf = (cluster) => (names[cluster] ? `${names[cluster]} (${cluster})` : `Cluster ${cluster}`);
+function nameOf(cluster) {
+  if (cluster === NONE || cluster < 0) return 'Belongs nowhere';
+  if (cluster > NONE) return `${newName(cluster)} (new)`;
+  return names[cluster] ? `${names[cluster]} (${cluster})` : `Cluster ${cluster}`;
+}
 
 function rename(cluster, name) {
   names[cluster] = clean(name);
-  typed[cluster] = names[cluster];
+  if (cluster < NONE) typed[cluster] = names[cluster];
+  else corrections.find(({ to }) => to === cluster).name = names[cluster]; // which made it
 }
 
 function readNames() {
-  let kept = null;
-  try {
-    kept = JSON.parse(localStorage.getItem(namesKey));
-  } catch { /* no storage, or not ours: the names start as they came */ }
-  for (const [cluster, name] of Object.entries(kept ?? {})) {
-    if (cluster in names && typeof name === 'string') rename(cluster, name);
+  for (const [cluster, name] of Object.entries(kept(namesKey))) {
+    if (cluster in data.clusters && typeof name === 'string') rename(cluster, name);
   }
-}
-
-function keepNames() {
-  try {
-    localStorage.setItem(namesKey, JSON.stringify(typed));
-  } catch { /* no storage: they last as long as the page */ }
 }
 
 function showNames(places) {
   for (const target of places) target.textContent = nameOf(Number(target.dataset.name));
-  const given = names.filter(Boolean);
+  const given = names.slice(0, NONE).filter(Boolean);
   const classes = new Set(given).size;
   const merged = classes < given.length ? `, ${number(classes)} different names` : '';
-  const text = `${number(given.length)} of ${number(names.length)} named${merged}`;
+  const text = `${number(given.length)} of ${number(NONE)} named${merged}`;
   for (const target of $$('.named')) target.textContent = text;
 }
 
 function startNames() {
   readNames();
-  for (const input of $$('input[data-cluster]')) {
-    const cluster = Number(input.dataset.cluster);
-    input.value = names[cluster];
-    input.addEventListener('input', () => {
-      rename(cluster, input.value);
-      keepNames();
-      showNames($$(`[data-name="${cluster}"]`));
-    });
-    input.addEventListener('change', () => $$('.thumb').forEach(describe));
-  }
+  for (const input of $$('input[data-cluster]')) input.value = names[input.dataset.cluster];
+  $('#cards').addEventListener('input', ({ target }) => {
+    const cluster = Number(target.dataset.cluster);
+    rename(cluster, target.value);
+    keep(namesKey, typed);
+    showNames($$(`[data-name="${cluster}"]`));
+    if (cluster > NONE) showState();
+  });
+  $('#cards').addEventListener('change', () => $$('.thumb').forEach(describe));
   showNames($$('[data-name]'));
   for (const button of $$('.save-names')) {
     button.addEventListener('click', () => {
-      const lines = names.map((name, cluster) => `${cluster},${cell(name || String(cluster))}`);
-      download('names.csv', ['cluster,name', ...lines]);
+      const [title, of] = data.clustering ? [',clustering', `,${data.clustering}`] : ['', ''];
+      const lines = data.clusters.map((_, cluster) => `${cluster},${cell(names[cluster] || String(cluster))}${of}`);
+      download('names.csv', [`cluster,name${title}`, ...lines]);
       say('names.csv saved');
       for (const target of $$('.named')) target.textContent += '; saved';
     });
@@ -268,6 +290,13 @@ function toggle(row) {
   say(`${images.name[row]} ${chosen ? 'selected' : 'no longer selected'}, ${number(selected.size)} in all`);
 }
 
+function clearSelection() {
+  selected.clear();
+  showSelection();
+  if ($('#only-selected').checked) filter();
+  $('#main').focus({ preventScroll: true });
+}
+
 function startSelection() {
   $('#select-shown').addEventListener('click', () => {
     shown.forEach((row) => selected.add(row));
@@ -275,16 +304,13 @@ function startSelection() {
     say(`${number(selected.size)} selected`);
   });
   $('#clear-selection').addEventListener('click', () => {
-    selected.clear();
-    showSelection();
-    if ($('#only-selected').checked) filter();
+    clearSelection();
     say('nothing selected');
-    $('#main').focus({ preventScroll: true });
   });
   $('#save-selection').addEventListener('click', () => {
     const rows = [...selected].sort((a, b) => a - b);
     const { name, cluster, confidence } = images;
-    const lines = rows.map((row) => `${cell(name[row])},${cluster[row]},${confidence[row]}`);
+    const lines = rows.map((row) => `${cell(name[row])},${reference(cluster[row])},${confidence[row]}`);
     download('selection.csv', ['file,cluster,confidence', ...lines]);
     say('selection.csv saved');
   });
@@ -347,21 +373,20 @@ function startGallery() {
   form.addEventListener('input', soon);
   form.addEventListener('reset', () => setTimeout(filter));
   form.addEventListener('submit', (event) => event.preventDefault());
-  for (const chip of $$('.chip')) {
-    chip.addEventListener('click', () => {
+  document.addEventListener('click', ({ target }) => {
+    const chip = target.closest('.chip');
+    const link = target.closest('[data-show-cluster], [data-show-below]');
+    if (chip) {
       const pressed = chip.getAttribute('aria-pressed') === 'true';
       $('#in-cluster').value = pressed ? '' : chip.dataset.cluster;
       filter();
-    });
-  }
-  for (const link of $$('[data-show-cluster], [data-show-below]')) {
-    link.addEventListener('click', () => {
+    } else if (link) {
       form.reset(); // which filters, but later
       $('#in-cluster').value = link.dataset.showCluster ?? '';
       if (link.dataset.showBelow) $('#to').value = link.dataset.showBelow;
       $('#gallery-order').value = link.dataset.showBelow ? 'least' : 'most';
-    });
-  }
+    }
+  });
   const more = $('#more');
   more.addEventListener('click', fillGallery);
   const atEnd = new IntersectionObserver(([entry]) => {
@@ -419,7 +444,8 @@ function fact(term, ...content) {
 }
 
 function clusterWith(cluster, confidence) {
-  const parts = [element('span', 'swatch'), element('bdi', '', nameOf(cluster)), `, ${percent(confidence)}`];
+  const parts = [element('span', 'swatch'), element('bdi', '', nameOf(cluster))];
+  if (confidence !== undefined) parts.push(`, ${percent(confidence)}`);
   parts[0].style.setProperty('--color', colors[cluster]);
   return parts;
 }
@@ -446,9 +472,10 @@ function showDetail() {
   drawLarge();
   $('#large').style.setProperty('--color', colors[images.cluster[row]]);
   const facts = [
-    fact('Cluster', ...clusterWith(images.cluster[row], images.confidence[row])),
+    fact(isCorrected(row) ? 'By the model' : 'Cluster', ...clusterWith(byModel[row], images.confidence[row])),
     fact('Runner-up', ...clusterWith(images.runner_up[row], images.runner_up_confidence[row])),
   ];
+  if (isCorrected(row)) facts.unshift(fact('Corrected', ...clusterWith(images.cluster[row])));
   if (data.classes && images.label[row] >= 0) {
     facts.push(fact('Class', element('bdi', '', data.classes[images.label[row]])));
   }
@@ -677,7 +704,8 @@ function hover(row) {
   if (row < 0) return;
   show($('.still', tip), row);
   $('.file', tip).textContent = images.name[row];
-  $('.facts', tip).textContent = `${nameOf(images.cluster[row])}, ${percent(images.confidence[row])}`;
+  const how = isCorrected(row) ? 'corrected' : percent(images.confidence[row]);
+  $('.facts', tip).textContent = `${nameOf(images.cluster[row])}, ${how}`;
   const [x, y] = toScreen(row);
   const [width, height] = [tip.offsetWidth, tip.offsetHeight];
   const beside = map.size / 2 + 10;
@@ -842,11 +870,235 @@ function startMatrix() {
   });
 }
 
+// --- corrections --------------------------------------------------------------------------------
+// A list of what was done, which is done again from the start after each change. A unit is an image or, if the
+// page shows a sample, the other images of a cluster's part.
+
+const correctionsKey = `scan-report-corrections:${data.clustering}`;
+const corrections = []; // { action, what, to }: numbers of clusters; files of a move; name of a cluster it makes
+let savedLines = '';
+let corrected = new Set(); // clusters whose images are not the model's
+const rowOf = new Map(images.name.map((name, row) => [name, row]));
+const units = byModel.map((model, row) => ({ model, part: images.part?.[row] ?? 0, count: 1 }));
+const unseen = data.clusters.flatMap(({ parts }, model) => parts.map((count, part) => ({ model, part, count })));
+for (const { model, part } of units) if (model < NONE) unseen[2 * model + part].count -= 1;
+units.push(...unseen);
+
+function newName(cluster) {
+  const name = names[cluster] || `New cluster ${cluster - NONE}`;
+  return /^(\d+|none)$/i.test(name) ? `Cluster ${name}` : name; // in the table it would mean another
+}
+
+const reference = (cluster) => (cluster < NONE ? String(cluster) : cluster > NONE ? cell(newName(cluster)) : 'none');
+
+function correctionLines() {
+  const rows = corrections.flatMap(({ action, what, to, files }) => (
+    files ? files.map((file) => `move,${cell(file)},${reference(to)}`) : `${action},${reference(what)},${reference(to)}`
+  ));
+  return ['action,what,to,clustering', ...rows.map((row) => `${row},${data.clustering}`)];
+}
+
+const isUnsaved = () => corrections.length > 0 && correctionLines().join('\n') !== savedLines;
+const newest = () => corrections.reduce((most, { to }) => Math.max(most, to), NONE);
+
+function replay() {
+  for (const unit of units) unit.now = unit.model;
+  for (const { action, what, to, files, name } of corrections) {
+    if (name !== undefined) names[to] = name;
+    if (files) for (const file of files) units[rowOf.get(file)].now = to;
+    else {
+      for (const unit of units) {
+        if (unit.now === what && (action === 'merge' || (unit.model === what && unit.part))) unit.now = to;
+      }
+    }
+  }
+  images.cluster = units.slice(0, numImages).map(({ now }) => now);
+}
+
+function paint(root) {
+  for (const target of $$('[data-color], [data-cluster]', root)) {
+    target.style.setProperty('--color', colors[Number(target.dataset.color ?? target.dataset.cluster)]);
+  }
+}
+
+function makeCluster(cluster) {
+  colors[cluster] ??= color(cluster);
+  const made = element('template');
+  made.innerHTML = $('#new-cluster').innerHTML.replaceAll('NEW', cluster); // the page's own text
+  paint(made.content);
+  if (cluster === NONE) $$('.name, .correct', made.content).forEach((target) => target.remove());
+  const places = [$('#size-list'), $('#legend'), $('#cards'), $('#in-cluster')];
+  [...made.content.children].forEach((target, index) => places[index].append(target));
+}
+
+function optionOf(cluster) {
+  const option = new Option(nameOf(cluster), cluster);
+  option.dataset.name = cluster;
+  return option;
+}
+
+function showCorrections() {
+  replay();
+  for (let cluster = NONE; cluster <= newest(); cluster += 1) if (!$(`#cluster-${cluster}`)) makeCluster(cluster);
+  const sizes = colors.map(() => 0);
+  const before = corrected;
+  corrected = new Set();
+  for (const { model, now, count } of units) {
+    sizes[now] += count;
+    if (count && model !== now) corrected.add(model).add(now);
+  }
+  for (const cluster of new Set([...before, ...corrected])) showCluster(cluster, sizes[cluster]);
+  const merged = new Set(corrections.filter(({ action }) => action === 'merge').map(({ what }) => what));
+  const isGone = (cluster) => merged.has(cluster) || (cluster >= NONE && !sizes[cluster]);
+  for (const target of $$('.card, .chip, #size-list li, .tree [data-cluster], #in-cluster [data-cluster]')) {
+    target.hidden = isGone(Number(target.dataset.cluster));
+    target.disabled = target.hidden; // not every browser hides an option
+    if (target.hidden && target.selected) $('#in-cluster').value = '';
+  }
+  const most = Math.max(1, ...sizes);
+  for (const item of $$('#size-list li')) {
+    item.dataset.size = sizes[item.dataset.cluster];
+    $('rect', item).setAttribute('width', 100 * (item.dataset.size / most));
+    $('.figure', item).textContent = number(sizes[item.dataset.cluster]);
+  }
+  const there = [...sizes.keys()].filter((cluster) => cluster !== NONE && !isGone(cluster));
+  $('#cluster-count').textContent = number(there.length);
+  $('#empty-count').hidden = corrections.length > 0;
+  for (const select of $$('.targets')) {
+    const { value } = select;
+    select.replaceChildren(...there.map(optionOf), new Option('a new cluster', newest() + 1), optionOf(NONE));
+    if ($$('option', select).some((option) => option.value === value)) select.value = value; // the target of before
+  }
+  const { scrollTop } = $('#gallery');
+  const reached = filled;
+  filter();
+  while (filled < Math.min(reached, shown.length)) fillGallery();
+  $('#gallery').scrollTop = scrollTop;
+  $$('.thumb').forEach(describe);
+  showNames($$('[data-name]'));
+  if (dialog.open) showDetail();
+  showState();
+}
+
+// A cluster's card, and its image in the list of sizes.
+function showCluster(cluster, size) {
+  const card = $(`#cluster-${cluster}`);
+  const changed = corrected.has(cluster);
+  const rows = images.name.map((_, row) => row).filter((row) => images.cluster[row] === cluster);
+  rows.sort((a, b) => images.confidence[b] - images.confidence[a]);
+  let prototype = data.clusters[cluster]?.prototype ?? -1;
+  if (changed && images.cluster[prototype] !== cluster) prototype = rows[0] ?? -1;
+  const lists = [[prototype].filter((row) => row >= 0), rows.slice(0, 12), rows.slice(12).slice(-6).reverse()];
+  $$('.thumbs', card).forEach((target, index) => {
+    target.dataset.model ??= target.dataset.rows;
+    target.dataset.rows = changed ? lists[index].join(',') : target.dataset.model;
+    fill(target);
+  });
+  card.dataset.size = size;
+  card.classList.toggle('corrected', changed);
+  $('.count', card).textContent = `${images_(size)}, ${percent(size / data.num_images)}${changed ? ', corrected' : ''}`;
+  $$('.confidence', card).forEach((target) => { target.hidden = changed; }); // that of the model's cluster
+  $('.its-images', card).hidden = size === 0;
+  $('.empty', card).hidden = size > 0;
+  const still = $(`#size-list [data-cluster="${cluster}"] .still`);
+  still.classList.toggle('none', prototype < 0);
+  if (prototype >= 0) show(still, prototype);
+}
+
+function showState() {
+  const count = corrections.length;
+  $('#corrections').hidden = count === 0;
+  $('#correction-count').textContent = `${number(count)} ${count === 1 ? 'correction' : 'corrections'}`;
+  $('#where-to').hidden = isUnsaved();
+  keep(correctionsKey, { corrections, savedLines });
+}
+
+function correct(correction) {
+  const { files, what, to } = correction;
+  const whats = files ? images_(files.length) : nameOf(what);
+  if (to > newest()) names[to] = correction.name = files || !names[what] ? '' : `${names[what]} 2`;
+  corrections.push(correction);
+  showCorrections();
+  say(`${whats}: ${{ move: 'moved to', merge: 'merged into', split: 'split, with' }[correction.action]} ${nameOf(to)}`);
+}
+
+function undo() {
+  if (!corrections.pop()) return;
+  showCorrections();
+  say(`undone; ${$('#correction-count').textContent} left`);
+}
+
+const menu = $('#correct');
+
+function openMenu({ cluster, into }) {
+  const what = Number(cluster);
+  menu.dataset.cluster = what;
+  $('#correct-title').textContent = nameOf(what);
+  const others = [...$('.targets').options].slice(0, -2).filter(({ value }) => value !== cluster);
+  $('#merge-into').replaceChildren(...others.map(({ value }) => optionOf(Number(value))));
+  if (into) $('#merge-into').value = into;
+  const parts = [0, 0];
+  for (const { model, now, part, count } of units) if (now === what) parts[model === what ? part : 0] += count;
+  $('#parts').hidden = !parts[0] || !parts[1];
+  $('#part-sizes').textContent = `by its two finer parts: ${parts.map(number).join(' and ')} images`;
+  menu.showModal();
+}
+
+function startCorrections() {
+  const earlier = kept(correctionsKey);
+  try {
+    for (const correction of earlier.corrections ?? []) {
+      corrections.push({ ...correction, files: correction.files?.filter((file) => rowOf.has(file)) });
+    }
+    savedLines = earlier.savedLines;
+    showCorrections();
+  } catch { // not ours
+    corrections.length = 0;
+    showCorrections();
+  }
+  document.addEventListener('click', ({ target }) => {
+    const button = target.closest('.correct');
+    if (button) openMenu(button.dataset);
+  });
+  for (const place of $$('.move')) {
+    $('button', place).addEventListener('click', () => {
+      const one = dialog.contains(place);
+      const rows = one ? [detail.rows[detail.at]] : [...selected].sort((a, b) => a - b);
+      correct({ action: 'move', to: Number($('select', place).value), files: rows.map((row) => images.name[row]) });
+      if (!one) clearSelection();
+    });
+  }
+  $('#merge').addEventListener('click', () => {
+    const to = Number($('#merge-into').value);
+    menu.close();
+    correct({ action: 'merge', what: Number(menu.dataset.cluster), to });
+    $(`#cluster-${to} .correct`).focus();
+  });
+  $('#split').addEventListener('click', () => {
+    menu.close();
+    correct({ action: 'split', what: Number(menu.dataset.cluster), to: newest() + 1 });
+  });
+  $('#close-correct').addEventListener('click', () => menu.close());
+  $('#undo').addEventListener('click', undo);
+  $('#save-corrections').addEventListener('click', () => {
+    const lines = correctionLines();
+    download('corrections.csv', lines);
+    savedLines = lines.join('\n');
+    showState();
+    say(`${$('#correction-count').textContent}${$('#where-to').textContent}`);
+  });
+  document.addEventListener('keydown', (event) => {
+    if (event.key !== 'z' || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
+    if (document.activeElement.matches('input:not([type="checkbox"])')) return; // undoes what was typed
+    event.preventDefault();
+    undo();
+  });
+  window.addEventListener('beforeunload', (event) => { if (isUnsaved()) event.preventDefault(); });
+}
+
 // --- start --------------------------------------------------------------------------------------
 
-for (const target of $$('[data-color], [data-cluster]')) {
-  target.style.setProperty('--color', colors[Number(target.dataset.color ?? target.dataset.cluster)]);
-}
+paint(document);
 startNames();
 startSelection();
 startGallery();
@@ -855,3 +1107,4 @@ startDialog();
 startMap();
 startMatrix();
 fillLists();
+if (data.clustering) startCorrections();

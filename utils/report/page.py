@@ -62,8 +62,9 @@ def integrity(text: str) -> str:
 
 def data_of_script(content: dict[str, Any]) -> dict[str, Any]:
     """The part of the content that the script needs; the rest is in the page already."""
-    data = {key: content[key] for key in ("id", "folder", "images", "thumbnails")}
-    data["clusters"] = [{key: c[key] for key in ("name", "prototype")} for c in content["clusters"]]
+    keys = "id", "clustering", "names", "folder", "num_images", "images", "thumbnails"
+    data = {key: content[key] for key in keys}
+    data["clusters"] = [{key: c[key] for key in ("name", "prototype", "parts")} for c in content["clusters"]]
     labels = content["labels"]
     data["classes"] = labels and labels["classes"]
     if labels and not is_table(labels):
