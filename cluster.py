@@ -13,11 +13,13 @@ experiment files in configs/, and each step's results. If it is interrupted, giv
 import argparse
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import data
 from errors import UserError
@@ -37,6 +39,7 @@ from utils.run.script import add_overrides, default_environment, file_argument, 
 from utils.training.features import backbone_features, digest_of
 from utils.training.inference import infer
 from workflows.experiments import split_step
+from workflows.final_head import FinalHead, clustered, earlier_clustering, head_of, number_clusters
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.label_free_choices import choose_number, choose_threshold
 from workflows.own_experiment import (
@@ -214,9 +217,11 @@ def write_results(experiment: OwnExperiment) -> None:
     dataset = experiment.build_dataset(last.config, "train")
     options, model = experiment.options, digest(last.folder / "model.pth.tar")
     made_of = [model, digest_of(dataset), options.labels, options.clusters[:-1], options.link_originals]
+    final = head_of(experiment.folder, model)
     done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
-    if figures.get("made_of") != made_of or not (experiment.folder / "report.html").exists():
+    current = final and figures.get("made_of") == made_of and figures["clustering"] == final.clustering
+    if not current or not (experiment.folder / "report.html").exists():
         done.unlink(missing_ok=True)
         figures = {"made_of": made_of, **describe(experiment, last, dataset)}
         write_json(figures, done)
@@ -232,20 +237,21 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     run = Run(config, last.folder, Machine.start(config))
     # unless --set says otherwise, the clustering step's backbone is that of the pretext step
     features_folder = folders["pretext"] if last.name == "scan" else last.folder
-    features, probabilities = predictions(run, dataset, features_folder)
+    features, probabilities, head = predictions(run, dataset, features_folder, folder)
     with threads_for(len(dataset)):
         assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
         others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
     agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
     distinct = assignment.first.unique()  # without copies
     levels = merge_levels(experiment.options.clusters, features[distinct], probabilities[distinct], run)
-    save_levels(levels, last.folder)
+    save_levels(levels, last.folder, head.clustering)
     epochs = {step: read_epochs(path) for step, path in folders.items()}
     scan = read_json(folders["scan"] / "metrics.json")
     figures = {
         "folder": experiment.options.image_folder(),
         "num_images": len(dataset),
-        "num_clusters": config.num_classes,
+        "num_clusters": len(head.weights),
+        "clustering": head.clustering,
         "model": f"{last.name}/model.pth.tar",
         **described,
         "neighbors": scan["train_neighbors"],
@@ -279,6 +285,7 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
         advice=health.advice_for(config),
         epochs=epochs,
         image_url=link,
+        clustering=head.clustering,
         truth=truth,
         columns=columns,
         seed=config.seed,
@@ -308,10 +315,13 @@ def merge_levels(
     return [{"clusters": k, "of_cluster": of} for k, of in zip(numbers, merged, strict=True)]
 
 
-def predictions(run: Run, dataset: data.Dataset, features_folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features float32 (N, D) and probabilities (N, C) of all images by the model of a run.
+def predictions(
+    run: Run, dataset: data.Dataset, features_folder: Path, folder: Path
+) -> tuple[torch.Tensor, torch.Tensor, FinalHead]:
+    """Features float32 (N, D) of all images, probabilities (N, C), and the head that gives these.
 
-    `features_folder`: where the features are kept in a file.
+    `run`: of the step whose model it is. `features_folder`: where the features are kept in a file. `folder`:
+    of the results, where the head is kept.
     """
     loaded = load_model(run.config, run.folder / "model.pth.tar")
     model = run.machine.place(loaded.model).eval()
@@ -319,9 +329,20 @@ def predictions(run: Run, dataset: data.Dataset, features_folder: Path) -> tuple
     loading = run.machine.loading(run.config)
     images = data.eval_loader(dataset, run.config, **loading)
     features = backbone_features(run, features_folder, model, images, "features")
-    head = model.cluster_head[loaded.head]
     loader = data.feature_loader(features, **loading)
-    return features, infer(lambda batch: head(batch).softmax(1), loader, "clusters").cpu()
+
+    def classify(layer: nn.Linear) -> torch.Tensor:
+        layer = run.machine.place(layer)
+        return infer(lambda batch: layer(batch).softmax(1), loader, "clusters").cpu()
+
+    made_of = digest(run.folder / "model.pth.tar")
+    head = head_of(folder, made_of)
+    if not head:
+        layer = cast(nn.Linear, model.cluster_head[loaded.head])
+        head = number_clusters(layer, made_of, classify(layer).argmax(1), dataset, earlier_clustering(folder))
+    probabilities = classify(head.linear())
+    replace(head, images=clustered(dataset, probabilities.argmax(1))).write(folder)
+    return features, probabilities, head
 
 
 def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
     trained = load_trained_model(args.results)
     file = args.results / "names.csv"
-    names = read_names(file, trained.config.num_classes) if file.exists() else None
+    names = read_names(file, trained.num_clusters) if file.exists() else None
     output = args.output or args.results / "export"
     require_own_export(output)
     network = Probabilities(trained, args.input).eval()
@@ -214,7 +214,7 @@ def description(
         "onnx": {
             "file": "model.onnx",
             "input": {"name": name, "dtype": dtype_name(example.dtype), "shape": shape},
-            "output": {"name": "probabilities", "dtype": "float32", "shape": ("N", config.num_classes)},
+            "output": {"name": "probabilities", "dtype": "float32", "shape": ("N", trained.num_clusters)},
             "largest_difference_from_torch": difference,
         },
         "safetensors": {
@@ -225,7 +225,7 @@ def description(
         "setup": config.setup,
         "trained_on": config.train_db_name,
         "backbone": config.backbone,
-        "num_clusters": config.num_classes,
+        "num_clusters": trained.num_clusters,
         "names": names,
         "head": trained.head,
         "versions": {

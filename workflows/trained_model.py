@@ -17,6 +17,7 @@ from utils.files import digest, read_json, write_json
 from utils.run.config import Config, read_resolved
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import TRAINING_FEATURES
+from workflows.final_head import IDENTITY_DIGITS, head_of
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ class TrainedModel:
     white_level: int | None  # of its training images, if they have 16 bits and it is known
     training: TrainingFeatures | None  # None in older results, and where the backbone was trained
     levels: list[dict[str, Any]]  # see `save_levels`
+    clustering: str  # its identity
+
+    @property
+    def num_clusters(self) -> int:
+        """The number of clusters."""
+        return len(self.model.state_dict()[f"cluster_head.{self.head}.weight"])
 
     @property
     def vector_width(self) -> int | None:
@@ -78,24 +85,34 @@ def load_trained_model(results: Path) -> TrainedModel:
     metrics = read_json(folder / "metrics.json")
     # older results do not say the side: then a margin is assumed, which files have and arrays may lack
     side = metrics.get("image_side") or data.side(config)
-    width = loaded.model.state_dict()["cluster_head.0.weight"].size(1)
-    training = TrainingFeatures.read(folder / TRAINING_FEATURES, width)
-    white_level, levels = metrics.get("white_level"), read_levels(folder)
-    return TrainedModel(folder, config, loaded.model.eval(), loaded.head, side, white_level, training, levels)
+    made_of = digest(folder / "model.pth.tar")
+    final, clustering = head_of(folder.parent, made_of), made_of[:IDENTITY_DIGITS]
+    if final:
+        loaded.model.cluster_head[loaded.head] = final.linear()
+        clustering = final.clustering
+    training = TrainingFeatures.read(
+        folder / TRAINING_FEATURES, loaded.model.cluster_head[loaded.head].in_features
+    )
+    white_level, levels = metrics.get("white_level"), read_levels(folder, clustering)
+    model = loaded.model.eval()
+    return TrainedModel(folder, config, model, loaded.head, side, white_level, training, levels, clustering)
 
 
-def save_levels(levels: list[dict[str, Any]], folder: Path) -> None:
-    """Write into which fewer ones the clusters of a step's model are merged.
+def save_levels(levels: list[dict[str, Any]], folder: Path, clustering: str) -> None:
+    """Write into which fewer ones the clusters of a step's final head, of that identity, are merged.
 
-    `levels`: for each number of clusters, rising, `of_cluster`: the merged cluster of each of the model's.
+    `levels`: for each number of clusters, rising, `of_cluster`: the merged cluster of each of the head's.
     """
-    write_json({"model": digest(folder / "model.pth.tar"), "levels": levels}, folder / LEVELS_FILE)
+    write_json({"clustering": clustering, "levels": levels}, folder / LEVELS_FILE)
 
 
-def read_levels(folder: Path) -> list[dict[str, Any]]:
-    """What `save_levels` wrote for the model in the folder; nothing if it did not."""
+def read_levels(folder: Path, clustering: str) -> list[dict[str, Any]]:
+    """What `save_levels` wrote for a clustering; nothing if it did not."""
     content = read_json(folder / LEVELS_FILE)
-    return content["levels"] if content and content["model"] == digest(folder / "model.pth.tar") else []
+    written_for = (
+        content.get("clustering") or content.get("model", "")[:IDENTITY_DIGITS]
+    )  # older: the model's
+    return content["levels"] if written_for == clustering else []
 
 
 def final_step(results: Path) -> Path:

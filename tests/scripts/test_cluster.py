@@ -99,7 +99,7 @@ def test_every_image_has_a_cluster(command, photos):
     rows, found = clusters_of(folder), figures(folder)
     assert [row["file"] for row in rows] == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
     sizes = torch.bincount(torch.tensor([int(row["cluster"]) for row in rows]), minlength=4)
-    assert found["cluster_sizes"] == sizes.tolist()
+    assert found["cluster_sizes"] == sizes.tolist() == sorted(sizes.tolist(), reverse=True)
     assert all(1 >= float(r["confidence"]) >= float(r["runner_up_confidence"]) >= 0 for r in rows)
     for cluster_, prototype in enumerate(found["prototypes"]):
         assert int(rows[prototype]["cluster"]) == cluster_
@@ -129,6 +129,8 @@ def test_new_vectors_are_compared_with_the_training_images(command, vectors, tmp
     same, negatives = found[: len(rows)], found[len(rows) :]
     ours, theirs = (torch.tensor([float(row["unlike"]) for row in part]) for part in (same, rows))
     torch.testing.assert_close(ours, theirs, atol=2, rtol=0)
+    for old, new in zip(rows, same, strict=True):
+        assert (old["cluster"], old["runner_up"]) == (new["cluster"], new["runner_up"])
     assert [row["note"] for row in negatives] == ["unlike"] * 20
 
 

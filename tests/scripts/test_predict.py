@@ -220,7 +220,8 @@ def test_levels(of_features, run, tmp_path):
     results, vectors, clusters = of_features
     np.save(tmp_path / "new.npy", vectors[:50])
     levels = [[0, 0, 1, 0, 1, 0, 2, 0, 0, 0], list(range(10))]
-    save_levels([{"clusters": len(set(of)), "of_cluster": of} for of in levels], results / "scan")
+    made = [{"clusters": len(set(of)), "of_cluster": of} for of in levels]
+    save_levels(made, results / "scan", load_trained_model(results).clustering)
     rows = list(run(results=results, images=tmp_path / "new.npy").values())
     assert [*rows[0]][-4:] == ["level_1", "level_2", "unlike", "note"]
     for row, cluster in zip(rows, clusters, strict=False):
