@@ -58,7 +58,7 @@ from workflows.trained_model import save_levels
 def main(argv: list[str] | None = None) -> None:
     options = read_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    environment = read_yaml(default_environment())
+    environment = read_yaml(options.config_env or default_environment())
     folder = make_folder(options, environment)
     with exclusive(folder):
         find_clusters(OwnExperiment(options, folder, environment))
@@ -104,6 +104,7 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     )  # fmt: skip
     add("--name", help="name of the results folder (default: the name of PHOTOS)")
     add("--root_dir", help="folder of all results (default: that of configs/env.yml)")
+    add("--config_env", metavar="FILE", type=file_argument, help="this machine (default: configs/env.yml)")
     add(
         "--backbone", metavar="NAME",
         help=f"network: timm/..., torchvision/... (default: {BACKBONE}); with --from-scratch also "

@@ -44,6 +44,7 @@ class ClusterOptions(CommandOptions):
     candidates: list[int]  # numbers to choose from; empty for auto
     name: str
     root_dir: str | None
+    config_env: Path | None  # None: the default
     backbone: str | None
     pretrained: Path | None
     features: Path | None
@@ -63,7 +64,7 @@ class ClusterOptions(CommandOptions):
 
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = "labels", "link_originals", "root_dir", "name"
+        decides_nothing = "labels", "link_originals", "root_dir", "config_env", "name"
         given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 
@@ -109,8 +110,9 @@ class OwnExperiment:
             return False
 
     def _plan(self, step: str, overrides: list[str]) -> PlannedStep:
-        given = self.options.pretrained if step == "pretext" else None
+        given, machine = self.options.pretrained if step == "pretext" else None, self.options.config_env
         flags = ["--pretrained", str(given)] if given else []
+        flags += ["--config_env", str(machine)] if machine else []
         settings = [f"root_dir={yaml_text(self.folder.parent)}", *overrides]
         arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
         return run_steps.plan_step(step, self.environment, self.contents[step], arguments)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from digits_steps import STEPS
+from digits_steps import ROOT, STEPS
 from mistakes import assert_holds
 
 import data
@@ -30,6 +30,32 @@ def test_mistake(row, capsys):
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error:" in last
     assert_holds(last, words)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("root_dir: x", "this machine's settings are those of"),
+        ("queue: gpu", "unknown key 'queue'"),
+        ("device: slurm", "device must be"),
+        ("- 1", "expected keys and values"),
+        (None, None),
+    ],
+)
+def test_the_environment_file_of_the_current_folder(content, told, tmp_path, monkeypatch, capsys):
+    """It is read if it is one of this program's, and a line, one for all steps, says whether it is."""
+    monkeypatch.chdir(tmp_path)
+    if content:
+        (tmp_path / "configs").mkdir()
+        (tmp_path / "configs/env.yml").write_text(content)
+    argv = ["--config_exp", str(ROOT / STEPS["pretext"][1])]
+    found = [parse_arguments(argv, "").config_env for _ in range(2)]
+    own = str(ROOT / "configs/env.yml")
+    assert found == 2 * ["configs/env.yml" if content == "root_dir: x" else own]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(content) and (not content or (told in lines[0] and own in lines[0]))
+    assert parse_arguments([*argv, "--config_env", "configs/env.yml"], "").config_env == "configs/env.yml"
+    assert not capsys.readouterr().err
 
 
 ERRORS = [  # what torch and the system say, and what the user reads

@@ -239,6 +239,15 @@ def test_labels_are_no_other_command(command, capsys):
     assert capsys.readouterr().out.count("done before") == 4
 
 
+def test_another_environment_file(command, tmp_path, capsys):
+    argv, folder = copied(command, tmp_path)
+    models, where = times(folder), argv.index("--root_dir")
+    (tmp_path / "mine.yml").write_text(f"root_dir: {folder.parent}")
+    cluster.main([*argv[:where], "--config_env", str(tmp_path / "mine.yml"), *argv[where + 2 :]])
+    assert models == times(folder)
+    assert capsys.readouterr().out.count(f"--config_env {tmp_path / 'mine.yml'} --config_exp") == 2
+
+
 def test_an_image_is_added(command, photos, tmp_path, capsys):
     """The features file no longer fits, and nothing changes."""
     argv, folder = copied(command, tmp_path)

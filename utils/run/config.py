@@ -22,6 +22,11 @@ def load_config(args: argparse.Namespace, setups: Sequence[str], training: bool 
     return merge_config(environment, experiment, args, setups, training)
 
 
+def read_environment(path: str | Path) -> dict[str, Any]:
+    """Read and check an environment file. Raises UserError as `merge_config`."""
+    return _checked(read_yaml(path), schema.ENVIRONMENT, path)
+
+
 def merge_config(
     environment: dict[str, Any],
     experiment: dict[str, Any],

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from termcolor import colored
 
 from errors import UserError, first_line
 
-from . import distributed, interrupt, schema
+from . import config, distributed, interrupt, schema
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +111,26 @@ class _ListKeys(argparse.Action):
 
 
 def default_environment() -> str:
-    """configs/env.yml of the current folder or, without one, that of this program."""
-    here = Path("configs/env.yml")
-    return str(here if here.exists() else Path(__file__).parents[2] / here)
+    """configs/env.yml of this program; or that of the current folder, if it holds keys of this program only.
+
+    A line tells of the latter, whether it is read or not.
+    """
+    here, own = Path("configs/env.yml"), Path(__file__).parents[2] / "configs/env.yml"
+    if not here.exists() or here.resolve() == own.resolve():
+        return str(here if here.exists() else own)
+    try:
+        config.read_environment(here)
+    except UserError as error:
+        _tell(f"{error}; so it is taken for another program's, and {own} is read")
+        return str(own)
+    _tell(f"this machine's settings are those of {here.resolve()}; the program's own: --config_env {own}")
+    return str(here)
+
+
+@cache
+def _tell(line: str) -> None:
+    """Print a line once, however many steps a command has."""
+    print(line, file=sys.stderr)
 
 
 def parse_arguments(
@@ -128,9 +146,7 @@ def parse_arguments(
         pretrained_help: of --pretrained, for a step that has it, --fresh and --accept_changes.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--config_env", default=default_environment(), help="this machine (default: configs/env.yml)"
-    )
+    parser.add_argument("--config_env", metavar="FILE", help="this machine (default: configs/env.yml)")
     parser.add_argument(
         "--config_exp", required=True, help="the experiment, configs/<step>/<step>_<dataset>.yml"
     )
@@ -154,6 +170,7 @@ def parse_arguments(
     if add_arguments:
         add_arguments(parser)
     args = parser.parse_args(argv)
+    args.config_env = args.config_env or default_environment()
     if args.data_dir:
         args.overrides.append(f"data_dir={yaml_text(args.data_dir)}")
     return args
