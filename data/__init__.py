@@ -35,7 +35,8 @@ from .sets.labels import drop_labels_of_one_class
 from .sets.npz import read_npz
 from .sets.torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .vectors.cached_features import CachedFeatures
-from .vectors.features_file import build_vectors, read_vectors
+from .vectors.features_file import build_vectors
+from .vectors.formats import read_vectors
 from .views import AnchorNeighborView, PlainView, Transform, TwoViews, View, WeakStrongView
 
 log = logging.getLogger(__name__)

@@ -87,8 +87,7 @@ def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[f
     if options.from_scratch:
         return options.backbone or FROM_SCRATCH[0][0], options.size or FROM_SCRATCH[0][1], None
     if options.features:
-        _, backbone = data.read_vectors(options.features)
-        return backbone, 112, None  # the size of the pictures
+        return data.read_vectors(options.features).backbone, 112, None  # the size of the pictures
     backbone = options.backbone or BACKBONE
     expected = models.preprocessing(backbone)
     return backbone, options.size or expected.size, {"mean": expected.mean, "std": expected.std}

@@ -1,12 +1,13 @@
 """Vectors from a file in the place of images: features that any other program computed."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,6 +16,11 @@ from errors import UserError
 
 from ..dataset import Dataset
 from ..device import Device, moved_if_it_fits, to_device
+from ..messages import say_once
+from .formats import VectorFile, read_vectors
+from .rows import rows_by_name, rows_in_order, say_nothing
+
+log = logging.getLogger(__name__)
 
 ROW_ORDER = (
     "a row for each image of the train split, then for each of the test split if it has other images, sorted"
@@ -22,35 +28,48 @@ ROW_ORDER = (
 
 
 class SharedVectors:
-    """Vectors, float32 (N, D), which train and test share if both are the same rows of a file."""
+    """Vectors, float32 (N, D), which train and test share if both are the same rows of a file.
 
-    def __init__(self, vectors: torch.Tensor):
+    `images`: int64 (N,), which of the images have them.
+    """
+
+    def __init__(self, vectors: torch.Tensor, images: np.ndarray):
         self.vectors = vectors
-        self.digest = hashlib.sha256(vectors.numpy().data).hexdigest()[:16]
+        self.images = images
+        sum_ = hashlib.sha256(vectors.numpy().data)
+        if images[-1] >= len(images):  # some are left out
+            sum_.update(images.data)
+        self.digest = sum_.hexdigest()[:16]
 
 
-_in_use: WeakValueDictionary[tuple, SharedVectors] = WeakValueDictionary()  # (file status, rows): vectors
+# (file status, first row, images): vectors
+_in_use: WeakValueDictionary[tuple, SharedVectors] = WeakValueDictionary()
 
 
 class VectorDataset(Dataset):
-    """A dataset whose names, labels and pictures are those of N images, and whose `fetch` gives N vectors."""
+    """A dataset with the names, labels and pictures of images, whose `fetch` gives their vectors."""
 
     def __init__(self, images: Dataset, shared: SharedVectors):
         self.images = images
         self.shared = shared
-        self.labels, self.classes = images.labels, images.classes
+        labels = images.labels
+        self.labels, self.classes = None if labels is None else labels[shared.images], images.classes
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.shared.images)
 
     def names(self) -> list[str]:
-        return self.images.names()
+        return self._of_each(self.images.names())
 
     def raw(self, index: int) -> torch.Tensor:
-        return self.images.raw(index)
+        return self.images.raw(int(self.shared.images[index]))
 
     def content_hashes(self) -> list[str] | None:
-        return self.images.content_hashes()
+        hashes = self.images.content_hashes()
+        return hashes and self._of_each(hashes)
+
+    def _of_each(self, texts: list[str]) -> list[str]:
+        return [texts[i] for i in self.shared.images]
 
     def content_digest(self) -> str | None:
         digest = self.images.content_digest()
@@ -78,8 +97,10 @@ def build_vectors(
 ) -> VectorDataset:
     """The images of one split with the vectors of `features_file`.
 
-    The file has a row for each image of both splits, so both are built. For the test split of another dataset
-    than the training's, a row for each of its images is enough, and the training images are not needed.
+    Images whose vectors say nothing, see `say_nothing`, are left out. Rows with names may be in any order. A
+    file without names has a row for each image of both splits, so both are built. For the test split of
+    another dataset than the training's, a row for each of its images is enough, and the training images are
+    not needed.
 
     Args:
         config: a configuration with `features_file`.
@@ -87,67 +108,57 @@ def build_vectors(
         build_images: function (config, split) that builds the dataset of the images.
 
     Raises:
-        UserError: the file cannot be read, holds something else than finite vectors, not one for each image,
-            or of another length than `backbone` says.
+        UserError: the file cannot be read, holds no vectors, not one for each image, or of another length
+            than `backbone` says.
     """
     path = Path(config["features_file"]).expanduser()
     if config.get("cache_features"):
         raise UserError("cache_features: features_file holds features already; leave cache_features out")
-    table, backbone = read_vectors(path)
-    if config.get("backbone", backbone) != backbone:
+    file = read_vectors(path)
+    table = file.vectors
+    if config.get("backbone", file.backbone) != file.backbone:
         raise UserError(
-            f"backbone {config['backbone']}: must be {backbone}, since the vectors of {path} have "
+            f"backbone {config['backbone']}: must be {file.backbone}, since the vectors of {path} have "
             f"{table.shape[1]} numbers"
         )
     images, start = build_images(config, split), 0
     other = split == "test" and config["val_db_name"] != config["train_db_name"]
-    if not (other and len(table) == len(images)):
+    if not (file.names or (other and len(table) == len(images))):
         train, test = (images if name == split else build_images(config, name) for name in ("train", "test"))
         n, m, same = len(train), len(test), train.fingerprint() == test.fingerprint()
         if len(table) != (n if same else n + m):
             counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
             raise UserError(
-                f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ROW_ORDER}"
+                f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ROW_ORDER}, or names "
+                "for the rows"
             )
         start = n if split == "test" and not same else 0
     status = os.stat(path)
-    key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, start, len(images)
-    shared = _in_use.get(key) or SharedVectors(_finite(path, table, start, images))
+    key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, start, images.fingerprint()
+    shared = _in_use.get(key) or _vectors_of(images, path, file, start)
     _in_use[key] = shared
     return VectorDataset(images, shared)
 
 
-def _finite(path: Path, table: np.ndarray, start: int, images: Dataset) -> torch.Tensor:
-    """The images' vectors, float32 (N, D), from a row on. Raises UserError."""
-    with np.errstate(over="ignore"):  # it is refused below
-        vectors = torch.from_numpy(table[start : start + len(images)].astype(np.float32))
-    broken = (~vectors.isfinite().all(1)).nonzero().flatten().tolist()
-    if broken:
-        raise UserError(
-            f"{path}: {len(broken)} vectors hold NaN or infinity, or numbers too large for float32, the "
-            f"first one in row {start + broken[0]} ({images.names()[broken[0]]})"
-        )
-    return vectors
+def _vectors_of(images: Dataset, path: Path, file: VectorFile, start: int) -> SharedVectors:
+    """The images' vectors, without names from row `start` on; those that say nothing are left out.
 
-
-def read_vectors(path: Path) -> tuple[np.ndarray, str]:
-    """Map the vectors of an .npy file, float (N, D).
-
-    Returns them and the `backbone` that a configuration with these vectors has. Raises UserError, see
-    `build_vectors`.
+    Raises UserError if they are more than half, or by `rows_by_name`.
     """
-    try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"features_file {path}: no such file") from None
-    except (OSError, ValueError, EOFError, BadZipFile):  # a table of objects is a ValueError, too
-        raise UserError(
-            f"features_file {path}: not a readable .npy file of numbers; write it with numpy.save"
-        ) from None
-    is_array = isinstance(table, np.ndarray)
-    if not is_array or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
-        found = f"{table.dtype} {table.shape}" if is_array else "several arrays"
-        raise UserError(
-            f"features_file {path}: expected floating-point numbers of shape (N, D), found {found}"
-        )
-    return table, f"features/{table.shape[1]}"
+    names, rows = images.names(), start + np.arange(len(images))
+    if file.names:
+        rows = rows_by_name(path, file.names, names)
+    with np.errstate(over="ignore"):  # it is infinite then
+        vectors = file.vectors[rows].astype(np.float32)
+    if not file.names:
+        order = rows_in_order(path, np.nan_to_num(vectors, posinf=0, neginf=0), images)
+        vectors, rows = vectors[order], rows[order]
+    useless = say_nothing(vectors)
+    if useless:
+        some = ", ".join(f"{names[i]} (row {rows[i]}: {why})" for i, why in islice(useless.items(), 5))
+        what = f"{path}: {len(useless)} of {len(names)} images have vectors that say nothing, {some}"
+        if 2 * len(useless) > len(names):
+            raise UserError(f"{what}; compute them again")
+        say_once(log.warning, f"{what}{', ...' * (len(useless) > 5)}; these images are left out")
+    kept = np.delete(np.arange(len(names)), list(useless))
+    return SharedVectors(torch.from_numpy(vectors[kept]), kept)

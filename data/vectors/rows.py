@@ -1,0 +1,170 @@
+"""Which row of a file of vectors is of which image, and rows that say nothing."""
+
+import itertools
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from errors import UserError
+
+from ..dataset import Dataset
+from ..messages import say_once
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 1000  # images whose pixels are compared with their vectors
+DECISIVE = 5.0  # standard deviations between two orders
+GIVE_NAMES = "give names: an .npz with features and names, or a table {} beside it with a column file"
+
+
+def say_nothing(vectors: np.ndarray) -> dict[int, str]:
+    """The rows of float32 (N, D) that say nothing about an image, and why."""
+    broken = ~np.isfinite(vectors).all(1)
+    constant = (vectors == vectors[:, :1]).all(1) & (vectors.shape[1] > 1)
+    why = np.where(
+        broken, "NaN or infinity", np.where(vectors[:, 0] == 0, "all zeros", "one number throughout")
+    )
+    return {row: str(why[row]) for row in np.flatnonzero(broken | constant).tolist()}
+
+
+def rows_by_name(path: Path, names: Sequence[str], images: Sequence[str]) -> np.ndarray:
+    """The row of each of N images, int64 (N,), by the names of a file's rows.
+
+    Names may have more folders than the images', others, or no suffix, as long as each image has one of its
+    own. Raises UserError if an image has no row, or two.
+    """
+    best: dict[int, list[int]] = {}  # image: its rows
+    for without_suffix, without_folder in itertools.product((False, True), repeat=2):
+        keys = [os.path.basename(_plain(image)) if without_folder else _plain(image) for image in images]
+        keys = [os.path.splitext(key)[0] for key in keys] if without_suffix else keys
+        known = {key: image for image, key in enumerate(keys)}
+        if len(known) < len(images):
+            continue
+        found: dict[int, list[int]] = {}
+        for row, name in enumerate(names):
+            key = next((end for end in _ends(_plain(name), without_suffix) if end in known), None)
+            if key is not None:
+                found.setdefault(known[key], []).append(row)
+        best = max(best, found, key=len)
+        if len(best) == len(images):
+            break
+    missing = [image for i, image in enumerate(images) if i not in best]
+    used = set(itertools.chain.from_iterable(best.values()))
+    others = [name for row, name in enumerate(names) if row not in used]
+    extra = f"{len(others)} of its {len(names)} names are no image here{', first ' * bool(others)}"
+    extra += "".join(others[:1])
+    if missing:
+        raise UserError(
+            f"{path}: no vector for {len(missing)} of {len(images)} images, first {missing[0]}; {extra}"
+        )
+    twice = next((i for i, rows in best.items() if len(rows) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: rows {best[twice][0]} and {best[twice][1]} are both of {images[twice]}")
+    say_once(log.info, f"{path}: vectors of {len(images)} images, by name" + f"; {extra}" * bool(others))
+    return np.array([best[i][0] for i in range(len(images))])
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+
+
+def _ends(name: str, without_suffix: bool) -> Iterator[str]:
+    """A path, and all that is left of it without its first folders."""
+    for form in (name, os.path.splitext(name)[0])[: 1 + without_suffix]:
+        parts = form.split("/")
+        yield from ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+# --- without names -------------------------------------------------------------------------------
+
+
+def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset) -> np.ndarray:
+    """The row of each of N images, int64 (N,), where the rows have no names.
+
+    They are taken in the images' order, unless that of numbers (1, 2, 10) is another and clearly fits better:
+    copies of a file have one vector, and images that look alike have similar ones. What is not clear is
+    logged as a warning.
+
+    Args:
+        path: file of the vectors.
+        vectors: float32 (N, D), finite.
+    """
+    names, hashes, given = images.names(), images.content_hashes(), np.arange(len(images))
+    if hashes is None:  # not files
+        return given
+    natural = np.empty_like(given)
+    natural[sorted(given, key=lambda i: _natural_key(names[i]))] = given
+    first: dict[str, int] = {}
+    copies = [(first[sum_], i) for i, sum_ in enumerate(hashes) if first.setdefault(sum_, i) != i][:SAMPLE]
+    sample = np.unique(np.linspace(0, len(given) - 1, SAMPLE).astype(int))
+    near = _look_alikes(images, sample)
+    (alike, fit), (natural_alike, natural_fit) = (
+        _fit(vectors, rows, sample, near, copies) for rows in (given, natural)
+    )
+    lead = natural_fit - fit + 100 * (natural_alike - alike)  # copies decide
+    rows, way, other = given, "sorted (1, 10, 2)", "numbers (1, 2, 10)"
+    if lead > DECISIVE:
+        rows, way, other, alike, fit = natural, other, way, natural_alike, natural_fit
+    pairs = ", ".join(f"{names[i]} <- row {rows[i]}" for i in np.flatnonzero(given != natural)[:3])
+    how = GIVE_NAMES.format(path.with_suffix(".csv"))
+    if pairs and lead > -DECISIVE:
+        why = "that fits the images better" if lead > DECISIVE else "nothing shows whether that is right"
+        say_once(log.warning, f"{path}: rows taken in the order {way}, not {other}; {why}: {pairs}; {how}")
+    if alike < 0.9 or (fit < 2 and len(sample) >= 50):
+        what = "copies of a file" if alike < 0.9 else "images that look alike"
+        what += " have unlike vectors; are the rows in the order of the sorted names?"
+        say_once(log.warning, f"{path}: {what} If not, {how}")
+    return rows
+
+
+def _natural_key(name: str) -> list[str | int]:
+    parts: list[str | int] = list(re.split(r"(\d+)", name))
+    parts[1::2] = map(int, parts[1::2])
+    return parts
+
+
+def _look_alikes(images: Dataset, sample: np.ndarray) -> torch.Tensor:
+    """For each image of a sample the places in it of the five with the most similar pixels, (M, 5)."""
+    batches = images.fetch(torch.from_numpy(sample).split(100), "cpu")
+    pixels = torch.cat([F.adaptive_avg_pool2d(batch.float(), 8).flatten(1) for batch in batches])
+    similarity = _cosines(pixels).fill_diagonal_(-2)
+    return similarity.topk(min(5, len(sample) - 1)).indices
+
+
+def _fit(
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    sample: np.ndarray,
+    near: torch.Tensor,
+    copies: list[tuple[int, int]],
+) -> tuple[float, float]:
+    """How well an order of rows fits the images.
+
+    Returns:
+        the share of pairs of copies that have one vector, and by how many standard deviations the vectors of
+        images that look alike are more similar than if the rows were shuffled.
+    """
+    sampled = torch.from_numpy(vectors[rows[sample]])
+    centered = sampled - sampled.mean(0)
+    pairs = torch.from_numpy(vectors[rows[np.array(copies, int).reshape(-1, 2)]])  # (P, 2, D)
+    close = (pairs[:, 0] - pairs[:, 1]).square().sum(1) <= 0.01 * centered.square().sum(1).mean()
+    similarity, generator = _cosines(sampled), torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(near), generator=generator) for _ in range(100)]
+    orders.append(torch.arange(len(near)))
+    likeness = torch.stack([similarity[order[:, None], order[near]].mean() for order in orders]).double()
+    shuffled = likeness[:-1]
+    fit = (likeness[-1] - shuffled.mean()) / shuffled.std().clamp(min=1e-9)
+    return close.double().mean().item() if copies else 1.0, fit.item()
+
+
+def _cosines(table: torch.Tensor) -> torch.Tensor:
+    """Cosine similarities (N, N) of the rows of (N, D), from their mean."""
+    unit = F.normalize(table - table.mean(0), dim=1)
+    return unit @ unit.T
