@@ -112,8 +112,9 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     )  # fmt: skip
     add("--pretrained", metavar="FILE", type=file_argument, help="file of the backbone's weights")
     add(
-        "--features", metavar="FILE.npy", type=file_argument,
-        help="cluster by these vectors, one for each image in the order of their names, from any model",
+        "--features", metavar="FILE", type=file_argument,
+        help="cluster by these vectors from any model: .npz, .parquet, .csv, ... with the images' names, or "
+        "without names one for each image, sorted by path",
     )  # fmt: skip
     add("--from-scratch", action="store_true", help="learn the features from these images alone")
     add("--size", metavar="PIXELS", type=int, help="side to which images are brought")

@@ -73,7 +73,12 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("results", metavar="RESULTS", type=file_argument)
-    add("images", metavar="NEW_IMAGES", type=file_argument, help="or .npy, vectors for a model of features")
+    add(
+        "images",
+        metavar="NEW_IMAGES",
+        type=file_argument,
+        help="or a file of vectors for a model of features",
+    )
     add(
         "--output", metavar="FILE.csv", type=file_argument,
         help="the table (default: RESULTS/predictions/NEW_IMAGES.csv; with -2 if that is of another folder)",
@@ -135,12 +140,12 @@ def find_images(path: Path, trained: TrainedModel, results: Path | None = None) 
 
     Raises UserError for anything else, and for what the model does not take.
     """
-    if path.suffix.lower() == ".npy" and path.is_file():
+    if path.is_file() and (trained.vector_width is not None or path.suffix.lower() == ".npy"):
         return find_vectors(path, trained)
     if trained.vector_width is not None:
         raise UserError(
-            f"{path}: {trained.folder} was trained on features, not on images; give an .npy file of the "
-            f"features, (N, {trained.vector_width}), of the same network"
+            f"{path}: {trained.folder} was trained on features, not on images; give a file of the features, "
+            f"(N, {trained.vector_width}), of the same network"
         )
     files, names, left_out = data.images_of([path], without=(results, trained.folder))
     if left_out:
@@ -152,30 +157,33 @@ def find_images(path: Path, trained: TrainedModel, results: Path | None = None) 
 
 
 def find_vectors(path: Path, trained: TrainedModel) -> NewImages:
-    """The rows of an .npy file. Raises UserError unless they are vectors as of the training."""
+    """The rows of a file of vectors, by their names if it has any.
+
+    Raises UserError unless they are as long as those of the training.
+    """
     if trained.vector_width is None:
         raise UserError(f"{path}: {trained.folder} was trained on images; give a folder of images")
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error})") from None
-    if vectors.ndim != 2 or vectors.shape[1] != trained.vector_width or vectors.dtype.kind not in "fiu":
+    vectors, names = data.read_vectors(path)
+    if vectors.shape[1] != trained.vector_width:
         raise UserError(
             f"{path}: expected numbers of shape (N, {trained.vector_width}), as in the training, found "
             f"{vectors.dtype} {vectors.shape}"
         )
-    if not len(vectors):
-        raise UserError(f"{path}: holds no rows")
 
     def read(_: int) -> Iterator[tuple[range, torch.Tensor, dict]]:
         for start in range(0, len(vectors), 1024):
-            rows = np.array(vectors[start : start + 1024], np.float32)
-            broken = ~np.isfinite(rows).all(1)
-            if broken.any():
-                raise UserError(f"{path}: row {start + broken.argmax()} holds NaN or infinity")
-            yield range(start, start + len(rows)), torch.from_numpy(rows), {}
+            with np.errstate(over="ignore"):  # it is infinite then
+                part = vectors[start : start + 1024].astype(np.float32)
+            useless = data.say_nothing(part)
+            reasons = {start + row: why for row, why in useless.items()}
+            yield (
+                range(start, start + len(part)),
+                torch.from_numpy(np.delete(part, list(useless), 0)),
+                reasons,
+            )
 
-    return NewImages(range(len(vectors)), read)
+    by_row = names and {str(row): name for row, name in enumerate(names)}
+    return NewImages(range(len(vectors)), read, by_row)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -258,7 +266,8 @@ def table_rows(
                 yield [*row, unlike_text(percent), note]
             progress.update(len(files))
     if set(places) == {UNREADABLE}:
-        raise UserError(f"{name}: cannot be read as an image ({unreadable[file]}); there is none that can")
+        how = "read as an image" if isinstance(file, str) else "used"
+        raise UserError(f"{name}: cannot be {how} ({unreadable[file]}); there is none that can")
 
 
 def batches(images: NewImages, num_workers: int, size: int) -> Iterator[tuple[list, torch.Tensor, dict]]:

@@ -37,6 +37,7 @@ from .sets.torchvision_sets import build_cifar10, build_cifar20, build_stl10
 from .vectors.cached_features import CachedFeatures
 from .vectors.features_file import build_vectors
 from .vectors.formats import read_vectors
+from .vectors.rows import say_nothing
 from .views import AnchorNeighborView, PlainView, Transform, TwoViews, View, WeakStrongView
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..csv_tables import table_lines
 CALLED_NAMES = ("path", "imagepath", "filepath", "file", "filename", "image", "imagename", "name")
 CALLED_VECTORS = ("feature", "vector", "embedding")
 NO_FEATURES = ("", "unnamed:0", "index", "id", "label", "clas", "target", "cluster")  # columns of tables
-INSTEAD = "numpy.savez(FILE, features=VECTORS, names=NAMES) makes a file that can, NAMES as text"
+INSTEAD = "write it with numpy.savez(FILE, features=VECTORS, names=NAMES), where NAMES are texts"
 
 
 class VectorFile(NamedTuple):
@@ -90,7 +91,10 @@ def _numpy(path: Path) -> dict[str, Any]:
 
 
 def _torch(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:  # its message would have the user load it with all that it may run
+        raise UserError(f"{path}: holds more than tensors, lists and texts, or is damaged; {INSTEAD}") from None
     return content if isinstance(content, dict) else {"vectors": content}
 
 

@@ -197,14 +197,26 @@ def test_vectors(of_features, run, tmp_path):
     assert list(found) == [str(row) for row in range(2000)]
 
 
+def test_vectors_with_names_and_those_that_say_nothing(of_features, run, tmp_path):
+    results, vectors, clusters = of_features
+    vectors[1500, 3], vectors[7] = np.nan, 0
+    names = [f"n{i}.png" for i in range(2000)]
+    np.savez(tmp_path / "new.npz", features=vectors, paths=names)
+    found = run(results=results, images=tmp_path / "new.npz")
+    assert list(found) == names
+    assert (found["n7.png"]["note"], found["n1500.png"]["note"]) == ("all zeros", "NaN or infinity")
+    rows = [(row["cluster"], cluster) for row, cluster in zip(found.values(), clusters, strict=True)]
+    assert all(found == str(cluster) for found, cluster in rows if found) and len(rows) == 2000
+    assert sum(not found for found, _ in rows) == 2
+
+
 def test_vectors_that_cannot_be_used(of_features, refuses, pngs, tmp_path):
     results, vectors, _ = of_features
-    vectors[1500, 3] = np.nan
     for content, *words in (
-        (npy(vectors), "new.npy: row 1500 holds NaN"),
         (npy(vectors[:, :15]), "(N, 16)", "found float32 (2000, 15)"),
-        (npy(vectors[:0]), "holds no rows"),
-        (npy(vectors)[:-9], "not a readable .npy file"),
+        (npy(vectors[:0]), "expected numbers of shape (N, D), found float32 (0, 16)"),
+        (npy(vectors)[:-9], "cannot be read as vectors"),
+        (npy(0 * vectors), "1999: cannot be used (all zeros); there is none that can"),
     ):
         (tmp_path / "new.npy").write_bytes(content)
         refuses(words, results=results, images=tmp_path / "new.npy")

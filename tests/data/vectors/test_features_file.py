@@ -5,7 +5,7 @@ import pytest
 import torch
 from digits_files import DIGITS
 from image_folders import config, splits, write_images
-from mistakes import refused
+from mistakes import assert_holds, refused
 
 import data
 
@@ -75,6 +75,26 @@ def test_another_dataset_needs_no_training_images(photos, tmp_path):
     refused(words, data.build_dataset, settings, "test")
 
 
+def test_images_whose_vectors_say_nothing_are_left_out(tmp_path, caplog):
+    array = vectors(1437 + 360)
+    array[[3, 5, 8]] = np.array([[np.nan], [0], [7]])
+    np.save(tmp_path / "v.npy", array)
+    settings = {**DIGITS, "features_file": str(tmp_path / "v.npy")}
+    dataset, images = data.build_dataset(settings, "train"), data.build_dataset(DIGITS, "train")
+    kept = [i for i in range(1437) if i not in (3, 5, 8)]
+    np.testing.assert_array_equal(fetched(dataset), array[kept])
+    assert len(dataset) == 1434 and dataset.names() == [images.names()[i] for i in kept]
+    assert torch.equal(dataset.labels, images.labels[kept])
+    assert torch.equal(dataset.raw(-1), images.raw(-1)) and torch.equal(dataset.raw(3), images.raw(4))
+    words = ["3 of 1437 images", "(row 3: NaN or infinity)", "(row 5: all zeros)", "(row 8: one number"]
+    assert_holds(caplog.messages[-1], words)
+    before = dataset.fingerprint()
+    array[[8, 9]] = array[[9, 8]]
+    np.save(tmp_path / "v.npy", array)
+    other = data.build_dataset(settings, "train")
+    assert torch.equal(fetched(other), fetched(dataset)) and other.fingerprint() != before
+
+
 def test_batches_of_vectors(photos):
     dataset = data.build_dataset(photos(vectors(4)), "train")
     pairs = next(dataset.fetch([torch.tensor([[0, 3], [1, 2]])], "cpu"))
@@ -105,20 +125,15 @@ def test_labels_are_those_of_the_images(tmp_path):
     assert dataset.content_digest() is None
 
 
-with_nan = vectors(4)
-with_nan[2, 1] = np.nan
-
-
 @pytest.mark.parametrize(
     ("array", "more", "words"),
     [
         (vectors(5), {}, ["holds 5 vectors, but there are 4 images, which are both splits"]),
-        (with_nan, {}, ["1 vectors hold NaN or infinity", "first one in row 2 (", "2.JPEG)"]),
-        (vectors(4, dtype=np.float64) * 1e300, {}, ["4 vectors hold", "too large for float32"]),
-        (np.zeros((4, 5), int), {}, ["expected floating-point numbers of shape (N, D), found int64 (4, 5)"]),
-        (np.zeros(4), {}, ["found float64 (4,)"]),
+        (vectors(4, dtype=np.float64) * 1e300, {}, ["4 of 4 images", "2.JPEG (row 2: NaN or infinity)"]),
+        (np.zeros((4, 5), int), {}, ["4 of 4 images have vectors that say nothing", "(row 0: all zeros)"]),
+        (np.zeros(4), {}, ["expected numbers of shape (N, D), found float64 (4,)"]),
         (np.zeros((4, 0)), {}, ["found float64 (4, 0)"]),
-        (np.array([[{}]] * 4), {}, ["not a readable .npy file of numbers"]),
+        (np.array([[{}]] * 4), {}, ["cannot be read as vectors", "numpy.savez"]),
         (vectors(4), {"backbone": "features/6"}, ["backbone features/6: must be features/5", "have 5 num"]),
         (vectors(4), {"backbone": "resnet18"}, ["backbone resnet18: must be features/5"]),
         (vectors(4), {"cache_features": 3}, ["leave cache_features out"]),
@@ -128,7 +143,7 @@ def test_what_is_refused(photos, array, more, words):
     refused(words, data.build_dataset, photos(array, **more), "train")
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "no such file"), (b"PK\x03\x04", "not a readable")])
+@pytest.mark.parametrize(("content", "words"), [(None, "no such file"), (b"PK\x03\x04", "cannot be read as")])
 def test_no_array(tmp_path, content, words):
     if content is not None:
         (tmp_path / "v.npy").write_bytes(content)
