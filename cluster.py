@@ -95,7 +95,8 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     add = parser.add_argument
     add(
         "images", metavar="PHOTOS", nargs="+", type=file_argument,
-        help="folder of images, nested or not; an image file; a text file of paths; or several of these",
+        help="folder of images, nested or not; an image; .zip, .tar, .parquet, .mp4, ... with images; a .txt "
+        "file of paths; or several of these",
     )  # fmt: skip
     add(
         "--clusters", metavar="K", required=True, type=numbers_argument,
@@ -125,6 +126,12 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         "--link-originals", action="store_true",
         help="the report opens the images wherever it lies on this machine; it then tells their path",
     )  # fmt: skip
+    add(
+        "--every",
+        metavar="SECONDS",
+        type=float,
+        help="between the frames that are taken of a video (default: 1)",
+    )
     add("--seed", type=int, default=0)
     add_overrides(
         parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
@@ -194,7 +201,7 @@ def count_images(options: ClusterOptions, folder: Path) -> int:
 
     Raises UserError if they are too few, or if --labels finds no classes.
     """
-    found = data.images_of(options.images, without=(folder.parent, folder))
+    found = data.images_of(options.images, (folder.parent, folder), options.every or 1)
     if options.labels:
         require_classes(found.names)
     require_enough_images(options, len(found.files))

@@ -19,6 +19,7 @@ from errors import UserError, did_you_mean
 from .augment.transforms import build_eval_transform, build_train_transform
 from .dataset import BatchSource, Dataset
 from .device import to_device
+from .folder.containers import read_file, stat_file
 from .folder.decode import ResizeSpec
 from .folder.decode_pass import decode_batches
 from .folder.image_files import FolderImages
@@ -139,7 +140,7 @@ def _resize_spec(config: Mapping[str, Any]) -> ResizeSpec:
 
 def _folder_options(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Arguments of build_folder that a configuration gives."""
-    keys = ("num_workers", "max_unreadable", "folder_labels", "white_level")
+    keys = ("num_workers", "max_unreadable", "folder_labels", "white_level", "every")
     return {
         **{key: config[key] for key in keys if key in config},
         "results": config.get("root_dir"),

@@ -51,6 +51,8 @@ def fit(experiment: OwnExperiment, n: int) -> None:
             train_db_name=options.name, val_db_name=options.name, num_classes=clusters, seed=options.seed,
             num_workers=min(8, os.cpu_count() or 1),
         )  # fmt: skip
+        if options.every:
+            content["every"] = options.every
         if options.features:
             content["features_file"] = str(options.features.resolve())
     set_network(contents, *default_network(options))

@@ -53,6 +53,7 @@ class ClusterOptions(CommandOptions):
     resize: str
     hours: float
     labels: str | None
+    every: float | None
     link_originals: bool
     seed: int
     overrides: list[str]

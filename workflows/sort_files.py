@@ -7,8 +7,10 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import data
 from errors import UserError
 from utils.files import writing
 
@@ -54,7 +56,10 @@ def folder_name(name: str) -> str:
 
 def require_room(files: Iterable[str], root: Path) -> None:
     """Raise UserError if the disk has no room for copies of the files, less what is in `root` already."""
-    needed = sum(os.path.getsize(file) for file in files if os.path.exists(file))  # no broken links
+    needed = 0
+    for file in files:
+        with suppress(OSError):  # a broken link
+            needed += data.stat_file(file)[0]
     there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     existing = next(path for path in (root, *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
@@ -92,13 +97,22 @@ def free_path(path: Path, file: str) -> Path | None:
         candidate = path.with_name(name)
         if not os.path.lexists(candidate):
             return candidate
-        if candidate.is_file() and filecmp.cmp(file, candidate, shallow=False):
+        if candidate.is_file() and _same_content(file, candidate):
             break
     return None
 
 
+def _same_content(file: str, other: Path) -> bool:
+    if os.path.exists(file):
+        return filecmp.cmp(file, other, shallow=False)
+    return data.read_file(file) == other.read_bytes()
+
+
 def copy_or_link(file: str, target: Path, link: bool) -> None:
     """A copy gets its name only when it is complete."""
+    is_plain = os.path.exists(file)
+    if link and not is_plain:
+        raise UserError(f"{file}: an image within a file cannot be linked; leave --link out")
     temporary = target.with_name(f".copying-{os.getpid()}")
     with writing(target, "the table is whole, what was sorted stays, and the same command goes on"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +120,10 @@ def copy_or_link(file: str, target: Path, link: bool) -> None:
             target.symlink_to(os.path.abspath(file))
             return
         try:
-            shutil.copy2(file, temporary)
+            if is_plain:
+                shutil.copy2(file, temporary)
+            else:
+                temporary.write_bytes(data.read_file(file))
             temporary.rename(target)
         finally:
             temporary.unlink(missing_ok=True)

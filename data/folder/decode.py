@@ -17,6 +17,7 @@ from errors import UserError
 
 from ..messages import shown
 from .cache import FileRecord
+from .containers import read_file, readable
 from .sanity_checks import summarize_pixels
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def is_image(path: str) -> bool:
     """Whether a file's first bytes say that it is an image, whatever its name."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            Image.open(path, formats=[name for name in formats() if name in UNMISTAKABLE]).close()
+            Image.open(readable(path), formats=[name for name in formats() if name in UNMISTAKABLE]).close()
     except Exception:  # a damaged file can break a decoder in any way
         return False
     return True
@@ -101,8 +102,7 @@ def decode_image(path: str, spec: ResizeSpec, white: int) -> tuple[torch.Tensor,
 
     Returns uint8 (3, size, size) and what is known of the file. Raises as Pillow does.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    content = read_file(path)
     with (
         warnings.catch_warnings(action="ignore"),
         Image.open(io.BytesIO(content), formats=formats()) as image,
@@ -118,7 +118,7 @@ def decode_image(path: str, spec: ResizeSpec, white: int) -> tuple[torch.Tensor,
 def brightest_value(path: str) -> int:
     """The highest value of a file of 16-bit gray; -1 for any other file, whose pixels are not read."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(readable(path), formats=formats()) as image:
             return _16_bit_values(image)[2] if image.mode.startswith("I") else -1
     except Exception:  # a damaged file can break a decoder in any way
         return -1

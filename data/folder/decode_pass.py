@@ -26,6 +26,7 @@ from ..messages import shown
 from ..sets.arrays import ArrayImages
 from . import sanity_checks
 from .cache import DecodedCache, FileRecord, FileStat, Manifest, PixelFile, Records
+from .containers import stat_file
 from .decode import ResizeSpec, brightest_value, decode_image, reason_of, unreadable_error
 from .image_files import decoding_loader
 from .memory import fits_in_memory
@@ -125,8 +126,7 @@ def _file_stats(files: Sequence[str], names: Sequence[str]) -> list[FileStat]:
     stats = []
     for path, name in zip(files, names, strict=True):
         try:
-            status = os.stat(path)
-            stats.append(FileStat(shown(name), status.st_size, status.st_mtime_ns))
+            stats.append(FileStat(shown(name), *stat_file(path)))
         except OSError:  # a broken link
             stats.append(FileStat(shown(name), -1, -1))
     return stats

@@ -25,6 +25,9 @@ REMEDIES = {
     ".avif .avifs .j2k .jp2 .jpx .webp": "pip install --upgrade pillow",
     ".arw .cr2 .cr3 .dng .nef .orf .raf .rw2": "save them as JPEG",
     ".dcm .eps .pdf .svg": "save them as PNG",
+    ".avi .gz .m4v .mkv .mov .mp4 .parquet .tar .tgz .webm .zip": "name the file itself",
+    ".7z .rar": "unpack it",
+    ".arrow .h5 .hdf5 .lmdb .mat .npy .npz .tfrecord": "save the images as files; vectors go to --features",
 }
 
 Suffixes = Counter[str]  # of files
@@ -81,7 +84,7 @@ def class_folders(root: Path) -> list[str]:
     return sorted(
         path.name
         for path in Path(root).iterdir()
-        if not _is_hidden(path.name) and path.is_dir() and _inode(path) not in around
+        if not is_hidden(path.name) and path.is_dir() and _inode(path) not in around
     )
 
 
@@ -108,13 +111,18 @@ def images_in(
     """Sorted paths of a folder's images, with `deep` recursively, and the suffixes of other files."""
     files: list[str] = []
     ignored: Suffixes = Counter()
-    entered = _folders_around(folder) | {_inode(path) for path in without if path and os.path.isdir(path)}
-    for path in _files_in(folder, entered if deep else None):
+    for path in files_of(folder, deep, without):
         if names_image(path):
             files.append(path)
         elif os.path.basename(path) not in UNREADABLE_LISTS:
             ignored[suffix_of(path)] += 1
     return sorted(files), ignored
+
+
+def files_of(folder: Path, deep: bool = True, without: Sequence[str | Path | None] = ()) -> Iterator[str]:
+    """Paths of the files of a folder, with `deep` recursively."""
+    entered = _folders_around(folder) | {_inode(path) for path in without if path and os.path.isdir(path)}
+    return _files_in(folder, entered if deep else None)
 
 
 def names_image(path: str) -> bool:
@@ -144,7 +152,7 @@ def _files_in(folder: str | Path, entered: set[tuple[int, int]] | None) -> Itera
     with entries:
         for entry in entries:
             linked = entry.is_symlink()
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if os.path.isdir(entry.path) if linked else entry.is_dir():
                 if entered is not None and _inode(entry.path) not in entered:
@@ -154,7 +162,7 @@ def _files_in(folder: str | Path, entered: set[tuple[int, int]] | None) -> Itera
                 yield entry.path
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM  # macOS leaves a ._x.jpg beside each x.jpg
 
 

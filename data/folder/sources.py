@@ -1,4 +1,4 @@
-"""What a user gives as images: folders, image files, lists of paths."""
+"""What a user gives as images: folders, files, archives and the like, lists of paths."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from errors import UserError
 
 from ..messages import shown
-from . import listing
+from . import containers, listing
 
 
 class SourceImages(NamedTuple):
@@ -21,13 +21,16 @@ class SourceImages(NamedTuple):
     ignored: listing.Suffixes
 
 
-def images_of(sources: Sequence[Path], without: Sequence[str | Path | None] = ()) -> SourceImages:
+def images_of(
+    sources: Sequence[Path], without: Sequence[str | Path | None] = (), every: float = 1.0
+) -> SourceImages:
     """The images of one or more sources, each once.
 
     Args:
-        sources: folders, read as `listing.list_images` does; image files; text files of paths, see
-            `listed_images`.
+        sources: folders, read as `listing.list_images` does; image files; containers of images; text files of
+            paths, see `listed_images`. Of a folder without images its containers are read.
         without: see `listing.list_images`.
+        every: seconds between two frames of a video.
 
     Returns:
         their names are the paths within a folder, a file's own name, and with several sources after the
@@ -37,13 +40,13 @@ def images_of(sources: Sequence[Path], without: Sequence[str | Path | None] = ()
         UserError: no such source, or nothing in it that is an image.
     """
     if len(sources) == 1:
-        return _images_of_one(sources[0], without)
+        return _images_of_one(sources[0], without, every)
     known: dict[str, str] = {}
     taken: set[str] = set()
     prefixes: set[str] = set()
     ignored: listing.Suffixes = Counter()
     for source in sources:
-        found = _images_of_one(source, without)
+        found = _images_of_one(source, without, every)
         prefix = "" if found.files == [str(source)] else f"{_distinct(source.name, prefixes)}/"
         for file, name in zip(found.files, found.names, strict=True):
             if file not in known:
@@ -56,8 +59,11 @@ def require_source(source: Path) -> None:
     """Raise UserError unless there is such a source, of a kind that can be read."""
     if not source.is_file():
         listing.require_folder(source)
-    elif source.suffix.lower() != ".txt" and not listing.names_image(str(source)):
-        advice = listing.remedy_of(str(source)) or "; give a folder, an image file or a .txt file of paths"
+    elif not containers.is_container(str(source)) and not (
+        source.suffix.lower() == ".txt" or listing.names_image(str(source))
+    ):
+        advice = listing.remedy_of(str(source))
+        advice = advice or "; give a folder, an image, an archive (.zip, .tar) or a .txt file of paths"
         raise UserError(f"{shown(str(source))}: is a file, and no image{advice}")
 
 
@@ -72,7 +78,7 @@ def listed_images(path: Path) -> SourceImages:
 
     Those elsewhere are named by their path within the folder that holds all of them.
 
-    Raises UserError if a line names no file.
+    Raises UserError if a line names no file, or none an image.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -96,19 +102,38 @@ def listed_images(path: Path) -> SourceImages:
         file[len(inside) :] if file.startswith(inside) else os.path.abspath(file)[len(elsewhere) :]
         for file in files
     ]
+    listing.require_images(path, files, ignored)
     return SourceImages(files, [_distinct(name, taken) for name in names], ignored)
 
 
-def _images_of_one(source: Path, without: Sequence[str | Path | None]) -> SourceImages:
+def _images_of_one(source: Path, without: Sequence[str | Path | None], every: float) -> SourceImages:
     require_source(source)
     if source.is_dir():
-        files, ignored = listing.list_images(source, without)
-        return SourceImages(files, listing.names_within(source, files), ignored)
-    if source.suffix.lower() == ".txt":
-        found = listed_images(source)
-        listing.require_images(source, found.files, found.ignored)
-        return found
-    return SourceImages([str(source)], [source.name], Counter())
+        files, ignored = listing.images_in(source, without=without)
+        inside = sorted(
+            filter(containers.is_container, () if files else listing.files_of(source, without=without))
+        )
+        for path in inside:
+            found, others = _contained_images(path, every)
+            files += found
+            ignored += others
+            ignored[listing.suffix_of(path)] -= 1
+    elif containers.is_container(str(source)):
+        files, ignored = _contained_images(str(source), every)
+    elif source.suffix.lower() == ".txt":
+        return listed_images(source)
+    else:
+        return SourceImages([str(source)], [source.name], Counter())
+    listing.require_images(source, files, ignored)
+    return SourceImages(files, listing.names_within(source, files), +ignored)
+
+
+def _contained_images(path: str, every: float) -> tuple[list[str], listing.Suffixes]:
+    """Paths of the images in a container, and the suffixes of its other files."""
+    names = containers.contained(path, every)
+    inside = [os.path.join(path, name) for name in names if not any(map(listing.is_hidden, name.split("/")))]
+    files = [file for file in inside if listing.names_image(file)]
+    return files, Counter(map(listing.suffix_of, set(inside).difference(files)))
 
 
 def _distinct(name: str, taken: set[str]) -> str:

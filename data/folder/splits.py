@@ -42,6 +42,7 @@ def build_folder(
     num_workers: int = 0,
     max_unreadable: float = 0.01,
     folder_labels: str = "auto",
+    every: float = 1.0,
     white_level: int | None = None,
     cache_folder: Path | None = None,
     train_cache_folder: Path | None = None,
@@ -59,6 +60,7 @@ def build_folder(
         root: a folder, or sources as `sources.images_of` takes them.
         max_unreadable: share of the images that may be left out.
         folder_labels: "auto", or "none": folders mean nothing, and all images are in both splits.
+        every: seconds between the frames that are taken of a video.
         white_level: value of 16-bit files that is shown white; None: see `sanity_checks.white_of`.
         cache_folder: folder that the decoded images are kept in; None: nowhere.
         train_cache_folder: that of the train split, whose value of white holds for the test split, too.
@@ -73,7 +75,7 @@ def build_folder(
     first = folder = given[0]
     if folder_labels == "none" or len(given) > 1 or first.is_file():
         # if results and images share a folder, only this dataset's results within it are left out
-        found = SplitFiles(*images_of(given, without=(results, cache_folder and cache_folder.parent)))
+        found = SplitFiles(*images_of(given, (results, cache_folder and cache_folder.parent), every))
     else:
         listing.require_folder(first)
         folder = _folder_of_split(first, split)

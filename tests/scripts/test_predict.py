@@ -327,6 +327,20 @@ def test_names_never_lead_out_of_the_folder(run, pngs, tmp_path):
     assert all(folder.parent == into for folder in folders)
 
 
+def test_images_of_an_archive_are_sorted_as_those_of_a_folder(run, refuses, pngs, tmp_path):
+    archive = shutil.make_archive(tmp_path / "new", "zip", pngs)
+    into = tmp_path / "sorted"
+    refuses(["cannot be linked", "leave --link out"], "--sort-into", into, "--link", images=archive)
+    for _ in range(2):  # nothing is copied again
+        found = run("--sort-into", into, images=archive)
+        assert found == run()
+        assert files_in(into) == {f"{row['cluster']}/{name}" for name, row in found.items()}
+    assert all(
+        (into / row["cluster"] / name).read_bytes() == (pngs / name).read_bytes()
+        for name, row in found.items()
+    )
+
+
 def test_sorting_into_the_images_themselves_is_refused(new, tmp_path):
     (tmp_path / "link").symlink_to(new)
     for name in ("new", "new/a", "new/a/deep", "link"):

@@ -296,9 +296,13 @@ class Experiment(Settings):
     )
     image_folder: str | list[str] | None = key(
         one_or_several(STRING),
-        "Images to learn from, whatever train_db_name is: a folder, a text file of paths, an image; or a "
-        "list of those.",
+        "Images to learn from, whatever train_db_name is: a folder, an image, a file of images "
+        "(.zip, .tar, .parquet, .mp4, ...), a text file of paths; or a list of those.",
         affects_results=False,  # the datasets' fingerprints say which images they are
+    )
+    every: float = key(
+        number(above=0), "Seconds between the frames that are taken of a video.", default=1,
+        affects_results=False,  # the datasets' fingerprints say which they are
     )
     folder_labels: str = key(
         one_of("auto", "none"),
