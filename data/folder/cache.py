@@ -41,7 +41,7 @@ class FileRecord(NamedTuple):
     """What decoding found out about a file, or why it failed."""
 
     sha256: str = ""  # of the content
-    width: int = 0
+    width: int = 0  # -1: not because of the content
     height: int = 0
     brightest: int = -1  # highest value of an image of 16-bit gray; -1: another kind of image
     one_color: int = 0  # 1: the decoded image has only one color

@@ -3,7 +3,8 @@
 The cache's manifest is the only record of what was found. `unreadable.txt` is written from it for people and
 never read. So all steps of a results folder leave out the same images, and the neighbors' indices, which
 count only those that are left, stay valid. When the folder has changed, the changed files are decoded, and
-those that could not be read are tried again. Without a cache, each process makes its own pass.
+those that could not be read are tried again; so they are when one that could not be opened can be. Without a
+cache, each process makes its own pass.
 
 An interrupted pass keeps what it has decoded, unless the cache already holds more images. The next pass
 continues from there.
@@ -84,8 +85,10 @@ def decode_folder(
         return _finished[key]
     with cache.exclusive() if cache else contextlib.nullcontext():
         manifest = cache.load() if cache else Manifest({})
-        if stats != list(manifest.records):
-            manifest = manifest.without_unreadable()  # a changed folder: they may have been repaired
+        known = zip(files, manifest.records.values(), strict=False)
+        opens = any(record.width < 0 and os.access(path, os.R_OK) for path, record in known)
+        if opens or stats != list(manifest.records):
+            manifest = manifest.without_unreadable()  # they may have been repaired
         chosen = white or _white_of_all(files, stats, manifest, num_workers)
         records, pixels = manifest.records, manifest.pixels
         complete = stats == list(records) and all(manifest.holds(stat, chosen) for stat in stats)
@@ -171,7 +174,8 @@ def _decode_batch(files: list[str], spec: ResizeSpec, white: int, keep_pixels: b
             image, record = decode_image(path, spec, white)
             pixels += [image] * keep_pixels
         except Exception as error:  # a damaged file can break a decoder in any way
-            record = FileRecord(reason=shown(reason_of(error)))
+            outside = isinstance(error, OSError) and error.errno  # no permission, a drive that failed, ...
+            record = FileRecord(width=-1 if outside else 0, reason=shown(reason_of(error)))
         records.append(record)
     return DecodedBatch(records, torch.stack(pixels) if pixels else None)
 

@@ -1,5 +1,6 @@
 """Decoded images are kept in a file: later steps find them there, whatever happened in between."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -152,6 +153,25 @@ def test_only_what_changed_is_decoded_again(five, read, results, room, change):
     assert files(results) != before
     names = {"damaged": ["2.png", "x.png"], "repaired": []}.get(change, ["x.png"])
     assert list(unreadable(five)) == names
+
+
+def test_a_file_that_could_not_be_opened(five, read, monkeypatch):
+    """The same file is looked at again as soon as it can be opened, and only then."""
+    readable, decode_image = [], decode_pass.decode_image
+
+    def decode(path, *more):
+        if path.endswith("2.png") and not readable:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return decode_image(path, *more)
+
+    monkeypatch.setattr(decode_pass, "decode_image", decode)
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(readable))
+    assert read()[0] == [1, 3, 4, 5]
+    assert unreadable(five) == {"2.png": "Permission denied", "x.png": "empty, or not an image"}
+    assert read() == ([1, 3, 4, 5], [])
+    readable.append(True)
+    assert read() == ([1, 2, 3, 4, 5], ["2.png", "x.png"])
+    assert read() == ([1, 2, 3, 4, 5], [])
 
 
 @pytest.mark.parametrize(
