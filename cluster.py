@@ -36,11 +36,12 @@ from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine, one_thread, threads_for
 from utils.run.script import add_overrides, default_environment, file_argument, is_name, run_script
-from utils.training.features import backbone_features, digest_of
+from utils.training.features import backbone_features, digest_of, features_path, remove_stale_features
 from utils.training.inference import infer
 from workflows.experiments import split_step
 from workflows.final_head import FinalHead, clustered, earlier_clustering, head_of, number_clusters
 from workflows.fit_to_images import BACKBONE, fit
+from workflows.grown_images import Growth, tell_growth
 from workflows.label_free_choices import choose_number, choose_threshold
 from workflows.own_experiment import (
     ClusterOptions,
@@ -225,19 +226,23 @@ def write_results(experiment: OwnExperiment) -> None:
     last = experiment.plan(list(experiment.folders)[-1])
     dataset = experiment.build_dataset(last.config, "train")
     options, model = experiment.options, digest(last.folder / "model.pth.tar")
-    made_of = [model, digest_of(dataset), options.labels, options.clusters[:-1], options.link_originals]
+    images = digest_of(dataset), dataset.fingerprint()
+    made_of = [model, *images, options.labels, options.clusters[:-1], options.link_originals]
     final = head_of(experiment.folder, model)
     done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
     current = final and figures.get("made_of") == made_of and figures["clustering"] == final.clustering
     if not current or not (experiment.folder / "report.html").exists():
         done.unlink(missing_ok=True)
-        figures = {"made_of": made_of, **describe(experiment, last, dataset)}
+        growth = Growth.since(earlier_clustering(experiment.folder), experiment.trained, dataset)
+        figures = {"made_of": made_of, **describe(experiment, last, dataset, growth)}
         write_json(figures, done)
     tell(figures, health.advice_for(last.config), experiment.folder)
 
 
-def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset) -> dict[str, Any]:
+def describe(
+    experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset, growth: Growth
+) -> dict[str, Any]:
     """Write all but metrics.json, of which this returns the content.
 
     `last` is the step whose model gives the clusters.
@@ -274,6 +279,8 @@ def describe(experiment: OwnExperiment, last: PlannedStep, dataset: data.Dataset
     columns = {name: clusters.tolist() for name, clusters in others.items()}
     for number, level in enumerate(levels, 1):
         columns[f"level_{number}"] = torch.tensor(level["of_cluster"])[assignment.cluster].tolist()
+    if experiment.grown:
+        columns |= tell_growth(growth, dataset, features, assignment, last.folder, folder)
     truth = None
     if experiment.options.labels:
         truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders")
@@ -338,6 +345,7 @@ def predictions(
     loading = run.machine.loading(run.config)
     images = data.eval_loader(dataset, run.config, **loading)
     features = backbone_features(run, features_folder, model, images, "features")
+    remove_stale_features(features_folder, [features_path(run, features_folder, model, dataset)])
     loader = data.feature_loader(features, **loading)
 
     def classify(layer: nn.Linear) -> torch.Tensor:

@@ -21,6 +21,7 @@ from utils.run.machine import Machine
 from utils.training import cost
 from utils.training.features import digest_of
 from workflows import own_experiment
+from workflows.final_head import hashes_of
 from workflows.own_experiment import ClusterOptions, OwnExperiment
 from workflows.run_steps import SCRIPTS
 
@@ -77,7 +78,8 @@ def fit(experiment: OwnExperiment, n: int) -> None:
         pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
         # at the full rate, the first iterations can make all features the same
         pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
-    experiment.images, experiment.distinct = digest_of(dataset), distinct
+    experiment.images, experiment.places = digest_of(dataset), dataset.fingerprint()
+    experiment.trained, experiment.distinct = list(hashes_of(dataset)), distinct
     experiment.plan_all()
     if own_experiment.has_begun(experiment.folder):
         own_experiment.move_to_earlier(experiment.folder, list(SCRIPTS))

@@ -1,9 +1,10 @@
-"""Images that changed since their clusters were found: what is new, gone or renamed, and what fits nowhere."""
+"""Images that changed since their clusters were found: what is new, gone, renamed, and what fits nowhere."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import data
-from utils.analysis import neighbors
+from utils.analysis import neighbors, plots
 from utils.analysis.unlikeness import NTH, TrainingFeatures
 from utils.files import read_json, write_csv, write_json
+from utils.report import Assignment
+from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import TRAINING_FEATURES
 from utils.training.features import kept_features
+from workflows.run_steps import PlannedStep
 
 KNOWN_FILE = "known_images.json"  # in the results folder
 NEW_KINDS = "new_kinds.csv"  # there, too: corrections that would make clusters of new kinds
@@ -25,6 +29,7 @@ NEW_KINDS = "new_kinds.csv"  # there, too: corrections that would make clusters 
 # docs/IMAGES.md
 UNLIKE, UNLIKE_OF_A_KIND = 99.5, 95
 FEWEST = 5  # images of a new kind
+PICTURE, MOST_DRAWN = "new_kinds.png", 100
 LONE = "unlike"
 
 
@@ -37,7 +42,7 @@ class KnownImages:
     trained: list[bool]  # whether the clusters were found on it
 
     @classmethod
-    def read(cls, folder: Path) -> "KnownImages | None":
+    def read(cls, folder: Path) -> Self | None:
         """What `write` wrote, None if it did not."""
         content = read_json(folder / KNOWN_FILE)
         return cls(**content) if content else None
@@ -52,46 +57,63 @@ class Growth:
 
     images: KnownImages  # of today
     added: torch.Tensor  # bool (N,)
-    removed: int
-    renamed: int
+    removed: int = 0
+    renamed: int = 0
+
+    @classmethod
+    def since(cls, known: KnownImages | None, dataset: data.Dataset) -> Self:
+        """Find known images again by their content; of copies, those of the same name.
+
+        `known`: None for those that the clusters are found on.
+        """
+        names, hashes = dataset.names(), dataset.content_hashes() or []
+        if known is None:
+            everyone = [True] * len(names)
+            return cls(KnownImages(names, hashes, everyone), ~torch.tensor(everyone))
+        rows = {pair: row for row, pair in enumerate(zip(known.hashes, known.names, strict=True))}
+        place = [rows.pop(pair, -1) for pair in zip(hashes, names, strict=True)]
+        rest = defaultdict(list)
+        for (content, _), row in rows.items():
+            rest[content].append(row)
+        renamed = [i for i, content in enumerate(hashes) if place[i] < 0 and rest[content]]
+        for i in renamed:
+            if rest[hashes[i]]:
+                place[i] = rest[hashes[i]].pop(0)
+        trained = [row >= 0 and known.trained[row] for row in place]
+        added = torch.tensor(place) < 0
+        removed = sum(map(len, rest.values()))
+        return cls(KnownImages(names, hashes, trained), added, removed, int((~added[renamed]).sum()))
 
     def told(self, cluster: torch.Tensor) -> str:
         """In words. `cluster`: int64 (N,)."""
-        counts = Counter(cluster[self.added].tolist())
-        where = ", ".join(f"{count} in cluster {number}" for number, count in sorted(counts.items()))
-        parts = [f"{int(self.added.sum())} new images: {where}"] if counts else []
-        for what in ("removed", "renamed"):
-            parts += [f"{getattr(self, what)} {what}"] * (getattr(self, what) > 0)
-        return "; ".join(parts or ["the same images"])
+        counts = sorted(Counter(cluster[self.added].tolist()).items())
+        new = f"{int(self.added.sum())} new images" + ": " * bool(counts)
+        parts = [new + ", ".join(f"{count} in cluster {number}" for number, count in counts)]
+        parts += [f"{self.removed} removed"] * (self.removed > 0) + [f"{self.renamed} renamed"] * (
+            self.renamed > 0
+        )
+        return "; ".join(parts)
 
 
-def compare(dataset: data.Dataset, known: KnownImages | None) -> Growth:
-    """Find the images again by their content; of copies, those of the same name."""
-    names, hashes = dataset.names(), dataset.content_hashes() or []
-    if known is None:  # the results of an older version
-        return Growth(KnownImages(names, hashes, [True] * len(names)), torch.zeros(len(names)).bool(), 0, 0)
-    rows = {pair: row for row, pair in enumerate(zip(known.hashes, known.names, strict=True))}
-    place = [rows.pop(pair, -1) for pair in zip(hashes, names, strict=True)]
-    rest = defaultdict(list)
-    for (content, _), row in rows.items():
-        rest[content].append(row)
-    renamed = 0
-    for i, content in enumerate(hashes):
-        if place[i] < 0 and rest[content]:
-            place[i] = rest[content].pop(0)
-            renamed += 1
-    trained = [row >= 0 and known.trained[row] for row in place]
-    added = torch.tensor(place) < 0
-    return Growth(KnownImages(names, hashes, trained), added, sum(map(len, rest.values())), renamed)
+def can_keep(folder: Path, plan: Sequence[PlannedStep], dataset: data.Dataset) -> bool:
+    """Whether the trained steps give clusters to the images of today.
 
-
-def same_vectors(folder: Path, dataset: data.Dataset, vectors: torch.Tensor) -> bool:
-    """Whether known images have the vectors (N, D) that they had in the pretext step of the `folder`."""
-    place = {content: row for row, content in enumerate(dataset.content_hashes() or ())}
-    for table, about in kept_features(folder):
-        pairs = [(row, place[image]) for row, image in enumerate(about["images"]) if image in place]
-        before, now = (list(part) for part in zip(*pairs, strict=True)) if pairs else ([], [])
-        if table.shape[1] == vectors.size(1) and np.allclose(table[before], vectors[now], atol=1e-3):
+    They do if the training is finished, known images are among these and, in the place of images, these have
+    the vectors that they had.
+    """
+    known, config = KnownImages.read(folder), plan[0].config
+    finished = all(read_fingerprint(step.folder) for step in plan if step.name != "selflabel")
+    hashes = dataset.content_hashes() or []
+    if not finished or (known and not {*known.hashes} & {*hashes}):
+        return False
+    if not config.features_file:
+        return True
+    vectors = next(dataset.fetch([torch.arange(len(dataset))], "cpu")).numpy()
+    place = {content: row for row, content in enumerate(hashes)}
+    for before, about in kept_features(plan[0].folder):
+        pairs = [(row, place[content]) for row, content in enumerate(about["images"]) if content in place]
+        rows, now = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+        if before.shape[1] == vectors.shape[1] and np.allclose(before[rows], vectors[now], atol=1e-3):
             return True
     return False
 
@@ -107,7 +129,7 @@ def new_kinds(features: torch.Tensor, new: torch.Tensor, known: TrainingFeatures
         known: of the images that the clusters were found on.
     """
     unlike = known.unlike(features[new]) if len(new) else torch.empty(0)
-    found = {i: LONE for i in new[unlike >= UNLIKE].tolist()}
+    found = dict.fromkeys(new[unlike >= UNLIKE].tolist(), LONE)
     some = new[unlike >= UNLIKE_OF_A_KIND]
     if len(some) < FEWEST:
         return found
@@ -119,7 +141,53 @@ def new_kinds(features: torch.Tensor, new: torch.Tensor, known: TrainingFeatures
     links = coo_array((np.ones(ends.shape[1]), ends), shape=(len(some), len(some))).tocsr()
     groups = torch.from_numpy(connected_components(links.multiply(links.T), directed=False)[1])
     sizes = groups.bincount()
-    order = [group for group in sizes.argsort(descending=True, stable=True).tolist() if sizes[group] >= FEWEST]
+    order = [
+        group for group in sizes.argsort(descending=True, stable=True).tolist() if sizes[group] >= FEWEST
+    ]
     for kind, group in enumerate(order, start=1):
         found |= dict.fromkeys(some[groups == group].tolist(), f"new {kind}")
     return found
+
+
+def tell_growth(
+    growth: Growth,
+    dataset: data.Dataset,
+    features: torch.Tensor,
+    assignment: Assignment,
+    last: Path,
+    folder: Path,
+) -> dict[str, list[str]]:
+    """Say what has changed; list and draw what fits nowhere, in the results folder.
+
+    Args:
+        features: float (N, D), of the model in the folder `last`.
+
+    Returns:
+        columns of clusters.csv: `new`, if there are any: "", "new", LONE, or "new 1" and so on, its kind.
+    """
+    new, first = ~torch.tensor(growth.images.trained), assignment.first
+    distinct = first == torch.arange(len(first))
+    known = TrainingFeatures.read(last / TRAINING_FEATURES, features.size(1))
+    if known is None:  # of a backbone that was trained
+        rows = features[distinct & ~new]
+        known = TrainingFeatures.choose(rows, torch.arange(len(rows)), rows.device)
+    kinds = new_kinds(features, (distinct & new).nonzero().flatten(), known)
+    column = [
+        kinds.get(i, "new") if is_new else "" for i, is_new in zip(first.tolist(), new.tolist(), strict=True)
+    ]
+    print(growth.told(assignment.cluster))
+    for name in (NEW_KINDS, PICTURE):
+        (folder / name).unlink(missing_ok=True)
+    apart = {i: kind for i, kind in enumerate(column) if kind not in ("", "new")}
+    if not apart:
+        return {"new": column} if any(column) else {}
+    counts = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(apart.values()).items()))
+    print(f"{len(apart)} new images fit no cluster ({counts}): {folder / PICTURE}")
+    drawn = sorted(apart, key=lambda i: apart[i])[:MOST_DRAWN]
+    cells = [(dataset.raw(i), apart[i]) for i in drawn]
+    plots.save_contact_sheet(cells, "new images that fit no cluster", folder / PICTURE)
+    moves = [("move", growth.images.names[i], kind) for i, kind in apart.items() if kind != LONE]
+    if moves:
+        write_csv(("action", "what", "to"), moves, folder / NEW_KINDS)
+        print(f"corrections that make a cluster of each kind: {folder / NEW_KINDS}")
+    return {"new": column}

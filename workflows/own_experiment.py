@@ -17,11 +17,11 @@ from errors import UserError
 from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic, read_json, write_json
 from utils.run.config import differences, listed, read_yaml
-from utils.run.fingerprint import FINGERPRINT
+from utils.run.fingerprint import FINGERPRINT, read_fingerprint
 from utils.run.folder import lock
 from utils.run.script import yaml_text
 from utils.training.features import digest_of
-from workflows import run_steps
+from workflows import grown_images, run_steps
 from workflows.experiments import settings_of, split_step
 from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
@@ -31,7 +31,7 @@ COMMAND_FILE = "cluster.json"  # in the results folder: what the experiment file
 LOCK_FILE = ".lock"  # there, too: which process works in it
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
-    "predictions", "export", "head.npz",
+    "predictions", "export", "head.npz", "new_kinds.csv", "new_kinds.png",
 )  # fmt: skip
 
 
@@ -82,8 +82,11 @@ class OwnExperiment:
     folder: Path  # of the results
     environment: dict[str, Any]  # what the environment file holds
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the files, by step
-    images: str = ""  # digest of the images
+    images: str = ""  # digest of the images that the steps train on
+    places: str = ""  # fingerprint of the same, which depends on their names
+    trained: list[str] = field(default_factory=list)  # hashes of the same, see final_head.hashes_of
     distinct: int = 0  # number of distinct images
+    grown: bool = False  # whether the images are others by now, and the steps stay as they were trained
     folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
     build_dataset: BuildDataset = field(default_factory=DatasetCache)
 
@@ -115,6 +118,8 @@ class OwnExperiment:
         flags = ["--pretrained", str(given)] if given else []
         flags += ["--config_env", str(machine)] if machine else []
         settings = [f"root_dir={yaml_text(self.folder.parent)}", *overrides]
+        white = read_json(self.folder / "scan/metrics.json").get("white_level") if self.grown else None
+        settings += [f"white_level={white}"] * bool(white)  # so that known images look as they did
         arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
         return run_steps.plan_step(step, self.environment, self.contents[step], arguments)
 
@@ -123,12 +128,20 @@ class OwnExperiment:
         return [self.plan(step) for step in self.contents]
 
     def run(self, step: str) -> Path:
-        """Write a step's file, and run the step unless it is finished; returns the folder of its results."""
+        """Write a step's file, and run the step unless it is finished; returns the folder of its results.
+
+        Of a training that stays, a step that has not run is left out.
+        """
         self.file(step).parent.mkdir(parents=True, exist_ok=True)
         with atomic(self.file(step)) as path:
             content = yaml.safe_dump(self.contents[step], sort_keys=False, allow_unicode=True)
             path.write_text(content, "utf-8")
         planned = self.plan(step)
+        if self.grown:
+            if read_fingerprint(planned.folder):
+                print(f"kept as it was trained: {planned.folder}")
+                self.folders[step] = planned.folder
+            return planned.folder
         run_steps.require_same_settings(planned)
         self.folders |= run_steps.run_steps({step: planned}, self.build_dataset)
         return self.folders[step]
@@ -149,7 +162,8 @@ class OwnExperiment:
         """Write COMMAND_FILE. The files of the steps that did not run yet are no longer right."""
         for step in self.contents.keys() - self.folders.keys():
             self.file(step).unlink(missing_ok=True)
-        record = CommandRecord(self.options.training_arguments(), self.images, self.distinct, self.contents)
+        images = self.images, self.distinct, self.contents, self.places, self.trained
+        record = CommandRecord(self.options.training_arguments(), *images)
         write_json(asdict(record), self.folder / COMMAND_FILE)
 
 
@@ -161,12 +175,15 @@ class CommandRecord:
     images: str  # digest of the images
     distinct: int  # number of distinct images
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the experiment files, by step
+    places: str = ""  # as in OwnExperiment; empty in older results
+    trained: list[str] = field(default_factory=list)
 
 
 def take_earlier(experiment: OwnExperiment) -> bool:
     """Take the experiment files of an earlier command that has begun, if they are right for this one.
 
-    With another number of clusters, the results of all steps but the first are moved aside.
+    With another number of clusters, the results of all steps but the first are moved aside. If the images
+    have changed, a finished training is kept where `grown_images.can_keep` says so.
 
     Returns:
         whether there are such files; if not, they are to be made.
@@ -183,6 +200,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
         raise UserError(f"{folder}: holds results of other scripts; give {apart}")
     record, asked = CommandRecord(**content), options.training_arguments()
     changed = differences(record.arguments, asked)
+    moved = changed.pop("images", None)  # grown_images.own_name has found the same images there
     if changed.keys() - {"clusters", "candidates"}:
         if "from_scratch" in asked or "from_scratch" in record.arguments:
             raise UserError(
@@ -191,25 +209,33 @@ def take_earlier(experiment: OwnExperiment) -> bool:
             )
         return False
     experiment.images, experiment.distinct = record.images, record.distinct
+    experiment.places, experiment.trained = record.places, record.trained
     files = {step: experiment.file(step) for step in templates(options.from_scratch)}
     written = {step: read_yaml(file) for step, file in files.items() if file.exists() or not record.contents}
     experiment.contents = record.contents | written
-    if changed:  # the first step does not depend on the number of clusters
+    for step_content in experiment.contents.values():
+        step_content["image_folder"] = options.image_folder()
+    plan = experiment.plan_all()
+    for step in plan * (not changed):
+        run_steps.require_same_settings(step)
+    dataset = experiment.build_dataset(plan[0].config, "train")
+    places = record.places or read_fingerprint(plan[0].folder).get("data", {}).get("train")
+    if digest_of(dataset) != record.images or places not in (None, dataset.fingerprint()):
+        experiment.grown = not changed and grown_images.can_keep(plan, record.trained, dataset)
+        if options.from_scratch and not experiment.grown:
+            raise UserError(
+                f"{described(options.images)}: its images have changed since {folder} was made; keep a "
+                f"training on these apart with {apart}"
+            )
+        if not experiment.grown:
+            return False
+    elif changed:  # the first step does not depend on the number of clusters
         move_to_earlier(folder, ["scan", "selflabel"])
         if options.clusters:
             experiment.set_number(options.clusters[-1])
+    if changed or moved:
         experiment.save()
-        return True
-    plan = experiment.plan_all()
-    for step in plan:
-        run_steps.require_same_settings(step)
-    is_same = digest_of(experiment.build_dataset(plan[0].config, "train")) == record.images
-    if options.from_scratch and not is_same:
-        raise UserError(
-            f"{described(options.images)}: its images have changed since {folder} was made; keep a training "
-            f"on these apart with {apart}"
-        )
-    return is_same
+    return True
 
 
 def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> None:

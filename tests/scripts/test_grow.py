@@ -1,0 +1,94 @@
+"""cluster.py when the images of earlier results have changed: what is trained stays."""
+
+import shutil
+
+import numpy as np
+import pytest
+from digits_steps import ROOT, fails, figures, rows_of
+from PIL import Image
+
+import cluster
+
+CENTERS = np.eye(5, 6, dtype=np.float32) * 9
+KINDS = 3  # at first; a fourth one comes later, and the fifth is of lone images
+
+
+class Photos:
+    """A folder of images of noise, each with a vector near the center of its kind, and the command."""
+
+    def __init__(self, folder, results):
+        self.folder, self.vectors, self.kinds = folder, {}, {}
+        folder.mkdir(parents=True)
+        self.argv = [str(folder), "--clusters", str(KINDS), "--features", str(folder.with_suffix(".npy"))]
+        self.argv += ["--root_dir", str(results), "--set", "num_workers=0", "device=cpu"]
+        self.results = results / folder.name
+
+    def add(self, name, kind):
+        seed = 1000 * kind + len(self.vectors)
+        rng = np.random.default_rng(seed)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(self.folder / name)
+        self.vectors[name] = CENTERS[kind] + rng.normal(size=6).astype(np.float32)
+        self.kinds[name] = kind
+
+    def rename(self, name, new):
+        (self.folder / name).rename(self.folder / new)
+        self.vectors[new], self.kinds[new] = self.vectors.pop(name), self.kinds.pop(name)
+
+    def remove(self, name):
+        (self.folder / name).unlink()
+        del self.vectors[name], self.kinds[name]
+
+    def cluster(self, capsys, *more):
+        """Run the command; returns what it printed, and the rows of clusters.csv by file."""
+        np.save(self.folder.with_suffix(".npy"), [self.vectors[name] for name in sorted(self.vectors)])
+        cluster.main([*self.argv, *more])
+        return capsys.readouterr().out, {row["file"]: row for row in rows_of(self.results / "clusters.csv")}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = Photos(tmp_path / "photos", tmp_path / "out")
+    for i in range(60):
+        made.add(f"{i:02}.png", i % KINDS)
+    return made
+
+
+def test_images_come_and_go(photos, capsys):
+    _, first = photos.cluster(capsys)
+    for name in ("00.png", "01.png", "59.png"):
+        photos.remove(name)
+    photos.rename("02.png", "trip 02.png")
+    for i in range(12):
+        photos.add(f"more {i:02}.png", i % 2)
+    for i in range(6):
+        photos.add(f"other {i}.png", 3)
+    photos.add("lone.png", 4)
+    model = (photos.results / "scan/model.pth.tar").stat()
+    out, rows = photos.cluster(capsys)
+    assert model == (photos.results / "scan/model.pth.tar").stat()
+    assert sorted(rows) == sorted(photos.vectors)
+    number = {photos.kinds[name]: row["cluster"] for name, row in first.items() if name in photos.kinds}
+    assert all(rows[name]["cluster"] == number[kind] for name, kind in photos.kinds.items() if kind < KINDS)
+    new = {name: row["new"] for name, row in rows.items() if row["new"]}
+    kind_of = {"m": "new", "o": "new 1", "l": "unlike"}
+    assert new == {name: kind_of[name[0]] for name in photos.vectors if name[0] in kind_of}
+    assert "19 new images: " in out and "; 3 removed; 1 renamed" in out and "new 1: 6, unlike: 1" in out
+    moves = [(row["action"], row["what"], row["to"]) for row in rows_of(photos.results / "new_kinds.csv")]
+    assert moves == [("move", f"other {i}.png", "new 1") for i in range(6)]
+    assert (photos.results / "new_kinds.png").exists()
+
+    out, again = photos.cluster(capsys)
+    assert again == rows and "new images" not in out
+    photos.remove("lone.png")
+    out, again = photos.cluster(capsys)
+    assert "0 new images; 1 removed" in out and again["other 0.png"]["new"] == "new 1"
+
+
+def test_other_vectors_are_another_training(photos, capsys):
+    photos.cluster(capsys)
+    photos.add("99.png", 0)
+    photos.vectors = {name: -vector for name, vector in photos.vectors.items()}
+    out, _ = photos.cluster(capsys)
+    assert (photos.results / "earlier-1/scan/model.pth.tar").exists() and "new images" not in out
+    assert figures(photos.results)["num_images"] == 61
