@@ -189,13 +189,23 @@ def test_two_commands_at_once(command, tmp_path, capsys):
     """The second one, and one that would move a step away in which a run by hand works, change nothing."""
     argv, folder = copied(command, tmp_path)
     another = [*argv[:2], "5", *argv[3:]]
+
+    def state():
+        """Of all files but those that list what was decoded."""
+        paths = set(folder.rglob("*")) - {
+            folder / ".lock",
+            folder / "images",
+            folder / "images/unreadable.txt",
+        }
+        return {path: path.stat().st_mtime_ns for path in paths}
+
     for place, holder in ((folder / ".lock", f" (process {os.getpid()} on "), (folder / "scan/log.txt", "")):
-        files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+        files = state()
         with open(place, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             message = fails(capsys, cluster.main, another)
         assert f"{place.parent}: another run is using this folder{holder}" in message and "--name" in message
-        assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+        assert files == state()
 
 
 @pytest.mark.parametrize("place", ["write_json", "atomic"])  # the new settings do not count yet, and do
@@ -318,7 +328,11 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
 
     message = fails(capsys, cluster.main, [*argv, "--seed", "1"])  # nothing that took long is replaced
     assert "holds a training by another command (seed: None -> 1)" in message and "--name in-2" in message
+    models = times(folder)
     (images / "copy0.png").unlink()
+    cluster.main(argv)  # the training stays
+    assert models == times(folder) and len(clusters_of(folder)) == N + COPIES - 1
+    (folder / "scan/fingerprint.json").unlink()  # as if it were not finished
     message = fails(capsys, cluster.main, argv)
     assert "its images have changed since" in message and "--name in-2" in message
 
