@@ -86,13 +86,12 @@ class Growth:
 
     def told(self, cluster: torch.Tensor) -> str:
         """In words. `cluster`: int64 (N,)."""
-        counts = sorted(Counter(cluster[self.added].tolist()).items())
-        new = f"{int(self.added.sum())} new images" + ": " * bool(counts)
-        parts = [new + ", ".join(f"{count} in cluster {number}" for number, count in counts)]
-        parts += [f"{self.removed} removed"] * (self.removed > 0) + [f"{self.renamed} renamed"] * (
-            self.renamed > 0
-        )
-        return "; ".join(parts)
+        counts = Counter(cluster[self.added].tolist())
+        where = ", ".join(f"{count} in cluster {number}" for number, count in sorted(counts.items()))
+        parts = [f"{counts.total()} new images: {where}"] if counts else []
+        others = {"removed": self.removed, "renamed": self.renamed}
+        parts += [f"{count} {what}" for what, count in others.items() if count]
+        return "; ".join(parts or ["the images are the same"])
 
 
 def can_keep(folder: Path, plan: Sequence[PlannedStep], dataset: data.Dataset) -> bool:
