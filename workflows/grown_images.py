@@ -1,8 +1,8 @@
 """Images that changed since their clusters were found: what is new, gone, renamed, and what fits nowhere."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,15 +15,15 @@ from scipy.sparse.csgraph import connected_components
 import data
 from utils.analysis import neighbors, plots
 from utils.analysis.unlikeness import NTH, TrainingFeatures
-from utils.files import read_json, write_csv, write_json
+from utils.files import write_csv
 from utils.report import Assignment
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import TRAINING_FEATURES
 from utils.training.features import kept_features
+from workflows.final_head import Clustered, hashes_of
 from workflows.run_steps import PlannedStep
 
-KNOWN_FILE = "known_images.json"  # in the results folder
-NEW_KINDS = "new_kinds.csv"  # there, too: corrections that would make clusters of new kinds
+NEW_KINDS = "new_kinds.csv"  # in the results folder: corrections that would make clusters of new kinds
 # percent of the known images that are less unlike the others than a new one that fits nowhere. Of images of
 # the same kinds, 0.5 % are as unlike. In groups, a lower bound finds more, and no group of known kinds: see
 # docs/IMAGES.md
@@ -34,55 +34,37 @@ LONE = "unlike"
 
 
 @dataclass(frozen=True)
-class KnownImages:
-    """The N images of the tables: the content of KNOWN_FILE."""
-
-    names: list[str]
-    hashes: list[str]  # of the contents
-    trained: list[bool]  # whether the clusters were found on it
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """What `write` wrote, None if it did not."""
-        content = read_json(folder / KNOWN_FILE)
-        return cls(**content) if content else None
-
-    def write(self, folder: Path) -> None:
-        write_json(asdict(self), folder / KNOWN_FILE)
-
-
-@dataclass(frozen=True)
 class Growth:
-    """What became of known images."""
+    """How the N images of today differ from known ones.
 
-    images: KnownImages  # of today
-    added: torch.Tensor  # bool (N,)
-    removed: int = 0
-    renamed: int = 0
+    Attributes:
+        added: bool (N,), those that were not known.
+        untrained: bool (N,), those that the clusters were not found on.
+    """
+
+    added: torch.Tensor
+    untrained: torch.Tensor
+    removed: int
+    renamed: int
 
     @classmethod
-    def since(cls, known: KnownImages | None, dataset: data.Dataset) -> Self:
+    def since(cls, known: Clustered, trained: Sequence[str], dataset: data.Dataset) -> Self:
         """Find known images again by their content; of copies, those of the same name.
 
-        `known`: None for those that the clusters are found on.
+        `trained`: hashes of the images that the clusters were found on; empty: known ones.
         """
-        names, hashes = dataset.names(), dataset.content_hashes() or []
-        if known is None:
-            everyone = [True] * len(names)
-            return cls(KnownImages(names, hashes, everyone), ~torch.tensor(everyone))
-        rows = {pair: row for row, pair in enumerate(zip(known.hashes, known.names, strict=True))}
-        place = [rows.pop(pair, -1) for pair in zip(hashes, names, strict=True)]
-        rest = defaultdict(list)
-        for (content, _), row in rows.items():
-            rest[content].append(row)
-        renamed = [i for i, content in enumerate(hashes) if place[i] < 0 and rest[content]]
-        for i in renamed:
-            if rest[hashes[i]]:
-                place[i] = rest[hashes[i]].pop(0)
-        trained = [row >= 0 and known.trained[row] for row in place]
-        added = torch.tensor(place) < 0
-        removed = sum(map(len, rest.values()))
-        return cls(KnownImages(names, hashes, trained), added, removed, int((~added[renamed]).sum()))
+        images = list(zip(dataset.names(), hashes_of(dataset), strict=True))
+        same = {name for name, content in images if known.get(name, [0, None])[1] in (content, "")}
+        rest = Counter(content for name, (_, content) in known.items() if name not in same)
+        added, renamed = [], 0
+        for name, content in images:
+            is_renamed = name not in same and rest[content] > 0
+            rest[content] -= is_renamed
+            renamed += is_renamed
+            added.append(name not in same and not is_renamed)
+        on = {*trained}
+        untrained = [content not in on for _, content in images] if on else added
+        return cls(torch.tensor(added), torch.tensor(untrained), rest.total(), renamed)
 
     def told(self, cluster: torch.Tensor) -> str:
         """In words. `cluster`: int64 (N,)."""
@@ -94,17 +76,16 @@ class Growth:
         return "; ".join(parts or ["the images are the same"])
 
 
-def can_keep(folder: Path, plan: Sequence[PlannedStep], dataset: data.Dataset) -> bool:
-    """Whether the trained steps give clusters to the images of today.
+def can_keep(plan: Sequence[PlannedStep], trained: Sequence[str], dataset: data.Dataset) -> bool:
+    """Whether steps that trained on images of the hashes `trained` give clusters to the images of today.
 
-    They do if the training is finished, known images are among these and, in the place of images, these have
-    the vectors that they had.
+    They do if they are finished, one of their images is left and, in the place of images, these have the
+    vectors that they had.
     """
-    known, config = KnownImages.read(folder), plan[0].config
     finished = all(read_fingerprint(step.folder) for step in plan if step.name != "selflabel")
-    hashes = dataset.content_hashes() or []
-    if not finished or (known and not {*known.hashes} & {*hashes}):
+    if not finished or (trained and not {*trained} & {*hashes_of(dataset)}):
         return False
+    config, hashes = plan[0].config, dataset.content_hashes() or []
     if not config.features_file:
         return True
     vectors = next(dataset.fetch([torch.arange(len(dataset))], "cpu")).numpy()
@@ -164,7 +145,7 @@ def tell_growth(
     Returns:
         columns of clusters.csv: `new`, if there are any: "", "new", LONE, or "new 1" and so on, its kind.
     """
-    new, first = ~torch.tensor(growth.images.trained), assignment.first
+    new, first = growth.untrained, assignment.first
     distinct = first == torch.arange(len(first))
     known = TrainingFeatures.read(last / TRAINING_FEATURES, features.size(1))
     if known is None:  # of a backbone that was trained
@@ -185,7 +166,8 @@ def tell_growth(
     drawn = sorted(apart, key=lambda i: apart[i])[:MOST_DRAWN]
     cells = [(dataset.raw(i), apart[i]) for i in drawn]
     plots.save_contact_sheet(cells, "new images that fit no cluster", folder / PICTURE)
-    moves = [("move", growth.images.names[i], kind) for i, kind in apart.items() if kind != LONE]
+    names = dataset.names()
+    moves = [("move", names[i], kind) for i, kind in apart.items() if kind != LONE]
     if moves:
         write_csv(("action", "what", "to"), moves, folder / NEW_KINDS)
         print(f"corrections that make a cluster of each kind: {folder / NEW_KINDS}")
