@@ -567,6 +567,11 @@ def test_corrections(visit, tmp_path):
     assert page.locator("#gallery .thumb").nth(7).get_attribute("aria-label").endswith(", corrected")
     assert page.evaluate("images.cluster[7]") == 4  # what the map, too, takes its colors from
     page.locator("#gallery .thumb").nth(9).click()  # from the dialog
+    page.locator("#detail select").focus()
+    for key in ("s", "ArrowRight"):  # the select's own
+        page.keyboard.press(key)
+    assert page.locator("#select").get_attribute("aria-pressed") == "false"
+    assert page.locator("#detail-name").inner_text() == name[9]
     page.locator("#detail select").select_option(label="a new cluster")
     page.locator("#detail .move button").click()
     assert page.locator("#facts").inner_text().startswith("Corrected\nNew cluster 1 (new)\nBy the model\n")

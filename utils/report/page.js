@@ -534,6 +534,7 @@ function startDialog() {
   document.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const focused = document.activeElement;
+    if (focused.matches('select')) return; // whose keys these are
     if (dialog.open && event.key === 'ArrowLeft') step(-1);
     else if (dialog.open && event.key === 'ArrowRight') step(1);
     else if (dialog.open && event.key === 's') toggleDetail();
