@@ -182,7 +182,7 @@ def find_vectors(path: Path, trained: TrainedModel) -> NewImages:
                 reasons,
             )
 
-    by_row = names and {str(row): name for row, name in enumerate(names)}
+    by_row = {str(row): name for row, name in enumerate(names)} if names else None
     return NewImages(range(len(vectors)), read, by_row)
 
 

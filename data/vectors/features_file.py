@@ -151,7 +151,7 @@ def _vectors_of(images: Dataset, path: Path, file: VectorFile, start: int) -> Sh
     with np.errstate(over="ignore"):  # it is infinite then
         vectors = file.vectors[rows].astype(np.float32)
     if not file.names:
-        order = rows_in_order(path, np.nan_to_num(vectors, posinf=0, neginf=0), images)
+        order = rows_in_order(path, np.nan_to_num(vectors, posinf=0, neginf=0), images, start)
         vectors, rows = vectors[order], rows[order]
     useless = say_nothing(vectors)
     if useless:

@@ -94,7 +94,7 @@ def _torch(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:  # its message would have the user load it with all that it may run
-        raise UserError(f"{path}: holds more than tensors, lists and texts, or is damaged; {INSTEAD}") from None
+        raise UserError(f"{path}: is damaged, or holds more than tensors and texts; {INSTEAD}") from None
     return content if isinstance(content, dict) else {"vectors": content}
 
 

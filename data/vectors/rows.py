@@ -19,7 +19,7 @@ from ..messages import say_once
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 1000  # images whose pixels are compared with their vectors
+COMPARED = 1000  # images whose pixels are compared with their vectors
 DECISIVE = 5.0  # standard deviations between two orders
 GIVE_NAMES = "give names: an .npz with features and names, or a table {} beside it with a column file"
 
@@ -85,7 +85,7 @@ def _ends(name: str, without_suffix: bool) -> Iterator[str]:
 # --- without names -------------------------------------------------------------------------------
 
 
-def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset) -> np.ndarray:
+def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int = 0) -> np.ndarray:
     """The row of each of N images, int64 (N,), where the rows have no names.
 
     They are taken in the images' order, unless that of numbers (1, 2, 10) is another and clearly fits better:
@@ -94,7 +94,7 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset) -> np.ndarra
 
     Args:
         path: file of the vectors.
-        vectors: float32 (N, D), finite.
+        vectors: float32 (N, D), finite, its rows from `start` on.
     """
     names, hashes, given = images.names(), images.content_hashes(), np.arange(len(images))
     if hashes is None:  # not files
@@ -102,8 +102,8 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset) -> np.ndarra
     natural = np.empty_like(given)
     natural[sorted(given, key=lambda i: _natural_key(names[i]))] = given
     first: dict[str, int] = {}
-    copies = [(first[sum_], i) for i, sum_ in enumerate(hashes) if first.setdefault(sum_, i) != i][:SAMPLE]
-    sample = np.unique(np.linspace(0, len(given) - 1, SAMPLE).astype(int))
+    copies = [(first[sum_], i) for i, sum_ in enumerate(hashes) if first.setdefault(sum_, i) != i][:COMPARED]
+    sample = np.unique(np.linspace(0, len(given) - 1, COMPARED).astype(int))
     near = _look_alikes(images, sample)
     (alike, fit), (natural_alike, natural_fit) = (
         _fit(vectors, rows, sample, near, copies) for rows in (given, natural)
@@ -112,7 +112,7 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset) -> np.ndarra
     rows, way, other = given, "sorted (1, 10, 2)", "numbers (1, 2, 10)"
     if lead > DECISIVE:
         rows, way, other, alike, fit = natural, other, way, natural_alike, natural_fit
-    pairs = ", ".join(f"{names[i]} <- row {rows[i]}" for i in np.flatnonzero(given != natural)[:3])
+    pairs = ", ".join(f"{names[i]} <- row {start + rows[i]}" for i in np.flatnonzero(given != natural)[:3])
     how = GIVE_NAMES.format(path.with_suffix(".csv"))
     if pairs and lead > -DECISIVE:
         why = "that fits the images better" if lead > DECISIVE else "nothing shows whether that is right"

@@ -322,8 +322,8 @@ class Experiment(Settings):
     )
     features_file: str | None = key(
         STRING,
-        "File of vectors in the place of images, with the images' names, or a row for each image of the train "
-        "split, then of the test split, if that has other images.",
+        "File of vectors in the place of images, with the images' names, or a row for each image of the "
+        "train split, then of the test split, if that has other images.",
         only=When("setup", ("pretrained", "scan"), "the other steps augment images"),
         affects_results=False,  # the datasets' fingerprints say which they are
     )
