@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import tempfile
-import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib import metadata
 from pathlib import Path
@@ -29,14 +28,14 @@ from utils.files import read_json, write_json, writing
 from utils.run import distributed
 from utils.run.machine import dtype_name
 from utils.run.script import file_argument, run_script
+from utils.training.runtimes import ONNX_PACKAGES, write_onnx
 from workflows.cluster_names import read_names
 from workflows.trained_model import TrainedModel, load_trained_model
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript", "safetensors")
+PACKAGES = (*ONNX_PACKAGES, "safetensors")
 EXPORTED = ("model.onnx", "model.safetensors", "model.json")
 FORMAT = "scan-clusters-1"  # in model.json
 TOLERANCE = 1e-4  # largest difference of a probability
-ONE_FILE = 1.5e9  # bytes of weights, more go to a file of their own: an ONNX file is limited to 2 GB
 REAL_IMAGES = 16  # that the comparison reads, if the training images are there
 
 
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output, prefix=".export-") as name:
             scratch = Path(name)
-            write_onnx(network, inputs[0], scratch / "model.onnx")
+            write_onnx(network, inputs[0], scratch / "model.onnx", (network.name, "probabilities"))
             difference = largest_difference(network, inputs, scratch / "model.onnx")
             (scratch / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
             content = description(trained, network.name, inputs[0], names, difference)
@@ -129,23 +128,6 @@ class Probabilities(nn.Module):
         if self.name == "images":
             inputs = inputs.float() * self.scale + self.shift
         return self.head(self.backbone(inputs)).softmax(1)
-
-
-def write_onnx(network: Probabilities, example: torch.Tensor, path: Path) -> None:
-    """Write the network as an ONNX graph, whose first dimension is free."""
-    size = sum(tensor.nbytes for tensor in network.state_dict().values())
-    with warnings.catch_warnings(action="ignore"):  # of the exporter's own future
-        torch.onnx.export(
-            network,
-            (example,),
-            path,
-            input_names=[network.name],
-            output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            dynamo=True,
-            external_data=size > ONE_FILE,
-            verbose=False,
-        )
 
 
 # --- the comparison ------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.folder import TRAINING_FEATURES
 from utils.run.script import file_argument, run_script
+from utils.training.runtimes import fastest_features
 from workflows.cluster_names import ClusterNames, cluster_names
 from workflows.sort_files import require_room, sort_files, sorting_folders
 from workflows.trained_model import TrainedModel, load_trained_model
@@ -238,7 +239,7 @@ def table_rows(
     trained: TrainedModel, names: ClusterNames, images: NewImages, places: list[int], args: Namespace
 ) -> Iterator[list[Any]]:
     """Yield the rows of the table, in the order of the files; appends to `places`."""
-    classify = classifier(trained, args.device)
+    classify = classifier(trained, args.device, len(images.files))
     empty = [""] * (len(TABLE_COLUMNS) + len(NAME_COLUMNS) * names.from_file + len(trained.levels))
     with tqdm(total=len(images.files), unit="image", leave=False, disable=None) as progress:
         for files, inputs, unreadable in batches(images, workers_for(images, args), args.batch_size):
@@ -296,17 +297,18 @@ def workers_for(images: NewImages, args: Namespace) -> int:
 
 
 def classifier(
-    trained: TrainedModel, device: torch.device
+    trained: TrainedModel, device: torch.device, n: int
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Function inputs (B, ...) -> the clusters' probabilities, float32 (B, C), on `device`; and what
     `TrainingFeatures.unlike` says, (B,), or NaN.
     """
     model = trained.model.to(device).to(memory_format=torch.channels_last)
+    backbone = fastest_features(model.backbone, n, trained.config.runtime)
     transform = data.build_eval_transform(trained.config)
 
     @torch.no_grad()
     def classify(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = model.backbone(transform(inputs.to(device)))
+        features = backbone(transform(inputs.to(device)))
         probabilities = model.cluster_head(features)[trained.head].softmax(1)
         if not probabilities.isfinite().all():
             raise UserError(f"{trained.folder}: the model's outputs are not finite on these images")

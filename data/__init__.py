@@ -59,7 +59,10 @@ WITH_UNLABELED = {"stl-10"}  # datasets with a split "train+unlabeled", which th
 
 # For callers who read a YAML file without load_config: defaults of keys that may be missing. A test compares
 # them with the table of keys in utils/run/schema.py.
-DATA_DEFAULTS = {"data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}, "resize": "crop"}
+DATA_DEFAULTS = {
+    "data_dir": "datasets", "transformation_kwargs": {"crop_size": 224}, "crop_ratio": 0.875,
+    "resize": "crop",
+}  # fmt: skip
 
 
 def build_dataset(config: Mapping[str, Any], split: str) -> Dataset:
@@ -72,7 +75,7 @@ def build_dataset(config: Mapping[str, Any], split: str) -> Dataset:
 
     Args:
         config: with `train_db_name`, `val_db_name` and, if not `datasets`, `data_dir`. For image files,
-            256 / 224 of `transformation_kwargs.crop_size` is their side. For folders, see `build_folder`;
+            `transformation_kwargs.crop_size` / `crop_ratio` is their side. For folders, see `build_folder`;
             with `root_dir`, their decoded images are kept in `{root_dir}/{name}/images/`. With
             `features_file`, `fetch` gives that file's vectors instead of the images; see `build_vectors`.
         split: "train", "test" (of val_db_name), or "train+unlabeled" (WITH_UNLABELED only).
@@ -130,8 +133,9 @@ def image_sources(config: Mapping[str, Any]) -> list[Path]:
 
 
 def side(config: Mapping[str, Any]) -> int:
-    """Side in pixels of the squares that image files are brought to: 256 of 224, see build_dataset."""
-    return round({**DATA_DEFAULTS, **config}["transformation_kwargs"]["crop_size"] * 256 / 224)
+    """Side in pixels of the squares that image files are brought to."""
+    config = {**DATA_DEFAULTS, **config}
+    return round(config["transformation_kwargs"]["crop_size"] / config["crop_ratio"])
 
 
 def _resize_spec(config: Mapping[str, Any]) -> ResizeSpec:

@@ -72,6 +72,7 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     scan = contents["scan"]
     scan["num_neighbors"] = own_experiment.neighbors_to_use(clusters, distinct)
     if options.from_scratch:
+        scan.pop("crop_ratio")  # that of the first step
         iterations = distinct // scan["batch_size"]  # of an epoch
         scan.update(cache_features=8, epochs=max(EPOCHS_ON_VIEWS, -(-ITERATIONS // iterations)))
         pretext = contents["pretext"]
@@ -91,7 +92,7 @@ def default_network(options: ClusterOptions) -> tuple[str, int, dict[str, list[f
     if options.from_scratch:
         return options.backbone or FROM_SCRATCH[0][0], options.size or FROM_SCRATCH[0][1], None
     if options.features:
-        return data.read_vectors(options.features).backbone, 112, None  # the size of the pictures
+        return data.read_vectors(options.features).backbone, 128, None  # the size of the pictures
     backbone = options.backbone or BACKBONE
     expected = models.preprocessing(backbone)
     return backbone, options.size or expected.size, {"mean": expected.mean, "std": expected.std}

@@ -22,6 +22,13 @@ def test_digits_split_is_fixed_stratified_and_complete():
     assert len(rows.unique(dim=0)) == len(np.unique(load_digits().data, axis=0))
 
 
+def test_side_of_image_files():
+    for size in range(1, 600):
+        settings = {"transformation_kwargs": {"crop_size": size}}
+        assert data.side(settings) == round(size * 256 / 224)  # the usual margin on ImageNet
+        assert data.side({**settings, "crop_ratio": 1.0}) == size
+
+
 # --- what all datasets are -----------------------------------------------------------------------
 
 

@@ -325,6 +325,7 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     pretext = read_yaml(folder / "configs/pretext.yml")
     assert pretext["epochs"] == fit_to_images.FEWEST_EPOCHS
     assert pretext["scheduler_kwargs"]["warmup_epochs"] == 1
+    assert figures(folder / "scan")["image_side"] == 9  # all steps see the same images
 
     message = fails(capsys, cluster.main, [*argv, "--seed", "1"])  # nothing that took long is replaced
     assert "holds a training by another command (seed: None -> 1)" in message and "--name in-2" in message

@@ -253,6 +253,12 @@ class Environment(Settings):
         one_of("auto", "faiss", "torch"),
         "What mines the neighbors. auto: faiss if it is installed, else torch.", default="auto",
     )
+    runtime: str = key(
+        one_of("auto", "torch"),
+        "What computes the features of a frozen backbone that are kept. auto: on a CPU ONNX Runtime where it "
+        "is installed, equal and faster, else torch.",
+        default="auto",
+    )
 
 
 class Experiment(Settings):
@@ -314,6 +320,11 @@ class Experiment(Settings):
         one_of("crop", "pad", "squeeze"),
         "How image files become squares: the middle, the whole with bars, the whole distorted.",
         default="crop",
+    )
+    crop_ratio: float = key(
+        number(0.1, 1),
+        "Share of the side that image files are brought to that the center crop takes; 1 leaves out nothing.",
+        default=0.875,  # 224 of 256, as on ImageNet
     )
     white_level: int | None = key(
         number(1, 65535, whole=True),

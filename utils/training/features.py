@@ -20,6 +20,7 @@ from utils.run.fingerprint import backbone_hash
 from utils.run.folder import Run
 
 from .inference import infer, infer_to_file
+from .runtimes import fastest_features
 
 if TYPE_CHECKING:
     from data import Dataset, Loader
@@ -52,7 +53,8 @@ def backbone_features(run: Run, folder: Path, model: nn.Module, loader: "Loader"
             # a file of vectors may have changed in any row; several processes share the work otherwise
             may = about["images"] and not run.config.features_file and distributed.world_size() == 1
             if not (may and _extend_earlier(folder, own, about, backbone, loader, title)):
-                infer_to_file(backbone, loader, title, own)
+                features = fastest_features(backbone, len(loader.dataset), run.config.runtime)
+                infer_to_file(features, loader, title, own)
             if run.main:
                 os.replace(own, path)
                 if about["images"]:
@@ -75,8 +77,9 @@ def features_path(run: Run, folder: Path, model: nn.Module, dataset: "Dataset") 
 def _about(run: Run, model: nn.Module, dataset: "Dataset") -> dict[str, Any]:
     """What is kept beside a file of features: `images`, a hash of each, and `how` they became features."""
     config = run.config
-    how = [to_dict(config.transformation_kwargs), config.resize, dataset.white_level, config.backbone]
-    return {"how": json.dumps([*how, backbone_hash(model.state_dict())]), "images": dataset.content_hashes()}
+    decoded = config.crop_ratio, config.resize, dataset.white_level
+    how = [to_dict(config.transformation_kwargs), *decoded, config.backbone, backbone_hash(model.state_dict())]
+    return {"how": json.dumps(how), "images": dataset.content_hashes()}
 
 
 def kept_features(folder: Path) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
