@@ -77,9 +77,9 @@ def features_path(run: Run, folder: Path, model: nn.Module, dataset: "Dataset") 
 def _about(run: Run, model: nn.Module, dataset: "Dataset") -> dict[str, Any]:
     """What is kept beside a file of features: `images`, a hash of each, and `how` they became features."""
     config = run.config
-    decoded = config.crop_ratio, config.resize, dataset.white_level
-    how = [to_dict(config.transformation_kwargs), *decoded, config.backbone, backbone_hash(model.state_dict())]
-    return {"how": json.dumps(how), "images": dataset.content_hashes()}
+    decoded = to_dict(config.transformation_kwargs), config.crop_ratio, config.resize, dataset.white_level
+    how = json.dumps([*decoded, config.backbone, backbone_hash(model.state_dict())])
+    return {"how": how, "images": dataset.content_hashes()}
 
 
 def kept_features(folder: Path) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
