@@ -616,6 +616,18 @@ def test_corrections(visit, tmp_path):
         assert page.locator("#corrections").is_hidden() and count_of(page) == "300 of 300 images"
 
 
+def test_corrected_before(visit):
+    """What an earlier corrections.csv said is marked, and an image of none can be moved back."""
+    content = full()
+    content["images"]["corrected"] = ["none" if row == 1 else "yes" * (row == 2) for row in range(300)]
+    page = visit(content)
+    assert page.locator("#corrections").is_hidden()
+    assert sizes_of(page) == {"0": "75", "1": "74", "2": "75", "3": "75", "4": "0", "5": "1"}
+    assert each(page, "#gallery .corrected", "element.dataset.row") == ["1", "2"]
+    move(page, "Cluster 1", 1)
+    assert sizes_of(page) == {"0": "75", "1": "75", "2": "75", "3": "75", "4": "0"}
+
+
 def test_names_given_before(visit):
     """Names of names.csv are there; those typed before that file changed are not."""
     page = visit(full() | {"names": ["birds", "1", None, "=1+1", HOSTILE[1]]})

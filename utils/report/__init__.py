@@ -68,8 +68,9 @@ def write_report(
         page = content.map_indices(page, lambda index: int(sample.row_of[index]))
         page["sample"] = len(indices) if len(indices) < len(names) else None
         page["images"] = content.image_columns(names, features, assignment, sample, places, context.truth)
-        if "part" in context.columns:
-            page["images"]["part"] = [context.columns["part"][index] for index in indices]
+        for name in ("part", "corrected"):
+            if name in context.columns:
+                page["images"][name] = [context.columns[name][index] for index in indices]
         page = _readable(page) | {"thumbnails": draw_sheets(dataset, indices)}
         with atomic(path) as temporary:
             temporary.write_text(render(page), encoding="utf-8")

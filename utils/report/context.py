@@ -32,7 +32,8 @@ class ReportContext:
             page corrects only a clustering that has one.
         names: what the user called the clusters before; None if there are no names.
         truth: the labels, if there are any.
-        columns: further columns of clusters.csv, name -> N values; by `part`, 0 or 1, the page splits.
+        columns: further columns of clusters.csv, name -> N values. The page splits clusters by `part`, 0 or
+            1, and marks what is `corrected`: "yes", "none" for an image that belongs nowhere, or "".
         seed: of the map, and of the sample if the page cannot show all images.
     """
 

@@ -41,8 +41,9 @@ function color(cluster) {
 // After the model's clusters come NONE, of images that belong nowhere, and those that the user makes.
 const NONE = data.clusters.length;
 const colors = [...data.clusters.map((_, cluster) => color(cluster)), 'oklch(0.6 0 0)'];
-const byModel = images.cluster.map((cluster) => (cluster < 0 ? NONE : cluster));
-images.cluster = [...byModel]; // with the user's corrections
+const byModel = images.cluster;
+const start = byModel.map((cluster, row) => (images.corrected?.[row] === 'none' ? NONE : cluster));
+images.cluster = start; // and with the user's corrections
 
 const say = (text) => { $('#said').textContent = text; };
 
@@ -157,7 +158,7 @@ function drawImage(context, row, x, y, size) {
   context.drawImage(picture, column * side + inset, line * side + inset, part, part, x, y, size, size);
 }
 
-const isCorrected = (row) => images.cluster[row] !== byModel[row];
+const isCorrected = (row) => images.cluster[row] !== byModel[row] || Boolean(images.corrected?.[row]);
 
 function describe(button) {
   const row = Number(button.dataset.row);
@@ -223,7 +224,7 @@ function clean(name) {
 }
 
 function nameOf(cluster) {
-  if (cluster === NONE || cluster < 0) return 'Belongs nowhere';
+  if (cluster === NONE) return 'Belongs nowhere';
   if (cluster > NONE) return `${newName(cluster)} (new)`;
   return names[cluster] ? `${names[cluster]} (${cluster})` : `Cluster ${cluster}`;
 }
@@ -880,9 +881,9 @@ const corrections = []; // { action, what, to }: numbers of clusters; files of a
 let savedLines = '';
 let corrected = new Set(); // clusters whose images are not the model's
 const rowOf = new Map(images.name.map((name, row) => [name, row]));
-const units = byModel.map((model, row) => ({ model, part: images.part?.[row] ?? 0, count: 1 }));
-const unseen = data.clusters.flatMap(({ parts }, model) => parts.map((count, part) => ({ model, part, count })));
-for (const { model, part } of units) if (model < NONE) unseen[2 * model + part].count -= 1;
+const units = byModel.map((model, row) => ({ model, start: start[row], part: images.part?.[row] ?? 0, count: 1 }));
+const unseen = data.clusters.flatMap(({ parts }, model) => parts.map((count, part) => ({ model, start: model, part, count })));
+for (const { model, part } of units) unseen[2 * model + part].count -= 1;
 units.push(...unseen);
 
 function newName(cluster) {
@@ -903,7 +904,7 @@ const isUnsaved = () => corrections.length > 0 && correctionLines().join('\n') !
 const newest = () => corrections.reduce((most, { to }) => Math.max(most, to), NONE);
 
 function replay() {
-  for (const unit of units) unit.now = unit.model;
+  for (const unit of units) unit.now = unit.start;
   for (const { action, what, to, files, name } of corrections) {
     if (name !== undefined) names[to] = name;
     if (files) for (const file of files) units[rowOf.get(file)].now = to;
