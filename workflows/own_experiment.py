@@ -31,7 +31,7 @@ COMMAND_FILE = "cluster.json"  # in the results folder: what the experiment file
 LOCK_FILE = ".lock"  # there, too: which process works in it
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
-    "predictions", "export", "head.npz", "new_kinds.csv", "new_kinds.png",
+    "predictions", "export", "head.npz", "new_kinds.csv", "new_kinds.png", "clusters.parquet",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ PARTS = (
     "prototypes.png",
     "neighbors.png",
     "clusters.csv",
+    "clusters.parquet",
     "report.html",
 )
 
