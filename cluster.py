@@ -51,6 +51,7 @@ from workflows.own_experiment import (
     take_earlier,
     templates,
 )
+from workflows.own_folder import own_folder
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
@@ -158,6 +159,7 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     args.images = [source.resolve() for source in args.images]
     first = args.images[0]
     name = first.stem if first.is_file() else first.name
+    args.named = args.name is not None
     args.name = args.name or re.sub(r"[^\w.-]+", "_", name).strip("._-") or "images"
     if not is_name(args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
@@ -183,9 +185,12 @@ def numbers_argument(text: str) -> tuple[list[int], list[int]]:
 
 
 def make_folder(options: ClusterOptions, environment: dict[str, Any]) -> Path:
-    """Make the folder of the results. Raises UserError if it is that of the images, or cannot be made."""
+    """Make the folder of the results, see `own_folder`.
+
+    Raises UserError if it is that of the images or of other ones, or cannot be made.
+    """
     root = options.root_dir or environment.get("root_dir", "results")
-    folder = Path(root).expanduser() / options.name
+    folder = own_folder(options, Path(root).expanduser() / options.name)
     if folder.resolve() in options.images:
         raise UserError(
             f"{folder}: the results would lie among the images; give another --name or --root_dir"

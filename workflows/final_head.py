@@ -25,7 +25,7 @@ from utils.files import atomic
 
 HEAD_FILE = "head.npz"
 TABLE = "clusters.csv"
-IDENTITY_DIGITS = 12
+IDENTITY_DIGITS, HASH_DIGITS = 12, 16
 CORRESPONDS = 0.5  # clusters that share more of their union than this are the same
 
 Clustered = dict[str, list[Any]]  # file: its cluster and the hash of its content, "" if that is not known
@@ -149,7 +149,7 @@ def clustered(dataset: Dataset, clusters: torch.Tensor) -> Clustered:
 
 def hashes_of(dataset: Dataset) -> Sequence[str]:
     """The start of each image's hash, "" where it is not known."""
-    return [content[:16] for content in dataset.content_hashes() or [""] * len(dataset)]
+    return [content[:HASH_DIGITS] for content in dataset.content_hashes() or [""] * len(dataset)]
 
 
 def earlier_clustering(folder: Path) -> Clustered:

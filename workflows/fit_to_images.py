@@ -46,10 +46,11 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     }
     experiment.contents = contents
     clusters = (options.clusters or [2])[-1]  # unless it is chosen after the first step
+    name = experiment.folder.name
     for content in contents.values():
         content.update(
             image_folder=options.image_folder(), folder_labels="none", resize=options.resize,
-            train_db_name=options.name, val_db_name=options.name, num_classes=clusters, seed=options.seed,
+            train_db_name=name, val_db_name=name, num_classes=clusters, seed=options.seed,
             num_workers=min(8, os.cpu_count() or 1),
         )  # fmt: skip
         if options.every:

@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import data
+from errors import UserError
 from utils.analysis import neighbors, plots
 from utils.analysis.unlikeness import NTH, TrainingFeatures
 from utils.files import write_csv
@@ -54,8 +55,8 @@ class Growth:
         `trained`: hashes of the images that the clusters were found on; empty: known ones.
         """
         images = list(zip(dataset.names(), hashes_of(dataset), strict=True))
-        same = {name for name, content in images if known.get(name, [0, None])[1] in (content, "")}
-        rest = Counter(content for name, (_, content) in known.items() if name not in same)
+        same = {name for name, content in images if name in known and known[name][1] in (content, "")}
+        rest = Counter(kept[1] for name, kept in known.items() if name not in same)
         added, renamed = [], 0
         for name, content in images:
             is_renamed = name not in same and rest[content] > 0
@@ -80,7 +81,7 @@ def can_keep(plan: Sequence[PlannedStep], trained: Sequence[str], dataset: data.
     """Whether steps that trained on images of the hashes `trained` give clusters to the images of today.
 
     They do if they are finished, one of their images is left and, in the place of images, these have the
-    vectors that they had.
+    vectors that they had. Raises UserError if those are in another order, as after renaming.
     """
     finished = all(read_fingerprint(step.folder) for step in plan if step.name != "selflabel")
     if not finished or (trained and not {*trained} & {*hashes_of(dataset)}):
@@ -95,6 +96,11 @@ def can_keep(plan: Sequence[PlannedStep], trained: Sequence[str], dataset: data.
         rows, now = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         if before.shape[1] == vectors.shape[1] and np.allclose(before[rows], vectors[now], atol=1e-3):
             return True
+        if Counter(hashes) == Counter(about["images"]) and np.array_equal(before, vectors):
+            raise UserError(
+                f"{config.features_file}: its rows are in the order that the images had before they were "
+                "renamed; write it again, in the order of their names today, or with names"
+            )
     return False
 
 

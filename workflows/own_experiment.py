@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data import described
+from data import described, read_vectors
 from errors import UserError
 from steps.options import BuildDataset, CommandOptions
 from utils.files import atomic, read_json, write_json
@@ -43,6 +43,7 @@ class ClusterOptions(CommandOptions):
     clusters: list[int]  # numbers of clusters to find, rising, each merged of the next; empty: choose one
     candidates: list[int]  # numbers to choose from; empty for auto
     name: str
+    named: bool  # whether the command says the name
     root_dir: str | None
     config_env: Path | None  # None: the default
     backbone: str | None
@@ -65,7 +66,7 @@ class ClusterOptions(CommandOptions):
 
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = "labels", "link_originals", "root_dir", "config_env", "name"
+        decides_nothing = "labels", "link_originals", "root_dir", "config_env", "name", "named"
         given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 
@@ -162,7 +163,7 @@ class OwnExperiment:
         """Write COMMAND_FILE. The files of the steps that did not run yet are no longer right."""
         for step in self.contents.keys() - self.folders.keys():
             self.file(step).unlink(missing_ok=True)
-        images = self.images, self.distinct, self.contents, self.places, self.trained
+        images = self.images, self.distinct, self.contents, self.places, self.trained, self.options.named
         record = CommandRecord(self.options.training_arguments(), *images)
         write_json(asdict(record), self.folder / COMMAND_FILE)
 
@@ -177,6 +178,7 @@ class CommandRecord:
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the experiment files, by step
     places: str = ""  # as in OwnExperiment; empty in older results
     trained: list[str] = field(default_factory=list)
+    named: bool = True  # whether --name was given
 
 
 def take_earlier(experiment: OwnExperiment) -> bool:
@@ -200,7 +202,9 @@ def take_earlier(experiment: OwnExperiment) -> bool:
         raise UserError(f"{folder}: holds results of other scripts; give {apart}")
     record, asked = CommandRecord(**content), options.training_arguments()
     changed = differences(record.arguments, asked)
-    moved = changed.pop("images", None)  # grown_images.own_name has found the same images there
+    moved = changed.pop("images", None)  # `own_folder` says that they are the same
+    if "features" in asked and "features" in record.arguments:  # they are compared with the images
+        moved = changed.pop("features", moved)
     if changed.keys() - {"clusters", "candidates"}:
         if "from_scratch" in asked or "from_scratch" in record.arguments:
             raise UserError(
@@ -213,8 +217,15 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     files = {step: experiment.file(step) for step in templates(options.from_scratch)}
     written = {step: read_yaml(file) for step, file in files.items() if file.exists() or not record.contents}
     experiment.contents = record.contents | written
+    if (
+        options.features
+        and experiment.contents["pretext"]["backbone"] != read_vectors(options.features).backbone
+    ):
+        return False
     for step_content in experiment.contents.values():
         step_content["image_folder"] = options.image_folder()
+        if options.features:
+            step_content["features_file"] = str(options.features.resolve())
     plan = experiment.plan_all()
     for step in plan * (not changed):
         run_steps.require_same_settings(step)

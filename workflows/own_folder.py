@@ -1,0 +1,59 @@
+"""Which results folder is that of a user's images: they are known by their place, or by their content."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import data
+from data.folder.containers import read_file
+from errors import UserError
+from utils.files import read_json
+from workflows.final_head import HASH_DIGITS, earlier_clustering
+from workflows.own_experiment import COMMAND_FILE, ClusterOptions, free_name, has_begun
+
+LOOKED_AT = 100  # images whose content is looked at
+
+
+def own_folder(options: ClusterOptions, named: Path) -> Path:
+    """The folder of the results: `named`, or NAME-2 and so on if that has those of other images.
+
+    Raises UserError if the command says the name, and the folder has results of other images.
+    """
+    if options.named:
+        if has_begun(named) and not is_of(named, options):
+            free = f"--name {free_name(named)}"
+            raise UserError(f"{named}: holds clusters of other images; give a name that is free: {free}")
+        return named
+    others = sorted(named.parent.glob(f"{named.name}-*"), key=lambda path: (len(path.name), path.name))
+    unnamed = [path for path in others if read_json(path / COMMAND_FILE).get("named") is False]
+    begun = [path for path in (named, *unnamed) if has_begun(path)]
+    own = next((path for path in begun if is_of(path, options, moved=False)), None)
+    own = own or next((path for path in begun if is_of(path, options)), None)
+    if own is None:
+        own = named.with_name(free_name(named)) if begun and begun[0] == named else named
+    if own != named:
+        print(f"{named}: holds clusters of other images; these have their results in {own}")
+    return own
+
+
+def is_of(folder: Path, options: ClusterOptions, moved: bool = True) -> bool:
+    """Whether results are of these images: of the same place or, if `moved`, of one that is gone and that had
+    most of a sample of their contents.
+
+    So are results that do not tell.
+    """
+    record = read_json(folder / COMMAND_FILE)
+    before = record.get("contents", {}).get("pretext", {}).get("image_folder")
+    before = before or record.get("arguments", {}).get("images")
+    places = before if isinstance(before, list) else [before]
+    if not before or {*map(str, options.images)}.intersection(places):
+        return True
+    if not moved or any(map(os.path.exists, places)):
+        return False
+    known = {*record.get("trained", ())} | {kept[1] for kept in earlier_clustering(folder).values()} - {""}
+    if not known:
+        return True
+    files = data.images_of(options.images, every=options.every or 1).files
+    some = files[:: max(1, len(files) // LOOKED_AT)]
+    contents = (hashlib.sha256(read_file(file)).hexdigest()[:HASH_DIGITS] for file in some)
+    return 2 * sum(content in known for content in contents) >= len(some)
