@@ -1,6 +1,7 @@
 """Which results folder is that of a user's images: they are known by their place, or by their content."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from data.folder.containers import read_file
 from errors import UserError
 from utils.files import read_json
 from workflows.final_head import HASH_DIGITS, earlier_clustering
-from workflows.own_experiment import COMMAND_FILE, ClusterOptions, free_name, has_begun
+from workflows.own_experiment import COMMAND_FILE, LOCK_FILE, ClusterOptions, free_name, has_begun
 
 LOOKED_AT = 100  # images whose content is looked at
 
@@ -30,10 +31,16 @@ def own_folder(options: ClusterOptions, named: Path) -> Path:
     own = next((path for path in begun if is_of(path, options, moved=False)), None)
     own = own or next((path for path in begun if is_of(path, options)), None)
     if own is None:
-        own = named.with_name(free_name(named)) if begun and begun[0] == named else named
+        numbered = (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))
+        own = named if named not in begun else next(filter(is_free, numbered))
     if own != named:
         print(f"{named}: holds clusters of other images; these have their results in {own}")
     return own
+
+
+def is_free(folder: Path) -> bool:
+    """Whether there is no such folder, or a command left nothing in it."""
+    return not folder.exists() or ((folder / LOCK_FILE).exists() and not has_begun(folder))
 
 
 def is_of(folder: Path, options: ClusterOptions, moved: bool = True) -> bool:

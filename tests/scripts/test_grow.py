@@ -1,8 +1,12 @@
 """cluster.py when the images of earlier results have changed: what is trained stays."""
 
+import hashlib
+import json
+import shutil
+
 import numpy as np
 import pytest
-from digits_steps import ROOT, figures, rows_of
+from digits_steps import ROOT, fails, figures, rows_of
 from PIL import Image
 
 import cluster
@@ -36,6 +40,13 @@ class Photos:
         (self.folder / name).unlink()
         del self.vectors[name], self.kinds[name]
 
+    def move(self):
+        """Move all to another folder; the command names that."""
+        place = self.folder.parent / "elsewhere"
+        place.mkdir()
+        self.argv = [arg.replace(str(self.folder), str(place / self.folder.name)) for arg in self.argv]
+        self.folder = self.folder.rename(place / self.folder.name)
+
     def cluster(self, capsys, *more):
         """Run the command; returns what it printed, and the rows of clusters.csv by file."""
         np.save(self.folder.with_suffix(".npy"), [self.vectors[name] for name in sorted(self.vectors)])
@@ -63,6 +74,7 @@ def test_images_come_and_go(photos, capsys):
         photos.add(f"other {i}.png", 3)
     photos.add("lone.png", 4)
     model = (photos.results / "scan/model.pth.tar").stat()
+    photos.move()
     out, rows = photos.cluster(capsys)
     assert model == (photos.results / "scan/model.pth.tar").stat()
     assert sorted(rows) == sorted(photos.vectors)
@@ -90,3 +102,36 @@ def test_other_vectors_are_another_training(photos, capsys):
     out, _ = photos.cluster(capsys)
     assert (photos.results / "earlier-1/scan/model.pth.tar").exists() and "new images" not in out
     assert figures(photos.results)["num_images"] == 61
+
+
+def test_whose_results_a_folder_holds(tmp_path, monkeypatch, capsys):
+    """They are asked for before anything is read."""
+    monkeypatch.setattr(cluster, "find_clusters", lambda experiment: folders.append(experiment.folder.name))
+    folders, out, first, second = [], tmp_path / "out", tmp_path / "a/in", tmp_path / "b/in"
+
+    def run(place, *more, **said):
+        cluster.main([str(place), "--clusters", "3", "--root_dir", str(out), *more])
+        if said:
+            (out / folders[-1] / "scan").mkdir(exist_ok=True)
+            (out / folders[-1] / "scan/fingerprint.json").touch()
+            record = {"contents": {"pretext": {"image_folder": str(place)}}, "named": bool(more), **said}
+            (out / folders[-1] / "cluster.json").write_text(json.dumps(record))
+        return folders[-1]
+
+    for place, color in ((first, 9), (second, 99)):
+        place.mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (3, 3), (color, i, 0)).save(place / f"{i}.png")
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in first.iterdir()]
+    assert run(first, trained=hashes) == "in" == run(first)
+    assert run(second, "--name", "in-2", trained=[]) == "in-2" and run(second) == "in-3"
+    assert run(second, trained=["0"]) == "in-3" == run(second)
+    assert "in: holds clusters of other images; these have their results in" in capsys.readouterr().out
+    message = fails(
+        capsys, cluster.main, [str(second), "--clusters", "3", "--root_dir", str(out), "--name", "in"]
+    )
+    assert "in: holds clusters of other images; give a name that is free: --name in-4" in message
+    shutil.copytree(first, tmp_path / "c/in")
+    assert run(tmp_path / "c/in") == "in-4"
+    shutil.rmtree(first)
+    assert run(tmp_path / "c/in") == "in" and run(second) == "in-3"
