@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
+from data.messages import shown
 from errors import UserError
 from models import ClusteringModel
 from steps import sheets
@@ -53,7 +54,7 @@ from workflows.own_experiment import (
 )
 from workflows.own_folder import own_folder
 from workflows.run_steps import PlannedStep
-from workflows.subfolder_classes import compare_with_classes, labels_of, require_classes
+from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
 
 
@@ -123,7 +124,10 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     add("--size", metavar="PIXELS", type=int, help="side to which images are brought")
     add("--resize", choices=["crop", "pad", "squeeze"], default="crop", help="how they are")
     add("--hours", type=float, default=2.0, help="time for step 1 of --from-scratch (default: %(default)g)")
-    add("--labels", choices=["subfolders"], help="compare with the names of subfolders, after clustering")
+    add(
+        "--labels", metavar="subfolders|FILE.csv",
+        help="compare with the names of subfolders, or with a table of file,label, after clustering",
+    )  # fmt: skip
     add(
         "--link-originals", action="store_true",
         help="the report opens the images wherever it lies on this machine; it then tells their path",
@@ -209,7 +213,7 @@ def count_images(options: ClusterOptions, folder: Path) -> int:
     """
     found = data.images_of(options.images, (folder.parent, folder), options.every or 1)
     if options.labels:
-        require_classes(found.names)
+        require_classes([shown(name) for name in found.names], options.labels)
     require_enough_images(options, len(found.files))
     return len(found.files)
 
@@ -232,7 +236,8 @@ def write_results(experiment: OwnExperiment) -> None:
     dataset = experiment.build_dataset(last.config, "train")
     options, model = experiment.options, digest(last.folder / "model.pth.tar")
     images = digest_of(dataset), dataset.fingerprint()
-    made_of = [model, *images, options.labels, options.clusters[:-1], options.link_originals]
+    labels = options.labels and [options.labels, digest(options.labels)]
+    made_of = [model, *images, labels, options.clusters[:-1], options.link_originals]
     final = head_of(experiment.folder, model)
     done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
@@ -288,8 +293,10 @@ def describe(
         columns |= tell_growth(growth, dataset, features, assignment, last.folder, folder)
     truth = None
     if experiment.options.labels:
-        truth = report.GroundTruth(*labels_of(dataset.names()), "subfolders")
+        source = experiment.options.labels
+        truth = report.GroundTruth(*labels_of(dataset.names(), source), Path(source).name)
         figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
+        figures["labels"] = truth.source
     options, images = experiment.options, experiment.options.images
     told = images[0] if len(images) == 1 else data.described([Path(source.name) for source in images])
     facts = {"images": told, "model": figures["model"], "network": config.backbone}
@@ -381,11 +388,12 @@ def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:
     if "acc" in figures:
         how = ", by features that were learned with labels" if figures.get("labels_in_pretraining") else ""
         acc, nmi = 100 * figures["acc"], 100 * figures["nmi"]
-        print(f"against the subfolders: ACC {acc:.1f}  NMI {nmi:.1f} %{how}")
+        source = figures["labels"].replace(SUBFOLDERS, "the subfolders")
+        print(f"against {source}: ACC {acc:.1f}  NMI {nmi:.1f} %{how}")
         if len(sizes) != len(figures["classes"]):
             vote = 100 * figures["majority_vote_acc"]
             n = len(figures["classes"])
-            print(f"{len(sizes)} clusters for {n} folders, matched one to one; by majority vote {vote:.1f} %")
+            print(f"{len(sizes)} clusters for {n} classes, matched one to one; by majority vote {vote:.1f} %")
     for name in ("report.html", "clusters.csv", "prototypes.png", "clusters", "metrics.json"):
         if (folder / name).exists():
             print(f"  {folder / name}")
