@@ -586,11 +586,12 @@ def test_corrections(visit, tmp_path):
     assert sizes_of(page) == in_all
     page.locator("#pairs .correct").click()
     page.locator("#merge").click()
+    assert page.locator("#pairs .correct").is_hidden()
     assert sizes_of(page) == {**{k: v for k, v in in_all.items() if k != "0"}, "1": "111"}
     expected = [
         ("move", name[0], "4"), ("move", name[7], "4"), ("move", name[9], 'odd, "ones"'),
-        ("move", name[10], 'odd, "ones"'), ("move", name[11], "none"), ("split", "1", "New cluster 2"),
-        ("merge", "0", "1"),
+        ("move", name[10], 'odd, "ones"'), ("move", name[11], "none"),
+        ("split", "1", "New cluster 2 of 0123"), ("merge", "0", "1"),
     ]  # fmt: skip
     assert page.locator("#where-to").is_hidden()
     assert corrections_of(page, tmp_path) == expected
@@ -616,7 +617,7 @@ def test_corrections(visit, tmp_path):
         assert page.locator("#corrections").is_hidden() and count_of(page) == "300 of 300 images"
 
 
-def test_corrected_before(visit):
+def test_corrected_before(visit, tmp_path):
     """What an earlier corrections.csv said is marked, and an image of none can be moved back."""
     content = full()
     content["images"]["corrected"] = ["none" if row == 1 else "yes" * (row == 2) for row in range(300)]
@@ -624,6 +625,9 @@ def test_corrected_before(visit):
     assert page.locator("#corrections").is_hidden()
     assert sizes_of(page) == {"0": "75", "1": "74", "2": "75", "3": "75", "4": "0", "5": "1"}
     assert each(page, "#gallery .corrected", "element.dataset.row") == ["1", "2"]
+    move(page, "a new cluster", 1)
+    page.locator("input[data-cluster='6']").fill("None")  # which would mean something else in the table
+    assert corrections_of(page, tmp_path) == [("move", content["images"]["name"][1], "Cluster None")]
     move(page, "Cluster 1", 1)
     assert sizes_of(page) == {"0": "75", "1": "75", "2": "75", "3": "75", "4": "0"}
 

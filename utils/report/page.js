@@ -225,7 +225,7 @@ function clean(name) {
 
 function nameOf(cluster) {
   if (cluster === NONE) return 'Belongs nowhere';
-  if (cluster > NONE) return `${newName(cluster)} (new)`;
+  if (cluster > NONE) return `${names[cluster] || `New cluster ${cluster - NONE}`} (new)`;
   return names[cluster] ? `${names[cluster]} (${cluster})` : `Cluster ${cluster}`;
 }
 
@@ -886,12 +886,12 @@ const unseen = data.clusters.flatMap(({ parts }, model) => parts.map((count, par
 for (const { model, part } of units) unseen[2 * model + part].count -= 1;
 units.push(...unseen);
 
-function newName(cluster) {
-  const name = names[cluster] || `New cluster ${cluster - NONE}`;
-  return /^(\d+|none)$/i.test(name) ? `Cluster ${name}` : name; // in the table it would mean another
+// A cluster in a table: its number, or a name that means no other cluster, nor one of an earlier page.
+function reference(cluster) {
+  if (cluster <= NONE) return cluster < NONE ? String(cluster) : 'none';
+  const name = names[cluster] || `New cluster ${cluster - NONE} of ${data.clustering.slice(0, 4)}`;
+  return cell(/^(\d+|none)$/i.test(name) ? `Cluster ${name}` : name);
 }
-
-const reference = (cluster) => (cluster < NONE ? String(cluster) : cluster > NONE ? cell(newName(cluster)) : 'none');
 
 function correctionLines() {
   const rows = corrections.flatMap(({ action, what, to, files }) => (
@@ -952,8 +952,9 @@ function showCorrections() {
   for (const cluster of new Set([...before, ...corrected])) showCluster(cluster, sizes[cluster]);
   const merged = new Set(corrections.filter(({ action }) => action === 'merge').map(({ what }) => what));
   const isGone = (cluster) => merged.has(cluster) || (cluster >= NONE && !sizes[cluster]);
-  for (const target of $$('.card, .chip, #size-list li, .tree [data-cluster], #in-cluster [data-cluster]')) {
-    target.hidden = isGone(Number(target.dataset.cluster));
+  for (const target of $$('.card, .chip, #size-list li, .tree [data-cluster], #in-cluster [data-cluster], .correct')) {
+    const { cluster, into = cluster } = target.dataset;
+    target.hidden = isGone(Number(cluster)) || isGone(Number(into));
     target.disabled = target.hidden; // not every browser hides an option
     if (target.hidden && target.selected) $('#in-cluster').value = '';
   }
@@ -988,12 +989,11 @@ function showCluster(cluster, size) {
   const changed = corrected.has(cluster);
   const rows = images.name.map((_, row) => row).filter((row) => images.cluster[row] === cluster);
   rows.sort((a, b) => images.confidence[b] - images.confidence[a]);
-  let prototype = data.clusters[cluster]?.prototype ?? -1;
-  if (changed && images.cluster[prototype] !== cluster) prototype = rows[0] ?? -1;
-  const lists = [[prototype].filter((row) => row >= 0), rows.slice(0, 12), rows.slice(12).slice(-6).reverse()];
+  const { prototype: itsOwn } = data.clusters[cluster] ?? {};
+  const prototype = images.cluster[itsOwn] === cluster ? itsOwn : rows[0];
+  const lists = [rows.length ? [prototype] : [], rows.slice(0, 12), rows.slice(12).slice(-6).reverse()];
   $$('.thumbs', card).forEach((target, index) => {
-    target.dataset.model ??= target.dataset.rows;
-    target.dataset.rows = changed ? lists[index].join(',') : target.dataset.model;
+    target.dataset.rows = lists[index].join(',');
     fill(target);
   });
   card.dataset.size = size;
@@ -1003,8 +1003,8 @@ function showCluster(cluster, size) {
   $('.its-images', card).hidden = size === 0;
   $('.empty', card).hidden = size > 0;
   const still = $(`#size-list [data-cluster="${cluster}"] .still`);
-  still.classList.toggle('none', prototype < 0);
-  if (prototype >= 0) show(still, prototype);
+  still.classList.toggle('none', !rows.length);
+  if (rows.length) show(still, prototype);
 }
 
 function showState() {
@@ -1018,7 +1018,7 @@ function showState() {
 function correct(correction) {
   const { files, what, to } = correction;
   const whats = files ? images_(files.length) : nameOf(what);
-  if (to > newest()) names[to] = correction.name = files || !names[what] ? '' : `${names[what]} 2`;
+  if (to > newest()) correction.name = ''; // until the user types one
   corrections.push(correction);
   showCorrections();
   say(`${whats}: ${{ move: 'moved to', merge: 'merged into', split: 'split, with' }[correction.action]} ${nameOf(to)}`);
