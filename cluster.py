@@ -13,7 +13,6 @@ experiment files in configs/, and each step's results. If it is interrupted, giv
 import argparse
 import logging
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +39,7 @@ from utils.run.script import add_overrides, default_environment, file_argument, 
 from utils.training.features import backbone_features, digest_of, features_path, remove_stale_features
 from utils.training.inference import infer
 from workflows.experiments import split_step
-from workflows.final_head import FinalHead, clustered, earlier_clustering, head_of, number_clusters
+from workflows.final_head import TABLE, earlier_clustering, head_of
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.grown_images import Growth, tell_growth
 from workflows.label_free_choices import choose_number, choose_threshold
@@ -56,6 +55,7 @@ from workflows.own_folder import own_folder
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
+from workflows.user_edits import NAMES, Settled, is_fitted, read_all, settle, take_edits
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +71,7 @@ def find_clusters(experiment: OwnExperiment) -> None:
     """Run the steps, and write what they found."""
     options, folder = experiment.options, experiment.folder
     n = count_images(options, folder)
+    take_edits(folder)
     if not take_earlier(experiment):
         fit(experiment, n)
     pretext = experiment.run("pretext")
@@ -138,6 +139,10 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         type=float,
         help="between the frames that are taken of a video (default: 1)",
     )
+    add(
+        "--corrections", metavar="FILE.csv", type=file_argument,
+        help="what to correct, as report.html saves it (default: corrections.csv in the results folder)",
+    )  # fmt: skip
     add("--seed", type=int, default=0)
     add_overrides(
         parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
@@ -153,6 +158,8 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         raise UserError(f"{' and '.join(given)}: give only one of them")
     if args.features and (args.backbone or args.size):
         raise UserError("--features replaces the network: leave out --backbone and --size")
+    if args.corrections and not args.corrections.is_file():
+        raise UserError(f"--corrections {args.corrections}: no such file")
     if args.hours <= 0:
         raise UserError(f"--hours {args.hours:g}: must be above 0")
     for source in args.images:
@@ -237,15 +244,17 @@ def write_results(experiment: OwnExperiment) -> None:
     options, model = experiment.options, digest(last.folder / "model.pth.tar")
     images = digest_of(dataset), dataset.fingerprint()
     labels = options.labels and [options.labels, digest(options.labels)]
-    made_of = [model, *images, labels, options.clusters[:-1], options.link_originals]
-    final = head_of(experiment.folder, model)
-    done = experiment.folder / "metrics.json"  # written at the end: it says that the others are complete
+    made_of: list[Any] = [model, *images, labels, options.clusters[:-1], options.link_originals]
+    folder, head = experiment.folder, head_of(experiment.folder, model)
+    fitted = head and is_fitted(head, read_all(folder, options.corrections, head, dataset))
+    made_of += [digest(folder / NAMES), head and head.clustering]
+    done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
-    current = final and figures.get("made_of") == made_of and figures["clustering"] == final.clustering
-    if not current or not (experiment.folder / "report.html").exists():
-        done.unlink(missing_ok=True)
-        growth = Growth.since(earlier_clustering(experiment.folder), experiment.trained, dataset)
-        figures = {"made_of": made_of, **describe(experiment, last, dataset, growth)}
+    if not (fitted and figures.get("made_of") == made_of and (folder / "report.html").exists()):
+        growth = Growth.since(earlier_clustering(folder).images, experiment.trained, dataset)
+        described = describe(experiment, last, dataset, growth)
+        made_of[-2:] = digest(folder / NAMES), described["clustering"]
+        figures = {"made_of": made_of, "table": digest(folder / TABLE), **described}
         write_json(figures, done)
     tell(figures, health.advice_for(last.config), experiment.folder)
 
@@ -261,11 +270,15 @@ def describe(
     run = Run(config, last.folder, Machine.start(config))
     # unless --set says otherwise, the clustering step's backbone is that of the pretext step
     features_folder = folders["pretext"] if last.name == "scan" else last.folder
-    features, probabilities, head = predictions(run, dataset, features_folder, folder)
+    features, settled = predictions(run, dataset, features_folder, experiment)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    head, probabilities = settled.head, settled.probabilities
     with threads_for(len(dataset)):
         assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
         others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
-    agreement, others = baselines.measure_agreement(assignment.cluster, others, config.num_classes)
+    agreement, others = baselines.measure_agreement(
+        assignment.cluster, others, max(len(head.weights), config.num_classes)
+    )
     distinct = assignment.first.unique()  # without copies
     levels = merge_levels(experiment.options.clusters, features[distinct], probabilities[distinct], run)
     save_levels(levels, last.folder, head.clustering)
@@ -286,7 +299,10 @@ def describe(
     }
     if not experiment.options.clusters:
         figures["numbers"] = read_json(folder / "numbers.json")  # see choose_number
-    columns = {name: clusters.tolist() for name, clusters in others.items()}
+    columns: dict[str, list] = {"part": settled.part, "corrected": settled.corrected}
+    if settled.names:
+        columns["name"] = [settled.names[cluster] for cluster in assignment.cluster.tolist()]
+    columns |= {name: clusters.tolist() for name, clusters in others.items()}
     for number, level in enumerate(levels, 1):
         columns[f"level_{number}"] = torch.tensor(level["of_cluster"])[assignment.cluster].tolist()
     if experiment.grown:
@@ -314,6 +330,7 @@ def describe(
         epochs=epochs,
         image_url=link,
         clustering=head.clustering,
+        names=settled.names,
         truth=truth,
         columns=columns,
         seed=config.seed,
@@ -328,12 +345,13 @@ def describe(
 def merge_levels(
     numbers: list[int], features: torch.Tensor, probabilities: torch.Tensor, run: Run
 ) -> list[dict[str, Any]]:
-    """Merge the clusters of probabilities (N, C) into each of `numbers`, of which the last is C.
+    """Merge the clusters of probabilities (N, C) into each of `numbers` but the last, if they are fewer.
 
     Returns:
-        for each number, `clusters`, the number, and `of_cluster`, the merged cluster of each of the C;
+        for each number, and C, `clusters`, the number, and `of_cluster`, the merged cluster of each of the C;
         nothing for a single number.
     """
+    numbers = [*(k for k in numbers[:-1] if k < probabilities.size(1)), probabilities.size(1)]
     if len(numbers) < 2:
         return []
     space = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search)
@@ -344,12 +362,11 @@ def merge_levels(
 
 
 def predictions(
-    run: Run, dataset: data.Dataset, features_folder: Path, folder: Path
-) -> tuple[torch.Tensor, torch.Tensor, FinalHead]:
-    """Features float32 (N, D) of all images, probabilities (N, C), and the head that gives these.
+    run: Run, dataset: data.Dataset, features_folder: Path, experiment: OwnExperiment
+) -> tuple[torch.Tensor, Settled]:
+    """Features float32 (N, D) of all images, and their clusters as the user wants them.
 
-    `run`: of the step whose model it is. `features_folder`: where the features are kept in a file. `folder`:
-    of the results, where the head is kept.
+    `run`: of the step whose model it is. `features_folder`: where the features are kept in a file.
     """
     loaded = load_model(run.config, run.folder / "model.pth.tar")
     model = run.machine.place(loaded.model).eval()
@@ -364,14 +381,13 @@ def predictions(
         layer = run.machine.place(layer)
         return infer(lambda batch: layer(batch).softmax(1), loader, "clusters").cpu()
 
-    made_of = digest(run.folder / "model.pth.tar")
-    head = head_of(folder, made_of)
-    if not head:
-        layer = cast(nn.Linear, model.cluster_head[loaded.head])
-        head = number_clusters(layer, made_of, classify(layer).argmax(1), dataset, earlier_clustering(folder))
-    probabilities = classify(head.linear())
-    replace(head, images=clustered(dataset, probabilities.argmax(1))).write(folder)
-    return features, probabilities, head
+    layer, model_digest = (
+        cast(nn.Linear, model.cluster_head[loaded.head]),
+        digest(run.folder / "model.pth.tar"),
+    )
+    given = experiment.options.corrections
+    settled = settle(experiment.folder, model_digest, layer, classify, features, dataset, given)
+    return features, settled
 
 
 def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     trained = load_trained_model(args.results)
     file = args.results / "names.csv"
-    names = read_names(file, trained.num_clusters) if file.exists() else None
+    names = read_names(file, trained.num_clusters, trained.clustering) if file.exists() else None
     output = args.output or args.results / "export"
     require_own_export(output)
     network = Probabilities(trained, args.input).eval()

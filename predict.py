@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             f"--unlike needs {trained.folder / TRAINING_FEATURES}, which scan.py writes if cache_features is "
             "0; for older results of that kind give its command again, else leave out --unlike"
         )
-    names = cluster_names(args.names, trained.num_clusters)
+    names = cluster_names(args.names, trained.num_clusters, trained.clustering)
     images = find_images(args.images, trained, args.results)
     output = args.output or default_table(args.results / "predictions", args.images.resolve())
     require_own_table(output)

@@ -35,26 +35,33 @@ class ClusterNames:
         return best, confidence, clusters
 
 
-def cluster_names(path: Path | None, num_clusters: int) -> ClusterNames:
+def cluster_names(path: Path | None, num_clusters: int, clustering: str | None = None) -> ClusterNames:
     """The names of names.csv or, without a file, the clusters' numbers.
 
     Raises UserError as `read_names`, and if all clusters have one name.
     """
-    named = read_names(path, num_clusters) if path else list(map(str, range(num_clusters)))
+    named = read_names(path, num_clusters, clustering) if path else list(map(str, range(num_clusters)))
     names = list(dict.fromkeys(named))
     if len(names) < 2:
         raise UserError(f"{path}: all clusters have one name, so there is nothing to tell apart")
     return ClusterNames(names, torch.tensor([names.index(name) for name in named]), path is not None)
 
 
-def read_names(path: Path, num_clusters: int) -> list[str]:
+def read_names(path: Path, num_clusters: int, clustering: str | None = None) -> list[str]:
     """The names of clusters 0 to C - 1 from a table with the columns cluster and name.
 
-    Raises UserError as `read_table`, and for a cluster that is unknown, missing or there twice.
+    Raises UserError as `read_table`, and for a cluster that is unknown, missing or there twice. If the table
+    has a column `clustering`, then also for another identity than the given one.
     """
     names: dict[int, str] = {}
-    for line, row in read_table(path, ("cluster", "name")):
+    for line, row in read_table(path, ("cluster", "name"), ("clustering",)):
         where, number, name = f"{path}, line {line}", row["cluster"], row["name"]
+        if clustering and row["clustering"] not in ("", clustering):
+            raise UserError(
+                f"{where}: names clustering {shown(row['clustering'])}, but this is {clustering}; name it in "
+                "report.html, or put the file into the results folder and give cluster.py's command again, "
+                "which carries the names over"
+            )
         if not number.isdecimal() or len(number) > 9 or int(number) >= num_clusters:
             raise UserError(
                 f"{where}: {shown(number)!r} is no cluster; the model's are 0 to {num_clusters - 1}"
@@ -71,3 +78,9 @@ def read_names(path: Path, num_clusters: int) -> list[str]:
             f"of the {num_clusters} clusters a row"
         )
     return [names[cluster] for cluster in range(num_clusters)]
+
+
+def named_clustering(path: Path) -> str:
+    """The identity of the clustering that a table names; "" if it does not say. Raises as `read_table`."""
+    rows = read_table(path, ("cluster", "name"), ("clustering",))
+    return next((row["clustering"] for _, row in rows if row["clustering"]), "")

@@ -1,17 +1,18 @@
 """head.npz in the folder of cluster.py's results: the clusters as they are reported, as a linear head.
 
 The numbers that a training gives to its clusters mean nothing. Here the largest is 0, unless there is an
-earlier clustering of the same images: clusters that correspond keep their numbers. The identity of the
-clustering, by which names.csv says what it names, is a digest of this head.
+earlier clustering of the same images: clusters that correspond keep their numbers. What the user corrected
+is in the head, too, see `corrections`. The identity of the clustering, by which names.csv and corrections.csv
+say what they are of, is a digest of this head.
 """
 
 import csv
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,10 +26,23 @@ from utils.files import atomic
 
 HEAD_FILE = "head.npz"
 TABLE = "clusters.csv"
+ARRAYS = "weights", "biases", "base_weights", "base_biases"
+RECORD = "model", "images", "rows", "history", "parts"
 IDENTITY_DIGITS, HASH_DIGITS = 12, 16
 CORRESPONDS = 0.5  # clusters that share more of their union than this are the same
 
-Clustered = dict[str, list[Any]]  # file: its cluster and the hash of its content, "" if that is not known
+
+class Kept(NamedTuple):
+    """What is kept of an image, to compare later clusterings with."""
+
+    cluster: int
+    content: str = ""  # the start of its hash, "" if that is not known
+    corrected: str = ""  # see `corrections.Corrected.marks`
+    part: int = 0  # which of its cluster's two finer parts it is in
+
+
+Clustered = dict[str, Kept]  # by the file in clusters.csv
+History = dict[str, list[str | None]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +53,23 @@ class FinalHead:
         weights: float32 (C, D).
         biases: float32 (C,).
         model: digest of the model.pth.tar whose backbone it belongs to.
+        base_weights, base_biases: without corrections.
         images: those that were clustered by it.
+        rows: of corrections.csv, that it was fitted to.
+        history: of each clustering that rows may be of, by identity, the handles of its clusters: see
+            `corrections`. None: a cluster that this model has not.
+        parts: the files in the second part of clusters that were split, by "identity:number".
     """
 
     weights: torch.Tensor
     biases: torch.Tensor
     model: str
+    base_weights: torch.Tensor
+    base_biases: torch.Tensor
     images: Clustered = field(default_factory=dict)
+    rows: list[list[str]] = field(default_factory=list)
+    history: History = field(default_factory=dict)
+    parts: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def clustering(self) -> str:
@@ -61,11 +85,24 @@ class FinalHead:
         layer.load_state_dict({"weight": self.weights, "bias": self.biases})
         return layer.requires_grad_(False)
 
+    @property
+    def handles(self) -> list[str]:
+        """Those of its clusters, see `history`."""
+        return [str(handle) for handle in self.history[self.clustering]]
+
+    def second_part(self, clustering: str, number: str) -> list[str]:
+        """The files in the second part of a cluster of one of the clusterings, if that is still known."""
+        known = self.parts.get(f"{clustering}:{number}")
+        if known is None and clustering == self.clustering:
+            known = [file for file, kept in self.images.items() if kept.cluster == int(number) and kept.part]
+        return known or []
+
     def write(self, folder: Path) -> None:
-        text = json.dumps({"model": self.model, "clustering": self.clustering, "images": self.images})
-        record = np.frombuffer(text.encode(), np.uint8)
+        record = {name: getattr(self, name) for name in (*RECORD, "clustering")}
+        arrays = {name: getattr(self, name).numpy() for name in ARRAYS}
+        arrays["record"] = np.frombuffer(json.dumps(record).encode(), np.uint8)
         with atomic(folder / HEAD_FILE) as temporary, open(temporary, "wb") as file:
-            np.savez(file, weights=self.weights.numpy(), biases=self.biases.numpy(), record=record)
+            np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -75,10 +112,12 @@ class FinalHead:
             return None
         try:
             with np.load(path, allow_pickle=False) as saved:
-                weights, biases = (torch.from_numpy(saved[name]).float() for name in ("weights", "biases"))
+                arrays: dict[str, Any] = {name: torch.from_numpy(saved[name]).float() for name in ARRAYS}
                 record = json.loads(saved["record"].tobytes())
-            head = cls(weights, biases, record["model"], record["images"])
-            whole = head.clustering == record["clustering"]
+            clustering = record.pop("clustering")
+            record["images"] = {file: Kept(*kept) for file, kept in record["images"].items()}
+            head = cls(**arrays, **record)
+            whole = head.clustering == clustering
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile):
             whole = False
         if not whole:
@@ -95,56 +134,66 @@ def head_of(folder: Path, model: str) -> FinalHead | None:
 
 
 def number_clusters(
-    layer: nn.Linear, model: str, clusters: torch.Tensor, dataset: Dataset, earlier: Clustered
-) -> FinalHead:
-    """The final head of a step: its own, with its clusters renumbered.
+    layer: nn.Linear, model: str, clusters: torch.Tensor, dataset: Dataset, earlier: "Earlier"
+) -> tuple[FinalHead, np.ndarray]:
+    """The final head of a step: its own, with its clusters renumbered; and `overlaps` of these.
 
     Args:
         layer: the step's head.
         model: digest of its model.pth.tar.
         clusters: int64 (N,), of each image by `layer`.
-        earlier: an earlier clustering, see `earlier_clustering`.
     """
     c = layer.out_features
-    kept = {}
-    if earlier:
-        table = overlaps(clusters, c, dataset, earlier)
-        shared = table / np.maximum(table.sum(1)[:, None] + table.sum(0) - table, 1)
-        kept = {int(new): int(old) for old, new in np.argwhere(shared > CORRESPONDS) if new < c}
+    table = overlaps(clusters, c, dataset, earlier.images)
+    union = table.sum(1)[:, None] + table.sum(0) - table
+    same = np.argwhere(table > CORRESPONDS * union)
+    kept = {int(number): int(own) for own, number in same if number < c}
     sizes = clusters.bincount(minlength=c).tolist()
     first = torch.full((c,), len(clusters)).scatter_reduce(0, clusters, torch.arange(len(clusters)), "amin")
-    others = iter(sorted(set(range(c)) - set(kept.values()), key=lambda old: (-sizes[old], first[old])))
-    order = [kept[new] if new in kept else next(others) for new in range(c)]
-    return FinalHead(layer.weight.detach().cpu()[order], layer.bias.detach().cpu()[order], model)
+    others = iter(sorted(set(range(c)) - set(kept.values()), key=lambda own: (-sizes[own], first[own])))
+    order = [kept[number] if number in kept else next(others) for number in range(c)]
+    table, weights, biases = (
+        table[order],
+        layer.weight.detach().cpu()[order],
+        layer.bias.detach().cpu()[order],
+    )
+    head = FinalHead(weights, biases, model, weights, biases, rows=earlier.rows, parts=earlier.parts)
+    # the earlier clusters of which at least half is in one of these
+    found = 2 * table.max(0) >= np.maximum(table.sum(0), 1)
+    here = [str(own) if there else None for own, there in zip(table.argmax(0), found, strict=True)]
+    now = dict(zip(earlier.handles, here, strict=False))
+
+    def handle_now(handle: str | None) -> str | None:
+        return now.get(handle or "") or (None if handle is None or handle.isdecimal() else handle)
+
+    history: History = {of: list(map(handle_now, handles)) for of, handles in earlier.history.items()}
+    history[head.clustering] = [str(i) for i in range(c)]
+    return replace(head, history=history), table
 
 
 def overlaps(clusters: torch.Tensor, num_clusters: int, dataset: Dataset, earlier: Clustered) -> np.ndarray:
-    """How many of the images that both have are in each pair of a cluster (C) and an earlier one: (C, E)."""
-    pairs = [
-        (new, old)
-        for new, old in zip(clusters.tolist(), look_up(earlier, dataset), strict=True)
-        if old is not None
-    ]
+    """How many of the images that both have are in each pair of a cluster and an earlier one: (C, E)."""
+    before = look_up(earlier, dataset)
+    pairs = [(own, kept.cluster) for own, kept in zip(clusters.tolist(), before, strict=True) if kept]
     found = np.array(pairs, np.int64).reshape(-1, 2)
-    most = 1 + max(cluster for cluster, _ in earlier.values())
+    most = 1 + max((kept.cluster for kept in earlier.values()), default=0)
     return contingency(found[:, 0], found[:, 1], num_clusters, most)
 
 
-def look_up(earlier: Clustered, dataset: Dataset) -> list[int | None]:
-    """The earlier cluster of each image, by its name or, where the content is known, by that."""
-    by_content = {content: cluster for cluster, content in earlier.values() if content}
-    found: list[int | None] = []
-    for name, content in zip(dataset.names(), hashes_of(dataset), strict=True):
-        cluster, before = earlier.get(name, (None, content))
-        is_other = content != before and "" not in (content, before)  # an image that has taken the name
-        found.append(by_content.get(content) if cluster is None or is_other else cluster)
+def look_up(earlier: Clustered, dataset: Dataset) -> list[Kept | None]:
+    """What was kept of each image, by its name or, where the content is known, by that."""
+    by_content = {kept.content: kept for kept in earlier.values() if kept.content}
+    found = []
+    for name, content in zip(table_names(dataset), hashes_of(dataset), strict=True):
+        kept = earlier.get(name)
+        is_other = kept and content != kept.content and "" not in (content, kept.content)  # took the name
+        found.append(by_content.get(content) if kept is None or is_other else kept)
     return found
 
 
-def clustered(dataset: Dataset, clusters: torch.Tensor) -> Clustered:
-    """What is kept of a clustering, to compare later ones with it."""
-    rows = zip(clusters.tolist(), hashes_of(dataset), strict=True)
-    return dict(zip(dataset.names(), map(list, rows), strict=True))
+def table_names(dataset: Dataset) -> list[str]:
+    """The images' names as clusters.csv has them."""
+    return [name.encode("utf-8", "backslashreplace").decode() for name in dataset.names()]
 
 
 def hashes_of(dataset: Dataset) -> Sequence[str]:
@@ -152,23 +201,41 @@ def hashes_of(dataset: Dataset) -> Sequence[str]:
     return [content[:HASH_DIGITS] for content in dataset.content_hashes() or [""] * len(dataset)]
 
 
-def earlier_clustering(folder: Path) -> Clustered:
-    """The clustering in the folder, or in the latest earlier-N/ that has one; empty if there is none."""
+@dataclass(frozen=True)
+class Earlier:
+    """What is known of an earlier clustering; of none, nothing. The attributes are those of FinalHead."""
+
+    images: Clustered = field(default_factory=dict)
+    rows: list[list[str]] = field(default_factory=list)
+    history: History = field(default_factory=dict)
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    handles: list[str] = field(default_factory=list)
+    clustering: str = ""
+
+
+def earlier_clustering(folder: Path) -> Earlier:
+    """The clustering in the folder, or in the latest earlier-N/ that has one."""
     older = sorted(folder.glob("earlier-*"), key=lambda path: (len(path.name), path.name), reverse=True)
     for place in (folder, *older):
         try:
             head = FinalHead.read(place)
         except UserError:
             head = None
-        if found := head.images if head else read_clusters(place / TABLE):
-            return found
-    return {}
+        if head:
+            parts = head.parts | {
+                f"{head.clustering}:{number}": head.second_part(head.clustering, str(number))
+                for number in range(len(head.weights))
+            }
+            return Earlier(head.images, head.rows, head.history, parts, head.handles, head.clustering)
+        if images := read_clusters(place / TABLE):
+            return Earlier(images)
+    return Earlier()
 
 
 def read_clusters(path: Path) -> Clustered:
-    """The clusters of a table of an older version, which kept no head; empty if it cannot be read."""
+    """The clusters of a table of an older version, which kept no head; none if it cannot be read."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            return {row["file"]: [int(row["cluster"]), ""] for row in csv.DictReader(file)}
+            return {row["file"]: Kept(int(row["cluster"])) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return {}

@@ -21,7 +21,7 @@ from utils.report import Assignment
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import TRAINING_FEATURES
 from utils.training.features import kept_features
-from workflows.final_head import Clustered, hashes_of
+from workflows.final_head import Clustered, hashes_of, table_names
 from workflows.run_steps import PlannedStep
 
 NEW_KINDS = "new_kinds.csv"  # in the results folder: corrections that would make clusters of new kinds
@@ -54,9 +54,9 @@ class Growth:
 
         `trained`: hashes of the images that the clusters were found on; empty: known ones.
         """
-        images = list(zip(dataset.names(), hashes_of(dataset), strict=True))
-        same = {name for name, content in images if name in known and known[name][1] in (content, "")}
-        rest = Counter(kept[1] for name, kept in known.items() if name not in same)
+        images = list(zip(table_names(dataset), hashes_of(dataset), strict=True))
+        same = {name for name, content in images if name in known and known[name].content in (content, "")}
+        rest = Counter(kept.content for name, kept in known.items() if name not in same)
         added, renamed = [], 0
         for name, content in images:
             is_renamed = name not in same and rest[content] > 0

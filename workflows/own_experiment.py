@@ -56,6 +56,7 @@ class ClusterOptions(CommandOptions):
     labels: str | None
     every: float | None
     link_originals: bool
+    corrections: Path | None
     seed: int
     overrides: list[str]
 
@@ -66,7 +67,7 @@ class ClusterOptions(CommandOptions):
 
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = "labels", "link_originals", "root_dir", "config_env", "name", "named"
+        decides_nothing = "labels", "link_originals", "corrections", "root_dir", "config_env", "name", "named"
         given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 

@@ -1,5 +1,7 @@
 """head.npz: the clusters' numbers and their identity, kept where the clusters correspond."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from errors import UserError
 from workflows import final_head
-from workflows.final_head import FinalHead
+from workflows.final_head import Earlier, FinalHead, Kept
 
 
 class Images:
@@ -24,7 +26,9 @@ def numbers(clusters, dataset, earlier, c=3):
     """The new number of each image's cluster."""
     layer = nn.Linear(c, c)
     layer.weight.data, layer.bias.data = torch.eye(c), torch.zeros(c)
-    head = final_head.number_clusters(layer, "0" * 16, torch.tensor(clusters), dataset, earlier)
+    clusters_, known = torch.tensor(clusters), Earlier(earlier)
+    head, _ = final_head.number_clusters(layer, "0" * 16, clusters_, dataset, known)
+    assert head.handles == [str(number) for number in range(c)]
     return head.linear()(torch.eye(c)[clusters]).argmax(1).tolist()
 
 
@@ -44,30 +48,33 @@ NAMES = [*"abcdefgh"]
 def test_numbers(clusters, earlier, expected):
     """By size, but those of an earlier clustering are kept where more than half of the union is shared."""
     names = NAMES[: len(clusters)]
-    before = {name: [cluster, ""] for name, cluster in zip(names, earlier, strict=False)}
+    before = {name: Kept(cluster) for name, cluster in zip(names, earlier, strict=False)}
     assert numbers(clusters, Images(names), before) == expected
 
 
 def test_images_are_known_by_their_content():
     """One file was renamed, another has taken its name."""
-    before = {"a": [5, "A"], "b": [6, "B"], "c": [7, "C"], "d": [8, ""]}
+    before = {"a": Kept(5, "A"), "b": Kept(6, "B"), "c": Kept(7, "C"), "d": Kept(8)}
     dataset = Images(["b", "a", "c", "d", "e"], ["A", "X", "C", "D", "E"])
-    assert final_head.look_up(before, dataset) == [5, None, 7, 8, None]
+    found = final_head.look_up(before, dataset)
+    assert [kept and kept.cluster for kept in found] == [5, None, 7, 8, None]
 
 
 def test_the_file(tmp_path):
     """Its identity is that of the head; a damaged file is refused in one line."""
-    head = FinalHead(torch.rand(3, 4), torch.rand(3), "0" * 16, {"\udcff.png": [1, "A"]})
+    linear = torch.rand(3, 4), torch.rand(3)
+    head = FinalHead(*linear, "0" * 16, *linear, {"\udcff.png": Kept(1, "A")})
+    head = replace(head, history={head.clustering: ["0", "1", "2"]})
     head.write(tmp_path)
     kept = FinalHead.read(tmp_path)
     assert kept.clustering == head.clustering and len(head.clustering) == 12 and kept.images == head.images
     assert final_head.head_of(tmp_path, "1" * 16) is None and final_head.head_of(tmp_path, "0" * 16)
-    assert FinalHead(head.weights, head.biases + 1, head.model).clustering != head.clustering
+    assert replace(head, biases=head.biases + 1).clustering != head.clustering
     (tmp_path / "earlier-1").mkdir()
     (tmp_path / "head.npz").rename(tmp_path / "earlier-1/head.npz")
-    assert final_head.earlier_clustering(tmp_path) == head.images
+    assert final_head.earlier_clustering(tmp_path).clustering == head.clustering
     (tmp_path / "clusters.csv").write_text("file,cluster\na,3\n")  # of an older version
-    assert final_head.earlier_clustering(tmp_path) == {"a": [3, ""]}
+    assert final_head.earlier_clustering(tmp_path).images == {"a": Kept(3)}
     path = tmp_path / "earlier-1/head.npz"
     with np.load(path) as saved:
         arrays = dict(saved)

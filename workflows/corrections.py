@@ -1,0 +1,293 @@
+"""corrections.csv: what the user moved, merged and split. The final head is refitted so that it agrees.
+
+The corrections are done again, in their order, on the clusters that the training found: what is no longer in
+the table is undone. A row names clusters by their numbers in the clustering that it was made for. So each
+cluster also has a handle that stays: its number in the training's clustering, or the name of a new one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from data import Dataset
+from data.csv_tables import read_table
+from data.messages import shown
+from errors import UserError
+from utils.analysis import duplicates, neighbors
+from utils.analysis.graph import MAX_FITTED
+from workflows.final_head import FinalHead, hashes_of, table_names
+
+CORRECTIONS = "corrections.csv"
+COLUMNS = "action", "what", "to", "clustering"
+NONE, NOWHERE = "none", -1  # where an image is moved that belongs to no cluster: in the table, as a number
+NEIGHBORS, FEWEST = 10, 0.25  # see `followers`
+TRUST = 10.0  # how many other images one that was moved counts for
+DECAY, FIT_ITERATIONS = 1e-4, 50  # of the fit, on features of unit scale
+NEW_BIAS = -8.0  # of a new cluster, below the one whose head it starts from: it has no image at first
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A row of corrections.csv."""
+
+    action: str  # move, merge, split
+    what: str  # a file as in clusters.csv, or a cluster
+    to: str  # a cluster; of a move also NONE; of a move or split also the name of a new cluster
+    clustering: str  # identity of the clustering whose numbers these are
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The clusters of N images as the user wants them.
+
+    Attributes:
+        shares: float32 (N, S), how much of each image is in each of S clusters, before images were moved.
+        now: int64 (N,), its cluster after that, or NOWHERE.
+        moved: bool (N,), whether the user said so.
+        handles: of the clusters, S different ones.
+        start: for each cluster, the one of the training from whose head its own starts.
+        lost: rows of clusters that a new training did not find again.
+    """
+
+    shares: torch.Tensor
+    now: torch.Tensor
+    moved: torch.Tensor
+    handles: list[str]
+    start: list[int]
+    lost: int
+
+    def place(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Probabilities (N, S) in which each moved image surely is where the user put it."""
+        placed = F.one_hot(self.now.clamp(min=0), len(self.handles)) + 1e-6 * probabilities
+        own = (self.moved & (self.now != NOWHERE))[:, None]
+        return torch.where(own, placed / placed.sum(1, keepdim=True), probabilities)
+
+    def marks(self) -> list[str]:
+        """The column `corrected` of clusters.csv."""
+        pairs = zip(self.moved.tolist(), self.now.tolist(), strict=True)
+        return [("yes" if cluster != NOWHERE else NONE) if moved else "" for moved, cluster in pairs]
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Correction]:
+    """The rows of corrections.csv; none without the file.
+
+    A row without an identity is of the clustering of `head`, or of that for which it was applied before. A
+    table of the report's page has what was done on that page alone: what its clustering rests on comes first.
+
+    Raises UserError for a row that is no correction, or of a clustering that `head` does not know.
+    """
+    if not path.exists():
+        return []
+    known = {*table_names(dataset), *head.images}
+    before = {row[:3]: row[3] for row in map(tuple, head.rows)}
+    rows, given = [], set()
+    for line, cells in read_table(path, COLUMNS[:3], COLUMNS[3:]):
+        action, what, to = cells["action"].lower(), cells["what"], cells["to"]
+        to = NONE if to.lower() == NONE else to
+        of = cells["clustering"] or before.get((action, what, to), head.clustering)
+        given.add(cells["clustering"])
+        where, wrong = f"{path}, line {line}", ""
+        if of not in head.history:
+            raise UserError(
+                f"{where}: is of clustering {shown(of)}, which is none of these results; remove the row, or "
+                "correct this clustering in report.html"
+            )
+        last = len(head.history[of]) - 1
+        numbers = [text for text in (what, to)[action == "move" :] if text.isdecimal()]
+        if action not in ("move", "merge", "split"):
+            wrong = f"{shown(action)!r} is no action; expected move, merge or split"
+        elif not what or (not to and action != "split"):
+            wrong = f"{action} needs `what` and `to`"
+        elif action == "move" and what not in known:
+            wrong = f"{shown(what)} is no file of clusters.csv"
+        elif any(len(text) > 9 or int(text) > last for text in numbers):
+            wrong = f"{' or '.join(numbers)} is no cluster; they are 0 to {last}"
+        elif action != "move" and (to == NONE or what == NONE):
+            wrong = f"only images can be in {NONE}"
+        if wrong:
+            raise UserError(f"{where}: {wrong}; correct or remove the row")
+        rows.append(Correction(action, what, to, of))
+    earlier = [Correction(*row) for row in head.rows if row[3] not in given]
+    return [*earlier, *rows] if len(given) == 1 and "" not in given else rows
+
+
+# --- what they mean ------------------------------------------------------------------------------
+
+
+def do_again(
+    rows: Sequence[Correction],
+    base: torch.Tensor,
+    dataset: Dataset,
+    head: FinalHead,
+    named: Mapping[str, str],
+) -> Corrected:
+    """Do the corrections, in their order.
+
+    Args:
+        base: float32 (N, C), the probabilities of the clusters that the training found.
+        head: knows the clusterings that the rows are of.
+        named: the handles of clusters that have a name in names.csv.
+
+    Raises:
+        UserError: a single cluster is left.
+    """
+    handles, start, lost = [str(i) for i in range(base.size(1))], list(range(base.size(1))), 0
+    shares, now, moved = base.clone(), base.argmax(1), torch.zeros(len(base), dtype=torch.bool)
+    place, merged = places(dataset, head), set()
+
+    def find(row: Correction, text: str, from_: int | None = None) -> int | None:
+        """The cluster that a row means; with `from_`, a new one that starts from there if there is none."""
+        nonlocal shares
+        handle = head.history[row.clustering][int(text)] if text.isdecimal() else named.get(text, text)
+        if handle not in handles and handle is not None and from_ is not None:
+            handles.append(handle)
+            start.append(start[from_])
+            shares = F.pad(shares, (0, 1))
+        return handles.index(handle) if handle in handles else None
+
+    for row in rows:
+        if row.action == "move":
+            i = place.get(row.what)  # None: the image was removed
+            to = (
+                NOWHERE if row.to == NONE else None if i is None else find(row, row.to, int(base[i].argmax()))
+            )
+            if i is not None and to is not None:
+                now[i], moved[i] = to, True
+            lost += to is None and i is not None
+            continue
+        what = find(row, row.what)
+        new = row.to or f"{row.what} (2)"  # of a split
+        to = None if what is None else find(row, new, what if row.action == "split" else None)
+        if what is None or to is None:
+            lost += 1
+        elif row.action == "merge" and what != to:
+            shares[:, to] += shares[:, what]
+            shares[:, what] = 0
+            now[now == what] = to
+            merged.add(what)
+        elif row.action == "split":
+            files = [place[file] for file in head.second_part(row.clustering, row.what) if file in place]
+            part = torch.tensor(files, dtype=torch.int64)
+            part = part[~moved[part] | (now[part] == what)]
+            shares[part, to] = shares[part, what].where(shares[part].argmax(1) == what, 1.0)
+            shares[part, what] = 0
+            now[part] = to
+    c = base.size(1)
+    left = [i for i in range(len(handles)) if (i < c and i not in merged) or (now == i).any()]
+    if len(left) < 2:
+        raise UserError(f"{CORRECTIONS}: a single cluster is left; merge fewer")
+    number = torch.full((len(handles) + 1,), NOWHERE)  # the last one is that of NOWHERE
+    number[left] = torch.arange(len(left))
+    shares = F.normalize(shares[:, left], p=1, dim=1)
+    return Corrected(shares, number[now], moved, [handles[i] for i in left], [start[i] for i in left], lost)
+
+
+def places(dataset: Dataset, head: FinalHead) -> dict[str, int]:
+    """The index of each image by its file in clusters.csv, or the earlier one if that was renamed."""
+    by_content = {content: i for i, content in enumerate(hashes_of(dataset)) if content}
+    images = head.images.items()
+    earlier = {file: by_content[kept.content] for file, kept in images if kept.content in by_content}
+    return earlier | {file: i for i, file in enumerate(table_names(dataset))}
+
+
+# --- the head ------------------------------------------------------------------------------------
+
+
+def corrected_head(
+    head: FinalHead, rows: Sequence[Correction], wanted: Corrected, features: torch.Tensor, dataset: Dataset
+) -> FinalHead:
+    """The head refitted so that moved images are where the user put them, and similar ones follow.
+
+    It starts from the training's head. Its targets are `wanted`, and for the images that the user did not
+    speak of the probabilities that they have, so that nothing else moves.
+
+    Args:
+        features: float32 (N, D).
+    """
+    c = len(wanted.handles)
+    follow = followers(features, wanted, duplicates.first_copies(dataset))
+    targets = (1 - follow.sum(1, keepdim=True)) * wanted.shares + follow
+    own = wanted.moved & (wanted.now != NOWHERE)
+    targets[own] = F.one_hot(wanted.now[own], c).float()
+    # a move that is like no other says nothing about other images: the image stays there in any case
+    trust = (1 + (TRUST - 1) * follow.sum(1) * own) * (wanted.now != NOWHERE)
+    order = torch.randperm(len(trust), generator=torch.Generator().manual_seed(0))
+    chosen = order[:MAX_FITTED] if len(order) > MAX_FITTED else torch.arange(len(order))
+    chosen = torch.cat([chosen, own.nonzero().squeeze(1)]).unique()
+    new = torch.tensor([not handle.isdecimal() for handle in wanted.handles])
+    weights, biases = head.base_weights[wanted.start], head.base_biases[wanted.start] + NEW_BIAS * new
+    if rows:
+        weights, biases = refit(weights, biases, features[chosen], targets[chosen], trust[chosen])
+    split = [(row.clustering, row.what) for row in rows if row.action == "split"]
+    parts = {f"{of}:{what}": head.second_part(of, what) for of, what in split}
+    fitted = replace(
+        head, weights=weights, biases=biases, rows=[list(astuple(row)) for row in rows], parts=parts
+    )
+    return replace(fitted, history=head.history | {fitted.clustering: [*wanted.handles]})
+
+
+def followers(features: torch.Tensor, wanted: Corrected, first: torch.Tensor) -> torch.Tensor:
+    """How much images follow the moved ones into each cluster, also these each other: float32 (N, S).
+
+    Of a cluster from which images were moved to another, an image follows as far as its neighbors were moved,
+    in units of how far those of the moved images were: these are only some of the images that are wrong
+    (Elkan and Noto, Learning classifiers from only positive and unlabeled data, 2008). At least FEWEST of the
+    NEIGHBORS count as one unit, so that a single move is no rule. Copies always follow.
+
+    Args:
+        first: int64 (N,), see `duplicates.first_copies`.
+    """
+    source, x = wanted.shares.argmax(1), F.normalize(features.float() - features.float().mean(0), dim=1)
+    follow = torch.zeros_like(wanted.shares)
+    moved = wanted.moved & (wanted.now != source) & (wanted.now != NOWHERE)
+    k = min(NEIGHBORS + 1, len(x))
+    for s in source[moved].unique().tolist():
+        members = (source == s).nonzero().squeeze(1)
+        nearest = neighbors.search(x[members], x, k, "cpu")[1]
+        for t in wanted.now[moved & (source == s)].unique().tolist():
+            ours = moved & (source == s) & (wanted.now == t)
+            around = (ours[nearest].sum(1) - ours[members].long()).clamp(min=0) / max(1, k - 1)
+            unit = max(float(around[ours[members]].mean()), FEWEST)
+            follow[members, t] = (around / unit).clamp(max=1)
+    follow /= follow.sum(1, keepdim=True).clamp(min=1)
+    for i in moved.nonzero().squeeze(1).tolist():
+        copies = (first == first[i]) & ~wanted.moved
+        follow[copies] = F.one_hot(wanted.now[i], follow.size(1)).float()
+    return follow
+
+
+def refit(
+    weights: torch.Tensor,
+    biases: torch.Tensor,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    trust: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change a head, weights (C, D) and biases (C,), as little as reproduces targets (N, C).
+
+    `trust`: float (N,), how much each image counts.
+    """
+    x = features.float()
+    mean = x.mean(0)
+    unit = (x - mean).square().sum(1).mean().sqrt().clamp(min=1e-12)
+    start, x = F.linear(x, weights, biases), (x - mean) / unit
+    more, shift = torch.zeros_like(weights, requires_grad=True), torch.zeros_like(biases, requires_grad=True)
+    optimizer = torch.optim.LBFGS([more, shift], max_iter=FIT_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        each = F.cross_entropy(start + F.linear(x, more, shift), targets, reduction="none")
+        total = (trust * each).mean() + DECAY * more.square().sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    more = more.detach() / unit
+    return weights + more, biases + shift.detach() - more @ mean
