@@ -57,7 +57,8 @@ def is_of(folder: Path, options: ClusterOptions, moved: bool = True) -> bool:
         return True
     if not moved or any(map(os.path.exists, places)):
         return False
-    known = {*record.get("trained", ())} | {kept[1] for kept in earlier_clustering(folder).values()} - {""}
+    images = earlier_clustering(folder).images.values()
+    known = {*record.get("trained", ())} | {kept.content for kept in images} - {""}
     if not known:
         return True
     files = data.images_of(options.images, every=options.every or 1).files
