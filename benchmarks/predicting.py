@@ -1,6 +1,7 @@
 """How many new images a second predict.py takes, and how much memory, whatever their number.
 
 python benchmarks/predicting.py [--images 10000 100000]
+python benchmarks/predicting.py --runtimes torchvision/resnet50 ...   (ONNX Runtime beside torch)
 
 The images are JPEGs of 64 x 64 pixels, a few hundred files under many names (hard links), so that the disk is
 not what is measured; the network is resnet10_narrow at 32 pixels with random weights, so that decoding is.
@@ -28,6 +29,7 @@ import predict
 from models import build_model
 from utils.files import write_json
 from utils.run import checkpoint
+from utils.training import runtimes
 
 DISTINCT, SIDE, PER_FOLDER = 300, 64, 1000
 NORMALIZE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -103,13 +105,32 @@ def in_a_process(*args):
     return result
 
 
+def compare_runtimes(name, pairs, size=224, batch=16):
+    """How many times as fast as torch ONNX Runtime is: CPU seconds of `pairs` turns of both, lowest first."""
+    torch.manual_seed(0)
+    settings = {"setup": "pretrained", "backbone": name, "transformation_kwargs": {"crop_size": size}}
+    network = build_model(settings).backbone.eval().to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    other = runtimes.onnx_features(network, images)
+    turns = [[runtimes.timed_features(one, images)[1] for one in (network, other)] for _ in range(pairs + 1)]
+    return sorted(ours / theirs for ours, theirs in turns[1:])
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, default=os.cpu_count() // 2)
     parser.add_argument("--scratch", help="folder for the images (default: the system's)")
     parser.add_argument("--output", default="results/benchmarks/predicting.json")
+    parser.add_argument("--runtimes", nargs="+", default=[], metavar="NETWORK")
     args = parser.parse_args(argv)
+    for name in args.runtimes:
+        ratios = compare_runtimes(name, pairs=9)
+        print(
+            f"{name}: {ratios[4]:.2f} times as fast as torch, {ratios[0]:.2f} to {ratios[-1]:.2f}", flush=True
+        )
+    if args.runtimes:
+        return
     rows = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         root = Path(folder)

@@ -53,9 +53,11 @@ def test_torch_computes_them_where_the_other_cannot(why, monkeypatch, caplog):
     if why == "no export":
         network = Unexportable(network)
     elif why == "other values":
-        monkeypatch.setattr(runtimes, "_session", lambda network, _: lambda images: 1.01 * network(images))
+        monkeypatch.setattr(
+            runtimes, "onnx_features", lambda network, _: lambda images: 1.01 * network(images)
+        )
     elif why == "slower":
-        monkeypatch.setattr(runtimes, "_session", lambda network, _: network)
+        monkeypatch.setattr(runtimes, "onnx_features", lambda network, _: network)
         monkeypatch.setattr(runtimes, "GAIN", 1e9)
     images = torch.randn(70, 3, 8, 8)
     n = 60 if why == "few images" else 70

@@ -71,12 +71,12 @@ def _choose(network: nn.Module, images: torch.Tensor, n: int) -> Features:
     if images.device.type != "cpu" or missing or convolutions < 2 or n <= TRIED:
         return network
     images = images[:TRIED]
-    expected, torch_seconds = _timed(network, images)
+    expected, torch_seconds = timed_features(network, images)
     if n / len(images) * torch_seconds < WORTH_EXPORT:
         return network
     try:
-        by_runtime = _session(network, images)
-        found, seconds = _timed(by_runtime, images)
+        by_runtime = onnx_features(network, images)
+        found, seconds = timed_features(by_runtime, images)
         equal = are_equal(found, expected)
     except Exception:  # an exporter can fail in any way, and torch is there
         log.debug("ONNX Runtime does not take this network", exc_info=True)
@@ -88,7 +88,7 @@ def _choose(network: nn.Module, images: torch.Tensor, n: int) -> Features:
     return by_runtime
 
 
-def _timed(function: Features, images: torch.Tensor) -> tuple[torch.Tensor, float]:
+def timed_features(function: Features, images: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The features, and the seconds that they took; of the CPU, so that other programs do not count."""
     start = time.process_time()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def _timed(function: Features, images: torch.Tensor) -> tuple[torch.Tensor, floa
     return features, (time.process_time() - start) / torch.get_num_threads()
 
 
-def _session(network: nn.Module, example: torch.Tensor) -> Features:
+def onnx_features(network: nn.Module, example: torch.Tensor) -> Features:
     """The network by ONNX Runtime, with as many threads as torch has."""
     import onnxruntime
 
