@@ -40,14 +40,15 @@ def read_vectors(path: Path) -> VectorFile:
     """
     try:
         content = READERS.get(path.suffix.lower(), _numpy)(path)
-        names, beside = _first(content, CALLED_NAMES), path.with_suffix(".csv")
+        columns = {k: v for k, v in content.items() if isinstance(v, list) or getattr(v, "ndim", 0) == 1}
+        names, beside = _first(columns, CALLED_NAMES), path.with_suffix(".csv")
         if names is None and beside != path and beside.exists():
             names = _first(_csv(beside), CALLED_NAMES)
             if names is None:
                 raise UserError(f"{beside}: has no column file, which would name the rows of {path.name}")
         if names is not None:
             names = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-        arrays = {key: _array(value) for key, value in content.items()}
+        arrays = {key: value for key, value in content.items() if isinstance(value, np.ndarray)}
     except UserError:
         raise
     except FileNotFoundError:
@@ -55,11 +56,14 @@ def read_vectors(path: Path) -> VectorFile:
     except ImportError as error:
         raise UserError(f"{path}: needs a package; pip install {error.name}") from None
     except Exception as error:  # a damaged file can break a reader in any way
-        raise UserError(f"{path}: cannot be read as vectors ({first_line(error)}); {INSTEAD}") from None
+        why = first_line(error)
+        if "pickle" in why or isinstance(error, UnpicklingError):  # these advise to run what is in it
+            why = "it holds Python objects, or is of another kind"
+        raise UserError(f"{path}: cannot be read as vectors ({why}); {INSTEAD}") from None
     tables = {key: a for key, a in arrays.items() if a.ndim == 2 and a.dtype.kind in "fiu" and a.size}
     vectors = next(iter(tables.values())) if len(tables) == 1 else _first(tables, CALLED_VECTORS)
     if vectors is None:
-        found = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values() if array.ndim)
+        found = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values())
         raise UserError(f"{path}: expected numbers of shape (N, D), found {found[:99] or 'none'}; {INSTEAD}")
     if names is not None and len(names) != len(vectors):
         raise UserError(f"{path}: holds {len(vectors)} vectors, but there are {len(names)} names")
@@ -76,13 +80,7 @@ def _plain(key: object) -> str:
     return str(key).lower().replace("_", "").replace(" ", "").removesuffix("s")
 
 
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        return (value.float() if value.is_floating_point() else value).detach().numpy()
-    return value if isinstance(value, np.ndarray) else np.array(0)
-
-
-# --- the formats: name -> array, tensor, or list of texts ----------------------------------------
+# --- the formats: name -> array, or list of texts ------------------------------------------------
 
 
 def _numpy(path: Path) -> dict[str, Any]:
@@ -91,11 +89,17 @@ def _numpy(path: Path) -> dict[str, Any]:
 
 
 def _torch(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:  # its message would have the user load it with all that it may run
-        raise UserError(f"{path}: is damaged, or holds more than tensors and texts; {INSTEAD}") from None
-    return content if isinstance(content, dict) else {"vectors": content}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return _arrays(content if isinstance(content, dict) else {"vectors": content})
+
+
+def _arrays(content: dict[str, Any]) -> dict[str, Any]:
+    """The tensors as arrays, bfloat16 as float32."""
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    return content | {
+        key: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        for key, tensor in tensors.items()
+    }
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
     with safetensors.safe_open(path, "pt") as file:
         texts = {key: json.loads(text) for key, text in (file.metadata() or {}).items() if text[:1] == "["}
-        return {**texts, **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
+        return texts | _arrays({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
 
 
 def _parquet(path: Path) -> dict[str, Any]:
@@ -152,9 +156,6 @@ def _is_feature(column: str, cell: str) -> bool:
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    ".pt": _torch,
-    ".pth": _torch,
-    ".safetensors": _safetensors,
-    ".parquet": _parquet,
-    ".csv": _csv,
-}  # fmt: skip; others: see numpy.load
+    ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors, ".parquet": _parquet, ".csv": _csv,
+    ".tsv": _csv,
+}  # fmt: skip

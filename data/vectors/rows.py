@@ -119,8 +119,7 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int =
         say_once(log.warning, f"{path}: rows taken in the order {way}, not {other}; {why}: {pairs}; {how}")
     if alike < 0.9 or (fit < 2 and len(sample) >= 50):
         what = "copies of a file" if alike < 0.9 else "images that look alike"
-        what += " have unlike vectors; are the rows in the order of the sorted names?"
-        say_once(log.warning, f"{path}: {what} If not, {how}")
+        say_once(log.warning, f"{path}: {what} have unlike vectors; if the rows are in another order, {how}")
     return rows
 
 

@@ -34,10 +34,10 @@ def with_table(path):
 
 
 FORMATS = {
-    "a.npz": lambda path: np.savez(path, embeddings=ROWS, File_Names=NAMES, labels=np.arange(3)),
+    "a.npz": lambda path: np.savez(path, embeddings=ROWS, File_Names=NAMES, images=np.zeros((3, 2, 2))),
     "b.npz": lambda path: np.savez(path, emb=ROWS, names=np.array([name.encode() for name in NAMES])),
     "c.csv": lambda path: path.write_text(table(["file", "0", "1", "note"])),
-    "d.csv": lambda path: path.write_text(
+    "d.tsv": lambda path: path.write_text(
         table(["Image Path", "x", "y", ""], ";", lambda value: str(value).replace(".", ","))
     ),
     "e.parquet": lambda path: parquet(path, paths=NAMES, id=[7, 8, 9], x=ROWS[:, 0], y=ROWS[:, 1]),
@@ -75,11 +75,15 @@ def test_vectors_without_names(tmp_path, dtype):
             ["found float32 (3, 2), float32 (3, 2)", "savez"],
         ),
         ("a.npz", lambda path: np.savez(path, features=ROWS, names=NAMES[1:]), ["3 vectors", "2 names"]),
-        ("a.npz", lambda path: np.savez(path, v=ROWS, names=np.array(NAMES, object)), ["names=NAMES"]),
+        (
+            "a.npz",
+            lambda path: np.savez(path, v=ROWS, names=np.array(NAMES, object)),
+            ["holds Python objects", "names=NAMES"],
+        ),
         (
             "a.pt",
             lambda path: torch.save({"v": ROWS.dtype.type}, path),
-            ["more than tensors", "savez"],
+            ["holds Python objects", "savez"],
         ),
         ("a.pt", lambda path: torch.save([1, 2], path), ["expected numbers of shape (N, D), found"]),
         ("a.csv", lambda path: path.write_text("file,x\na,1\nb,?\n"), ["line 3", "'?'"]),
@@ -203,4 +207,4 @@ def test_copies_with_unlike_vectors(build, caplog):
     colors = COLORS.copy()
     colors[17] = colors[2]
     _, (message,) = told(build(NOISE, colors, "{:02}.png"), caplog)
-    assert_holds(message, ["copies of a file have unlike vectors", "If not, give names"])
+    assert_holds(message, ["copies of a file have unlike vectors", "in another order, give names"])
