@@ -42,7 +42,7 @@ from workflows.experiments import split_step
 from workflows.final_head import TABLE, earlier_clustering, head_of
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.grown_images import Growth, tell_growth
-from workflows.label_free_choices import choose_number, choose_threshold
+from workflows.label_free_choices import choose_number, self_label
 from workflows.own_experiment import (
     ClusterOptions,
     OwnExperiment,
@@ -80,11 +80,9 @@ def find_clusters(experiment: OwnExperiment) -> None:
         planned = experiment.plan("pretext")
         images = experiment.build_dataset(planned.config, "train")
         experiment.set_number(choose_number(options.candidates, folder, planned, images))
-    scan = experiment.run("scan")
-    threshold = choose_threshold(scan) if options.from_scratch else None
-    if threshold:
-        experiment.set_threshold(threshold)
-        experiment.run("selflabel")
+    experiment.run("scan")
+    if options.from_scratch:
+        self_label(experiment)
     write_results(experiment)
 
 
@@ -247,7 +245,7 @@ def write_results(experiment: OwnExperiment) -> None:
     made_of: list[Any] = [model, *images, labels, options.clusters[:-1], options.link_originals]
     folder, head = experiment.folder, head_of(experiment.folder, model)
     fitted = head and is_fitted(head, read_all(folder, options.corrections, head, dataset))
-    made_of += [digest(folder / NAMES), head and head.clustering]
+    made_of += [experiment.left_out, digest(folder / NAMES), head and head.clustering]
     done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
     if not (fitted and figures.get("made_of") == made_of and (folder / "report.html").exists()):
@@ -319,6 +317,8 @@ def describe(
     if "weights" in figures:
         from_file = options.pretrained or options.features
         facts["features of"] = Path(figures["weights"]) if from_file else figures["weights"]
+    if experiment.left_out:
+        figures["self_labeling"] = facts["self-labeling"] = f"left out: {experiment.left_out}"
     link = None
     if len(images) == 1 and images[0].is_dir():
         link = f"{images[0].as_uri()}/" if options.link_originals else report.relative_url(images[0], folder)

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class CannotTrainError(UserError):
+    """A step cannot train what it was given, and could not at a second try."""
+
+
 def did_you_mean(name: object, known: Iterable[str], shown: Callable[[str], str] = repr) -> str:
     """The question "did you mean ...?" with the known name closest to `name`; "" if none is close.
 

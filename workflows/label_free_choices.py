@@ -1,6 +1,8 @@
 """What cluster.py chooses between the steps, without labels: the number of clusters, and a threshold."""
 
 import csv
+import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,14 +10,18 @@ import numpy as np
 import torch
 
 import data
+from errors import CannotTrainError, UserError, first_line
 from steps.judged_clusters import FeatureSpace
 from steps.load_model import load_model
-from utils.analysis import choose_k, duplicates, plots
+from utils.analysis import choose_k, duplicates, health, plots
 from utils.files import digest, read_json, write_csv, write_json
 from utils.run.folder import MINED_TRAIN, Run
 from utils.run.machine import Machine, threads_for
 from utils.training.features import backbone_features
+from workflows.own_experiment import LEFT_OUT, OwnExperiment
 from workflows.run_steps import PlannedStep
+
+log = logging.getLogger(__name__)
 
 NEIGHBORS_OF_NUMBERS = 15  # of each image, by which numbers of clusters are compared
 THRESHOLDS = 0.99, 0.95, 0.9, 0.8  # of self-labeling
@@ -66,16 +72,68 @@ def pretext_features(step: PlannedStep, dataset: data.Dataset) -> torch.Tensor:
     return backbone_features(run, step.folder, model, images, "features")
 
 
-def choose_threshold(scan: Path) -> float | None:
+def self_label(experiment: OwnExperiment) -> None:
+    """Run self-labeling, and leave what it made out if that is no gain: `experiment.left_out` says why.
+
+    It is left out if it cannot train, fails, or loses clusters. Unless it failed, it is not tried again on
+    the same clusters: its folder is renamed to LEFT_OUT, with the reason.
+    """
+    scan, here, aside = (experiment.folder / name for name in ("scan", "selflabel", LEFT_OUT))
+    model = digest(scan / "model.pth.tar")
+    before = read_json(aside / "reason.json")
+    if before.get("scan") == model:
+        why = before["reason"]
+    else:
+        try:
+            experiment.set_threshold(choose_threshold(scan))
+            experiment.run("selflabel")
+            if "selflabel" in experiment.folders:  # it is not where a training stays that was without it
+                require_no_loss(scan, here)
+            return
+        except CannotTrainError as error:
+            why = str(error).partition("; ")[0]
+            if here.exists():
+                write_json({"scan": model, "reason": why}, here / "reason.json")
+                shutil.rmtree(aside, ignore_errors=True)  # of other clusters
+                here.rename(aside)
+        except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+            why = first_line(error)
+    experiment.left_out = why
+    experiment.folders.pop("selflabel", None)
+    log.warning("self-labeling is left out, and these are the clusters before it: %s", why)
+
+
+def choose_threshold(scan: Path) -> float:
     """The confidence threshold of self-labeling, by the results of the clustering step in the folder `scan`.
 
-    It is the highest of THRESHOLDS exceeded by at least 20 % of the images. If there is none: None, and a
-    printed line says so.
+    It is the highest of THRESHOLDS that 20 % of the images exceed, and images of half of the clusters: one
+    without pseudo-labels is lost to others. Raises CannotTrainError if there is none.
     """
-    with open(scan / "assignment.csv", encoding="utf-8") as file:
-        confidence = torch.tensor([float(row["confidence"]) for row in csv.DictReader(file)])
+    clusters, confidence = _assignment(scan)
     for threshold in THRESHOLDS:
-        if (confidence > threshold).float().mean() >= 0.2:
+        confident = confidence > threshold
+        covered = len(clusters[confident].unique())
+        if confident.float().mean() >= 0.2 and 2 * covered >= len(clusters.unique()):
             return threshold
-    print(f"no self-labeling: too few images have a confidence above {THRESHOLDS[-1]:g}")
-    return None
+    raise CannotTrainError(f"too few images, or in too few clusters, have a confidence above {threshold:g}")
+
+
+def require_no_loss(scan: Path, selflabel: Path) -> None:
+    """Raise CannotTrainError if self-labeling has emptied or merged clusters of the clustering step's folder.
+
+    The user has asked for so many. How often neighbors agree could not tell: when clusters merge, it rises.
+    """
+    before, now = _assignment(scan)[0], _assignment(selflabel)[0]
+    lost = len(before.unique()) - len(now.unique())
+    merged = health.find_merged(before, now, int(before.max().maximum(now.max())) + 1)
+    if lost > 0 or merged:
+        lost = max(lost, sum(map(len, merged.values())) - len(merged))
+        raise CannotTrainError(f"it lost {lost} of {len(before.unique())} clusters to others")
+
+
+def _assignment(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images' clusters, int64 (N,), and confidence (N,), in the folder of a step."""
+    with open(folder / "assignment.csv", encoding="utf-8") as file:
+        rows = [(int(row["cluster"]), float(row["confidence"])) for row in csv.DictReader(file)]
+    clusters, confidence = zip(*rows, strict=True)
+    return torch.tensor(clusters), torch.tensor(confidence)

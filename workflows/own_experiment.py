@@ -29,9 +29,11 @@ TEMPLATES = Path(__file__).parents[1] / "configs/own"
 FEWEST_IMAGES = 21  # so that each image has 20 neighbors
 COMMAND_FILE = "cluster.json"  # in the results folder: what the experiment files were made for
 LOCK_FILE = ".lock"  # there, too: which process works in it
+LEFT_OUT = "selflabel-left-out"  # there: a self-labeling that made nothing better
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
     "predictions", "export", "head.npz", "new_kinds.csv", "new_kinds.png", "clusters.parquet",
+    LEFT_OUT,
 )  # fmt: skip
 
 
@@ -90,6 +92,7 @@ class OwnExperiment:
     distinct: int = 0  # number of distinct images
     grown: bool = False  # whether the images are others by now, and the steps stay as they were trained
     folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
+    left_out: str = ""  # why self-labeling is, "" if it is not
     build_dataset: BuildDataset = field(default_factory=DatasetCache)
 
     def file(self, step: str) -> Path:

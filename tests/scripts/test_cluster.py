@@ -23,6 +23,7 @@ import data
 import predict
 import scan
 import simclr
+from errors import CannotTrainError, UserError
 from utils.run.config import read_yaml
 from utils.run.folder import Run
 from workflows import fit_to_images, label_free_choices
@@ -327,6 +328,15 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     assert pretext["scheduler_kwargs"]["warmup_epochs"] == 1
     assert figures(folder / "scan")["image_side"] == 9  # all steps see the same images
 
+    shutil.rmtree(folder / "selflabel", ignore_errors=True)
+    with mock.patch.object(label_free_choices, "choose_threshold", side_effect=CannotTrainError("why; x")):
+        cluster.main(argv)
+    assert (figures(folder)["model"], figures(folder)["self_labeling"]) == (
+        "scan/model.pth.tar",
+        "left out: why",
+    )
+    assert "left out: why" in (folder / "report.html").read_text(encoding="utf-8")
+
     message = fails(capsys, cluster.main, [*argv, "--seed", "1"])  # nothing that took long is replaced
     assert "holds a training by another command (seed: None -> 1)" in message and "--name in-2" in message
     models = times(folder)
@@ -343,12 +353,57 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     assert "did not learn to tell these images apart" in message
 
 
-def test_threshold_of_self_labeling(tmp_path, capsys):
-    for confident, expected in ((0.995, 0.99), (0.96, 0.95), (0.85, 0.8), (0.6, None)):
-        rows = "".join(f"{i},0,{confident if i < 3 else 0.4}\n" for i in range(10))
-        (tmp_path / "assignment.csv").write_text(f"image,cluster,confidence\n{rows}")
+def write_assignment(folder, rows):
+    folder.mkdir(exist_ok=True)
+    lines = "".join(f"{i},{cluster},{confidence}\n" for i, (cluster, confidence) in enumerate(rows))
+    (folder / "assignment.csv").write_text(f"image,cluster,confidence\n{lines}")
+
+
+@pytest.mark.parametrize(
+    ("confident", "clusters", "expected"),
+    [(0.995, 1, 0.99), (0.96, 1, 0.95), (0.85, 1, 0.8), (0.6, 1, None), (0.995, 2, 0.99), (0.995, 3, None)],
+)
+def test_threshold_of_self_labeling(tmp_path, confident, clusters, expected):
+    """Three of ten images are confident; all of them are in one cluster."""
+    write_assignment(tmp_path, [(0, confident)] * 3 + [(i % clusters, 0.4) for i in range(7)])
+    if expected:
         assert label_free_choices.choose_threshold(tmp_path) == expected
-    assert "no self-labeling" in capsys.readouterr().out
+    else:
+        with pytest.raises(CannotTrainError, match="too few clusters, have a confidence above 0.8"):
+            label_free_choices.choose_threshold(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("now", "why", "tried"),
+    [
+        ([0, 1, 2, 2], "", 2),
+        ([0, 1, 1, 1], "it lost 1 of 3 clusters to others", 1),
+        ([0, 0, 1, 2], "it lost 1 of 3 clusters to others", 1),
+        (CannotTrainError("the loss is nan; lower the rate"), "the loss is nan", 1),
+        (UserError("the disk is full; free some space"), "the disk is full; free some space", 2),
+    ],
+)
+def test_self_labeling_that_is_left_out(tmp_path, caplog, now, why, tried):
+    write_assignment(tmp_path / "scan", [(i, 1) for i in (0, 1, 2, 2)])
+    (tmp_path / "scan/model.pth.tar").write_bytes(b"model")
+
+    def run(step):
+        write_assignment(tmp_path / step, [(0, 1)])
+        if isinstance(now, Exception):
+            raise now
+        write_assignment(tmp_path / step, [(i, 1) for i in now])
+        experiment.folders[step] = tmp_path / step
+        return tmp_path / step
+
+    calls = mock.Mock(wraps=run)
+    for _ in range(2):  # the same command again
+        experiment = mock.Mock(folder=tmp_path, folders={"scan": tmp_path / "scan"}, run=calls, left_out="")
+        label_free_choices.self_label(experiment)
+        assert experiment.left_out == why
+        assert [*experiment.folders] == ["scan"] + ["selflabel"] * (not why)
+    assert calls.call_count == tried and caplog.text.count(f"before it: {why}") == 2 * bool(why)
+    assert (tmp_path / "selflabel").exists() == (tried == 2)
+    assert len(list(tmp_path.glob("selflabel*"))) == 1
 
 
 # --- the number of clusters ----------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from errors import UserError
+from errors import CannotTrainError
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def require_confident(
     counts = confident_counts(confidence, clusters, num_clusters, threshold)
     n, confident, covered = len(confidence), int(counts.sum()), int((counts > 0).sum())
     if not confident:
-        raise UserError(
+        raise CannotTrainError(
             f"none of the {n} training images has a confidence above confidence_threshold {threshold:g}, the "
             f"highest is {confidence.max().item():.6f}, so there are no pseudo-labels to train on; "
             f"{SELFLABEL_ADVICE['uncovered']}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from errors import UserError
+from errors import CannotTrainError
 from utils.run import distributed, interrupt
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
@@ -153,7 +153,7 @@ def _require_finite(training: TrainingState, metrics: dict[str, Any], *names: st
         if saved:
             kept = f"the last good checkpoint is {training.path}, of epoch {saved}; "
             kept += "to go on from it with other settings add --accept_changes"
-        raise UserError(
+        raise CannotTrainError(
             f"epoch {metrics['epoch']}: the {name} is {metrics[name]}; most likely the learning rate "
             f"{metrics['lr']:g} is too high: lower optimizer_kwargs.lr"
             f"{coarse if precision != torch.float32 else ''}; nothing of this epoch was saved, and {kept}"
@@ -220,7 +220,7 @@ def _until_workers_stop(batches: Iterable[Any]) -> Iterator[Any]:
 def _means(progress: EpochProgress, title: str) -> dict[str, float]:
     trained, skipped = progress.trained, progress.batches - progress.trained
     if trained == 0:
-        raise UserError(
+        raise CannotTrainError(
             f"{title}: none of the {skipped} batches had a sample to train on; the model is not confident "
             "enough: train the clustering step longer or lower confidence_threshold"
         )
