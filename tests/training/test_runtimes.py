@@ -74,4 +74,3 @@ def test_features_with_other_neighbors_are_not_equal():
     assert runtimes.are_equal(features, features + 1e-7)
     assert not runtimes.are_equal(features, features + 0.1)
     assert not runtimes.are_equal(close, close + 1e-5 * torch.randn(64, 5))  # within the tolerance
-    assert not runtimes.are_equal(features, features[:, :4])

@@ -1,36 +1,24 @@
 """How other methods cluster the same features: images where they disagree deserve a look."""
 
-import logging
-import time
-
 import torch
 import torch.nn.functional as F
 from sklearn import metrics as sklearn_metrics
-from sklearn.cluster import AgglomerativeClustering
 
-from . import kmeans, metrics
+from . import kmeans, metrics, partitions
 
-log = logging.getLogger(__name__)
-
-WARD_LIMIT = 10_000  # images: the distances take 8 N^2 bytes, here 0.8 GB
 INITIALIZATIONS = 10
 
 
 def cluster_by_baselines(features: torch.Tensor, num_clusters: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Cluster L2-normalized features by k-means and, unless there are too many, by Ward's linkage.
+    """Cluster L2-normalized features by k-means and by Ward's linkage.
 
     Returns:
         clusters for "kmeans", "ward". Raises UserError for fewer images than clusters.
     """
     x = F.normalize(features.float().cpu(), dim=1)
-    found = {}
-    for name, method in {"kmeans": _kmeans, "ward": _ward}.items():
-        start = time.perf_counter()
-        clusters = method(x, num_clusters, seed)
-        if clusters is not None:
-            found[name] = clusters
-            log.info("baseline %s: %.1f s", name, time.perf_counter() - start)
-    return found
+    by_means, _ = kmeans.fit_predict(x, x, num_clusters, seed, INITIALIZATIONS)
+    by_ward = partitions.cluster_by_ward(x.numpy(), num_clusters, seed)
+    return {"kmeans": by_means, "ward": torch.from_numpy(by_ward).long()}
 
 
 def measure_agreement(
@@ -53,15 +41,3 @@ def measure_agreement(
             "nmi": float(sklearn_metrics.normalized_mutual_info_score(clusters, other)),
         }
     return agreement, renumbered
-
-
-def _kmeans(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
-    return kmeans.fit_predict(x, x, num_clusters, seed, INITIALIZATIONS)[0]
-
-
-def _ward(x: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor | None:
-    if len(x) > WARD_LIMIT:
-        log.info("baseline ward is left out: %d images are more than %d", len(x), WARD_LIMIT)
-        return None
-    ward = AgglomerativeClustering(num_clusters, linkage="ward")
-    return torch.from_numpy(ward.fit_predict(x.numpy())).long()

@@ -24,7 +24,7 @@ ONE_FILE = 1.5e9  # bytes of weights, more go to a file of their own: an ONNX fi
 # worth another runtime; and a rerun then chooses the same one, although times vary.
 WORTH_EXPORT, GAIN = 30, 1.2
 TRIED = 64  # images on which both are compared
-LARGEST_ERROR, LEAST_RECALL, NEAREST = 1e-3, 0.99, 20  # see `are_equal`
+LARGEST_ERROR, LEAST_RECALL, NEAREST = 1e-3, 0.99, 20
 
 
 def write_onnx(network: nn.Module, example: torch.Tensor, path: Path, names: tuple[str, str]) -> None:
@@ -35,16 +35,9 @@ def write_onnx(network: nn.Module, example: torch.Tensor, path: Path, names: tup
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stdout(ignored), redirect_stderr(ignored):
             torch.onnx.export(
-                network,
-                (example,),
-                path,
-                input_names=names[:1],
-                output_names=names[1:],
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-                dynamo=True,
-                external_data=size > ONE_FILE,
-                verbose=False,
-            )
+                network, (example,), path, input_names=names[:1], output_names=names[1:], verbose=False,
+                dynamic_shapes=({0: torch.export.Dim("N")},), dynamo=True, external_data=size > ONE_FILE,
+            )  # fmt: skip
     finally:
         logging.disable(logging.NOTSET)
 
@@ -52,40 +45,39 @@ def write_onnx(network: nn.Module, example: torch.Tensor, path: Path, names: tup
 def fastest_features(network: nn.Module, n: int, runtime: str) -> Features:
     """A network in eval mode as a function for the features of n images.
 
-    The first batch decides whether ONNX Runtime computes them, unless `runtime` is "torch".
+    The first batch decides whether ONNX Runtime computes them, unless `runtime` is "torch". It is not asked
+    about transformers, which have one convolution: torch is as fast on their products of matrices.
     """
-    chosen: Features | None = network if runtime == "torch" else None
+    installed = all(map(importlib.util.find_spec, ONNX_PACKAGES))
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    if runtime == "torch" or not installed or convolutions < 2 or n <= TRIED:
+        return network
+    chosen: Features | None = None
 
     def features(images: torch.Tensor) -> torch.Tensor:
         nonlocal chosen
-        chosen = chosen or _choose(network, images, n)
+        chosen = chosen or _choose(network, images[:TRIED], n)
         return chosen(images)
 
     return features
 
 
 def _choose(network: nn.Module, images: torch.Tensor, n: int) -> Features:
-    # a transformer has one convolution, and torch is as fast on its products of matrices
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if images.device.type != "cpu" or missing or convolutions < 2 or n <= TRIED:
-        return network
-    images = images[:TRIED]
     expected, torch_seconds = timed_features(network, images)
-    if n / len(images) * torch_seconds < WORTH_EXPORT:
+    if images.device.type != "cpu" or n / len(images) * torch_seconds < WORTH_EXPORT:
         return network
     try:
-        by_runtime = onnx_features(network, images)
-        found, seconds = timed_features(by_runtime, images)
-        equal = are_equal(found, expected)
+        other = onnx_features(network, images)
+        found, seconds = timed_features(other, images)
     except Exception:  # an exporter can fail in any way, and torch is there
         log.debug("ONNX Runtime does not take this network", exc_info=True)
         return network
-    log.debug("ONNX Runtime: equal %s, %.2f times as fast as torch", equal, torch_seconds / seconds)
-    if not equal or torch_seconds < GAIN * seconds:
+    equal, gain = are_equal(found, expected), torch_seconds / seconds
+    log.debug("ONNX Runtime: equal %s, %.2f times as fast as torch", equal, gain)
+    if not equal or gain < GAIN:
         return network
-    log.info("ONNX Runtime, %.1f times as fast as torch, computes the features", torch_seconds / seconds)
-    return by_runtime
+    log.info("ONNX Runtime, %.1f times as fast as torch, computes the features", gain)
+    return other
 
 
 def timed_features(function: Features, images: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -104,21 +96,14 @@ def onnx_features(network: nn.Module, example: torch.Tensor) -> Features:
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the cores
     with tempfile.TemporaryDirectory() as folder:
-        write_onnx(network, example, Path(folder, "model.onnx"), ("images", "features"))
-        session = onnxruntime.InferenceSession(
-            Path(folder, "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        path = Path(folder, "model.onnx")
+        write_onnx(network, example, path, ("images", "features"))
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def are_equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether features (N, D) are the same but for rounding.
-
-    They are if they differ by at most LARGEST_ERROR of the largest, and LEAST_RECALL of each image's NEAREST
-    neighbors are the same.
-    """
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return False
+    """Whether features (N, D) differ by at most LARGEST_ERROR of the largest, and share their neighbors."""
     difference = (found - expected).abs().max() / expected.abs().max()
     unit = [F.normalize(features, dim=1) for features in (found, expected)]
     one, other = ((x @ x.T).topk(min(NEAREST + 1, len(x))).indices for x in unit)
