@@ -39,7 +39,7 @@ from utils.run.script import add_overrides, default_environment, file_argument, 
 from utils.training.features import backbone_features, digest_of, features_path, remove_stale_features
 from utils.training.inference import infer
 from workflows.experiments import split_step
-from workflows.final_head import TABLE, earlier_clustering, head_of
+from workflows.final_head import earlier_clustering, head_of
 from workflows.fit_to_images import BACKBONE, fit
 from workflows.grown_images import Growth, tell_growth
 from workflows.label_free_choices import choose_number, self_label
@@ -55,7 +55,7 @@ from workflows.own_folder import own_folder
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
-from workflows.user_edits import NAMES, Settled, is_fitted, read_all, settle, take_edits
+from workflows.user_edits import NAMES, Settled, is_fitted, read_all, settle, table_digests, take_edits
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -252,7 +252,7 @@ def write_results(experiment: OwnExperiment) -> None:
         growth = Growth.since(earlier_clustering(folder).images, experiment.trained, dataset)
         described = describe(experiment, last, dataset, growth)
         made_of[-2:] = digest(folder / NAMES), described["clustering"]
-        figures = {"made_of": made_of, "table": digest(folder / TABLE), **described}
+        figures = {"made_of": made_of, "tables": table_digests(folder), **described}
         write_json(figures, done)
     tell(figures, health.advice_for(last.config), experiment.folder)
 

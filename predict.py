@@ -32,16 +32,18 @@ from utils.run.folder import TRAINING_FEATURES
 from utils.run.script import file_argument, run_script
 from utils.training.runtimes import fastest_features
 from workflows.cluster_names import ClusterNames, cluster_names
+from workflows.corrections import NONE
 from workflows.sort_files import require_room, sort_files, sorting_folders
 from workflows.trained_model import TrainedModel, load_trained_model
+from workflows.user_edits import changed_tables
 
 log = logging.getLogger("predict")
 
 TABLE_COLUMNS = ("file", "cluster", "confidence", "runner_up", "runner_up_confidence")
 NAME_COLUMNS = ("name", "runner_up_name")
-UNSURE_NOTE, UNLIKE_NOTE = "unsure", "unlike"  # in the table, and the folders of these images
+NOTES = "unsure", "unlike", NONE  # in the table, and the folders of these images
 # where an image belongs: the number of its name, from NAMED, or
-UNREADABLE, UNSURE_PLACE, UNLIKE_PLACE, NAMED = -1, 0, 1, 2
+UNREADABLE, UNSURE_PLACE, UNLIKE_PLACE, NONE_PLACE, NAMED = -1, 0, 1, 2, 3
 WORTH_WORKERS = 64  # images; fewer are decoded before the processes that would decode them have started
 
 
@@ -54,6 +56,10 @@ def main(argv: list[str] | None = None) -> None:
             f"--unlike needs {trained.folder / TRAINING_FEATURES}, which scan.py writes if cache_features is "
             "0; for older results of that kind give its command again, else leave out --unlike"
         )
+    if changed := changed_tables(trained.folder.parent):
+        log.warning(
+            "%s: changed since; give cluster.py's command again to use it here", " and ".join(changed)
+        )
     names = cluster_names(args.names, trained.num_clusters, trained.clustering)
     images = find_images(args.images, trained, args.results)
     output = args.output or default_table(args.results / "predictions", args.images.resolve())
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.sort_into:
         if trained.vector_width is not None:
             raise UserError(f"--sort-into sorts images, but {args.images} holds vectors; sort by the table")
-        folders = sorting_folders(args.sort_into, [UNSURE_NOTE, UNLIKE_NOTE, *names.names], args.images)
+        folders = sorting_folders(args.sort_into, [*NOTES, *names.names], args.images)
         if not args.link:
             require_room(map(str, images.files), args.sort_into)
     places = write_table(trained, names, images, output, args)
@@ -245,8 +251,15 @@ def table_rows(
     with tqdm(total=len(images.files), unit="image", leave=False, disable=None) as progress:
         for files, inputs, unreadable in batches(images, workers_for(images, args), args.batch_size):
             found: Iterator[tuple] = iter(())
+            said: dict = {}  # what the user moved
             if len(inputs):
                 probabilities, unlike = classify(inputs)
+                for index, file in enumerate(file for file in files if file not in unreadable):
+                    if kept := trained.moved_by_user(images.name(file), file):
+                        said[file] = kept
+                        if kept.corrected != NONE:
+                            probabilities[index] *= 1e-6
+                            probabilities[index, kept.cluster] = 1
                 columns = *names.best_two(probabilities), unlike
                 found = zip(*(column.tolist() for column in columns), strict=True)
             for file in files:
@@ -257,10 +270,12 @@ def table_rows(
                     continue
                 (first, second), (confidence, runner_up), clusters, percent = next(found)
                 place, note = NAMED + first, ""
-                if args.unlike is not None and percent >= args.unlike:
-                    place, note = UNLIKE_PLACE, UNLIKE_NOTE
+                if file in said:
+                    place, note = (NONE_PLACE, NONE) if said[file].corrected == NONE else (place, "corrected")
+                elif args.unlike is not None and percent >= args.unlike:
+                    place, note = UNLIKE_PLACE, NOTES[UNLIKE_PLACE]
                 elif confidence < args.unsure:
-                    place, note = UNSURE_PLACE, UNSURE_NOTE
+                    place, note = UNSURE_PLACE, NOTES[UNSURE_PLACE]
                 places.append(place)
                 row = [name, clusters[0], f"{confidence:.4f}", clusters[1], f"{runner_up:.4f}"]
                 row += [names.names[first], names.names[second]] if names.from_file else []
@@ -329,6 +344,8 @@ def print_summary(names: ClusterNames, places: list[int], output: Path, args: Na
         print(f"  {shown(name):{width}} {counts[place]:8}")
     if args.unlike is not None:
         print(f"unlike, from {args.unlike:g} %: {counts[UNLIKE_PLACE]}")
+    if counts[NONE_PLACE]:
+        print(f"in no cluster, as corrected: {counts[NONE_PLACE]}")
     if args.unsure:
         print(f"unsure, below {args.unsure:g}: {counts[UNSURE_PLACE]}")
     unreadable = f", {counts[UNREADABLE]} of them unreadable" * (counts[UNREADABLE] > 0)

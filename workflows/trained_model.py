@@ -1,6 +1,8 @@
 """From a folder of results to a model that takes new images."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from utils.files import digest, read_json, write_json
 from utils.run.config import Config, read_resolved
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import TRAINING_FEATURES
-from workflows.final_head import IDENTITY_DIGITS, head_of
+from workflows.final_head import HASH_DIGITS, IDENTITY_DIGITS, Kept, head_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,18 @@ class TrainedModel:
     training: TrainingFeatures | None  # None in older results, and where the backbone was trained
     levels: list[dict[str, Any]]  # see `save_levels`
     clustering: str  # its identity
+    said: dict[str, list[tuple[str, Kept]]]  # of each file name, the training images that the user moved
+
+    def moved_by_user(self, name: str, file: str | int) -> Kept | None:
+        """What the user said of a training image; None for others.
+
+        It is known by its file name and its content, or a vector, of which `file` is the row, by its name.
+        """
+        images = self.said.get(os.path.basename(name), [])
+        if images and isinstance(file, str):
+            content = hashlib.sha256(data.read_file(file)).hexdigest()[:HASH_DIGITS]
+            images = [(name, kept) for _, kept in images if kept.content == content]
+        return next((kept for known, kept in images if known == name), None)
 
     @property
     def num_clusters(self) -> int:
@@ -90,12 +104,18 @@ def load_trained_model(results: Path) -> TrainedModel:
     if final:
         loaded.model.cluster_head[loaded.head] = final.linear()
         clustering = final.clustering
+    said: dict[str, list[tuple[str, Kept]]] = {}
+    for name, kept in final.images.items() if final else ():
+        if kept.corrected:
+            said.setdefault(os.path.basename(name), []).append((name, kept))
     training = TrainingFeatures.read(
         folder / TRAINING_FEATURES, loaded.model.cluster_head[loaded.head].in_features
     )
     white_level, levels = metrics.get("white_level"), read_levels(folder, clustering)
     model = loaded.model.eval()
-    return TrainedModel(folder, config, model, loaded.head, side, white_level, training, levels, clustering)
+    return TrainedModel(
+        folder, config, model, loaded.head, side, white_level, training, levels, clustering, said
+    )
 
 
 def save_levels(levels: list[dict[str, Any]], folder: Path, clustering: str) -> None:

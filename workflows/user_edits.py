@@ -155,14 +155,25 @@ def set_aside(path: Path, clustering: str) -> Path:
     return Path(shutil.copy2(path, folder / path.name))
 
 
+def table_digests(folder: Path) -> dict[str, str]:
+    """Of the tables in which a user may change clusters, for metrics.json."""
+    return {name: digest(folder / name) for name in (TABLE, CORRECTIONS)}
+
+
+def changed_tables(folder: Path) -> list[str]:
+    """Those that are there and were changed since metrics.json was written."""
+    written = read_json(folder / "metrics.json").get("tables", {})
+    changed = table_digests(folder).items() - written.items() if written else set()
+    return sorted(str(folder / name) for name, sum_ in changed if sum_ != "none")
+
+
 def take_edits(folder: Path) -> None:
     """Add to corrections.csv what the user changed in the column `cluster` of clusters.csv.
 
     The table is copied aside, whatever was changed. Raises UserError if one of the two is wrong.
     """
     path, corrections, head = folder / TABLE, folder / CORRECTIONS, FinalHead.read(folder)
-    written = read_json(folder / "metrics.json").get("table")
-    if head is None or not written or digest(path) in (written, "none"):
+    if head is None or str(path) not in changed_tables(folder):
         return
     moves = []
     for line, cells in read_table(path, ("file", "cluster")):

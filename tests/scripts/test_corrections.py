@@ -1,13 +1,20 @@
 """What the user makes of a clustering: corrections, names, and cells of clusters.csv that were changed."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from digits_steps import ROOT, figures, rows_of
+import torch
+from digits_steps import ROOT, fails, figures, rows_of
 from PIL import Image
 
 import cluster
+import predict
+from errors import UserError
+from workflows import user_edits
+from workflows.corrections import do_again, read_corrections
+from workflows.final_head import FinalHead
 
 KINDS = {"a": 40, "b": 30, "c": 20, "d": 20}  # images, of which d looks like a
 
@@ -110,3 +117,101 @@ def test_corrections(copied, capsys):
     cluster.main(argv)
     assert clusters_of(folder) == first and figures(folder)["clustering"] == was
     assert [row["name"] for row in rows_of(folder / "names.csv")] == ["cats", "1", "cows"]
+
+
+def test_a_cell_that_was_changed(copied, capsys, tmp_path):
+    """It is a move. Images that were moved are sorted where they are, also from another folder."""
+    argv, folder = copied
+    table = folder / "clusters.csv"
+    text = table.read_text()
+    for file, to in (("a00.png", "1"), ("a01.png", "none"), ("a02.png", "dogs")):
+        text = text.replace(f"\n{file},0,", f"\n{file},{to},")
+    table.write_text(text.replace(",", ";"))
+    vectors = argv[4]
+    cluster.main(argv)
+    out = capsys.readouterr().out
+    assert "3 images have another cluster there: as moves in" in out
+    assert (folder / "earlier-1/clusters.csv").read_text().startswith("file;cluster;")
+    found = {row["file"]: (row["cluster"], row["corrected"]) for row in rows_of(table)}
+    assert [found[f"a0{i}.png"] for i in range(4)] == [("1", "yes"), ("0", "none"), ("3", "yes"), ("0", "")]
+    assert [row["to"] for row in rows_of(folder / "corrections.csv")] == ["1", "none", "dogs"]
+
+    files = sorted(found)
+    np.savez(tmp_path / "new.npz", names=files, features=np.load(vectors))
+    predict.main(
+        [str(folder), str(tmp_path / "new.npz"), "--names", str(folder / "names.csv"), "--device", "cpu"]
+    )
+    rows = {row["file"]: row for row in rows_of(folder / "predictions/new.npz.csv")}
+    assert [rows[f"a0{i}.png"]["note"] for i in range(4)] == ["corrected", "none", "corrected", ""]
+    assert rows["a02.png"]["name"] == "dogs" and rows["a00.png"]["cluster"] == "1"
+    assert {file: row["cluster"] for file, row in rows.items()} == clusters_of(folder)
+    (folder / "corrections.csv").unlink()
+    table.write_text(table.read_text().replace("\na03.png,0,", "\na03.png,,"))
+    assert user_edits.changed_tables(folder) == [str(table)]
+    assert "clusters.csv, line 5: no cluster; give one" in fails(capsys, cluster.main, argv)
+
+
+def test_names_after_another_training(copied, capsys, tmp_path):
+    """By the images that both have; and refused where they are of another clustering."""
+    argv, folder = copied
+    (folder / "names.csv").write_text("cluster;name\n0;cats\n1;horses\n2;cows\n")
+    (folder / "corrections.csv").write_text("action,what,to\nmove,b00.png,0\nmove,b01.png,gnus\nmerge,1,2\n")
+    cluster.main(argv)
+    first = (folder / "names.csv").read_bytes()
+    assert [row["name"] for row in rows_of(folder / "names.csv")] == ["cats", "cows", "gnus"]
+    cluster.main([*argv[:2], "4", *argv[3:]])  # a and d are apart now
+    assert {path.name for path in folder.glob("earlier-2/*.csv")} == {"names.csv", "clusters.csv"}
+    table = {row["file"]: row for row in rows_of(folder / "clusters.csv")}
+    assert [table[f"{kind}.png"]["name"] for kind in ("a00", "b00", "b01", "b02", "c00", "d00")] == [
+        "cats", "cats", "gnus", "cows", "cows", "cats",
+    ]  # fmt: skip
+    (tmp_path / "names.csv").write_bytes(first)
+    message = fails(capsys, predict.main, [str(folder), argv[4], "--names", str(tmp_path / "names.csv")])
+    assert "names.csv, line 2: names clustering" in message and len(message.strip().splitlines()) == 1
+
+
+def test_broken_tables(command, tmp_path):
+    """Names and corrections that were broken at random: they are read, or refused in one line."""
+    argv, folder = command
+    head = FinalHead.read(folder)
+    files = sorted(head.images)
+    dataset = SimpleNamespace(names=lambda: files, content_hashes=lambda: [""] * len(files))
+    good = {
+        "names.csv": f"cluster,name,clustering\n0,cats,{head.clustering}\n1,dogs,\n2,cows,\n",
+        "corrections.csv": f"action,what,to,clustering\nmove,a01.png,none,{head.clustering}\nmove,a02.png,2\n"
+        "merge,1,2,\nsplit,0,,\nmove,b01.png,new,\n",
+    }
+    random = np.random.default_rng(0)
+    pieces = [
+        b"",
+        b",",
+        b'"',
+        b"\n",
+        b"\0",
+        b"\xff",
+        b";",
+        b"99999999999",
+        b"-1",
+        b"\t",
+        b"move",
+        "²".encode(),
+    ]
+    refused = 0
+    for number in range(300):
+        name = sorted(good)[number % 2]
+        content, path = good[name].encode(), tmp_path / name
+        for _ in range(random.integers(1, 4)):
+            at, size = random.integers(0, len(content) + 1), random.integers(0, 9)
+            content = content[:at] + pieces[random.integers(len(pieces))] + content[at + size :]
+        path.write_bytes(content)
+        try:
+            if name == "names.csv":
+                user_edits.names_by_handle(path, head.clustering, head, None)
+            else:
+                rows = read_corrections(path, head, dataset)
+                do_again(rows, torch.eye(3)[[head.images[file].cluster for file in files]], dataset, head, {})
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and name in str(error)
+        assert path.read_bytes() == content and len(list(tmp_path.iterdir())) <= 2
+    assert 100 < refused < 290
