@@ -51,7 +51,7 @@ from workflows.own_experiment import (
     take_earlier,
     templates,
 )
-from workflows.own_folder import own_folder
+from workflows.own_folder import own_folder, with_added
 from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     environment = read_yaml(options.config_env or default_environment())
     folder = make_folder(options, environment)
     with exclusive(folder):
-        find_clusters(OwnExperiment(options, folder, environment))
+        find_clusters(OwnExperiment(with_added(options, folder), folder, environment))
 
 
 def find_clusters(experiment: OwnExperiment) -> None:
@@ -105,6 +105,11 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         help="number of clusters; several, K,K,..., to merge the most of them into the fewer; a range to "
         "choose one from, K:K; or auto, to choose one of many",
     )  # fmt: skip
+    add(
+        "--add", metavar="NEW", dest="added", nargs="+", default=[], type=file_argument,
+        help="more images, for the clusters that were found; later commands remember them",
+    )  # fmt: skip
+    add("--retrain", action="store_true", help="if the images have changed, find the clusters anew")
     add("--name", help="name of the results folder (default: the name of PHOTOS)")
     add("--root_dir", help="folder of all results (default: that of configs/env.yml)")
     add("--config_env", metavar="FILE", type=file_argument, help="this machine (default: configs/env.yml)")
@@ -160,12 +165,13 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         raise UserError(f"--corrections {args.corrections}: no such file")
     if args.hours <= 0:
         raise UserError(f"--hours {args.hours:g}: must be above 0")
-    for source in args.images:
+    for source in (*args.images, *args.added):
         data.require_source(source)
     for override in args.overrides:
         if split_step(override)[0] not in (None, *templates(args.from_scratch)):
             raise UserError(f"--set {override}: this step runs only with --from-scratch")
     args.images = [source.resolve() for source in args.images]
+    args.added = [source.resolve() for source in args.added]
     first = args.images[0]
     name = first.stem if first.is_file() else first.name
     args.named = args.name is not None
@@ -216,7 +222,8 @@ def count_images(options: ClusterOptions, folder: Path) -> int:
 
     Raises UserError if they are too few, or if --labels finds no classes.
     """
-    found = data.images_of(options.images, (folder.parent, folder), options.every or 1)
+    without = folder.parent, folder
+    found = data.images_of(options.images, without, options.every or 1, options.added)
     if options.labels:
         require_classes([shown(name) for name in found.names], options.labels)
     require_enough_images(options, len(found.files))
@@ -311,7 +318,8 @@ def describe(
         truth = report.GroundTruth(*labels_of(dataset.names(), source), Path(source).name)
         figures |= compare_with_classes(probabilities, truth.labels, truth.classes)
         figures["labels"] = truth.source
-    options, images = experiment.options, experiment.options.images
+    options = experiment.options
+    images = [*options.images, *options.added]
     told = images[0] if len(images) == 1 else data.described([Path(source.name) for source in images])
     facts = {"images": told, "model": figures["model"], "network": config.backbone}
     if "weights" in figures:

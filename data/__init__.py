@@ -107,6 +107,7 @@ def _build_images(config: Mapping[str, Any], split: str) -> Dataset:
     dataset: Dataset
     if config.get("image_folder") and name == config["train_db_name"]:
         sources, options = image_sources(config), _folder_options(config, name)
+        options["added"] = [Path(path).expanduser() for path in config.get("added_images") or ()]
         dataset = build_folder(sources, split, _resize_spec(config), only_read=True, **options)
     elif npz.is_file():
         dataset = read_npz(npz, split)

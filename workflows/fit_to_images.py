@@ -49,7 +49,7 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     name = experiment.folder.name
     for content in contents.values():
         content.update(
-            image_folder=options.image_folder(), folder_labels="none", resize=options.resize,
+            **options.source_keys(), folder_labels="none", resize=options.resize,
             train_db_name=name, val_db_name=name, num_classes=clusters, seed=options.seed,
             num_workers=min(8, os.cpu_count() or 1),
         )  # fmt: skip

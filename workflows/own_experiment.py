@@ -42,6 +42,8 @@ class ClusterOptions(CommandOptions):
     """The command line of cluster.py."""
 
     images: list[Path]  # folders and files
+    added: list[Path]  # those that came later
+    retrain: bool
     clusters: list[int]  # numbers of clusters to find, rising, each merged of the next; empty: choose one
     candidates: list[int]  # numbers to choose from; empty for auto
     name: str
@@ -67,9 +69,15 @@ class ClusterOptions(CommandOptions):
         paths = list(map(str, self.images))
         return paths if len(paths) > 1 else paths[0]
 
+    def source_keys(self) -> dict[str, Any]:
+        """The keys that say where the images are."""
+        added = {"added_images": list(map(str, self.added))} if self.added else {}
+        return {"image_folder": self.image_folder(), **added}
+
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = "labels", "link_originals", "corrections", "root_dir", "config_env", "name", "named"
+        decides_nothing = "added", "retrain", "labels", "link_originals", "corrections", "root_dir"
+        decides_nothing += "config_env", "name", "named"
         given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 
@@ -167,8 +175,10 @@ class OwnExperiment:
         """Write COMMAND_FILE. The files of the steps that did not run yet are no longer right."""
         for step in self.contents.keys() - self.folders.keys():
             self.file(step).unlink(missing_ok=True)
-        images = self.images, self.distinct, self.contents, self.places, self.trained, self.options.named
-        record = CommandRecord(self.options.training_arguments(), *images)
+        before, options = read_json(self.folder / COMMAND_FILE), self.options
+        added = dict.fromkeys([*before.get("added", ()), *map(str, options.added)])
+        images = self.images, self.distinct, self.contents, self.places, self.trained, list(added)
+        record = CommandRecord(options.training_arguments(), *images, options.named)
         write_json(asdict(record), self.folder / COMMAND_FILE)
 
 
@@ -182,6 +192,7 @@ class CommandRecord:
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the experiment files, by step
     places: str = ""  # as in OwnExperiment; empty in older results
     trained: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)  # by this command and earlier ones
     named: bool = True  # whether --name was given
 
 
@@ -227,7 +238,8 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     ):
         return False
     for step_content in experiment.contents.values():
-        step_content["image_folder"] = options.image_folder()
+        step_content.pop("added_images", None)
+        step_content.update(options.source_keys())
         if options.features:
             step_content["features_file"] = str(options.features.resolve())
     plan = experiment.plan_all()
@@ -236,11 +248,13 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     dataset = experiment.build_dataset(plan[0].config, "train")
     places = record.places or read_fingerprint(plan[0].folder).get("data", {}).get("train")
     if digest_of(dataset) != record.images or places not in (None, dataset.fingerprint()):
+        if options.retrain:
+            return False
         experiment.grown = not changed and grown_images.can_keep(plan, record.trained, dataset)
         if options.from_scratch and not experiment.grown:
             raise UserError(
-                f"{described(options.images)}: its images have changed since {folder} was made; keep a "
-                f"training on these apart with {apart}"
+                f"{described(options.images)}: its images have changed since {folder} was made; train on "
+                f"these with --retrain, which keeps the earlier results, or apart with {apart}"
             )
         if not experiment.grown:
             return False
@@ -248,7 +262,7 @@ def take_earlier(experiment: OwnExperiment) -> bool:
         move_to_earlier(folder, ["scan", "selflabel"])
         if options.clusters:
             experiment.set_number(options.clusters[-1])
-    if changed or moved:
+    if changed or moved or experiment.grown:
         experiment.save()
     return True
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import data
@@ -36,6 +37,16 @@ def own_folder(options: ClusterOptions, named: Path) -> Path:
     if own != named:
         print(f"{named}: holds clusters of other images; these have their results in {own}")
     return own
+
+
+def with_added(options: ClusterOptions, folder: Path) -> ClusterOptions:
+    """The options, and what earlier commands added to the images of the folder, unless it is gone."""
+    added = dict.fromkeys([*map(Path, read_json(folder / COMMAND_FILE).get("added", ())), *options.added])
+    for path in [path for path in added if path in options.images or not path.exists()]:
+        if path not in options.images:
+            print(f"{path}: was added before and is gone; its images leave the tables until it is back")
+        del added[path]
+    return replace(options, added=list(added))
 
 
 def is_free(folder: Path) -> bool:

@@ -40,7 +40,8 @@ SCRIPTS: dict[str, dict[str, ModuleType]] = {
 }
 # what data.build_dataset reads of a configuration, besides cache_features
 DATASET_KEYS = (
-    "train_db_name", "val_db_name", "data_dir", "root_dir", "image_folder", "folder_labels", "features_file",
+    "train_db_name", "val_db_name", "data_dir", "root_dir", "image_folder", "added_images",
+    "folder_labels", "features_file",
     "transformation_kwargs", "crop_ratio", "resize", "white_level", "max_unreadable", "num_workers",
     "backbone", "every",
 )  # fmt: skip

@@ -22,7 +22,10 @@ class SourceImages(NamedTuple):
 
 
 def images_of(
-    sources: Sequence[Path], without: Sequence[str | Path | None] = (), every: float = 1.0
+    sources: Sequence[Path],
+    without: Sequence[str | Path | None] = (),
+    every: float = 1.0,
+    added: Sequence[Path] = (),
 ) -> SourceImages:
     """The images of one or more sources, each once.
 
@@ -31,23 +34,25 @@ def images_of(
             paths, see `listed_images`. Of a folder without images its containers are read.
         without: see `listing.list_images`.
         every: seconds between two frames of a video.
+        added: more sources, which came later: the names of other images do not depend on them.
 
     Returns:
-        their names are the paths within a folder, a file's own name, and with several sources after the
-        source's name.
+        their names are the paths within a folder, a file's own name, and with several sources, or if it was
+        added, after the source's name.
 
     Raises:
         UserError: no such source, or nothing in it that is an image.
     """
-    if len(sources) == 1:
+    if len(sources) == 1 and not added:
         return _images_of_one(sources[0], without, every)
     known: dict[str, str] = {}
     taken: set[str] = set()
     prefixes: set[str] = set()
     ignored: listing.Suffixes = Counter()
-    for source in sources:
+    for number, source in enumerate((*sources, *added)):
         found = _images_of_one(source, without, every)
-        prefix = "" if found.files == [str(source)] else f"{_distinct(source.name, prefixes)}/"
+        bare = found.files == [str(source)] or (len(sources) == 1 and number == 0)
+        prefix = "" if bare else f"{_distinct(source.name, prefixes)}/"
         for file, name in zip(found.files, found.names, strict=True):
             if file not in known:
                 known[file] = _distinct(prefix + name, taken)

@@ -43,6 +43,7 @@ def build_folder(
     max_unreadable: float = 0.01,
     folder_labels: str = "auto",
     every: float = 1.0,
+    added: Sequence[Path] = (),
     white_level: int | None = None,
     cache_folder: Path | None = None,
     train_cache_folder: Path | None = None,
@@ -61,6 +62,7 @@ def build_folder(
         max_unreadable: share of the images that may be left out.
         folder_labels: "auto", or "none": folders mean nothing, and all images are in both splits.
         every: seconds between the frames that are taken of a video.
+        added: more sources, see `sources.images_of`.
         white_level: value of 16-bit files that is shown white; None: see `sanity_checks.white_of`.
         cache_folder: folder that the decoded images are kept in; None: nowhere.
         train_cache_folder: that of the train split, whose value of white holds for the test split, too.
@@ -73,9 +75,9 @@ def build_folder(
     """
     given = [root] if isinstance(root, Path) else list(root)
     first = folder = given[0]
-    if folder_labels == "none" or len(given) > 1 or first.is_file():
+    if folder_labels == "none" or len(given) > 1 or added or first.is_file():
         # if results and images share a folder, only this dataset's results within it are left out
-        found = SplitFiles(*images_of(given, (results, cache_folder and cache_folder.parent), every))
+        found = SplitFiles(*images_of(given, (results, cache_folder and cache_folder.parent), every, added))
     else:
         listing.require_folder(first)
         folder = _folder_of_split(first, split)

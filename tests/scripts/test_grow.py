@@ -3,10 +3,11 @@
 import hashlib
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
-from digits_steps import ROOT, fails, figures, rows_of
+from digits_steps import ROOT, fails, rows_of
 from PIL import Image
 
 import cluster
@@ -49,7 +50,8 @@ class Photos:
 
     def cluster(self, capsys, *more):
         """Run the command; returns what it printed, and the rows of clusters.csv by file."""
-        np.save(self.folder.with_suffix(".npy"), [self.vectors[name] for name in sorted(self.vectors)])
+        names = sorted(self.vectors, key=lambda name: ("/" in name, name))
+        np.save(self.folder.with_suffix(".npy"), [self.vectors[name] for name in names])
         cluster.main([*self.argv, *more])
         return capsys.readouterr().out, {row["file"]: row for row in rows_of(self.results / "clusters.csv")}
 
@@ -95,13 +97,36 @@ def test_images_come_and_go(photos, capsys):
     assert "1 removed" in out and again["other 0.png"]["new"] == "new 1"
 
 
-def test_other_vectors_are_another_training(photos, capsys):
-    photos.cluster(capsys)
+def test_added_folders_are_remembered(photos, capsys, monkeypatch):
+    """Known images keep their names. With --retrain or other vectors, there is another training."""
+    _, first = photos.cluster(capsys)
+    new = photos.folder.parent / "new"
+    new.mkdir()
+    Image.new("RGB", (8, 8)).save(new / "00.png")
+    photos.vectors["new/00.png"] = CENTERS[1]
+    out, rows = photos.cluster(capsys, "--add", str(new))
+    assert [*rows] == [*first, "new/00.png"] and "1 new images: 1 in cluster" in out
+    assert rows["new/00.png"]["cluster"] == first["01.png"]["cluster"]
+    out, again = photos.cluster(capsys)
+    assert again == rows and "new images" not in out
+    (new / "00.png").unlink()
+    new.rmdir()
+    del photos.vectors["new/00.png"]
+    out, rows = photos.cluster(capsys)
+    assert [*rows] == [*first] and "was added before and is gone" in out
+
+    monkeypatch.setattr("workflows.run_steps.run_steps", mock.Mock(side_effect=KeyboardInterrupt))
     photos.add("99.png", 0)
+    shutil.copytree(photos.results, photos.results.with_name("copy"))
+    with pytest.raises(KeyboardInterrupt):
+        photos.cluster(capsys, "--retrain")
+    assert len(rows_of(photos.results / "earlier-1/clusters.csv")) == 60
+    shutil.rmtree(photos.results)
+    photos.results.with_name("copy").rename(photos.results)
     photos.vectors = {name: -vector for name, vector in photos.vectors.items()}
-    out, _ = photos.cluster(capsys)
-    assert (photos.results / "earlier-1/scan/model.pth.tar").exists() and "new images" not in out
-    assert figures(photos.results)["num_images"] == 61
+    with pytest.raises(KeyboardInterrupt):
+        photos.cluster(capsys)
+    assert (photos.results / "earlier-1/scan/model.pth.tar").exists()
 
 
 def test_whose_results_a_folder_holds(tmp_path, monkeypatch, capsys):

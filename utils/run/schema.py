@@ -306,6 +306,10 @@ class Experiment(Settings):
         "(.zip, .tar, .parquet, .mp4, ...), a text file of paths; or a list of those.",
         affects_results=False,  # the datasets' fingerprints say which images they are
     )
+    added_images: list[str] | None = key(
+        list_of(STRING), "More of these that came later; the names of their images start with theirs.",
+        affects_results=False,
+    )
     every: float = key(
         number(above=0), "Seconds between the frames that are taken of a video.", default=1,
         affects_results=False,  # the datasets' fingerprints say which they are
