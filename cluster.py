@@ -311,7 +311,7 @@ def describe(
     for number, level in enumerate(levels, 1):
         columns[f"level_{number}"] = torch.tensor(level["of_cluster"])[assignment.cluster].tolist()
     if experiment.grown:
-        columns |= tell_growth(growth, dataset, features, assignment, last.folder, folder)
+        columns |= tell_growth(growth, dataset, features, assignment, settled, last.folder, folder)
     truth = None
     if experiment.options.labels:
         source = experiment.options.labels

@@ -1,8 +1,9 @@
 """Images that changed since their clusters were found: what is new, gone, renamed, and what fits nowhere."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ from utils.run.folder import TRAINING_FEATURES
 from utils.training.features import kept_features
 from workflows.final_head import Clustered, hashes_of, table_names
 from workflows.run_steps import PlannedStep
+from workflows.user_edits import Settled
 
 NEW_KINDS = "new_kinds.csv"  # in the results folder: corrections that would make clusters of new kinds
 # percent of the known images that are less unlike the others than a new one that fits nowhere. Of images of
@@ -104,8 +106,8 @@ def can_keep(plan: Sequence[PlannedStep], trained: Sequence[str], dataset: data.
     return False
 
 
-def new_kinds(features: torch.Tensor, new: torch.Tensor, known: TrainingFeatures) -> dict[int, str]:
-    """Which new images fit nowhere: LONE, or the number of a kind, from 1, that the clusters lack.
+def new_kinds(features: torch.Tensor, new: torch.Tensor, known: TrainingFeatures) -> dict[int, int]:
+    """Which new images fit nowhere; and the kind, from 1, that each is of, or 0 if it is alone.
 
     Those of a kind are linked: they are among each other's nearest, and nearer than the NTH known image.
 
@@ -115,7 +117,7 @@ def new_kinds(features: torch.Tensor, new: torch.Tensor, known: TrainingFeatures
         known: of the images that the clusters were found on.
     """
     unlike = known.unlike(features[new]) if len(new) else torch.empty(0)
-    found = dict.fromkeys(new[unlike >= UNLIKE].tolist(), LONE)
+    found = dict.fromkeys(new[unlike >= UNLIKE].tolist(), 0)
     some = new[unlike >= UNLIKE_OF_A_KIND]
     if len(some) < FEWEST:
         return found
@@ -127,11 +129,9 @@ def new_kinds(features: torch.Tensor, new: torch.Tensor, known: TrainingFeatures
     links = coo_array((np.ones(ends.shape[1]), ends), shape=(len(some), len(some))).tocsr()
     groups = torch.from_numpy(connected_components(links.multiply(links.T), directed=False)[1])
     sizes = groups.bincount()
-    order = [
-        group for group in sizes.argsort(descending=True, stable=True).tolist() if sizes[group] >= FEWEST
-    ]
-    for kind, group in enumerate(order, start=1):
-        found |= dict.fromkeys(some[groups == group].tolist(), f"new {kind}")
+    order = sizes.argsort(descending=True, stable=True)
+    for kind, group in enumerate(order[sizes[order] >= FEWEST].tolist(), start=1):
+        found |= dict.fromkeys(some[groups == group].tolist(), kind)
     return found
 
 
@@ -140,16 +140,19 @@ def tell_growth(
     dataset: data.Dataset,
     features: torch.Tensor,
     assignment: Assignment,
+    settled: Settled,
     last: Path,
     folder: Path,
 ) -> dict[str, list[str]]:
     """Say what has changed; list and draw what fits nowhere, in the results folder.
 
+    Images that the user corrected count as known.
+
     Args:
         features: float (N, D), of the model in the folder `last`.
 
     Returns:
-        columns of clusters.csv: `new`, if there are any: "", "new", LONE, or "new 1" and so on, its kind.
+        columns of clusters.csv: `new`, if there are any: "", "new", LONE, or "new 1" and so on, its kind
     """
     new, first = growth.untrained, assignment.first
     distinct = first == torch.arange(len(first))
@@ -157,13 +160,18 @@ def tell_growth(
     if known is None:  # of a backbone that was trained
         rows = features[distinct & ~new]
         known = TrainingFeatures.choose(rows, torch.arange(len(rows)), rows.device)
-    kinds = new_kinds(features, (distinct & new).nonzero().flatten(), known)
-    column = [
-        kinds.get(i, "new") if is_new else "" for i, is_new in zip(first.tolist(), new.tolist(), strict=True)
-    ]
+    corrected = torch.tensor([bool(mark) for mark in settled.corrected])
+    placed = F.normalize(features[corrected].float(), dim=1)
+    known = replace(known, features=torch.cat([known.features, placed.to(known.features)]))
+    found = new_kinds(features, (distinct & new & ~corrected).nonzero().flatten(), known)
+    free = (kind for n in itertools.count(1) if (kind := f"new {n}") not in (settled.names or ()))
+    name = [LONE, *itertools.islice(free, max(found.values(), default=0))]
+    column = [""] * len(first)
+    for i in new.nonzero().flatten().tolist():
+        column[i] = name[found[int(first[i])]] if int(first[i]) in found else "new"
     print(growth.told(assignment.cluster))
-    for name in (NEW_KINDS, PICTURE):
-        (folder / name).unlink(missing_ok=True)
+    for made in (NEW_KINDS, PICTURE):
+        (folder / made).unlink(missing_ok=True)
     apart = {i: kind for i, kind in enumerate(column) if kind not in ("", "new")}
     if not apart:
         return {"new": column} if any(column) else {}
@@ -172,9 +180,9 @@ def tell_growth(
     drawn = sorted(apart, key=lambda i: apart[i])[:MOST_DRAWN]
     cells = [(dataset.raw(i), apart[i]) for i in drawn]
     plots.save_contact_sheet(cells, "new images that fit no cluster", folder / PICTURE)
-    names = dataset.names()
+    names = table_names(dataset)
     moves = [("move", names[i], kind) for i, kind in apart.items() if kind != LONE]
     if moves:
         write_csv(("action", "what", "to"), moves, folder / NEW_KINDS)
-        print(f"corrections that make a cluster of each kind: {folder / NEW_KINDS}")
+        print(f"to make a cluster of each kind, give --corrections {folder / NEW_KINDS}")
     return {"new": column}

@@ -76,8 +76,8 @@ class ClusterOptions(CommandOptions):
 
     def training_arguments(self) -> dict[str, str]:
         """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = "added", "retrain", "labels", "link_originals", "corrections", "root_dir"
-        decides_nothing += "config_env", "name", "named"
+        decides_nothing = {"labels", "link_originals", "corrections", "root_dir", "config_env"}
+        decides_nothing |= {"name", "named", "added", "retrain"}
         given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
         return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
 

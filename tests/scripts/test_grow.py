@@ -93,8 +93,14 @@ def test_images_come_and_go(photos, capsys):
     out, again = photos.cluster(capsys)
     assert again == rows and "new images" not in out
     photos.remove("lone.png")
-    out, again = photos.cluster(capsys)
-    assert "1 removed" in out and again["other 0.png"]["new"] == "new 1"
+    for i in range(5):
+        photos.add(f"strange {i}.png", 4)
+    photos.add("other 9.png", 3)
+    (photos.results / "new_kinds.csv").rename(photos.results / "corrections.csv")
+    out, rows = photos.cluster(capsys)
+    assert "6 new images: " in out and "; 1 removed" in out and "(new 2: 5)" in out
+    others = [row for name, row in rows.items() if name[0] == "o"]
+    assert {(row["cluster"], row["name"], row["new"]) for row in others} == {("3", "new 1", "new")}
 
 
 def test_added_folders_are_remembered(photos, capsys, monkeypatch):
