@@ -255,7 +255,10 @@ def write_results(experiment: OwnExperiment) -> None:
     made_of += [experiment.left_out, digest(folder / NAMES), head and head.clustering]
     done = folder / "metrics.json"  # written at the end: it says that the others are complete
     figures = read_json(done)
-    if not (fitted and figures.get("made_of") == made_of and (folder / "report.html").exists()):
+    full = sum(map(bool, figures.get("cluster_sizes", ())))
+    drawn = len(list((folder / "clusters").glob("*.png"))) >= full  # a full disk may have left pictures out
+    drawn &= all((folder / name).exists() for name in ("report.html", "prototypes.png"))
+    if not (fitted and figures.get("made_of") == made_of and drawn):
         growth = Growth.since(earlier_clustering(folder).images, experiment.trained, dataset)
         described = describe(experiment, last, dataset, growth)
         made_of[-2:] = digest(folder / NAMES), described["clustering"]

@@ -3,6 +3,7 @@
 import itertools
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
 FEWEST_IMAGES = 21  # so that each image has 20 neighbors
 COMMAND_FILE = "cluster.json"  # in the results folder: what the experiment files were made for
+OF_STEPS = re.compile(r"--(run|accept_changes|fresh|output)\b|--pretrained \S+ to ")
 LOCK_FILE = ".lock"  # there, too: which process works in it
 LEFT_OUT = "selflabel-left-out"  # there: a self-labeling that made nothing better
 CLUSTER_FILES = (
@@ -156,7 +158,10 @@ class OwnExperiment:
                 self.folders[step] = planned.folder
             return planned.folder
         run_steps.require_same_settings(planned)
-        self.folders |= run_steps.run_steps({step: planned}, self.build_dataset)
+        try:
+            self.folders |= run_steps.run_steps({step: planned}, self.build_dataset)
+        except UserError as error:
+            raise type(error)(in_words_of_cluster(str(error), self.folder)) from None
         return self.folders[step]
 
     def set_number(self, clusters: int) -> None:
@@ -300,6 +305,16 @@ def free_name(folder: Path) -> str:
     """The name of a results folder beside `folder` that does not exist yet."""
     names = (f"{folder.name}-{n}" for n in itertools.count(2))
     return next(name for name in names if not (folder.parent / name).exists())
+
+
+def in_words_of_cluster(message: str, folder: Path) -> str:
+    """A step's message, without advice to use options that cluster.py does not have."""
+    parts = re.split(r"(; |, or |, )", message)
+    keep = [not OF_STEPS.search(part) for part in parts[::2]]
+    if all(keep):
+        return message
+    kept = [parts[2 * i - 1] + parts[2 * i] if i else parts[0] for i, fits in enumerate(keep) if fits]
+    return f"{''.join(kept)}; or keep this one apart with --name {free_name(folder)}"
 
 
 @contextmanager

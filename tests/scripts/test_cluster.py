@@ -26,7 +26,7 @@ import simclr
 from errors import CannotTrainError, UserError
 from utils.run.config import read_yaml
 from utils.run.folder import Run
-from workflows import fit_to_images, label_free_choices
+from workflows import fit_to_images, label_free_choices, own_experiment
 
 N, COPIES = 200, 3
 QUICK = ["num_workers=0", "device=cpu"]
@@ -147,14 +147,14 @@ def test_copies_are_listed_and_share_their_cluster(command):
 
 
 def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeypatch):
-    """Also those of a version that made no report."""
+    """So are pictures that a full disk left out."""
     argv, folder = copied(command, tmp_path)
 
     def written():
         return {p.name: p.read_bytes() for p in [*(folder / "clusters").iterdir(), folder / "clusters.csv"]}
 
     before = written()
-    (folder / "report.html").unlink()
+    (folder / "clusters/0.png").unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cluster.sheets, "save_clusters", mock.Mock(side_effect=KeyboardInterrupt))
         cluster.main(argv)
@@ -461,6 +461,24 @@ def test_levels(command, photos, tmp_path, capsys):
 
 
 # --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("x: damaged (a; b), get it again", "x: damaged (a; b), get it again"),
+        ("x: in use; wait for it, or keep this one apart with --run NAME", "x: in use; wait for it"),
+        (
+            "x: written by another (lr: 1 -> 2; seed: 0 -> 1); undo the change, add --accept_changes to go on"
+            ", add --pretrained m.pth to mine, or add --fresh to start over",
+            "x: written by another (lr: 1 -> 2; seed: 0 -> 1); undo the change",
+        ),
+    ],
+)
+def test_advice_of_the_steps(message, expected, tmp_path):
+    found = own_experiment.in_words_of_cluster(message, tmp_path / "photos")
+    apart = "; or keep this one apart with --name photos-2" if "--" in message else ""
+    assert found == expected + apart
 
 
 def write_few(folder, n):
