@@ -149,9 +149,11 @@ def _vectors_of(images: Dataset, path: Path, file: VectorFile, start: int) -> Sh
     if file.names:
         rows = rows_by_name(path, file.names, names)
     with np.errstate(over="ignore"):  # it is infinite then
-        vectors = file.vectors[rows].astype(np.float32)
-    if not file.names:
-        order = rows_in_order(path, np.nan_to_num(vectors, posinf=0, neginf=0), images, start)
+        vectors = file.vectors[rows].astype(np.float32, copy=False)
+    order = None if file.names else rows_in_order(path, vectors, images, start)
+    if (
+        order is not None and (order != np.arange(len(rows))).any()
+    ):  # of all vectors a copy, which may be large
         vectors, rows = vectors[order], rows[order]
     useless = say_nothing(vectors)
     if useless:
@@ -161,4 +163,4 @@ def _vectors_of(images: Dataset, path: Path, file: VectorFile, start: int) -> Sh
             raise UserError(f"{what}; compute them again")
         say_once(log.warning, f"{what}{', ...' * (len(useless) > 5)}; these images are left out")
     kept = np.delete(np.arange(len(names)), list(useless))
-    return SharedVectors(torch.from_numpy(vectors[kept]), kept)
+    return SharedVectors(torch.from_numpy(vectors[kept] if useless else vectors), kept)

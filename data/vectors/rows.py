@@ -94,7 +94,7 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int =
 
     Args:
         path: file of the vectors.
-        vectors: float32 (N, D), finite, its rows from `start` on.
+        vectors: float32 (N, D), its rows from `start` on.
     """
     names, hashes, given = images.names(), images.content_hashes(), np.arange(len(images))
     if hashes is None:  # not files
@@ -150,9 +150,9 @@ def _fit(
         the share of pairs of copies that have one vector, and by how many standard deviations the vectors of
         images that look alike are more similar than if the rows were shuffled.
     """
-    sampled = torch.from_numpy(vectors[rows[sample]])
+    compared = rows[sample], rows[np.array(copies, int).reshape(-1, 2)]  # (M,), (P, 2)
+    sampled, pairs = (torch.from_numpy(vectors[of]).nan_to_num(posinf=0, neginf=0) for of in compared)
     centered = sampled - sampled.mean(0)
-    pairs = torch.from_numpy(vectors[rows[np.array(copies, int).reshape(-1, 2)]])  # (P, 2, D)
     close = (pairs[:, 0] - pairs[:, 1]).square().sum(1) <= 0.01 * centered.square().sum(1).mean()
     similarity, generator = _cosines(sampled), torch.Generator().manual_seed(0)
     orders = [torch.randperm(len(near), generator=generator) for _ in range(100)]
