@@ -365,7 +365,7 @@ def merge_levels(
     numbers = [*(k for k in numbers[:-1] if k < probabilities.size(1)), probabilities.size(1)]
     if len(numbers) < 2:
         return []
-    space = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search)
+    space = FeatureSpace.of(features, run.config.seed, run.machine.device, run.config.search)
     clusters = F.one_hot(probabilities.argmax(1), probabilities.size(1))
     shares = clusters + 1e-6 * probabilities  # so that an empty cluster has a place, too
     merged = partitions.merge_clusters(space.embedded, shares, numbers)

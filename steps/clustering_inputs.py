@@ -186,7 +186,7 @@ def start_heads(
         first = duplicates.first_copies(splits.train_set)
         distinct = inputs.train.anchors[first[inputs.train.anchors] == inputs.train.anchors]
         features = features[distinct.to(features.device)]
-        space = FeatureSpace(features, run.config.seed, run.machine.device, run.config.search)
+        space = FeatureSpace.of(features, run.config.seed, run.machine.device, run.config.search)
         candidates = space.cluster(run.config.num_classes)
         with threads_for(len(features)):
             graph.set_heads(heads, features, candidates[0].probabilities.expand(len(heads), -1, -1))

@@ -5,6 +5,7 @@ Each head starts from another clustering, and keeps the sizes that the clusters 
 classes are is estimated, not assumed.
 """
 
+import hashlib
 import logging
 import math
 import time
@@ -27,6 +28,8 @@ HEAD_NEIGHBORS = 20
 HEAD_ITERATIONS, HEAD_BATCH, HEAD_RATE, HEAD_TEMPERATURE = 300, 1024, 1e-3, 0.1
 # of the score; chosen on development sets, see docs/CLUSTERING.md
 WEIGHT_OF_STAYING, WEIGHT_OF_SMALLEST = 2.0, 0.15
+
+_latest: dict[Any, "FeatureSpace"] = {}  # of `FeatureSpace.of`
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,16 @@ class FeatureSpace:
             self.components = embedding.principal_components(self.normalized, COMPONENTS)
             self.embedded = embedding.embed(self.normalized, self.neighbors, seed)
         log.info("%d features embedded: %.1f s", len(features), time.perf_counter() - start)
+
+    @classmethod
+    def of(cls, features: torch.Tensor, *where: Any) -> "FeatureSpace":
+        """A FeatureSpace of these arguments. The last one is kept: the steps of a command need the same."""
+        content = features.detach().float().cpu().contiguous().numpy()
+        key = hashlib.sha256(content.data).digest(), content.shape, where
+        if key not in _latest:
+            _latest.clear()
+            _latest[key] = cls(features, *where)
+        return _latest[key]
 
     def cluster(self, num_clusters: int) -> list[Candidate]:
         """Clusterings into `num_clusters`, the one of the highest score first.

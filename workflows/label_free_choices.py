@@ -45,7 +45,7 @@ def choose_number(
         mined = duplicates.among_distinct(mined, first)
         features = pretext_features(pretext, dataset)[first.unique()]
         config = pretext.config
-        space = FeatureSpace(features, config.seed, Machine.start(config).device, config.search)
+        space = FeatureSpace.of(features, config.seed, Machine.start(config).device, config.search)
         few = [number for number in choose_k.CANDIDATES if number * choose_k.MIN_MEAN_SIZE <= len(mined)]
         with threads_for(len(features)):
             rows = choose_k.compare_numbers(mined, space.embedded, candidates or few or [2], space.seed)

@@ -163,3 +163,13 @@ def test_temi_is_the_formula():
     expected = -(weight * ((p * q) ** 0.6 * (sizes / mean).unsqueeze(1)).sum(2).log()).mean(1).sum()
     assert torch.allclose(criterion(a, b), expected, rtol=1e-5)
     assert torch.allclose(criterion.mean, mean, rtol=1e-5)
+
+
+def test_the_last_features_are_embedded_once():
+    features, _ = groups([12, 12])
+    space = FeatureSpace.of(features, 0, "cpu", "torch")
+    assert FeatureSpace.of(features.clone(), 0, "cpu", "torch") is space
+    changed = features.clone()
+    changed[3, 4] += 1
+    for given in ((features, 1, "cpu", "torch"), (changed, 0, "cpu", "torch")):
+        assert not torch.equal(FeatureSpace.of(*given).embedded, space.embedded)
