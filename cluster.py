@@ -301,6 +301,7 @@ def describe(
         **described,
         "neighbors": scan["train_neighbors"],
         "candidates": scan.get("candidates", []),
+        "groups": scan.get("groups"),
         "troubles": [trouble for epoch in epochs[last.name] for trouble in epoch.get("warned_of", ())],
         "agreement": agreement,
         "levels": levels,

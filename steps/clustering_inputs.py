@@ -16,6 +16,7 @@ from data.views import Transform
 from errors import UserError
 from models import ClusteringModel
 from utils.analysis import duplicates, graph
+from utils.analysis.groups import find_groups
 from utils.analysis.unlikeness import TrainingFeatures
 from utils.files import writing
 from utils.run.folder import TRAINING_FEATURES, Run
@@ -170,7 +171,7 @@ def start_heads(
     They are fitted on the features of `inputs.train`: cached ones, or those of the evaluation transform.
 
     Returns:
-        what metrics.json says of it: with `head_init: judged`, `candidates`.
+        what metrics.json says of it: with `head_init: judged`, `candidates` and `groups`, see find_groups.
     """
     backbone: nn.Module = nn.Identity()
     transform: Transform = nn.Identity()
@@ -190,7 +191,8 @@ def start_heads(
         candidates = space.cluster(run.config.num_classes)
         with threads_for(len(features)):
             graph.set_heads(heads, features, candidates[0].probabilities.expand(len(heads), -1, -1))
-        return {"candidates": [candidate.figures() for candidate in candidates]}
+            groups = find_groups(features, run.config.seed)
+        return {"candidates": [candidate.figures() for candidate in candidates], "groups": groups}
     neighbors = splits.neighbors[:, : run.config.num_neighbors + 1]
     graph.initialize_heads(heads, features, neighbors, inputs.train.anchors, run.config.seed)
     return {}

@@ -14,6 +14,7 @@ from errors import CannotTrainError, UserError, first_line
 from steps.judged_clusters import FeatureSpace
 from steps.load_model import load_model
 from utils.analysis import choose_k, duplicates, health, plots
+from utils.analysis.groups import find_groups
 from utils.files import digest, read_json, write_csv, write_json
 from utils.run.folder import MINED_TRAIN, Run
 from utils.run.machine import Machine, threads_for
@@ -49,8 +50,11 @@ def choose_number(
         few = [number for number in choose_k.CANDIDATES if number * choose_k.MIN_MEAN_SIZE <= len(mined)]
         with threads_for(len(features)):
             rows = choose_k.compare_numbers(mined, space.embedded, candidates or few or [2], space.seed)
+            groups = find_groups(features, config.seed)["verdict"]
         best, alike = choose_k.suggest(rows)
-        content = {"made_of": made_of, "suggestion": best, "alike": alike, "numbers": rows}
+        content = {
+            "made_of": made_of, "suggestion": best, "alike": alike, "groups": groups, "numbers": rows,
+        }  # fmt: skip
         write_json(content, path)
     rows, best = content["numbers"], content["suggestion"]
     write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
@@ -61,6 +65,8 @@ def choose_number(
             f"{row['modularity']:.3f}, silhouette {row['silhouette']:.3f}, stability {row['stability']:.2f}"
         )
     print(f"suggested: {best} clusters; as good, as far as one can tell: {str(content['alike'])[1:-1]}")
+    if content.get("groups") in ("none", "series", "unclear"):
+        print("the features show no clear groups, so that no number is the right one: choose one by its use")
     return best
 
 

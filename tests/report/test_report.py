@@ -395,6 +395,11 @@ TWICE = "more than once (exact copies of others: 1,200, near duplicates: 3)."
     ("found", "level", "text", "advice"),
     [
         ({"neighbors": NO_GO}, "bad", "hardly any groups", "another --backbone"),
+        ({"groups": {"verdict": "groups"}}, "good", "The features show groups", ""),
+        ({"groups": {"verdict": "unclear"}}, "warning", "do not show clear groups", "borderline images"),
+        ({"groups": {"verdict": "series"}}, "warning", "a series", "sections"),
+        ({"groups": {"verdict": "none"}}, "bad", "The features show no groups", "other features"),
+        ({"groups": {"verdict": "few"}}, "note", "too few images", ""),
         ({}, "good", "unsure of 13 %", ""),
         ({"cluster_sizes": [5, 0, 6]}, "warning", "Cluster 1 is empty.", "entropy_weight"),
         ({"cluster_sizes": [5, 0, 0, 6]}, "warning", "Clusters 1, 2 are empty.", "entropy_weight"),

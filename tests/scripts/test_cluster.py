@@ -417,12 +417,14 @@ def test_the_number_of_clusters_is_chosen(photos, vectors, tmp_path, capsys, num
     argv += ["--set", *QUICK, "epochs=2"]
     cluster.main(argv)
     folder = tmp_path / "my_digits"
-    suggestion = json.loads((folder / "numbers.json").read_text())["suggestion"]
+    chosen = json.loads((folder / "numbers.json").read_text())
+    suggestion = chosen["suggestion"]
     rows = rows_of(folder / "numbers.csv")
     assert [int(row["clusters"]) for row in rows][: len(compared)] == compared
     assert int(max(rows, key=lambda row: float(row["modularity"]))["clusters"]) == suggestion
     assert read_yaml(folder / "configs/scan.yml")["num_classes"] == suggestion
     assert len(figures(folder)["cluster_sizes"]) == suggestion
+    assert figures(folder)["groups"]["verdict"] == chosen["groups"]
     assert f"suggested: {suggestion} clusters" in capsys.readouterr().out
     cluster.main(argv)
     assert capsys.readouterr().out.count("done before") == 2

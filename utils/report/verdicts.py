@@ -17,6 +17,26 @@ PROBLEMS = {  # of self-labeling
     "uncovered": "During self-labeling, most clusters had no confident image.",
     "merged": "Self-labeling merged clusters that were separate before.",
 }
+# of groups.find_groups: level, text, and what to do
+GROUPS = {
+    "groups": ("good", "The features show groups: few images are between them.", ""),
+    "unclear": (
+        "warning",
+        "The features do not show clear groups: hardly fewer images are between the clusters than in them.",
+        "Look at the borderline images: the clusters may be kinds of things, or parts of one kind.",
+    ),
+    "series": (
+        "warning",
+        "The features show a series, in which each image is like the next, more than groups.",
+        "Take the clusters as sections of the series; where one ends and the next begins means little.",
+    ),
+    "none": (
+        "bad",
+        "The features show no groups: a cloud without groups of the same spread would look like this.",
+        "If the images are of different kinds, use other features (another --backbone, or --from-scratch of "
+        "cluster.py); if they are of one kind, the clusters are only parts of it.",
+    ),
+}
 BASELINES = {"kmeans": "k-means", "ward": "Ward's linkage"}
 
 
@@ -31,8 +51,9 @@ def verdicts(figures: dict[str, Any], advice: dict[str, str]) -> list[Verdict]:
 
     Args:
         figures: as in metrics.json: `neighbors` (see neighbor_quality), what `Assignment.figures` returns;
-            and, if known, `troubles` of the training (names, see health.ClusterMonitor), `agreement` (see
-            baselines.measure_agreement) and `candidates` (see judged_clusters.Candidate.figures).
+            and, if known, `groups` (see groups.find_groups), `troubles` of the training (names, see
+            health.ClusterMonitor), `agreement` (see baselines.measure_agreement) and `candidates` (see
+            judged_clusters.Candidate.figures).
         advice: problem -> what to do about it, see health.advice_for.
     """
     return [
@@ -46,18 +67,21 @@ def _sentence(text: str) -> str:
 
 
 def _features(figures: dict[str, Any]) -> Iterator[Verdict]:
-    if figures["neighbors"]["by_chance"] >= 1:
+    groups = (figures.get("groups") or {}).get("verdict")
+    if figures["neighbors"]["by_chance"] >= 1 or groups == "few":
         yield Verdict("note", "There are too few images to judge the features.")
-    elif figures["neighbors"]["verdict"] == "go":
-        yield Verdict(
-            "good", "The features show groups: an image's nearest neighbors are often each other's neighbors."
-        )
-    else:
+    elif figures["neighbors"]["verdict"] != "go":
         yield Verdict(
             "bad",
             "The features show hardly any groups in these images. Clusters of such features cannot be good.",
             "Use other features: another --backbone or --from-scratch of cluster.py, or train the pretext "
             "longer.",
+        )
+    elif groups:
+        yield Verdict(*GROUPS[groups])
+    else:  # learned together with the clusters, so that they would show groups anyway
+        yield Verdict(
+            "good", "Near images are alike: an image's nearest neighbors are often each other's neighbors."
         )
 
 
