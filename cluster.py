@@ -52,7 +52,7 @@ from workflows.own_experiment import (
     templates,
 )
 from workflows.own_folder import own_folder, with_added
-from workflows.run_steps import PlannedStep
+from workflows.run_steps import SCRIPTS, PlannedStep
 from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
 from workflows.user_edits import NAMES, Settled, is_fitted, read_all, settle, table_digests, take_edits
@@ -168,6 +168,9 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     for source in (*args.images, *args.added):
         data.require_source(source)
     for override in args.overrides:
+        of, dot, _ = override.partition("=")[0].partition(".")
+        if dot and of not in SCRIPTS and not of.endswith("_kwargs"):
+            raise UserError(f"--set {override}: {of} is no step; the steps are {', '.join(SCRIPTS)}")
         if split_step(override)[0] not in (None, *templates(args.from_scratch)):
             raise UserError(f"--set {override}: this step runs only with --from-scratch")
     args.images = [source.resolve() for source in args.images]

@@ -1,6 +1,7 @@
 """UserError, whose message is written for the user, and the "did you mean" hint that many messages have."""
 
 import difflib
+import errno
 from collections.abc import Callable, Iterable
 
 
@@ -28,3 +29,27 @@ def did_you_mean(name: object, known: Iterable[str], shown: Callable[[str], str]
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, which may have many; the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+NOT_CONNECTED = "connect the drive again, and give the same command"
+TO_DO = {  # about what the system refuses
+    errno.EACCES: "change its permissions or give another place",
+    errno.EPERM: "change its permissions or give another place",
+    errno.EROFS: "give a place that can be written",
+    errno.ENOSPC: "free some space, and give the same command again",
+    errno.EDQUOT: "free some space, and give the same command again",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "give a folder",
+    errno.EISDIR: "give a file in it",
+    errno.ENAMETOOLONG: "shorten it",
+    errno.ELOOP: "remove the link that leads back to itself",
+    errno.EMFILE: "raise the number of files that may be open (ulimit -n 4096)",
+    errno.EIO: "check the drive, and copy what can still be read",
+    **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN), NOT_CONNECTED),
+}
+
+
+def refusal(error: OSError) -> str:
+    """What the system says, in brackets, and what to do about it."""
+    advice = TO_DO.get(error.errno or 0, "")
+    return f"({error.strerror or first_line(error)})" + (f"; {advice}" if advice else "")

@@ -235,7 +235,7 @@ def report_context(
         title=figures["dataset"],
         results=model.parent if (model.parent / FINGERPRINT).exists() else None,
         facts={"images": images, "model": model, "network": config.backbone},
-        advice=health.ADVICE[config.setup],
+        advice=health.advice_for(config),
         epochs={step: read_epochs(model.parent.parent / step) for step in steps},
         truth=None if labels is None else report.GroundTruth(labels, classes or [], "true classes"),
         seed=config.seed,

@@ -122,7 +122,7 @@ def converted(library: LibraryNetwork, backbone: nn.Module, weights: StateDict, 
         return library.convert(backbone, weights)
     except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
         cause = first_line(error)
-        raise UserError(f"{source}: does not fit this backbone ({cause})") from None
+        raise UserError(f"{source}: does not fit this backbone ({cause}); set backbone to its own") from None
 
 
 def recorded_labels(file: Path) -> bool | None:

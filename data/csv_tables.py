@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from errors import UserError, first_line
+from errors import UserError, first_line, refusal
 
 from .messages import say_once, shown
 
@@ -81,7 +81,7 @@ def table_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         what = f"line {line + 1} cannot be read as CSV ({first_line(error)}); save it as CSV in UTF-8"
         raise UserError(f"{path}: {what}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read {refusal(error)}") from None
     rows = f"{max(count - 1, 0)} rows, separated by {SEPARATORS[separator]}"
     say_once(log.info, f"{path}: {rows}{'' if encoding == 'utf-8-sig' else f', in {encoding}'}")
 
@@ -103,4 +103,4 @@ def _encoding(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read {refusal(error)}") from None

@@ -277,10 +277,10 @@ def require_enough_images(options: ClusterOptions, n: int, copies: int = 0) -> N
     needed = max([FEWEST_IMAGES, *options.clusters, *options.candidates])
     if n < needed:
         more = f" (and {copies} copies of them)" if copies else ""
-        raise UserError(
-            f"{described(options.images)}: {n} images{more}, but {needed} are the fewest that can be "
-            "clustered so"
-        )
+        how = f"{needed} clusters need as many: lower --clusters, or add images"
+        if needed == FEWEST_IMAGES:
+            how = f"{needed} are needed, since each is compared with its {needed - 1} neighbors: add images"
+        raise UserError(f"{described(options.images)}: {n} images{more} are too few; {how}")
 
 
 def move_to_earlier(folder: Path, steps: list[str]) -> None:

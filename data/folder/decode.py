@@ -87,7 +87,7 @@ def reason_of(error: Exception) -> str:
 
 def unreadable_error(path: str, reason: str) -> UserError:
     """The error that names an image that cannot be read."""
-    return UserError(f"{shown(path)}: cannot be read as an image ({reason})")
+    return UserError(f"{shown(path)}: cannot be read as an image ({reason}); replace or remove it")
 
 
 def decode_plain(path: str, size: int) -> torch.Tensor:

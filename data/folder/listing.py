@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, refusal
 
 from ..messages import say_once, shown
 from .decode import is_image, suffixes
@@ -68,7 +68,7 @@ def require_folder(folder: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"{where}: no such folder") from None
     except OSError as error:
-        raise UserError(f"{where}: cannot be opened ({error.strerror})") from None
+        raise UserError(f"{where}: cannot be opened {refusal(error)}") from None
 
 
 def require_images(folder: Path, files: list[str], ignored: Suffixes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from errors import UserError
+from errors import UserError, refusal
 
 from ..messages import shown
 from . import containers, listing
@@ -88,7 +88,7 @@ def listed_images(path: Path) -> SourceImages:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise UserError(f"{shown(str(path))}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{shown(str(path))}: cannot be read {refusal(error)}") from None
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     listed = {os.path.normpath(os.path.join(path.parent, line)): number for number, line in lines}
     missing = [(number, file) for file, number in listed.items() if not os.path.isfile(file)]

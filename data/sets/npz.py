@@ -25,7 +25,7 @@ def read_npz(path: Path, which: str) -> ArrayImages:
     try:
         archive = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file can break the reader in any way
-        raise UserError(f"{path}: not a readable .npz file ({error})") from None
+        raise UserError(f"{path}: not a readable .npz file ({error}); write it with numpy.savez") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: holds a single array; expected an .npz with {split}_images")
     with archive:

@@ -127,10 +127,12 @@ def build_vectors(
         train, test = (images if name == split else build_images(config, name) for name in ("train", "test"))
         n, m, same = len(train), len(test), train.fingerprint() == test.fingerprint()
         if len(table) != (n if same else n + m):
-            counts = f"{n} images, which are both splits" if same else f"{n} train and {m} test images"
+            counts, order = f"{n} images", "a row for each in the order of their names"
+            if not same:
+                counts, order = f"{n} train and {m} test images", ROW_ORDER
             raise UserError(
-                f"{path}: holds {len(table)} vectors, but there are {counts}; expected {ROW_ORDER}, or names "
-                "for the rows"
+                f"{path}: holds {len(table)} vectors, but there are {counts}; expected {order}, or names for "
+                "the rows"
             )
         start = n if split == "test" and not same else 0
     status = os.stat(path)

@@ -20,8 +20,8 @@ from sklearn.neighbors import kneighbors_graph
 from .embedding import principal_components
 
 IMAGES = 2000  # of more, a sample
-KEPT_COMPONENTS, COMPONENTS = 384, 50  # of the features; of what is cut into parts
-PARTS, MIN_MEAN_PART = (2, 4, 8, 16, 32), 14
+KEPT_COMPONENTS, CUT_COMPONENTS = 384, 50  # of the features; of what is cut into parts
+NUMBERS_OF_PARTS, MIN_MEAN_PART = (2, 4, 8, 16, 32), 14
 FEW = 112  # images; of more, two parts would only tell that a cloud has corners
 CLOUDS, REPEATS = 3, 3
 WINDOW = 0.15  # of the distance between two centers, to either side
@@ -43,7 +43,7 @@ def find_groups(features: torch.Tensor, seed: int = 0) -> dict[str, Any]:
     rows = torch.from_numpy(random.permutation(len(features))[:IMAGES])
     places = principal_components(features[rows.to(features.device)].float().cpu(), KEPT_COMPONENTS)
     few = len(places) < FEW
-    numbers = [parts for parts in PARTS[not few :] if parts * MIN_MEAN_PART <= len(places)]
+    numbers = [parts for parts in NUMBERS_OF_PARTS[not few :] if parts * MIN_MEAN_PART <= len(places)]
     if not numbers or len(places.unique(dim=0)) < len(places) / 2:
         return {"passage": None, "verdict": "few"}
     own = [_passages(places, numbers, random) for _ in range(REPEATS)]
@@ -51,7 +51,7 @@ def find_groups(features: torch.Tensor, seed: int = 0) -> dict[str, Any]:
     clouds = [_passages(_cloud(spread, len(places), random), numbers, random) for _ in range(CLOUDS)]
     passage = float((np.mean(own, 0) / np.mean(clouds, 0).clip(max=1)).min())
     verdict = "groups" if passage < GROUPS_BELOW else "unclear" if passage < CLOUD_ABOVE or few else "none"
-    if verdict != "none" and _is_series(places[:, :COMPONENTS].numpy(), random):
+    if verdict != "none" and _is_series(places[:, :CUT_COMPONENTS].numpy(), random):
         verdict = "series"
     return {"passage": passage, "verdict": verdict}
 
@@ -64,8 +64,10 @@ def _cloud(spread: torch.Tensor, n: int, random: np.random.RandomState) -> torch
 
 def _passages(places: torch.Tensor, numbers: list[int], random: np.random.RandomState) -> np.ndarray:
     """The lowest passage of the images, and of their directions, for each number of parts: (2, P)."""
-    directions = principal_components(F.normalize(places, dim=1), COMPONENTS)
-    return np.array([list(_lowest(x.numpy(), numbers, random)) for x in (places[:, :COMPONENTS], directions)])
+    directions = principal_components(F.normalize(places, dim=1), CUT_COMPONENTS)
+    return np.array(
+        [list(_lowest(x.numpy(), numbers, random)) for x in (places[:, :CUT_COMPONENTS], directions)]
+    )
 
 
 def _lowest(x: np.ndarray, numbers: list[int], random: np.random.RandomState) -> Iterator[float]:

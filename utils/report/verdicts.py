@@ -18,7 +18,7 @@ PROBLEMS = {  # of self-labeling
     "merged": "Self-labeling merged clusters that were separate before.",
 }
 # of groups.find_groups: level, text, and what to do
-GROUPS = {
+GROUP_VERDICTS = {
     "groups": ("good", "The features show groups: few images are between them.", ""),
     "unclear": (
         "warning",
@@ -78,7 +78,7 @@ def _features(figures: dict[str, Any]) -> Iterator[Verdict]:
             "longer.",
         )
     elif groups:
-        yield Verdict(*GROUPS[groups])
+        yield Verdict(*GROUP_VERDICTS[groups])
     else:  # learned together with the clusters, so that they would show groups anyway
         yield Verdict(
             "good", "Near images are alike: an image's nearest neighbors are often each other's neighbors."

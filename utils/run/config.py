@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from errors import UserError, did_you_mean
+from errors import UserError, did_you_mean, refusal
 
 from . import schema
 from .checks import DATASET
@@ -207,13 +207,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         names = [p.name for p in folder.glob("*.yml")]
         question = did_you_mean(Path(path).name, names, lambda name: str(folder / name))
         raise UserError(f"{path}: no such file" + (f"; {question}" if question else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 ({error}); save it as such") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read {refusal(error)}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error)
-        raise UserError(f"{path}{where}: not valid YAML ({problem.splitlines()[0]})") from None
+        raise UserError(
+            f"{path}{where}: not valid YAML ({problem.splitlines()[0]}); "
+            "write KEY: VALUE, indent with spaces, and quote values with ': ' or ' #' in them"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content

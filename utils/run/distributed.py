@@ -56,7 +56,9 @@ def start(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=TIMEOUT)
     except RuntimeError as error:
-        raise UserError(f"torchrun's processes cannot reach each other ({first_line(error)})") from None
+        raise UserError(
+            f"torchrun's processes cannot reach each other ({first_line(error)}); see its --rdzv-endpoint"
+        ) from None
 
 
 def stop() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from termcolor import colored
 
-from errors import UserError, first_line
+from errors import UserError, first_line, refusal
 
 from . import config, distributed, interrupt, schema
 
@@ -33,8 +33,10 @@ def run_script(
     try:
         main()
         distributed.stop()
-    except (UserError, OSError) as error:  # OSError: no permission, ...; it names the file
+    except UserError as error:
         _fail(str(error))
+    except OSError as error:  # no permission, no space, ...
+        _fail(f"{error.filename}: {refusal(error)}" if error.filename else refusal(error))
     except (MemoryError, RuntimeError) as error:
         message = _message_for(error)
         if message is None:

@@ -22,7 +22,7 @@ def build_optimizer(
     try:
         optimizer = OPTIMIZERS[name](parameters, fused=True, **kwargs)
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer_kwargs: {name} cannot use them ({error})") from None
+        raise UserError(f"optimizer_kwargs: {name} cannot use them ({error}); see torch.optim") from None
     if kwargs.get("momentum"):
         # otherwise a first iteration that the optimizer skips would leave it uninitialized
         for parameter in parameters:

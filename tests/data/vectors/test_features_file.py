@@ -128,7 +128,7 @@ def test_labels_are_those_of_the_images(tmp_path):
 @pytest.mark.parametrize(
     ("array", "more", "words"),
     [
-        (vectors(5), {}, ["holds 5 vectors, but there are 4 images, which are both splits"]),
+        (vectors(5), {}, ["holds 5 vectors, but there are 4 images; expected a row for each in the order"]),
         (vectors(4, dtype=np.float64) * 1e300, {}, ["4 of 4 images", "2.JPEG (row 2: NaN or infinity)"]),
         (np.zeros((4, 5), int), {}, ["4 of 4 images have vectors that say nothing", "(row 0: all zeros)"]),
         (np.zeros(4), {}, ["expected numbers of shape (N, D), found float64 (4,)"]),
