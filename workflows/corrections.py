@@ -23,7 +23,7 @@ from workflows.final_head import FinalHead, hashes_of, table_names
 CORRECTIONS = "corrections.csv"
 COLUMNS = "action", "what", "to", "clustering"
 NONE, NOWHERE = "none", -1  # where an image is moved that belongs to no cluster: in the table, as a number
-NEIGHBORS, RULE = 10, 0.25  # see `followers`
+NEIGHBORS, RULE, ROUNDS = 10, 0.25, 3  # see `followers`
 TRUST = 10.0  # how many other images one that was moved counts for
 DECAY, FIT_ITERATIONS = 1e-4, 50  # of the fit, on features of unit scale
 NEW_BIAS = -8.0  # of a new cluster, below the one whose head it starts from: it has no image at first
@@ -238,7 +238,8 @@ def followers(features: torch.Tensor, wanted: Corrected, first: torch.Tensor) ->
     Of a cluster from which images were moved to another, an image follows as far as its neighbors were moved,
     in units of how far those of the moved images were: these are only some of the images that are wrong
     (Elkan and Noto, Learning classifiers from only positive and unlabeled data, 2008). At least RULE of the
-    NEIGHBORS count as one unit, so that a single move is no rule. Copies always follow.
+    NEIGHBORS count as one unit, so that a single move is no rule. In the second of the ROUNDS, neighbors that
+    mostly follow count, too. Copies always follow.
 
     Args:
         first: int64 (N,), see `duplicates.first_copies`.
@@ -252,9 +253,14 @@ def followers(features: torch.Tensor, wanted: Corrected, first: torch.Tensor) ->
         nearest = neighbors.search(x[members], x, k, "cpu")[1]
         for t in wanted.now[moved & (source == s)].unique().tolist():
             ours = moved & (source == s) & (wanted.now == t)
-            around = (ours[nearest].sum(1) - ours[members].long()).clamp(min=0) / max(1, k - 1)
-            unit = max(float(around[ours[members]].mean()), RULE)
-            follow[members, t] = (around / unit).clamp(max=1)
+            share = ours[members].float()  # of each image that was moved, or follows
+            for _ in range(ROUNDS):
+                mass = torch.zeros(len(x)).index_put_((members,), share)
+                around = (mass[nearest].sum(1) - share).clamp(min=0) / max(1, k - 1)
+                unit = max(float(around[ours[members]].mean()), RULE)
+                share = (around / unit).clamp(max=1)
+                follow[members, t] = share
+                share = torch.where(ours[members], 1.0, share * (share > 0.5))
     follow /= follow.sum(1, keepdim=True).clamp(min=1)
     for i in moved.nonzero().squeeze(1).tolist():
         copies = (first == first[i]) & ~wanted.moved
