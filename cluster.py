@@ -146,6 +146,11 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
         "--corrections", metavar="FILE.csv", type=file_argument,
         help="what to correct, as report.html saves it (default: corrections.csv in the results folder)",
     )  # fmt: skip
+    add(
+        "--pages", choices=["first", "middle", "all"],
+        help="of files of several pages or frames, the images (default: the middle one)",
+    )  # fmt: skip
+    add("--channels", metavar="1,2,3", type=channels_argument, help="channels to show as red, green and blue")
     add("--seed", type=int, default=0)
     add_overrides(
         parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
@@ -182,6 +187,13 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
     if not is_name(args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
     return ClusterOptions.from_arguments(args)
+
+
+def channels_argument(text: str) -> list[int]:
+    """argparse type of --channels."""
+    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,2}", text):
+        raise argparse.ArgumentTypeError(f"expected one to three numbers from 1 on: 1,2,3; found {text!r}")
+    return list(map(int, text.split(",")))
 
 
 def numbers_argument(text: str) -> tuple[list[int], list[int]]:
@@ -226,7 +238,8 @@ def count_images(options: ClusterOptions, folder: Path) -> int:
     Raises UserError if they are too few, or if --labels finds no classes.
     """
     without = folder.parent, folder
-    found = data.images_of(options.images, without, options.every or 1, options.added)
+    every, pages = options.every or 1, options.pages or "first"
+    found = data.images_of(options.images, without, every, options.added, pages)
     if options.labels:
         require_classes([shown(name) for name in found.names], options.labels)
     require_enough_images(options, len(found.files))

@@ -174,7 +174,7 @@ def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
         return []
     without = config.root_dir, trained.folder.parent, trained.folder
     try:
-        files = data.images_of(data.image_sources(config), without, config.every).files
+        files = data.images_of(data.image_sources(config), without, config.every, pages=config.pages).files
     except UserError:  # no such folder, or it is empty
         return []
     some = files[:: max(1, len(files) // REAL_IMAGES)][:REAL_IMAGES]

@@ -154,7 +154,9 @@ def find_images(path: Path, trained: TrainedModel, results: Path | None = None) 
             f"{path}: {trained.folder} was trained on features, not on images; give a file of the features, "
             f"(N, {trained.vector_width}), of the same network"
         )
-    files, names, left_out = data.images_of([path], (results, trained.folder), trained.config.every)
+    files, names, left_out = data.images_of(
+        [path], (results, trained.folder), trained.config.every, pages=trained.config.pages
+    )
     if left_out:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(5))
         log.info("%s: %d other files left out (%s)", shown(str(path)), left_out.total(), kinds)

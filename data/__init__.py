@@ -139,8 +139,9 @@ def side(config: Mapping[str, Any]) -> int:
     return round(config["transformation_kwargs"]["crop_size"] / config["crop_ratio"])
 
 
-def _resize_spec(config: Mapping[str, Any]) -> ResizeSpec:
-    return ResizeSpec(side(config), config["resize"])
+def _resize_spec(config: Mapping[str, Any], size: int | None = None) -> ResizeSpec:
+    given = {key: config[key] for key in ResizeSpec._fields if key in config}
+    return ResizeSpec(**{**given, "size": size or side(config), "channels": tuple(given.get("channels", ()))})
 
 
 def _folder_options(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def stream(
         reason.
     """
     config = {**DATA_DEFAULTS, **config}
-    spec, white = ResizeSpec(size or side(config), config["resize"]), config.get("white_level")
+    spec, white = _resize_spec(config, size), config.get("white_level")
     if white is None and "root_dir" in config:
         white = white_of_training(_cache_folder(config, config["train_db_name"]), spec)
     rest = iter(files)

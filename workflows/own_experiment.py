@@ -61,6 +61,8 @@ class ClusterOptions(CommandOptions):
     hours: float
     labels: str | None
     every: float | None
+    pages: str | None
+    channels: list[int] | None
     link_originals: bool
     corrections: Path | None
     seed: int

@@ -72,7 +72,7 @@ def is_of(folder: Path, options: ClusterOptions, moved: bool = True) -> bool:
     known = {*record.get("trained", ())} | {kept.content for kept in images} - {""}
     if not known:
         return True
-    files = data.images_of(options.images, every=options.every or 1).files
+    files = data.images_of(options.images, (), options.every or 1, pages=options.pages or "first").files
     some = files[:: max(1, len(files) // LOOKED_AT)]
     contents = (hashlib.sha256(read_file(file)).hexdigest()[:HASH_DIGITS] for file in some)
     return 2 * sum(content in known for content in contents) >= len(some)

@@ -44,6 +44,7 @@ DATASET_KEYS = (
     "folder_labels", "features_file",
     "transformation_kwargs", "crop_ratio", "resize", "white_level", "max_unreadable", "num_workers",
     "backbone", "every",
+    "pages", "channels", "black_level", "max_pixels",
 )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class FileStat(NamedTuple):
 class FileRecord(NamedTuple):
     """What decoding found out about a file, or why it failed."""
 
+    reason: str = ""  # why the image cannot be read; "": it can
     sha256: str = ""  # of the content
     width: int = 0  # -1: not because of the content
     height: int = 0
@@ -47,7 +48,8 @@ class FileRecord(NamedTuple):
     one_color: int = 0  # 1: the decoded image has only one color
     checksum: int = 0  # of the decoded image
     highest: int = 0  # value of the decoded image
-    reason: str = ""  # why the image cannot be read; "": it can
+    pages: int = 0  # of the file; 0: not known, as in caches of earlier versions
+    channels: int = 0  # of the file, if some of them are not used
 
 
 Records = dict[FileStat, FileRecord]
@@ -104,7 +106,9 @@ class DecodedCache:
                 header = json.loads(next(file))
                 for line in file:
                     name, size, modified, sha256, *numbers, reason = line.rstrip("\n").split("\t")
-                    record = FileRecord._make([sha256, *map(int, numbers), reason])
+                    if len(numbers) != header.get("numbers", 6):  # 6 in earlier versions
+                        raise ValueError
+                    record = FileRecord(reason, sha256, *map(int, numbers))
                     records[FileStat(name, int(size), int(modified))] = record
             white = header["white"] if header["gray_16"] else None
             return Manifest(records, white, self._map(header["squares"], records))
@@ -152,7 +156,10 @@ class DecodedCache:
 
     def save(self, records: Records, white: int, file: "PixelFile | None" = None) -> torch.Tensor | None:
         """Replace the files; returns the images of `file`, mapped into memory. Raises OSError."""
-        lines = ["\t".join(map(str, (*stat, *record))) + "\n" for stat, record in records.items()]
+        lines = [
+            "\t".join(map(str, (*stat, *record[1:], record.reason))) + "\n"
+            for stat, record in records.items()
+        ]
         name = None
         if file:
             # its name changes with the content, so that no process reads another one's images by its manifest
@@ -160,7 +167,8 @@ class DecodedCache:
             file.close(_count_readable(records))
             os.replace(file.path, self.folder / name)
         has_16_bits = any(record.brightest >= 0 for record in records.values())
-        header = {"squares": name, "white": white, "gray_16": has_16_bits}
+        numbers = len(FileRecord._fields) - 2
+        header = {"squares": name, "white": white, "gray_16": has_16_bits, "numbers": numbers}
         with open(self._temporary(), "w", encoding="utf-8", newline="\n") as manifest:
             manifest.writelines([json.dumps(header) + "\n", *lines])
             manifest.flush()

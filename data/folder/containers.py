@@ -1,4 +1,4 @@
-"""Images within files: archives, parquet tables, videos. The path of such an image is FILE/NAME.
+"""Images within files: archives, parquet tables, videos, pages. The path of such an image is FILE/NAME.
 
 What reads images by path, `read_file` and `stat_file`, takes those and plain files alike.
 """
@@ -10,14 +10,15 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from errors import UserError, first_line
 
 from ..messages import shown
 
+SUBFILE_TYPE = 254  # tag of a TIFF page; bits 1 and 4: a smaller copy, a mask
 COMPRESSED_TARS = ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz"
 
 
@@ -49,6 +50,32 @@ def is_container(path: str) -> bool:
     return path.lower().endswith(tuple(_KINDS))
 
 
+def page_names(path: str) -> list[str]:
+    """The names of a file's pages or frames as members; none if it has one, or cannot be read."""
+    if not path.lower().endswith(_PAGED) or _is_member(path):
+        return []
+    try:
+        names = _opened(path).names(0)
+    except Exception:  # decoding says why
+        return []
+    return names if len(names) > 1 else []
+
+
+def pages_of(image: Image.Image) -> list[int]:
+    """The pages or frames of an image that show what the first does: no thumbnails, masks or other scales."""
+    if image.format not in ("TIFF", "GIF", "WEBP", "PNG", "AVIF"):  # of a JPEG they are a phone's depth maps
+        return [0]
+    pages, size = list(range(getattr(image, "n_frames", 1))), image.size
+    if image.format == "TIFF" and len(pages) > 1:
+        image, pages = cast("TiffImagePlugin.TiffImageFile", image), []
+        for page in range(image.n_frames):
+            image.seek(page)
+            if image.size == size and not image.tag_v2.get(SUBFILE_TYPE, 0) & 5:
+                pages.append(page)
+        image.seek(0)
+    return pages or [0]
+
+
 def contained(path: str, every: float) -> list[str]:
     """The names of a container's files, sorted where reading them in any order costs the same.
 
@@ -65,7 +92,7 @@ def contained(path: str, every: float) -> list[str]:
 
 def _is_member(path: str) -> bool:
     lower = path.lower()
-    return any(f"{suffix}{os.sep}" in lower for suffix in _KINDS) and not os.path.lexists(path)
+    return any(f"{suffix}{os.sep}" in lower for suffix in (*_KINDS, *_PAGED)) and not os.path.lexists(path)
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -84,11 +111,7 @@ def _opened(path: str) -> "Container":
 @functools.lru_cache(maxsize=8)
 def _open(path: str, modified: int, process: int) -> "Container":
     kinds = (kind for suffix, kind in _KINDS.items() if path.lower().endswith(suffix))
-    return next(kinds, _no_container)(path)
-
-
-def _no_container(path: str) -> "Container":
-    raise FileNotFoundError(2, os.strerror(2))
+    return next(kinds, _pages)(path)
 
 
 def _inner(name: str) -> str:
@@ -166,6 +189,21 @@ def _parquet(path: str) -> Container:
     return Container(lambda _: names, lambda name: read_row(*found[name]), lambda _: size)
 
 
+def _pages(path: str) -> Container:
+    image = Image.open(path)
+    found = {f"{page:04}.tif": page for page in pages_of(image)}
+
+    def read(name: str) -> bytes:
+        file = io.BytesIO()
+        image.seek(found[name])
+        image.save(file, "TIFF")
+        return file.getvalue()
+
+    return Container(
+        lambda _: list(found), read, lambda _: image.width * image.height * len(image.getbands())
+    )
+
+
 def _video(path: str) -> Container:
     """Frames, as PNG files that are named after their time in seconds."""
     import av
@@ -198,6 +236,7 @@ def _video(path: str) -> Container:
     return Container(names, read, lambda _: stream.width * stream.height)
 
 
+_PAGED = ".tif", ".tiff", ".gif", ".webp", ".png", ".apng", ".avif"
 _KINDS: dict[str, Callable[[str], Container]] = {
     ".zip": _zip, ".tar": _tar, **dict.fromkeys(COMPRESSED_TARS, _tar), ".parquet": _parquet,
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"), _video),

@@ -5,8 +5,8 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,13 @@ from errors import UserError
 
 from ..messages import shown
 from .cache import FileRecord
-from .containers import read_file, readable
+from .channels import as_rgb, choose_bands, read_channels, unused_channels
+from .containers import pages_of, read_file, readable
 from .sanity_checks import summarize_pixels
 
 log = logging.getLogger(__name__)
+
+Image.MAX_IMAGE_PIXELS = None  # one's own files have a limit of their own: max_pixels
 
 # formats that Pillow opens although they hold no pixels, or need another program to draw them
 NO_IMAGES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
@@ -43,6 +46,17 @@ class ResizeSpec(NamedTuple):
 
     size: int  # side in pixels
     resize: str = "crop"  # crop, pad or squeeze
+    # how files are read: the keys of these names in utils/run/schema.py
+    pages: str = "first"
+    channels: tuple[int, ...] = ()
+    black_level: int = 0
+    max_pixels: float = 1e9
+
+    def changes(self) -> list[str]:
+        """What is set to another value than in earlier versions, in words, as part of names and digests."""
+        pages = [self.pages] * (self.pages != "first")
+        channels = [f"channels{'.'.join(map(str, self.channels))}"] * bool(self.channels)
+        return pages + channels + [f"black{self.black_level}"] * bool(self.black_level)
 
 
 @functools.cache
@@ -103,30 +117,69 @@ def decode_image(path: str, spec: ResizeSpec, white: int) -> tuple[torch.Tensor,
     Returns uint8 (3, size, size) and what is known of the file. Raises as Pillow does.
     """
     content = read_file(path)
-    with (
-        warnings.catch_warnings(action="ignore"),
-        Image.open(io.BytesIO(content), formats=formats()) as image,
-    ):
-        width, height = image.size
+    with warnings.catch_warnings(action="ignore"), _page_of(io.BytesIO(content), spec) as page:
+        image = page.image
+        width, height = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
         # decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is not smaller than what is wanted
-        image.draft(None, _resized(width, height, spec))  # type: ignore[arg-type]
-        rgb, brightest = _as_seen(image, white)
+        if not isinstance(image, np.ndarray):
+            image.draft(None, _resized(width, height, spec))  # type: ignore[arg-type]
+        rgb, brightest = _as_seen(image, white, spec.black_level)
         pixels, sha256 = _to_square(rgb, spec), hashlib.sha256(content).hexdigest()
-        return pixels, FileRecord(sha256, width, height, brightest, *summarize_pixels(pixels))
+        summary = summarize_pixels(pixels)
+        return pixels, FileRecord("", sha256, width, height, brightest, *summary, page.pages, page.unused)
 
 
-def brightest_value(path: str) -> int:
-    """The highest value of a file of 16-bit gray; -1 for any other file, whose pixels are not read."""
+def brightest_value(path: str, spec: ResizeSpec) -> int:
+    """The highest value of a file of 16 bits, from black on; -1 for any other, whose pixels are not read."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(readable(path), formats=formats()) as image:
-            return _16_bit_values(image)[2] if image.mode.startswith("I") else -1
+        with warnings.catch_warnings(action="ignore"), _page_of(readable(path), spec) as page:
+            image = page.image
+            return _16_bit_values(image, spec.black_level)[2] if _has_16_bits(image) else -1
     except Exception:  # a damaged file can break a decoder in any way
         return -1
 
 
-def _as_seen(image: Any, white: int) -> tuple[Image.Image, int]:
+class _Page(NamedTuple):
+    image: Any  # of Pillow, or an array (H, W, C) of chosen channels
+    pages: int  # of the file
+    unused: int  # channels of the file, if not all are used
+
+
+@contextmanager
+def _page_of(file: str | io.BytesIO, spec: ResizeSpec) -> Iterator[_Page]:
+    """The page and the channels of a file that are shown. Raises as Pillow does, and ValueError."""
+    is_middle = spec.pages == "middle"
+    try:
+        image = Image.open(file, formats=formats())
+    except UnidentifiedImageError:
+        with open(file, "rb") if isinstance(file, str) else file as opened:
+            yield _Page(*read_channels(opened, is_middle, spec.channels))
+        return
+    with image:
+        if image.width * image.height > spec.max_pixels:
+            size = f"{image.width * image.height / 1e6:.0f} megapixels"
+            raise ValueError(f"{size}, more than max_pixels ({spec.max_pixels:g}), which can be set higher")
+        pages, unused = pages_of(image), unused_channels(image)
+        if is_middle and len(pages) > 1:
+            image.seek(pages[len(pages) // 2])
+        if spec.channels and unused:
+            with open(file, "rb") if isinstance(file, str) else file as opened:
+                yield _Page(*read_channels(opened, is_middle, spec.channels))
+        else:
+            chosen = choose_bands(image, spec.channels) if spec.channels else image
+            yield _Page(chosen, len(pages), unused)
+
+
+def _has_16_bits(image: Any) -> bool:
+    return image.dtype != np.uint8 if isinstance(image, np.ndarray) else image.mode.startswith("I")
+
+
+def _as_seen(image: Any, white: int, black: int = 0) -> tuple[Image.Image, int]:
     """An image in mode RGB and its highest 16-bit value, -1 for another kind of image."""
-    rawmode = image.tile[0].args if image.format == "PNG" and image.tile else None
+    if isinstance(image, np.ndarray):
+        return (*_scaled(image, white, black),) if _has_16_bits(image) else (as_rgb(image), -1)
+    tile = getattr(image, "tile", None)
+    rawmode = tile[0].args if image.format == "PNG" and tile else None
     image.load()
     color = image.info.get("transparency")
     if rawmode in TRANSPARENT_COLOR_TO_8_BITS and color is not None:
@@ -136,25 +189,37 @@ def _as_seen(image: Any, white: int) -> tuple[Image.Image, int]:
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # the pixels are all right
         log.debug("damaged EXIF data: %s", error)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values, transparent, brightest = _16_bit_values(image)
-        values[transparent] = white
-        values = (values.clip(max=white) * 255 + white // 2) // white
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB"), brightest
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image, white, black)
     if image.has_transparency_data:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB"), -1
 
 
-def _16_bit_values(image: Image.Image) -> tuple[np.ndarray, np.ndarray, int]:
-    """The values of 16-bit gray, int64 (H, W); the mask of transparent pixels; the highest other value."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("values beyond 16 bits, whose range is not known; save it with 8 or 16 bits")
-    transparent = values == image.info.get("transparency", -1)
+def _scaled(image: Any, white: int, black: int) -> tuple[Image.Image, int]:
+    """16 bits as 8, and the highest value."""
+    values, transparent, brightest = _16_bit_values(image, black)
+    values[transparent] = white
+    values = (values.clip(max=white) * 255 + white // 2) // white
+    return as_rgb(np.atleast_3d(values.astype(np.uint8))), brightest
+
+
+def _16_bit_values(image: Any, black: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Values from `black` on, int64 (H, W) or (H, W, C); which are transparent; the highest of the others."""
+    values = np.asarray(image)
+    if values.dtype.kind not in "iu":
+        raise ValueError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
+    values = values.astype(np.int64)
+    low, high = values.min(), values.max()
+    if low < 0 and not black:
+        raise ValueError(
+            f"negative values ({low} to {high}); set black_level, which is shown black: -1024 for CT"
+        )
+    transparent = values == getattr(image, "info", {}).get("transparency", -1 - 2**31)
+    values = (values - black).clip(min=0)
+    if values.max() > 65535:
+        raise ValueError(f"values beyond 16 bits ({low} to {high}); save it with 8 or 16 bits")
     return values, transparent, int(values.max(where=~transparent, initial=0))
 
 

@@ -89,7 +89,7 @@ def decode_folder(
         opens = any(record.width < 0 and os.access(path, os.R_OK) for path, record in known)
         if opens or stats != list(manifest.records):
             manifest = manifest.without_unreadable()  # they may have been repaired
-        chosen = white or _white_of_all(files, stats, manifest, num_workers)
+        chosen = white or _white_of_all(files, stats, spec, manifest, num_workers)
         records, pixels = manifest.records, manifest.pixels
         complete = stats == list(records) and all(manifest.holds(stat, chosen) for stat in stats)
         if cache and pixels is not None and complete:
@@ -99,7 +99,7 @@ def decode_folder(
             with PassOutput(cache, manifest, chosen, len(files), spec.size) as output:
                 _run_pass(files, stats, spec, num_workers, output)
             records, pixels = output.records, output.pixels
-            sanity_checks.warn_of_images(records.values(), spec.resize, where)
+            sanity_checks.warn_of_images(records.values(), spec, where)
         sanity_checks.warn_of_white(records.values(), chosen, white, where)
         unreadable = {stat.name: record.reason for stat, record in records.items() if record.reason}
         _export(unreadable, len(files), unreadable_list, cache)
@@ -180,8 +180,8 @@ def _decode_batch(files: list[str], spec: ResizeSpec, white: int, keep_pixels: b
     return DecodedBatch(records, torch.stack(pixels) if pixels else None)
 
 
-def _brightest_values(files: list[str]) -> list[int]:
-    return [brightest_value(path) for path in files]
+def _brightest_values(files: list[str], spec: ResizeSpec) -> list[int]:
+    return [brightest_value(path, spec) for path in files]
 
 
 def _in_batches(function: Callable[[list[str]], T], files: Sequence[str], num_workers: int) -> Iterator[T]:
@@ -193,12 +193,14 @@ def _in_batches(function: Callable[[list[str]], T], files: Sequence[str], num_wo
 # --- the pass --------------------------------------------------------------------------------------
 
 
-def _white_of_all(files: Sequence[str], stats: list[FileStat], manifest: Manifest, num_workers: int) -> int:
+def _white_of_all(
+    files: Sequence[str], stats: list[FileStat], spec: ResizeSpec, manifest: Manifest, num_workers: int
+) -> int:
     """Choose the value of 16-bit files that is shown white, by the brightest of all of them."""
     is_known = [stat in manifest.records for stat in stats]
     values = [manifest.records[stat].brightest for stat in itertools.compress(stats, is_known)]
     unknown = [path for path, known in zip(files, is_known, strict=True) if not known]
-    for batch in _in_batches(_brightest_values, unknown, num_workers):
+    for batch in _in_batches(partial(_brightest_values, spec=spec), unknown, num_workers):
         values += batch
     return sanity_checks.white_of(max(values, default=-1))
 

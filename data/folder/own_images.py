@@ -46,7 +46,8 @@ class OwnImages(FolderImages):
         return self.decoded.hashes
 
     def content_digest(self) -> str:
-        how = str((*self.decoded.spec, self.decoded.white))
+        spec = self.decoded.spec
+        how = str((spec.size, spec.resize, self.decoded.white, *spec.changes()))
         return hashlib.sha256("\n".join([*self.decoded.hashes, how]).encode()).hexdigest()
 
     def _digests(self) -> Iterator[bytes]:

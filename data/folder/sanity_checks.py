@@ -3,12 +3,15 @@
 import logging
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from .cache import FileRecord
+
+if TYPE_CHECKING:
+    from .decode import ResizeSpec
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +89,24 @@ def warn_of_white(records: Iterable[FileRecord], white: int, given: int | None, 
         )
 
 
-def warn_of_images(records: Iterable[FileRecord], resize: str, where: str) -> None:
-    """Log warnings about what a folder's images have in common; `resize`: see `decode.ResizeSpec`."""
+def warn_of_images(records: Iterable[FileRecord], spec: "ResizeSpec", where: str) -> None:
+    """Log warnings about what a folder's images have in common, and what is left out of them."""
     readable = [record for record in records if not record.reason]
     warn_if_alike([PixelSummary(r.one_color, r.checksum, r.highest) for r in readable], where)
     long = sum(2 * max(r.width, r.height) > 3 * min(r.width, r.height) for r in readable)
     share = long / max(1, len(readable))
-    if resize == "crop" and share >= MANY:
+    if spec.resize == "crop" and share >= MANY:
         log.warning(
             f"{where}: {100 * share:.0f} % of the images are over 1.5 times as long as wide, and the crop to "
             "a square leaves out more than a third of them; to show them whole, set resize: pad or squeeze"
         )
+    of = f"{where}: {{}} of {len(readable)} files have"
+    if several := sum(record.pages > 1 for record in readable):
+        message = (
+            f"several pages or frames; the {spec.pages} one is used; to choose: pages=first, middle or all"
+        )
+        log.warning(f"{of.format(several)} {message}")
+    if counts := [record.channels for record in readable if record.channels]:
+        numbers = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        used = ", ".join(map(str, spec.channels)) if spec.channels else "at most the first three"
+        log.warning(f"{of.format(len(counts))} {numbers} channels; used: {used}; to choose: channels=[1,2,3]")

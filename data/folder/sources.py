@@ -26,6 +26,7 @@ def images_of(
     without: Sequence[str | Path | None] = (),
     every: float = 1.0,
     added: Sequence[Path] = (),
+    pages: str = "first",
 ) -> SourceImages:
     """The images of one or more sources, each once.
 
@@ -35,6 +36,7 @@ def images_of(
         without: see `listing.list_images`.
         every: seconds between two frames of a video.
         added: more sources, which came later: the names of other images do not depend on them.
+        pages: "all": each page of a plain file is an image, see `decode.ResizeSpec`.
 
     Returns:
         their names are the paths within a folder, a file's own name, and with several sources, or if it was
@@ -43,6 +45,18 @@ def images_of(
     Raises:
         UserError: no such source, or nothing in it that is an image.
     """
+    if pages == "all":
+        whole = images_of(sources, without, every, added)
+        inside = [containers.page_names(file) or [""] for file in whole.files]
+        files, names = (
+            [
+                f"{path}/{page}".rstrip("/")
+                for path, pages in zip(paths, inside, strict=True)
+                for page in pages
+            ]
+            for paths in (whole.files, whole.names)
+        )
+        return SourceImages(files, names, whole.ignored)
     if len(sources) == 1 and not added:
         return _images_of_one(sources[0], without, every)
     known: dict[str, str] = {}

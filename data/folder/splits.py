@@ -77,7 +77,8 @@ def build_folder(
     first = folder = given[0]
     if folder_labels == "none" or len(given) > 1 or added or first.is_file():
         # if results and images share a folder, only this dataset's results within it are left out
-        found = SplitFiles(*images_of(given, (results, cache_folder and cache_folder.parent), every, added))
+        without = results, cache_folder and cache_folder.parent
+        found = SplitFiles(*images_of(given, without, every, added, spec.pages))
     else:
         listing.require_folder(first)
         folder = _folder_of_split(first, split)
@@ -114,7 +115,11 @@ def white_of_training(train_cache_folder: Path | None, spec: ResizeSpec) -> int 
 
 
 def _cache(folder: Path | None, name: str, spec: ResizeSpec) -> DecodedCache | None:
-    return DecodedCache(folder, f"{name}-{spec.size}-{spec.resize}") if folder else None
+    return (
+        DecodedCache(folder, "-".join([name, str(spec.size), spec.resize, *spec.changes()]))
+        if folder
+        else None
+    )
 
 
 def _require_readable(
@@ -128,8 +133,8 @@ def _require_readable(
     if len(unreadable) > max_unreadable * count:
         raise UserError(
             f"{where}: {share_of(unreadable, count)} cannot be read, {example}, "
-            f"which is more than the share max_unreadable ({max_unreadable}); repair or remove those that "
-            f"{shown(str(unreadable_list))} lists, or set max_unreadable"
+            f"which is more than the share max_unreadable ({max_unreadable}); remove those that "
+            f"{shown(str(unreadable_list))} lists with the reasons, or set max_unreadable"
         )
 
 

@@ -24,6 +24,7 @@ from .checks import (
     number,
     one_of,
     one_or_several,
+    satisfying,
 )
 
 # --- what a row says -----------------------------------------------------------------------------
@@ -329,6 +330,22 @@ class Experiment(Settings):
         number(0.1, 1),
         "Share of the side that image files are brought to that the center crop takes; 1 leaves out nothing.",
         default=0.875,  # 224 of 256, as on ImageNet
+    )
+    pages: str = key(
+        one_of("first", "middle", "all"),
+        "What is shown of files of several pages or frames (TIFF, GIF, WebP, ...); all: each is an image.",
+        default="first",
+    )
+    channels: list[int] | None = key(
+        satisfying(lambda value: len(value) < 4, "a list of one to three numbers", list_of(POSITIVE).convert),
+        "Channels, from 1, that are shown as red, green and blue; one as gray. Not given: the first three.",
+    )
+    black_level: int = key(
+        number(-32768, 65535, whole=True),
+        "Value of 16-bit files that is shown black; -1024 for CT. White is counted from there.", default=0,
+    )
+    max_pixels: float = key(
+        number(1), "Pixels of an image above which it is not read.", default=1e9, affects_results=False
     )
     white_level: int | None = key(
         number(1, 65535, whole=True),

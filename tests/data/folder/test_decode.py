@@ -33,9 +33,9 @@ def sizes(monkeypatch):
     """The sizes at which photos were decoded."""
     found, as_seen = [], decode._as_seen
 
-    def noted(image, white):
+    def noted(image, *levels):
         found.append(image.size)
-        return as_seen(image, white)
+        return as_seen(image, *levels)
 
     monkeypatch.setattr(decode, "_as_seen", noted)
     return found
@@ -162,11 +162,11 @@ def test_the_brightest_value_is_known_before_decoding(tmp_path):
     gradient().save(tmp_path / "8 bits.png")
     for name, value in {"a.png": 1022, "b.tif": 1023, "8 bits.png": -1}.items():
         record = decode_image(str(tmp_path / name), ResizeSpec(SIZE), 65535)[1]
-        assert decode.brightest_value(str(tmp_path / name)) == record.brightest == value
+        assert decode.brightest_value(str(tmp_path / name), ResizeSpec(SIZE)) == record.brightest == value
     Image.fromarray(values * 70).save(tmp_path / "32 bits.tif")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     for name in ("32 bits.tif", "cut.png"):
-        assert decode.brightest_value(str(tmp_path / name)) == -1
+        assert decode.brightest_value(str(tmp_path / name), ResizeSpec(SIZE)) == -1
 
 
 @pytest.mark.parametrize("bits", [8, 16])
