@@ -361,6 +361,7 @@ def describe(
         names=settled.names,
         truth=truth,
         columns=columns,
+        kept_map=folder / "map.npz",
         seed=config.seed,
     )
     with one_thread():

@@ -86,7 +86,7 @@ def pages(monkeypatch):
 @pytest.fixture(autouse=True)
 def quick_map(monkeypatch):
     """The map of most tests: the first two features."""
-    monkeypatch.setattr(report, "lay_out", lambda features, seed: (layout._scaled(features[:, :2]), "none"))
+    monkeypatch.setattr(report, "lay_out", lambda features, *_: (layout._scaled(features[:, :2]), "none"))
 
 
 # --- the lists -----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def write_report(
     with or_a_warning(path):
         lists = content.page_lists(assignment, figures, context)
         sample = content.choose_sample(len(names), lists, seed)
-        places, method = lay_out(features[sample.indices], seed)
+        places, method = lay_out(features[sample.indices], seed, context.kept_map)
         for axis, values in zip("xy", places.T, strict=True):
             for index, value in zip(sample.indices.tolist(), four_decimals(values), strict=True):
                 table[axis][index] = value
