@@ -1017,11 +1017,11 @@ function showState() {
 
 function correct(correction) {
   const { files, what, to } = correction;
-  const whats = files ? images_(files.length) : nameOf(what);
+  const subject = files ? images_(files.length) : nameOf(what);
   if (to > newest()) correction.name = ''; // until the user types one
   corrections.push(correction);
   showCorrections();
-  say(`${whats}: ${{ move: 'moved to', merge: 'merged into', split: 'split, with' }[correction.action]} ${nameOf(to)}`);
+  say(`${subject}: ${{ move: 'moved to', merge: 'merged into', split: 'split, with' }[correction.action]} ${nameOf(to)}`);
 }
 
 function undo() {
