@@ -73,7 +73,7 @@ class Growth:
         """In words. `cluster`: int64 (N,)."""
         counts = Counter(cluster[self.added].tolist())
         where = ", ".join(f"{count} in cluster {number}" for number, count in sorted(counts.items()))
-        parts = [f"{counts.total()} new images: {where}"] if counts else []
+        parts = [f"{counts.total()} new image{'s' * (counts.total() > 1)}: {where}"] if counts else []
         others = {"removed": self.removed, "renamed": self.renamed}
         parts += [f"{count} {what}" for what, count in others.items() if count]
         return "; ".join(parts or ["the images are the same"])
@@ -176,7 +176,7 @@ def tell_growth(
     if not apart:
         return {"new": column} if any(column) else {}
     counts = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(apart.values()).items()))
-    print(f"{len(apart)} new images fit no cluster ({counts}): {folder / PICTURE}")
+    print(f"new images that fit no cluster: {len(apart)} ({counts}), see {folder / PICTURE}")
     drawn = sorted(apart, key=lambda i: apart[i])[:MOST_DRAWN]
     cells = [(dataset.raw(i), apart[i]) for i in drawn]
     plots.save_contact_sheet(cells, "new images that fit no cluster", folder / PICTURE)

@@ -26,6 +26,7 @@ import simclr
 from errors import CannotTrainError, UserError
 from utils.run.config import read_yaml
 from utils.run.folder import Run
+from utils.training import features
 from workflows import fit_to_images, label_free_choices, own_experiment
 
 N, COPIES = 200, 3
@@ -341,8 +342,17 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     assert "holds a training by another command (seed: None -> 1)" in message and "--name in-2" in message
     models = times(folder)
     (images / "copy0.png").unlink()
-    cluster.main(argv)  # the training stays
-    assert models == times(folder) and len(clusters_of(folder)) == N + COPIES - 1
+    Image.effect_noise((8, 8), 90).save(images / "zzz.png")
+    with mock.patch("utils.training.features.infer", wraps=features.infer) as computed:
+        cluster.main(argv)  # the training stays, and so do the features
+    assert len(computed.call_args.args[1].dataset) == 1
+    assert models == times(folder) and len(clusters_of(folder)) == N + COPIES
+    kept = max(folder.glob("*/features-*.npy"), key=lambda path: path.stat().st_mtime_ns)
+    before = np.load(kept)
+    kept.unlink()
+    (folder / "report.html").unlink()
+    cluster.main(argv)
+    np.testing.assert_allclose(np.load(kept), before, atol=1e-5)
     (folder / "scan/fingerprint.json").unlink()  # as if it were not finished
     message = fails(capsys, cluster.main, argv)
     assert "its images have changed since" in message and "--name in-2" in message

@@ -111,7 +111,7 @@ def test_added_folders_are_remembered(photos, capsys, monkeypatch):
     Image.new("RGB", (8, 8)).save(new / "00.png")
     photos.vectors["new/00.png"] = CENTERS[1]
     out, rows = photos.cluster(capsys, "--add", str(new))
-    assert [*rows] == [*first, "new/00.png"] and "1 new images: 1 in cluster" in out
+    assert [*rows] == [*first, "new/00.png"] and "1 new image: 1 in cluster" in out
     assert rows["new/00.png"]["cluster"] == first["01.png"]["cluster"]
     out, again = photos.cluster(capsys)
     assert again == rows and "new images" not in out
