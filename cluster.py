@@ -178,6 +178,8 @@ def read_arguments(argv: list[str] | None) -> ClusterOptions:
             raise UserError(f"--set {override}: {of} is no step; the steps are {', '.join(SCRIPTS)}")
         if split_step(override)[0] not in (None, *templates(args.from_scratch)):
             raise UserError(f"--set {override}: this step runs only with --from-scratch")
+        if flag := re.match(r"(\w+\.)?(every|pages)=", override):
+            raise UserError(f"--set {override}: all steps read the same images; give --{flag[2]} instead")
     args.images = [source.resolve() for source in args.images]
     args.added = [source.resolve() for source in args.added]
     first = args.images[0]

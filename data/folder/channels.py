@@ -1,6 +1,8 @@
 """The channels of an image that are shown, and TIFF files of more channels than Pillow reads."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -29,13 +31,16 @@ def choose_bands(image: Image.Image, channels: Sequence[int]) -> Image.Image:
     return Image.merge("RGB", [*chosen, Image.new(chosen[0].mode, image.size)][:3])
 
 
-def read_channels(file: BinaryIO, is_middle: bool, channels: Sequence[int]) -> tuple[np.ndarray, int, int]:
+def read_channels(
+    source: str | BinaryIO, is_middle: bool, channels: Sequence[int]
+) -> tuple[np.ndarray, int, int]:
     """The first or the middle page of a TIFF of any channels, by tifffile.
 
     Returns the pixels (H, W, C) of the given channels, or of the first three; the number of pages; and that
     of channels, 0 if all are given. Raises ValueError if it is no TIFF or has too few channels, and without
     tifffile.
     """
+    file = io.BytesIO(Path(source).read_bytes()) if isinstance(source, str) else source
     samples, bits = _tags(file)
     try:
         import tifffile

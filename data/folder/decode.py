@@ -152,8 +152,7 @@ def _page_of(file: str | io.BytesIO, spec: ResizeSpec) -> Iterator[_Page]:
     try:
         image = Image.open(file, formats=formats())
     except UnidentifiedImageError:
-        with open(file, "rb") if isinstance(file, str) else file as opened:
-            yield _Page(*read_channels(opened, is_middle, spec.channels))
+        yield _Page(*read_channels(file, is_middle, spec.channels))
         return
     with image:
         if image.width * image.height > spec.max_pixels:
@@ -163,8 +162,7 @@ def _page_of(file: str | io.BytesIO, spec: ResizeSpec) -> Iterator[_Page]:
         if is_middle and len(pages) > 1:
             image.seek(pages[len(pages) // 2])
         if spec.channels and unused:
-            with open(file, "rb") if isinstance(file, str) else file as opened:
-                yield _Page(*read_channels(opened, is_middle, spec.channels))
+            yield _Page(*read_channels(file, is_middle, spec.channels))
         else:
             chosen = choose_bands(image, spec.channels) if spec.channels else image
             yield _Page(chosen, len(pages), unused)
