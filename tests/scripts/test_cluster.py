@@ -513,7 +513,6 @@ def write_few(folder, n):
         (lambda f: f, ["--features", "x.npy", "--size", "9"], "leave out --backbone and --size"),
         (lambda f: f, ["--hours", "0"], "must be above 0"),
         (lambda f: f, ["--set", "scan.pages=all"], "give --pages instead"),
-        (lambda f: f, ["--channels", "1,0"], "expected one to three numbers"),
         (lambda f: f, ["--name", "a/b"], "use letters, digits"),
         (lambda f: write_few(f / "out/few", 25), [], "the results would lie among the images"),
         (lambda f: write_few(f / "few", 25), ["--features", "none.npy"], "no such file"),
