@@ -1,8 +1,11 @@
 """Tables that people make by hand or in a spreadsheet: any usual separator and encoding."""
 
 import csv
+import itertools
 import logging
-from collections import deque
+import os
+import unicodedata
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +25,7 @@ def read_table(
 
     Args:
         path: a text file, see `table_lines`.
-        columns: those that must be there; `a|b` may have either name.
+        columns: those that must be there; `a|b` may have either name, and if there are both, it is a.
         optional: those that may be there.
 
     Returns:
@@ -36,12 +39,12 @@ def read_table(
     header = [name.lower() for name in next(lines, (0, []))[1]]
     index: dict[str, int] = {}
     for column in (*columns, *optional):
-        places = [i for i, name in enumerate(header) if name in column.split("|")]
-        if len(places) > 1 or (not places and column in columns):
+        name = next((name for name in column.split("|") if name in header), "")
+        if (name and header.count(name) > 1) or (not name and column in columns):
             wanted = ",".join(columns).replace("|", " or ")
             found = shown(",".join(header))[:80] or "nothing"
             raise UserError(f"{path}: its first line must be {wanted}, found {found}")
-        index[column.partition("|")[0]] = places[0] if places else len(header)
+        index[column.partition("|")[0]] = header.index(name) if name else len(header)
     rows = []
     for number, cells in lines:
         if len(cells) > len(header):
@@ -104,3 +107,38 @@ def _encoding(path: Path) -> str:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read {refusal(error)}") from None
+
+
+# --- names of images -----------------------------------------------------------------------------
+
+
+def rows_of_images(names: Sequence[str], images: Sequence[str]) -> list[list[int]]:
+    """For each image the rows of a table that name it.
+
+    Names may have more folders than the images', others, or no suffix, as long as only one image can be
+    meant. A row is of one image at most.
+    """
+    found: list[list[int]] = [[] for _ in images]
+    left = dict(enumerate(map(_plain, names)))
+    for without_suffix, without_folder in itertools.product((False, True), repeat=2):
+        keys = [os.path.basename(_plain(image)) if without_folder else _plain(image) for image in images]
+        keys = [os.path.splitext(key)[0] for key in keys] if without_suffix else keys
+        count, has_row = Counter(keys), list(map(bool, found))
+        image_of = {key: image for image, key in enumerate(keys) if count[key] == 1}
+        for row, name in list(left.items()):
+            image = next((image_of[end] for end in _ends(name, without_suffix) if end in image_of), None)
+            if image is not None and not has_row[image]:
+                found[image].append(row)
+                del left[row]
+    return found
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+
+
+def _ends(name: str, without_suffix: bool) -> Iterator[str]:
+    """A path, and all that is left of it without its first folders."""
+    for form in (name, os.path.splitext(name)[0])[: 1 + without_suffix]:
+        parts = form.split("/")
+        yield from ("/".join(parts[start:]) for start in range(len(parts)))

@@ -1,9 +1,10 @@
 """Messages about files: names and sizes as text, and messages that a process logs only once."""
 
 import functools
+import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 def shown(name: str) -> str:
@@ -13,6 +14,13 @@ def shown(name: str) -> str:
         lambda c: ascii(c[0])[1:-1],
         name.replace(os.sep, "/"),
     )
+
+
+def numbered(name: str, suffix: str = "") -> Iterator[str]:
+    """NAME, NAME (2), NAME (3) and so on, each with the suffix."""
+    yield name + suffix
+    for number in itertools.count(2):
+        yield f"{name} ({number}){suffix}"
 
 
 def amount(num_bytes: float) -> str:

@@ -1,16 +1,16 @@
 """Copy or link files into a folder for each cluster; nothing is moved or overwritten."""
 
 import filecmp
-import itertools
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import data
+from data.messages import numbered
 from errors import UserError
 from utils.files import writing
 
@@ -38,13 +38,6 @@ def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path
                 f"--sort-into {root}: {folder} and the images' folder {images} overlap; give another"
             )
     return folders
-
-
-def numbered(name: str, suffix: str = "") -> Iterator[str]:
-    """NAME, NAME (2), NAME (3) and so on, each with the suffix."""
-    yield name + suffix
-    for number in itertools.count(2):
-        yield f"{name} ({number}){suffix}"
 
 
 def folder_name(name: str) -> str:

@@ -1,15 +1,14 @@
 """Classes to compare the clusters with: the subfolders of one's own images, or a table of labels."""
 
+import itertools
 import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.csv_tables import read_table, table_lines
+from data.csv_tables import read_table, rows_of_images
 from data.messages import say_once, shown
 from errors import UserError
 from utils.analysis import metrics
@@ -19,8 +18,8 @@ log = logging.getLogger(__name__)
 SUBFOLDERS = "subfolders"
 NO_CLASSES = "train", "test", "val"  # subfolders that are splits
 # what a table may call its columns, the likeliest first
-FILE_COLUMNS = "file", "filename", "file_name", "image", "path", "image_path", "name", "id", "image_id"
-LABEL_COLUMNS = "label", "class", "category", "target", "class_name"
+FILE_COLUMNS = "file|filename|file_name|image|path|image_path|name|id|image_id"
+LABEL_COLUMNS = "label|class|category|target|class_name"
 
 
 def require_classes(names: Sequence[str], source: str) -> None:
@@ -53,31 +52,19 @@ def class_of(name: str) -> str | None:
 def table_classes(names: Sequence[str], path: Path) -> list[str | None]:
     """The class of each image by a table with a column for the file and one for the label.
 
-    Files are matched by their whole name, else their base name, else that without its suffix, if only one
-    image has it. Says how many were. Raises UserError as `read_table`.
+    Says how many rows fit, see `rows_of_images`. Raises UserError as `read_table`.
     """
-    header = [cell.lower() for cell in next(table_lines(path), (0, []))[1]]
-    known = FILE_COLUMNS, LABEL_COLUMNS
-    columns = [next((name for name in some if name in header), "|".join(some)) for some in known]
-    table = [(row[columns[0]].replace("\\", "/"), row[columns[1]]) for _, row in read_table(path, columns)]
-    rows = [(shown(file).removeprefix("./"), label) for file, label in table if label]
-    found: list[str | None] = [None] * len(names)
-    matchers: list[Callable[[str], str]] = [str, os.path.basename, lambda name: Path(name).stem]
-    for part_of in matchers:
-        labels: dict[str, set[str]] = {}
-        for file, label in rows:
-            labels.setdefault(part_of(file), set()).add(label)
-        parts = list(map(part_of, names))
-        images = Counter(parts)
-        for i, part in enumerate(parts):
-            if found[i] is None and images[part] == 1 and len(labels.get(part, ())) == 1:
-                (found[i],) = labels[part]
+    table = [list(row.values()) for _, row in read_table(path, (FILE_COLUMNS, LABEL_COLUMNS))]
+    rows = [(shown(file.replace("\\", "/")), label) for file, label in table if label]
+    of_images = rows_of_images([file for file, _ in rows], names)
+    labels = [{rows[row][1] for row in own} for own in of_images]
+    found = [own.pop() if len(own) == 1 else None for own in labels]
     without = [name for name, label in zip(names, found, strict=True) if label is None]
-    images = Counter(Path(name).stem for name in names)
-    unused = [file for file, _ in rows if not images[Path(file).stem]]
+    used = set(itertools.chain.from_iterable(of_images))
+    unused = [file for row, (file, _) in enumerate(rows) if row not in used]
     message = f"{path}: labels of {len(names) - len(without)} of {len(names)} images"
     message += f"; of none of {', '.join(without[:3])}{', ...' * (len(without) > 3)}" if without else ""
-    message += f"; {len(unused)} rows name no image, such as {unused[0]}" if unused else ""
+    message += f"; {len(unused)} rows name no image, or several, such as {unused[0]}" if unused else ""
     say_once(log.info, message)
     return found
 

@@ -1,15 +1,14 @@
 """What a user gives as images: folders, files, archives and the like, lists of paths."""
 
-import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from errors import UserError, refusal
 
-from ..messages import shown
+from ..messages import numbered, shown
 from . import containers, listing
 
 
@@ -46,23 +45,17 @@ def images_of(
         UserError: no such source, or nothing in it that is an image.
     """
     if pages == "all":
-        whole = images_of(sources, without, every, added)
-        inside = [containers.page_names(file) or [""] for file in whole.files]
-        files, names = (
-            [
-                f"{path}/{page}".rstrip("/")
-                for path, pages in zip(paths, inside, strict=True)
-                for page in pages
-            ]
-            for paths in (whole.files, whole.names)
-        )
-        return SourceImages(files, names, whole.ignored)
+        files, names, ignored = images_of(sources, without, every, added)
+        ends = [[f"/{page}" for page in containers.page_names(file)] or [""] for file in files]
+        files = [file + end for file, own in zip(files, ends, strict=True) for end in own]
+        names = [name + end for name, own in zip(names, ends, strict=True) for end in own]
+        return SourceImages(files, names, ignored)
     if len(sources) == 1 and not added:
         return _images_of_one(sources[0], without, every)
     known: dict[str, str] = {}
     taken: set[str] = set()
     prefixes: set[str] = set()
-    ignored: listing.Suffixes = Counter()
+    ignored = Counter()
     for number, source in enumerate((*sources, *added)):
         found = _images_of_one(source, without, every)
         bare = found.files == [str(source)] or (len(sources) == 1 and number == 0)
@@ -95,7 +88,7 @@ def described(sources: Sequence[Path]) -> str:
 def listed_images(path: Path) -> SourceImages:
     """The images that a text file lists, one path a line, relative to the file's folder.
 
-    Those elsewhere are named by their path within the folder that holds all of them.
+    If one is elsewhere, they are named by their paths within the folder that holds all of them.
 
     Raises UserError if a line names no file, or none an image.
     """
@@ -112,17 +105,11 @@ def listed_images(path: Path) -> SourceImages:
         raise UserError(f"{shown(str(path))}, line {number}: {shown(file)}: no such file{others}")
     files = [file for file in listed if listing.names_image(file)]
     ignored = Counter(listing.suffix_of(file) for file in listed if not listing.names_image(file))
-    inside, elsewhere = os.path.join(path.parent, ""), ""
-    outside = [os.path.dirname(os.path.abspath(file)) for file in files if not file.startswith(inside)]
-    if outside:
-        elsewhere = os.path.join(os.path.commonpath(outside), "")
-    taken: set[str] = set()
-    names = [
-        file[len(inside) :] if file.startswith(inside) else os.path.abspath(file)[len(elsewhere) :]
-        for file in files
-    ]
     listing.require_images(path, files, ignored)
-    return SourceImages(files, [_distinct(name, taken) for name in names], ignored)
+    folder, places = os.path.abspath(path.parent), list(map(os.path.abspath, files))
+    if not all(place.startswith(os.path.join(folder, "")) for place in places):
+        folder = os.path.commonpath(map(os.path.dirname, places))
+    return SourceImages(files, listing.names_within(Path(folder), places), ignored)
 
 
 def _images_of_one(source: Path, without: Sequence[str | Path | None], every: float) -> SourceImages:
@@ -157,8 +144,6 @@ def _contained_images(path: str, every: float) -> tuple[list[str], listing.Suffi
 
 def _distinct(name: str, taken: set[str]) -> str:
     """`name`, or "NAME (2)" and so on if that is taken; adds it to `taken`."""
-    stem, suffix = os.path.splitext(name)
-    numbered: Iterator[str] = (f"{stem} ({number}){suffix}" for number in itertools.count(2))
-    free = next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
+    free = next(candidate for candidate in numbered(*os.path.splitext(name)) if candidate not in taken)
     taken.add(free)
     return free

@@ -2,10 +2,8 @@
 
 import itertools
 import logging
-import os
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 
 from errors import UserError
 
+from ..csv_tables import rows_of_images
 from ..dataset import Dataset
 from ..messages import say_once
 
@@ -35,28 +34,13 @@ def say_nothing(vectors: np.ndarray) -> dict[int, str]:
 
 
 def rows_by_name(path: Path, names: Sequence[str], images: Sequence[str]) -> np.ndarray:
-    """The row of each of N images, int64 (N,), by the names of a file's rows.
+    """The row of each of N images, int64 (N,), by the names of a file's rows, see `rows_of_images`.
 
-    Names may have more folders than the images', others, or no suffix, as long as each image has one of its
-    own. Raises UserError if an image has no row, or two.
+    Raises UserError if an image has no row, or two.
     """
-    best: dict[int, list[int]] = {}  # image: its rows
-    for without_suffix, without_folder in itertools.product((False, True), repeat=2):
-        keys = [os.path.basename(_plain(image)) if without_folder else _plain(image) for image in images]
-        keys = [os.path.splitext(key)[0] for key in keys] if without_suffix else keys
-        known = {key: image for image, key in enumerate(keys)}
-        if len(known) < len(images):
-            continue
-        found: dict[int, list[int]] = {}
-        for row, name in enumerate(names):
-            key = next((end for end in _ends(_plain(name), without_suffix) if end in known), None)
-            if key is not None:
-                found.setdefault(known[key], []).append(row)
-        best = max(best, found, key=len)
-        if len(best) == len(images):
-            break
-    missing = [image for i, image in enumerate(images) if i not in best]
-    used = set(itertools.chain.from_iterable(best.values()))
+    found = rows_of_images(names, images)
+    missing = [image for image, rows in zip(images, found, strict=True) if not rows]
+    used = set(itertools.chain.from_iterable(found))
     others = [name for row, name in enumerate(names) if row not in used]
     extra = f"{len(others)} of its {len(names)} names are no image here{', first ' * bool(others)}"
     extra += "".join(others[:1])
@@ -64,22 +48,11 @@ def rows_by_name(path: Path, names: Sequence[str], images: Sequence[str]) -> np.
         raise UserError(
             f"{path}: no vector for {len(missing)} of {len(images)} images, first {missing[0]}; {extra}"
         )
-    twice = next((i for i, rows in best.items() if len(rows) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}: rows {best[twice][0]} and {best[twice][1]} are both of {images[twice]}")
+    for image, rows in zip(images, found, strict=True):
+        if len(rows) > 1:
+            raise UserError(f"{path}: rows {rows[0]} and {rows[1]} are both of {image}")
     say_once(log.info, f"{path}: vectors of {len(images)} images, by name" + f"; {extra}" * bool(others))
-    return np.array([best[i][0] for i in range(len(images))])
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
-
-
-def _ends(name: str, without_suffix: bool) -> Iterator[str]:
-    """A path, and all that is left of it without its first folders."""
-    for form in (name, os.path.splitext(name)[0])[: 1 + without_suffix]:
-        parts = form.split("/")
-        yield from ("/".join(parts[start:]) for start in range(len(parts)))
+    return np.array(found)[:, 0]
 
 
 # --- without names -------------------------------------------------------------------------------

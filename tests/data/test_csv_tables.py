@@ -42,7 +42,7 @@ def test_the_same_table(tmp_path, caplog, text, encoding, words):
     [
         (b"", ["must be cluster,name or label, found nothing"]),
         (b"cluster,x\n0,a\n", ["found cluster,x"]),
-        (b"cluster,name,label\n0,a\n", ["found cluster,name,label"]),
+        (b"cluster,name,name\n0,a\n", ["found cluster,name,name"]),
         (b"cluster,name\n0,a,b\n", ["line 2", "more than 2 columns", "quotes"]),
         (b'cluster,name\n0,a\n1,"b\n2,c\n', ["line 3 cannot be read as CSV"]),
         (b"cluster,name\n0,\x81\xff\n", ["line 1 cannot be read as CSV", "CSV in UTF-8"]),

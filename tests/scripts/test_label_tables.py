@@ -40,7 +40,7 @@ def test_what_may_mean_several_images_matches_none(tmp_path, caplog):
     )
     assert classes(tmp_path / "l.csv") == [None, None, None, "z", None, "y"]
     assert "labels of 2 of 6 images; of none of a/1.png, a/2.png, b/1.png, ...;" in caplog.text
-    assert "2 rows name no image, such as 6.png" in caplog.text
+    assert "3 rows name no image, or several, such as 1.png" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def _extend_earlier(
     new = np.flatnonzero(rows < 0)
     fresh = table[:0]
     if len(new):
-        part: Any = copy.copy(loader)
-        part.dataset, part.anchors = _Part(loader.dataset, torch.from_numpy(new)), torch.arange(len(new))
+        part = copy.copy(loader)
+        part.anchors = torch.from_numpy(new)
         fresh = infer(backbone, part, f"new {title}").cpu().numpy()
     rows[new] = len(table) + np.arange(len(new))
     header = {"descr": table.dtype.str, "fortran_order": False, "shape": (len(rows), *table.shape[1:])}
@@ -118,19 +118,6 @@ def _extend_earlier(
         for row in rows:  # of files that may not fit in memory
             file.write((table[row] if row < len(table) else fresh[row - len(table)]).tobytes())
     return True
-
-
-class _Part:
-    """Some images of a dataset, for a Loader. `rows`: int64 (M,)."""
-
-    def __init__(self, dataset: "Dataset", rows: torch.Tensor) -> None:
-        self.dataset, self.rows = dataset, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, index_batches: Iterable[torch.Tensor], *where: Any) -> Iterator[torch.Tensor]:
-        return self.dataset.fetch((self.rows[index] for index in index_batches), *where)
 
 
 def digest_of(dataset: "Dataset") -> str:

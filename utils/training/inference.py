@@ -74,7 +74,7 @@ def infer(function: Callable[[Any], Outputs], loader: "Loader", title: str) -> O
         UserError: outputs that are not finite.
         ValueError: a loader that leaves out images.
     """
-    n, done = len(loader.dataset), 0
+    n, done = len(loader.anchors), 0
     whole: list[torch.Tensor] = []
     for outputs in _outputs(function, loader, title):
         parts = _tensors_of(outputs)
@@ -98,7 +98,7 @@ def infer_to_file(
     Raises:
         UserError: outputs that are not finite, or a full disk.
     """
-    n = len(loader.dataset)
+    n = len(loader.anchors)
     batches = _outputs(function, loader, title)
     if not distributed.is_main():
         for _ in batches:  # the main process gathers them
@@ -133,7 +133,7 @@ def _tensors_of(batch: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.T
 
 def _outputs(function: Callable[[Any], Outputs], loader: "Loader", title: str) -> Iterator[Outputs]:
     """Yield the outputs of `function` for each batch, gathered from all processes."""
-    n = left = len(loader.dataset)
+    n = left = len(loader.anchors)
     broken: int | torch.Tensor = 0
     for batch in progress_bar(loader, title):
         outputs = function(batch)

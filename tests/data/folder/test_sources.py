@@ -53,14 +53,14 @@ def test_one_folder_has_the_names_it_had(photos):
 
 
 def test_a_list_of_paths(photos):
-    """Relative to the list; those elsewhere within the folder that they share."""
+    """Relative to the list; if one is elsewhere, within the folder that they share."""
     lines = ["photos/x/2.png", "", "photos/notes.md", f"{photos}/else/4.png", " ./photos/1.png ", "../3.png"]
     (photos / "a/list.txt").write_text("\r\n".join([*lines, lines[0]]), "utf-8-sig")
     names, ignored = found(photos, "a/list.txt")
     assert names == {
-        "photos/x/2.png": "a/photos/x/2.png",
+        "a/photos/x/2.png": "a/photos/x/2.png",
         "else/4.png": "else/4.png",
-        "photos/1.png": "a/photos/1.png",
+        "a/photos/1.png": "a/photos/1.png",
         "3.png": "3.png",
     }
     assert ignored == Counter({".md": 1})
