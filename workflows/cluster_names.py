@@ -59,8 +59,8 @@ def read_names(path: Path, num_clusters: int, clustering: str | None = None) -> 
         if clustering and row["clustering"] not in ("", clustering):
             raise UserError(
                 f"{where}: names clustering {shown(row['clustering'])}, but this is {clustering}; name it in "
-                "report.html, or put the file into the results folder and give cluster.py's command again, "
-                "which carries the names over"
+                "report.html, or put the file into the results folder that had that clustering and give "
+                "cluster.py's command again, which carries the names over"
             )
         if not number.isdecimal() or len(number) > 9 or int(number) >= num_clusters:
             raise UserError(

@@ -88,26 +88,33 @@ def described(sources: Sequence[Path]) -> str:
 def listed_images(path: Path) -> SourceImages:
     """The images that a text file lists, one path a line, relative to the file's folder.
 
-    If one is elsewhere, they are named by their paths within the folder that holds all of them.
+    If one is elsewhere or has its whole path there, they are named by their paths within the folder that
+    holds all of them: tables and pages do not tell where that is.
 
     Raises UserError if a line names no file, or none an image.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{shown(str(path))}: cannot be read {refusal(error)}") from None
+    encoding, errors = "utf-8-sig", "surrogateescape"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell writes it
+        encoding, errors = "utf-16", "replace"
+    text = content.decode(encoding, errors)
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     listed = {os.path.normpath(os.path.join(path.parent, line)): number for number, line in lines}
     missing = [(number, file) for file, number in listed.items() if not os.path.isfile(file)]
     if missing:
         number, file = missing[0]
         others = f" ({len(missing)} of its {len(listed)} files are missing)" if len(missing) > 1 else ""
-        raise UserError(f"{shown(str(path))}, line {number}: {shown(file)}: no such file{others}")
+        what = "is a folder; list its images" if os.path.isdir(file) else "no such file"
+        raise UserError(f"{shown(str(path))}, line {number}: {shown(file)}: {what}{others}")
     files = [file for file in listed if listing.names_image(file)]
     ignored = Counter(listing.suffix_of(file) for file in listed if not listing.names_image(file))
     listing.require_images(path, files, ignored)
     folder, places = os.path.abspath(path.parent), list(map(os.path.abspath, files))
-    if not all(place.startswith(os.path.join(folder, "")) for place in places):
+    whole = any(os.path.isabs(line) for _, line in lines)
+    if whole or not all(place.startswith(os.path.join(folder, "")) for place in places):
         folder = os.path.commonpath(map(os.path.dirname, places))
     return SourceImages(files, listing.names_within(Path(folder), places), ignored)
 

@@ -65,6 +65,10 @@ def read_vectors(path: Path) -> VectorFile:
     if vectors is None:
         found = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values())
         raise UserError(f"{path}: expected numbers of shape (N, D), found {found[:99] or 'none'}; {INSTEAD}")
+    if names is None:  # texts by another name
+        some = [list(map(str, v)) for v in columns.values() if len(v) and isinstance(v[0], str)]
+        texts = [text for text in some if len({*text}) == len(text) == len(vectors)]
+        names = texts[0] if len(texts) == 1 else None
     if names is not None and len(names) != len(vectors):
         raise UserError(f"{path}: holds {len(vectors)} vectors, but there are {len(names)} names")
     return VectorFile(vectors, names)

@@ -42,16 +42,16 @@ def rows_by_name(path: Path, names: Sequence[str], images: Sequence[str]) -> np.
     missing = [image for image, rows in zip(images, found, strict=True) if not rows]
     used = set(itertools.chain.from_iterable(found))
     others = [name for row, name in enumerate(names) if row not in used]
-    extra = f"{len(others)} of its {len(names)} names are no image here{', first ' * bool(others)}"
-    extra += "".join(others[:1])
+    first = "".join(others[:1])
+    extra = f"; {len(others)} of its {len(names)} names are no image here, first {first}" * bool(others)
     if missing:
         raise UserError(
-            f"{path}: no vector for {len(missing)} of {len(images)} images, first {missing[0]}; {extra}"
+            f"{path}: no vector for {len(missing)} of {len(images)} images, first {missing[0]}{extra}"
         )
     for image, rows in zip(images, found, strict=True):
         if len(rows) > 1:
             raise UserError(f"{path}: rows {rows[0]} and {rows[1]} are both of {image}")
-    say_once(log.info, f"{path}: vectors of {len(images)} images, by name" + f"; {extra}" * bool(others))
+    say_once(log.info, f"{path}: vectors of {len(images)} images, by name{extra}")
     return np.array(found)[:, 0]
 
 

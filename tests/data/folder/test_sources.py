@@ -66,6 +66,11 @@ def test_a_list_of_paths(photos):
     assert ignored == Counter({".md": 1})
 
 
+def test_a_list_of_whole_paths_does_not_tell_them(photos):
+    (photos / "list.txt").write_text(f"{photos}/a/photos/x/2.png\r\n{photos}/a/photos/1.png", "utf-16")
+    assert list(found(photos, "list.txt")[0]) == ["x/2.png", "1.png"]
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -73,11 +78,13 @@ def test_a_list_of_paths(photos):
         ("a/photos/notes.md", "notes.md: is a file, and no image; give a folder, an image, an archive"),
         ("b.heic", "b.heic: is a file, and no image; to read .heic: pip install pillow-heif"),
         ("empty.txt", "empty.txt: no images found"),
+        ("folders.txt", "folders.txt, line 2: .*/a: is a folder; list its images"),
         ("list.txt", r"list.txt, line 2: .*/5.png: no such file \(2 of its 3 files are missing\)"),
     ],
 )
 def test_what_is_no_source(photos, source, words):
     (photos / "list.txt").write_text("3.png\n5.png\n6.png\n")
+    (photos / "folders.txt").write_text("3.png\na\n")
     for name in ("empty.txt", "b.heic"):
         (photos / name).touch()
     with pytest.raises(UserError, match=words):

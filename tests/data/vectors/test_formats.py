@@ -35,6 +35,7 @@ def with_table(path):
 
 FORMATS = {
     "a.npz": lambda path: np.savez(path, embeddings=ROWS, File_Names=NAMES, images=np.zeros((3, 2, 2))),
+    "ids.npz": lambda path: np.savez(path, v=ROWS, ids=NAMES, kinds=["a", "b"], more=["x", "x", "y"]),
     "b.npz": lambda path: np.savez(path, emb=ROWS, names=np.array([name.encode() for name in NAMES])),
     "c.csv": lambda path: path.write_text(table(["file", "0", "1", "note"])),
     "d.tsv": lambda path: path.write_text(
