@@ -10,9 +10,7 @@ prototypes.png (an image for each cluster), clusters/ (a sheet of images for eac
 experiment files in configs/, and each step's results. If it is interrupted, give the same command again.
 """
 
-import argparse
 import logging
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,37 +27,29 @@ from steps.evaluation import describe_clusters
 from steps.judged_clusters import FeatureSpace
 from steps.load_model import load_model
 from utils import report
-from utils.analysis import baselines, choose_k, health, partitions
+from utils.analysis import baselines, health, partitions
 from utils.files import digest, read_json, write_json
-from utils.run import distributed
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine, one_thread, threads_for
-from utils.run.script import add_overrides, default_environment, file_argument, is_name, run_script
+from utils.run.script import default_environment, run_script
 from utils.training.features import backbone_features, digest_of, features_path, remove_stale_features
 from utils.training.inference import infer
-from workflows.experiments import split_step
 from workflows.final_head import earlier_clustering, head_of
-from workflows.fit_to_images import BACKBONE, fit
+from workflows.fit_to_images import fit
 from workflows.grown_images import Growth, tell_growth
 from workflows.label_free_choices import choose_number, self_label
-from workflows.own_experiment import (
-    ClusterOptions,
-    OwnExperiment,
-    exclusive,
-    require_enough_images,
-    take_earlier,
-    templates,
-)
+from workflows.own_command import ClusterOptions, read_arguments
+from workflows.own_experiment import OwnExperiment, exclusive, require_enough_images, take_earlier
 from workflows.own_folder import own_folder, with_added
-from workflows.run_steps import SCRIPTS, PlannedStep
+from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
 from workflows.user_edits import NAMES, Settled, is_fitted, read_all, settle, table_digests, take_edits
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = read_arguments(argv)
+    options = read_arguments(argv, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     environment = read_yaml(options.config_env or default_environment())
     folder = make_folder(options, environment)
@@ -84,136 +74,6 @@ def find_clusters(experiment: OwnExperiment) -> None:
     if options.from_scratch:
         self_label(experiment)
     write_results(experiment)
-
-
-# --- the command line ----------------------------------------------------------------------------
-
-
-def read_arguments(argv: list[str] | None) -> ClusterOptions:
-    """Parse and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        "images", metavar="PHOTOS", nargs="+", type=file_argument,
-        help="folder of images, nested or not; an image; .zip, .tar, .parquet, .mp4, ... with images; a .txt "
-        "file of paths; or several of these",
-    )  # fmt: skip
-    add(
-        "--clusters", metavar="K", required=True, type=numbers_argument,
-        help="number of clusters; several, K,K,..., to merge the most of them into the fewer; a range to "
-        "choose one from, K:K; or auto, to choose one of many",
-    )  # fmt: skip
-    add(
-        "--add", metavar="NEW", dest="added", nargs="+", default=[], type=file_argument,
-        help="more images, for the clusters that were found; later commands remember them",
-    )  # fmt: skip
-    add("--retrain", action="store_true", help="if the images have changed, find the clusters anew")
-    add("--name", help="name of the results folder (default: the name of PHOTOS)")
-    add("--root_dir", help="folder of all results (default: that of configs/env.yml)")
-    add("--config_env", metavar="FILE", type=file_argument, help="this machine (default: configs/env.yml)")
-    add(
-        "--backbone", metavar="NAME",
-        help=f"network: timm/..., torchvision/... (default: {BACKBONE}); with --from-scratch also "
-        "resnet18, ... (default: the best for which --hours are enough)",
-    )  # fmt: skip
-    add("--pretrained", metavar="FILE", type=file_argument, help="file of the backbone's weights")
-    add(
-        "--features", metavar="FILE", type=file_argument,
-        help="cluster by these vectors from any model: .npz, .parquet, .csv, ... with the images' names, or "
-        "without names one for each image, sorted by path",
-    )  # fmt: skip
-    add("--from-scratch", action="store_true", help="learn the features from these images alone")
-    add("--size", metavar="PIXELS", type=int, help="side to which images are brought")
-    add("--resize", choices=["crop", "pad", "squeeze"], default="crop", help="how they are")
-    add("--hours", type=float, default=2.0, help="time for step 1 of --from-scratch (default: %(default)g)")
-    add(
-        "--labels", metavar="subfolders|FILE.csv",
-        help="compare with the names of subfolders, or with a table of file,label, after clustering",
-    )  # fmt: skip
-    add(
-        "--link-originals", action="store_true",
-        help="the report opens the images wherever it lies on this machine; it then tells their path",
-    )  # fmt: skip
-    add(
-        "--every",
-        metavar="SECONDS",
-        type=float,
-        help="between the frames that are taken of a video (default: 1)",
-    )
-    add(
-        "--corrections", metavar="FILE.csv", type=file_argument,
-        help="what to correct, as report.html saves it (default: corrections.csv in the results folder)",
-    )  # fmt: skip
-    add(
-        "--pages", choices=["first", "middle", "all"],
-        help="of files of several pages or frames, the images (default: the middle one)",
-    )  # fmt: skip
-    add("--channels", metavar="1,2,3", type=channels_argument, help="channels to show as red, green and blue")
-    add("--seed", type=int, default=0)
-    add_overrides(
-        parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
-    )
-    args = parser.parse_args(argv)
-    args.clusters, args.candidates = args.clusters
-    distributed.require_one_process("cluster.py")
-    sources = {
-        "--features": args.features, "--pretrained": args.pretrained, "--from-scratch": args.from_scratch,
-    }  # fmt: skip
-    given = [flag for flag, value in sources.items() if value]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: give only one of them")
-    if args.features and (args.backbone or args.size):
-        raise UserError("--features replaces the network: leave out --backbone and --size")
-    if args.corrections and not args.corrections.is_file():
-        raise UserError(f"--corrections {args.corrections}: no such file")
-    if args.hours <= 0:
-        raise UserError(f"--hours {args.hours:g}: must be above 0")
-    for source in (*args.images, *args.added):
-        data.require_source(source)
-    for override in args.overrides:
-        of, dot, _ = override.partition("=")[0].partition(".")
-        if dot and of not in SCRIPTS and not of.endswith("_kwargs"):
-            raise UserError(f"--set {override}: {of} is no step; the steps are {', '.join(SCRIPTS)}")
-        if split_step(override)[0] not in (None, *templates(args.from_scratch)):
-            raise UserError(f"--set {override}: this step runs only with --from-scratch")
-        if flag := re.match(r"(\w+\.)?(every|pages)=", override):
-            raise UserError(f"--set {override}: all steps read the same images; give --{flag[2]} instead")
-    args.images = [source.resolve() for source in args.images]
-    args.added = [source.resolve() for source in args.added]
-    first = args.images[0]
-    name = first.stem if first.is_file() else first.name
-    args.named = args.name is not None
-    args.name = args.name or re.sub(r"[^\w.-]+", "_", name).strip("._-") or "images"
-    if not is_name(args.name):
-        raise UserError(f"--name {args.name}: use letters, digits, '_', '-' and '.'")
-    return ClusterOptions.from_arguments(args)
-
-
-def channels_argument(text: str) -> list[int]:
-    """argparse type of --channels."""
-    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,2}", text):
-        raise argparse.ArgumentTypeError(f"expected one to three numbers from 1 on: 1,2,3; found {text!r}")
-    return list(map(int, text.split(",")))
-
-
-def numbers_argument(text: str) -> tuple[list[int], list[int]]:
-    """argparse type of --clusters: `clusters` and `candidates` of ClusterOptions."""
-    if text == "auto":
-        return [], []
-    known = re.fullmatch(r"\d+(:\d+|(,\d+)*)", text)
-    numbers = [int(part) for part in re.split("[:,]", text)] if known else [0]
-    if min(numbers) < 2:
-        raise argparse.ArgumentTypeError(
-            f"expected K; K,K,...; LOW:HIGH; or auto, with numbers of 2 or more; found {text!r}"
-        )
-    if ":" not in text:
-        return sorted(set(numbers)), []
-    low, high = numbers
-    if not low < high <= partitions.GROUPS:
-        raise argparse.ArgumentTypeError(f"expected LOW < HIGH <= {partitions.GROUPS}; found {text!r}")
-    return [], choose_k.candidates(low, high)
 
 
 def make_folder(options: ClusterOptions, environment: dict[str, Any]) -> Path:
@@ -277,7 +137,7 @@ def write_results(experiment: OwnExperiment) -> None:
     drawn = len(list((folder / "clusters").glob("*.png"))) >= full  # a full disk may have left pictures out
     drawn &= all((folder / name).exists() for name in ("report.html", "prototypes.png"))
     if not (fitted and figures.get("made_of") == made_of and drawn):
-        growth = Growth.since(earlier_clustering(folder).images, experiment.trained, dataset)
+        growth = Growth.since(earlier_clustering(folder).images, experiment.record.trained, dataset)
         described = describe(experiment, last, dataset, growth)
         made_of[-2:] = digest(folder / NAMES), described["clustering"]
         figures = {"made_of": made_of, "tables": table_digests(folder), **described}

@@ -22,10 +22,10 @@ from utils.training import cost
 from utils.training.features import digest_of
 from workflows import own_experiment
 from workflows.final_head import hashes_of
-from workflows.own_experiment import ClusterOptions, OwnExperiment
+from workflows.own_command import BACKBONE, ClusterOptions
+from workflows.own_experiment import OwnExperiment
 from workflows.run_steps import SCRIPTS
 
-BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 # networks and image sizes to choose from with --from-scratch, the best first
 FROM_SCRATCH = ("resnet18", 96), ("resnet10_narrow", 96), ("resnet10_narrow", 32)
 VIEWS = 600_000  # images that learning from scratch should see: 300 epochs of 2 000
@@ -44,7 +44,8 @@ def fit(experiment: OwnExperiment, n: int) -> None:
     contents = {
         step: read_yaml(path) for step, path in own_experiment.templates(options.from_scratch).items()
     }
-    experiment.contents = contents
+    record = experiment.record
+    record.contents = contents
     clusters = (options.clusters or [2])[-1]  # unless it is chosen after the first step
     name = experiment.folder.name
     for content in contents.values():
@@ -80,8 +81,8 @@ def fit(experiment: OwnExperiment, n: int) -> None:
         pretext["optimizer_kwargs"]["lr"] *= pretext["batch_size"] / 256
         # at the full rate, the first iterations can make all features the same
         pretext["scheduler_kwargs"]["warmup_epochs"] = config.epochs // 10
-    experiment.images, experiment.places = digest_of(dataset), dataset.fingerprint()
-    experiment.trained, experiment.distinct = list(hashes_of(dataset)), distinct
+    record.images, record.places = digest_of(dataset), dataset.fingerprint()
+    record.trained, record.distinct = list(hashes_of(dataset)), distinct
     experiment.plan_all()
     if own_experiment.has_begun(experiment.folder):
         own_experiment.move_to_earlier(experiment.folder, list(SCRIPTS))

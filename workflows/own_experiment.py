@@ -1,4 +1,4 @@
-"""A folder of one's own images: the command line, its experiment files, and earlier results."""
+"""A folder of one's own images: its experiment files, and earlier results."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ import yaml
 
 from data import described, read_vectors
 from errors import UserError
-from steps.options import BuildDataset, CommandOptions
+from steps.options import BuildDataset
 from utils.files import atomic, read_json, write_json
 from utils.run.config import differences, listed, read_yaml
 from utils.run.fingerprint import FINGERPRINT, read_fingerprint
@@ -24,6 +24,7 @@ from utils.run.script import yaml_text
 from utils.training.features import digest_of
 from workflows import grown_images, run_steps
 from workflows.experiments import settings_of, split_step
+from workflows.own_command import ClusterOptions
 from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
 TEMPLATES = Path(__file__).parents[1] / "configs/own"
@@ -39,51 +40,18 @@ CLUSTER_FILES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ClusterOptions(CommandOptions):
-    """The command line of cluster.py."""
+@dataclass
+class CommandRecord:
+    """The command and the images that the experiment files were made for: the content of COMMAND_FILE."""
 
-    images: list[Path]  # folders and files
-    added: list[Path]  # those that came later
-    retrain: bool
-    clusters: list[int]  # numbers of clusters to find, rising, each merged of the next; empty: choose one
-    candidates: list[int]  # numbers to choose from; empty for auto
-    name: str
-    named: bool  # whether the command says the name
-    root_dir: str | None
-    config_env: Path | None  # None: the default
-    backbone: str | None
-    pretrained: Path | None
-    features: Path | None
-    from_scratch: bool
-    size: int | None
-    resize: str
-    hours: float
-    labels: str | None
-    every: float | None
-    pages: str | None
-    channels: list[int] | None
-    link_originals: bool
-    corrections: Path | None
-    seed: int
-    overrides: list[str]
-
-    def image_folder(self) -> str | list[str]:
-        """The key of that name."""
-        paths = list(map(str, self.images))
-        return paths if len(paths) > 1 else paths[0]
-
-    def source_keys(self) -> dict[str, Any]:
-        """The keys that say where the images are."""
-        added = {"added_images": list(map(str, self.added))} if self.added else {}
-        return {"image_folder": self.image_folder(), **added}
-
-    def training_arguments(self) -> dict[str, str]:
-        """The arguments that were given and that decide what is trained, as text for cluster.json."""
-        decides_nothing = {"labels", "link_originals", "corrections", "root_dir", "config_env"}
-        decides_nothing |= {"name", "named", "added", "retrain"}
-        given = {**vars(self), "images": self.image_folder(), "clusters": self.clusters[-1:]}
-        return {key: str(value) for key, value in given.items() if value and key not in decides_nothing}
+    arguments: dict[str, str] = field(default_factory=dict)  # see ClusterOptions.training_arguments
+    images: str = ""  # digest of the images that the steps train on
+    distinct: int = 0  # number of distinct images
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the experiment files, by step
+    places: str = ""  # fingerprint of the images, which depends on their names; empty in older results
+    trained: list[str] = field(default_factory=list)  # hashes of the images, see final_head.hashes_of
+    added: list[str] = field(default_factory=list)  # by this command and earlier ones
+    named: bool = True  # whether --name was given
 
 
 @dataclass
@@ -97,11 +65,7 @@ class OwnExperiment:
     options: ClusterOptions
     folder: Path  # of the results
     environment: dict[str, Any]  # what the environment file holds
-    contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the files, by step
-    images: str = ""  # digest of the images that the steps train on
-    places: str = ""  # fingerprint of the same, which depends on their names
-    trained: list[str] = field(default_factory=list)  # hashes of the same, see final_head.hashes_of
-    distinct: int = 0  # number of distinct images
+    record: CommandRecord = field(default_factory=CommandRecord)
     grown: bool = False  # whether the images are others by now, and the steps stay as they were trained
     folders: dict[str, Path] = field(default_factory=dict)  # of the results of the steps that have run
     left_out: str = ""  # why self-labeling is, "" if it is not
@@ -119,7 +83,7 @@ class OwnExperiment:
         except UserError as error:
             for_all = [override for override in overrides if split_step(override)[0] is None]
             wrong = [override for override in for_all if not self._takes(step, override)]
-            right = [f"{of}.{key}" for key in wrong for of in self.contents if self._takes(of, key)]
+            right = [f"{of}.{key}" for key in wrong for of in self.record.contents if self._takes(of, key)]
             if not right:
                 raise
             raise UserError(f"{error}; a key of one step: --set {' '.join(right)}") from None
@@ -138,11 +102,11 @@ class OwnExperiment:
         white = read_json(self.folder / "scan/metrics.json").get("white_level") if self.grown else None
         settings += [f"white_level={white}"] * bool(white)  # so that known images look as they did
         arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
-        return run_steps.plan_step(step, self.environment, self.contents[step], arguments)
+        return run_steps.plan_step(step, self.environment, self.record.contents[step], arguments)
 
     def plan_all(self) -> list[PlannedStep]:
         """Check the configurations of all steps."""
-        return [self.plan(step) for step in self.contents]
+        return [self.plan(step) for step in self.record.contents]
 
     def run(self, step: str) -> Path:
         """Write a step's file, and run the step unless it is finished; returns the folder of its results.
@@ -151,7 +115,7 @@ class OwnExperiment:
         """
         self.file(step).parent.mkdir(parents=True, exist_ok=True)
         with atomic(self.file(step)) as path:
-            content = yaml.safe_dump(self.contents[step], sort_keys=False, allow_unicode=True)
+            content = yaml.safe_dump(self.record.contents[step], sort_keys=False, allow_unicode=True)
             path.write_text(content, "utf-8")
         planned = self.plan(step)
         if self.grown:
@@ -168,39 +132,25 @@ class OwnExperiment:
 
     def set_number(self, clusters: int) -> None:
         """Set the number of clusters, for all steps but the first."""
-        self.contents["scan"]["num_neighbors"] = neighbors_to_use(clusters, self.distinct)
-        for step in self.contents.keys() - {"pretext"}:
-            self.contents[step]["num_classes"] = clusters
+        self.record.contents["scan"]["num_neighbors"] = neighbors_to_use(clusters, self.record.distinct)
+        for step in self.record.contents.keys() - {"pretext"}:
+            self.record.contents[step]["num_classes"] = clusters
         self.save()
 
     def set_threshold(self, confidence: float) -> None:
         """Set the threshold of self-labeling."""
-        self.contents["selflabel"]["confidence_threshold"] = confidence
+        self.record.contents["selflabel"]["confidence_threshold"] = confidence
         self.save()
 
     def save(self) -> None:
         """Write COMMAND_FILE. The files of the steps that did not run yet are no longer right."""
-        for step in self.contents.keys() - self.folders.keys():
+        for step in self.record.contents.keys() - self.folders.keys():
             self.file(step).unlink(missing_ok=True)
-        before, options = read_json(self.folder / COMMAND_FILE), self.options
-        added = dict.fromkeys([*before.get("added", ()), *map(str, options.added)])
-        images = self.images, self.distinct, self.contents, self.places, self.trained, list(added)
-        record = CommandRecord(options.training_arguments(), *images, options.named)
+        added = read_json(self.folder / COMMAND_FILE).get("added", ())
+        record, options = self.record, self.options
+        record.arguments, record.named = options.training_arguments(), options.named
+        record.added = list(dict.fromkeys([*added, *map(str, options.added)]))
         write_json(asdict(record), self.folder / COMMAND_FILE)
-
-
-@dataclass(frozen=True)
-class CommandRecord:
-    """The command and the images that the experiment files were made for: the content of COMMAND_FILE."""
-
-    arguments: dict[str, str]  # see ClusterOptions.training_arguments
-    images: str  # digest of the images
-    distinct: int  # number of distinct images
-    contents: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the experiment files, by step
-    places: str = ""  # as in OwnExperiment; empty in older results
-    trained: list[str] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)  # by this command and earlier ones
-    named: bool = True  # whether --name was given
 
 
 def take_earlier(experiment: OwnExperiment) -> bool:
@@ -234,17 +184,14 @@ def take_earlier(experiment: OwnExperiment) -> bool:
                 f"keep this one apart with {apart}"
             )
         return False
-    experiment.images, experiment.distinct = record.images, record.distinct
-    experiment.places, experiment.trained = record.places, record.trained
+    experiment.record = record
     files = {step: experiment.file(step) for step in templates(options.from_scratch)}
     written = {step: read_yaml(file) for step, file in files.items() if file.exists() or not record.contents}
-    experiment.contents = record.contents | written
-    if (
-        options.features
-        and experiment.contents["pretext"]["backbone"] != read_vectors(options.features).backbone
-    ):
+    record.contents |= written
+    backbone = record.contents["pretext"]["backbone"]
+    if options.features and backbone != read_vectors(options.features).backbone:
         return False
-    for step_content in experiment.contents.values():
+    for step_content in record.contents.values():
         step_content.pop("added_images", None)
         step_content.update(options.source_keys())
         if options.features:

@@ -11,7 +11,8 @@ from data.folder.containers import read_file
 from errors import UserError
 from utils.files import read_json
 from workflows.final_head import HASH_DIGITS, earlier_clustering
-from workflows.own_experiment import COMMAND_FILE, LOCK_FILE, ClusterOptions, free_name, has_begun
+from workflows.own_command import ClusterOptions
+from workflows.own_experiment import COMMAND_FILE, LOCK_FILE, free_name, has_begun
 
 LOOKED_AT = 100  # images whose content is looked at
 

@@ -345,7 +345,7 @@ def test_from_scratch(photos, tmp_path, capsys, monkeypatch):
     Image.effect_noise((8, 8), 90).save(images / "zzz.png")
     with mock.patch("utils.training.features.infer", wraps=features.infer) as computed:
         cluster.main(argv)  # the training stays, and so do the features
-    assert len(computed.call_args.args[1].dataset) == 1
+    assert len(computed.call_args.args[1].anchors) == 1
     assert models == times(folder) and len(clusters_of(folder)) == N + COPIES
     kept = max(folder.glob("*/features-*.npy"), key=lambda path: path.stat().st_mtime_ns)
     before = np.load(kept)
