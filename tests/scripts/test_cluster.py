@@ -28,6 +28,7 @@ from utils.run.config import read_yaml
 from utils.run.folder import Run
 from utils.training import features
 from workflows import fit_to_images, label_free_choices, own_experiment
+from workflows.own_command import numbers_argument
 
 N, COPIES = 200, 3
 QUICK = ["num_workers=0", "device=cpu"]
@@ -444,13 +445,13 @@ def test_numbers_of_clusters():
     for text, levels, candidates in (
         ("7", [7], []), ("10,5,10", [5, 10], []), ("auto", [], []), ("5:8", [], [5, 6, 7, 8]),
     ):  # fmt: skip
-        assert cluster.numbers_argument(text) == (levels, candidates)
+        assert numbers_argument(text) == (levels, candidates)
     for text in ("0", "1", "5,1", "many", "", "3,,4", "1:5", "5:", ":5", "2:3:4", "2:3,4", "-3"):
         with pytest.raises(argparse.ArgumentTypeError, match="with numbers of 2 or more"):
-            cluster.numbers_argument(text)
+            numbers_argument(text)
     for text in ("5:5", "9:3", "2:5000"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected LOW < HIGH <= 1000"):
-            cluster.numbers_argument(text)
+            numbers_argument(text)
 
 
 def test_levels(command, photos, tmp_path, capsys):
