@@ -104,7 +104,7 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
             wrong = f"{shown(action)!r} is no action; expected move, merge or split"
         elif not what or (not to and action != "split"):
             wrong = f"{action} needs `what` and `to`"
-        elif action == "move" and what not in known:
+        elif action == "move" and what not in known and (action, what, to) not in before:
             wrong = f"{shown(what)} is no file of clusters.csv"
         elif any(len(text) > 9 or int(text) > last for text in numbers):
             wrong = f"{' or '.join(numbers)} is no cluster; they are 0 to {last}"
@@ -190,10 +190,11 @@ def do_again(
 
 def places(dataset: Dataset, head: FinalHead) -> dict[str, int]:
     """The index of each image by its file in clusters.csv, or the earlier one if that was renamed."""
-    by_content = {content: i for i, content in enumerate(hashes_of(dataset)) if content}
-    images = head.images.items()
-    earlier = {file: by_content[kept.content] for file, kept in images if kept.content in by_content}
-    return earlier | {file: i for i, file in enumerate(table_names(dataset))}
+    hashes, now = hashes_of(dataset), {file: i for i, file in enumerate(table_names(dataset))}
+    by_content = {content: i for i, content in enumerate(hashes) if content}
+    stay = {(file, hashes[i]) for file, i in now.items()}  # another image may have taken a name
+    gone = {file: kept.content for file, kept in head.images.items() if (file, kept.content) not in stay}
+    return now | {file: by_content[content] for file, content in gone.items() if content in by_content}
 
 
 # --- the head ------------------------------------------------------------------------------------

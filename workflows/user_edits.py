@@ -23,6 +23,7 @@ from workflows.corrections import (
     Correction,
     corrected_head,
     do_again,
+    places,
     read_corrections,
 )
 from workflows.final_head import (
@@ -114,9 +115,19 @@ def settle(
 
 
 def read_all(folder: Path, given: Path | None, head: FinalHead, dataset: Dataset) -> list[Correction]:
-    """The corrections in the folder, and those of a given file that are not there. Raises UserError."""
+    """The corrections in the folder, and those of a given file that are not there.
+
+    They name files as they are called today. Raises UserError.
+    """
     rows = read_corrections(folder / CORRECTIONS, head, dataset)
-    return list(dict.fromkeys([*rows, *(read_corrections(given, head, dataset) if given else [])]))
+    rows += read_corrections(given, head, dataset) if given else []
+    names, place = table_names(dataset), places(dataset, head) if rows else {}
+    known = [row.action == "move" and row.what in place for row in rows]
+    called = [
+        replace(row, what=names[place[row.what]]) if renames else row
+        for row, renames in zip(rows, known, strict=True)
+    ]
+    return list(dict.fromkeys(called))
 
 
 def is_fitted(head: FinalHead, rows: list[Correction]) -> bool:
@@ -193,9 +204,9 @@ def take_edits(folder: Path) -> None:
 
 
 def keep_rows(path: Path, rows: list[Correction]) -> None:
-    """Write the corrections if they are not only those of the file, but also given ones or earlier ones."""
-    there = len(read_table(path, COLUMNS[:3])) if path.exists() else 0
-    if len(rows) <= there:
+    """Write the corrections if they are not those of the file: others were given, or files were renamed."""
+    there = [tuple(cells.values()) for _, cells in read_table(path, COLUMNS[:3])] if path.exists() else []
+    if [astuple(row)[:3] for row in rows] == there:
         return
     if there:
         print(f"{path}: the earlier file is kept: {set_aside(path, rows[-1].clustering)}")

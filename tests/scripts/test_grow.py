@@ -103,6 +103,31 @@ def test_images_come_and_go(photos, capsys):
     assert {(row["cluster"], row["name"], row["new"]) for row in others} == {("3", "new 1", "new")}
 
 
+def test_corrections_follow_renamed_images(photos, capsys):
+    """Also twice, where another image took the name, and where a corrected image is gone."""
+    _, first = photos.cluster(capsys)
+    moves = "".join(
+        f"move,{name},{(int(first[name]['cluster']) + 1) % KINDS}\n" for name in ("00.png", "01.png")
+    )
+    (photos.results / "corrections.csv").write_text("action,what,to\n" + moves)
+    _, rows = photos.cluster(capsys)
+    number = rows["00.png"]["cluster"]
+    photos.rename("00.png", "once.png")
+    photos.add("00.png", 0)
+    photos.remove("01.png")
+    for name in ("once.png", "twice.png", "twice.png"):
+        out, rows = photos.cluster(capsys)
+        assert (
+            (rows[name]["cluster"], rows[name]["corrected"])
+            == (number, "yes")
+            != (first["00.png"]["cluster"], "")
+        )
+        assert (rows["00.png"]["cluster"], rows["00.png"]["corrected"]) == (first["03.png"]["cluster"], "")
+        if "once.png" in photos.vectors:
+            photos.rename("once.png", "twice.png")
+    assert (photos.results / "earlier-1/corrections.csv").read_text() == "action,what,to\n" + moves
+
+
 def test_added_folders_are_remembered(photos, capsys, monkeypatch):
     """Known images keep their names. With --retrain or other vectors, there is another training."""
     _, first = photos.cluster(capsys)
