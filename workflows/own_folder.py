@@ -18,7 +18,8 @@ LOOKED_AT = 100  # images whose content is looked at
 
 
 def own_folder(options: ClusterOptions, named: Path) -> Path:
-    """The folder of the results: `named`, or NAME-2 and so on if that has those of other images.
+    """The folder of the results: `named`, NAME-2 and so on if that has those of other images, or the one that
+    these images had under another name.
 
     Raises UserError if the command says the name, and the folder has results of other images.
     """
@@ -27,14 +28,20 @@ def own_folder(options: ClusterOptions, named: Path) -> Path:
             free = f"--name {free_name(named)}"
             raise UserError(f"{named}: holds clusters of other images; give a name that is free: {free}")
         return named
-    others = sorted(named.parent.glob(f"{named.name}-*"), key=lambda path: (len(path.name), path.name))
-    unnamed = [path for path in others if read_json(path / COMMAND_FILE).get("named") is False]
-    begun = [path for path in (named, *unnamed) if has_begun(path)]
+    others = sorted(named.parent.glob("*"), key=lambda path: (len(path.name), path.name))
+    records = {path: read_json(path / COMMAND_FILE) for path in others if has_begun(path)}
+    unnamed = [path for path, record in records.items() if record.get("named") is False]
+    numbered = [path for path in unnamed if path.name.startswith(f"{named.name}-")]
+    begun = [path for path in (named, *numbered) if path in records]
     own = next((path for path in begun if is_of(path, options, moved=False)), None)
     own = own or next((path for path in begun if is_of(path, options)), None)
+    telling = (path for path in unnamed if path not in begun and records[path].get("trained"))
+    if own is None and (renamed := next((path for path in telling if is_of(path, options)), None)):
+        print(f"{renamed}: has the results of these images, whose folder had another name")
+        return renamed
     if own is None:
-        numbered = (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))
-        own = named if named not in begun else next(filter(is_free, numbered))
+        free = (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))
+        own = named if named not in begun else next(filter(is_free, free))
     if own != named:
         print(f"{named}: holds clusters of other images; these have their results in {own}")
     return own

@@ -191,3 +191,5 @@ def test_whose_results_a_folder_holds(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "c/in") == "in-4"
     shutil.rmtree(first)
     assert run(tmp_path / "c/in") == "in" and run(second) == "in-3"
+    (tmp_path / "c/in").rename(tmp_path / "c/renamed")
+    assert run(tmp_path / "c/renamed") == "in" and run(tmp_path / "c/renamed", "--name", "new") == "new"
