@@ -40,8 +40,8 @@ def own_folder(options: ClusterOptions, named: Path) -> Path:
         print(f"{renamed}: has the results of these images, whose folder had another name")
         return renamed
     if own is None:
-        free = (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))
-        own = named if named not in begun else next(filter(is_free, free))
+        more = (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))
+        own = named if named not in begun else next(filter(is_free, more))
     if own != named:
         print(f"{named}: holds clusters of other images; these have their results in {own}")
     return own

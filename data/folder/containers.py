@@ -84,6 +84,8 @@ def contained(path: str, every: float) -> list[str]:
     """
     try:
         return _opened(path).names(every)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{shown(path)}: to read it: pip install {error.name}") from None
     except Exception as error:  # a damaged file can break a library in any way
@@ -129,6 +131,8 @@ class Container(NamedTuple):
 
 def _zip(path: str) -> Container:
     archive = zipfile.ZipFile(path)
+    if any(info.flag_bits & 1 for info in archive.infolist()):
+        raise UserError(f"{shown(path)}: needs a password; unpack it, and give the folder")
     found = {_inner(info.filename): info for info in archive.infolist() if not info.is_dir()}
     return Container(
         lambda _: sorted(found), lambda name: archive.read(found[name]), lambda name: found[name].file_size

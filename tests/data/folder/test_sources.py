@@ -194,3 +194,12 @@ def test_a_damaged_member(photos):
     dataset = build_anywhere(photos / "a.zip")
     assert dataset.names() == ["x/2.png"]
     assert dataset.decoded.unreadable == {"1.png": "Bad CRC-32 for file '1.png'"}
+
+
+def test_an_archive_with_a_password(photos):
+    zipped(photos / "a/photos", photos / "a.zip")
+    content = bytearray((photos / "a.zip").read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # as an encrypted member is marked
+    (photos / "a.zip").write_bytes(content)
+    with pytest.raises(UserError, match="a.zip: needs a password; unpack it, and give the folder"):
+        data.images_of([photos / "a.zip"])
