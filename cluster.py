@@ -272,13 +272,9 @@ def predictions(
         layer = run.machine.place(layer)
         return infer(lambda batch: layer(batch).softmax(1), loader, "clusters").cpu()
 
-    layer, model_digest = (
-        cast(nn.Linear, model.cluster_head[loaded.head]),
-        digest(run.folder / "model.pth.tar"),
-    )
+    layer, made_of = cast(nn.Linear, model.cluster_head[loaded.head]), digest(run.folder / "model.pth.tar")
     given = experiment.options.corrections
-    settled = settle(experiment.folder, model_digest, layer, classify, features, dataset, given)
-    return features, settled
+    return features, settle(experiment.folder, made_of, layer, classify, features, dataset, given)
 
 
 def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:

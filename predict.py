@@ -184,12 +184,9 @@ def find_vectors(path: Path, trained: TrainedModel) -> NewImages:
             with np.errstate(over="ignore"):  # it is infinite then
                 part = vectors[start : start + 1024].astype(np.float32)
             useless = data.say_nothing(part)
+            inputs = torch.from_numpy(np.delete(part, list(useless), 0))
             reasons = {start + row: why for row, why in useless.items()}
-            yield (
-                range(start, start + len(part)),
-                torch.from_numpy(np.delete(part, list(useless), 0)),
-                reasons,
-            )
+            yield range(start, start + len(part)), inputs, reasons
 
     by_row = {str(row): name for row, name in enumerate(names)} if names else None
     return NewImages(range(len(vectors)), read, by_row)

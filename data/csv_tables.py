@@ -48,10 +48,8 @@ def read_table(
     rows = []
     for number, cells in lines:
         if len(cells) > len(header):
-            raise UserError(
-                f"{path}, line {number}: more than {len(header)} columns; put a text with a comma in quotes "
-                '""'
-            )
+            what = f'more than {len(header)} columns; put a text with a comma in quotes ""'
+            raise UserError(f"{path}, line {number}: {what}")
         cells += [""] * (len(header) + 1 - len(cells))
         rows.append((number, {name: cells[place] for name, place in index.items()}))
     return rows
@@ -65,8 +63,9 @@ def table_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     cp1252, all of which Excel writes. In the end, what was understood is logged. Raises UserError if the file
     cannot be read.
     """
-    line, count, encoding = 0, 0, _encoding(path)
+    line = count = 0
     try:
+        encoding = _encoding(path)
         with open(path, encoding=encoding, newline="") as file:
             start = next((text for text in file if text.strip(" \t\r\n,;")), "")
             names_it = start.lower().startswith("sep=")  # as Excel takes it
@@ -90,23 +89,19 @@ def table_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _encoding(path: Path) -> str:
-    """The encoding of a text file. Raises UserError if the file cannot be read, or is an Excel workbook."""
+    """The encoding of a text file. Raises OSError, and UserError for an Excel workbook."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if start == b"PK\x03\x04":
+        raise UserError(f"{path}: is a workbook, not a text file; save it as CSV in UTF-8")
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return "utf-16"
-        if start == b"PK\x03\x04":
-            raise UserError(f"{path}: is a workbook, not a text file; save it as CSV in UTF-8")
         with open(path, encoding="utf-8-sig") as file:
             deque(file, maxlen=0)
-        return "utf-8-sig"
     except UnicodeDecodeError:
         return "cp1252"
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read {refusal(error)}") from None
+    return "utf-8-sig"
 
 
 # --- names of images -----------------------------------------------------------------------------

@@ -54,8 +54,6 @@ def fit(experiment: OwnExperiment, n: int) -> None:
             train_db_name=name, val_db_name=name, num_classes=clusters, seed=options.seed,
             num_workers=min(8, os.cpu_count() or 1),
         )  # fmt: skip
-        reading = {"every": options.every, "pages": options.pages, "channels": options.channels}
-        content.update({key: value for key, value in reading.items() if value})
         if options.features:
             content["features_file"] = str(options.features.resolve())
     set_network(contents, *default_network(options))

@@ -50,11 +50,11 @@ def own_folder(options: ClusterOptions, named: Path) -> Path:
 def with_added(options: ClusterOptions, folder: Path) -> ClusterOptions:
     """The options, and what earlier commands added to the images of the folder, unless it is gone."""
     added = dict.fromkeys([*map(Path, read_json(folder / COMMAND_FILE).get("added", ())), *options.added])
-    for path in [path for path in added if path in options.images or not path.exists()]:
-        if path not in options.images:
+    for path in added:
+        if not path.exists():
             print(f"{path}: was added before and is gone; its images leave the tables until it is back")
-        del added[path]
-    return replace(options, added=list(added))
+    there = [path for path in added if path.exists() and path not in options.images]
+    return replace(options, added=there)
 
 
 def is_free(folder: Path) -> bool:

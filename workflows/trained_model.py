@@ -129,9 +129,7 @@ def save_levels(levels: list[dict[str, Any]], folder: Path, clustering: str) -> 
 def read_levels(folder: Path, clustering: str) -> list[dict[str, Any]]:
     """What `save_levels` wrote for a clustering; nothing if it did not."""
     content = read_json(folder / LEVELS_FILE)
-    written_for = (
-        content.get("clustering") or content.get("model", "")[:IDENTITY_DIGITS]
-    )  # older: the model's
+    written_for = content.get("clustering") or content.get("model", "")[:IDENTITY_DIGITS]  # in older ones
     return content["levels"] if written_for == clustering else []
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from errors import UserError
+from errors import UserError, first_line
 
 from ..messages import shown
 from .cache import FileRecord
@@ -95,8 +95,7 @@ def reason_of(error: Exception) -> str:
     """Why a file cannot be read, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "empty, or not an image"
-    lines = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
 def unreadable_error(path: str, reason: str) -> UserError:

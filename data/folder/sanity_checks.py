@@ -102,10 +102,8 @@ def warn_of_images(records: Iterable[FileRecord], spec: "ResizeSpec", where: str
         )
     of = f"{where}: {{}} of {len(readable)} files have"
     if several := sum(record.pages > 1 for record in readable):
-        message = (
-            f"several pages or frames; the {spec.pages} one is used; to choose: pages (first, middle or all)"
-        )
-        log.warning(f"{of.format(several)} {message}")
+        used = f"the {spec.pages} one is used; to choose: pages (first, middle or all)"
+        log.warning(f"{of.format(several)} several pages or frames; {used}")
     if counts := [record.channels for record in readable if record.channels]:
         numbers = " to ".join(map(str, sorted({min(counts), max(counts)})))
         used = ", ".join(map(str, spec.channels)) if spec.channels else "at most the first three"

@@ -115,11 +115,8 @@ def white_of_training(train_cache_folder: Path | None, spec: ResizeSpec) -> int 
 
 
 def _cache(folder: Path | None, name: str, spec: ResizeSpec) -> DecodedCache | None:
-    return (
-        DecodedCache(folder, "-".join([name, str(spec.size), spec.resize, *spec.changes()]))
-        if folder
-        else None
-    )
+    name = "-".join([name, str(spec.size), spec.resize, *spec.changes()])
+    return DecodedCache(folder, name) if folder else None
 
 
 def _require_readable(

@@ -153,9 +153,7 @@ def _vectors_of(images: Dataset, path: Path, file: VectorFile, start: int) -> Sh
     with np.errstate(over="ignore"):  # it is infinite then
         vectors = file.vectors[rows].astype(np.float32, copy=False)
     order = None if file.names else rows_in_order(path, vectors, images, start)
-    if (
-        order is not None and (order != np.arange(len(rows))).any()
-    ):  # of all vectors a copy, which may be large
+    if order is not None:  # a copy of all vectors, which may be large
         vectors, rows = vectors[order], rows[order]
     useless = say_nothing(vectors)
     if useless:

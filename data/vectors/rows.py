@@ -58,8 +58,8 @@ def rows_by_name(path: Path, names: Sequence[str], images: Sequence[str]) -> np.
 # --- without names -------------------------------------------------------------------------------
 
 
-def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int = 0) -> np.ndarray:
-    """The row of each of N images, int64 (N,), where the rows have no names.
+def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int = 0) -> np.ndarray | None:
+    """The row of each of N images, int64 (N,), where the rows have no names; None: in the images' order.
 
     They are taken in the images' order, unless that of numbers (1, 2, 10) is another and clearly fits better:
     copies of a file have one vector, and images that look alike have similar ones. What is not clear is
@@ -71,7 +71,7 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int =
     """
     names, hashes, given = images.names(), images.content_hashes(), np.arange(len(images))
     if hashes is None:  # not files
-        return given
+        return None
     natural = np.empty_like(given)
     natural[sorted(given, key=lambda i: _natural_key(names[i]))] = given
     first: dict[str, int] = {}
@@ -93,7 +93,7 @@ def rows_in_order(path: Path, vectors: np.ndarray, images: Dataset, start: int =
     if alike < 0.9 or (fit < 2 and len(sample) >= 50):
         what = "copies of a file" if alike < 0.9 else "images that look alike"
         say_once(log.warning, f"{path}: {what} have unlike vectors; if the rows are in another order, {how}")
-    return rows
+    return natural if lead > DECISIVE else None
 
 
 def _natural_key(name: str) -> list[str | int]:

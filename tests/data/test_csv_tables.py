@@ -47,7 +47,7 @@ def test_the_same_table(tmp_path, caplog, text, encoding, words):
         (b'cluster,name\n0,a\n1,"b\n2,c\n', ["line 3 cannot be read as CSV"]),
         (b"cluster,name\n0,\x81\xff\n", ["line 1 cannot be read as CSV", "CSV in UTF-8"]),
         (b"PK\x03\x04", ["is a workbook"]),
-        (None, ["no such file"]),
+        (None, ["No such file"]),
     ],
 )
 def test_what_is_refused(tmp_path, text, words):

@@ -43,10 +43,8 @@ def page_head(
     names: list[str], assignment: Assignment, figures: dict[str, Any], context: ReportContext
 ) -> dict[str, Any]:
     """What the page says about all images."""
-    sizes, levels = (
-        figures["cluster_sizes"],
-        [level["of_cluster"] for level in figures.get("levels", [])[:-1]],
-    )
+    levels = [level["of_cluster"] for level in figures.get("levels", [])[:-1]]
+    sizes = figures["cluster_sizes"]
     return {
         "title": context.title,
         "how": HOW_FOUND[figures.get("labels_in_pretraining", False)],
