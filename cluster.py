@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,7 +29,7 @@ from steps.judged_clusters import FeatureSpace
 from steps.load_model import load_model
 from utils import report
 from utils.analysis import baselines, health, partitions
-from utils.files import digest, read_json, write_json
+from utils.files import KeptArrays, digest, read_json, write_json
 from utils.run.config import read_yaml
 from utils.run.folder import Run, read_epochs
 from utils.run.machine import Machine, one_thread, threads_for
@@ -46,6 +47,8 @@ from workflows.run_steps import PlannedStep
 from workflows.subfolder_classes import SUBFOLDERS, compare_with_classes, labels_of, require_classes
 from workflows.trained_model import save_levels
 from workflows.user_edits import NAMES, Settled, is_fitted, read_all, settle, table_digests, take_edits
+
+KEPT = "kept.npz"  # in the results folder, see KeptArrays
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -159,14 +162,16 @@ def describe(
     features, settled = predictions(run, dataset, features_folder, experiment)
     (folder / "metrics.json").unlink(missing_ok=True)
     head, probabilities = settled.head, settled.probabilities
+    kept, pretext = KeptArrays(folder / KEPT), folders["pretext"]
     with threads_for(len(dataset)):
-        assignment, described = describe_clusters(run, dataset, features, probabilities, folders["pretext"])
-        others = baselines.cluster_by_baselines(features, config.num_classes, config.seed)
+        assignment, described = describe_clusters(run, dataset, features, probabilities, pretext, kept)
+        others = baselines.cluster_by_baselines(features, config.num_classes, config.seed, kept)
     agreement, others = baselines.measure_agreement(
         assignment.cluster, others, max(len(head.weights), config.num_classes)
     )
     distinct = assignment.first.unique()  # without copies
-    levels = merge_levels(experiment.options.clusters, features[distinct], probabilities[distinct], run)
+    numbers = experiment.options.clusters
+    levels = merge_levels(numbers, features[distinct], probabilities[distinct], run, kept)
     save_levels(levels, last.folder, head.clustering)
     epochs = {step: read_epochs(path) for step, path in folders.items()}
     scan = read_json(folders["scan"] / "metrics.json")
@@ -223,18 +228,19 @@ def describe(
         names=settled.names,
         truth=truth,
         columns=columns,
-        kept_map=folder / "map.npz",
+        kept=kept,
         seed=config.seed,
     )
     with one_thread():
         report.write_report(folder, dataset, features, assignment, figures, context)
         sheets.save_prototypes(dataset, figures, folder / "prototypes.png")
         sheets.save_clusters(dataset, probabilities, folder / "clusters")
+    kept.write()
     return figures
 
 
 def merge_levels(
-    numbers: list[int], features: torch.Tensor, probabilities: torch.Tensor, run: Run
+    numbers: list[int], features: torch.Tensor, probabilities: torch.Tensor, run: Run, kept: KeptArrays
 ) -> list[dict[str, Any]]:
     """Merge the clusters of probabilities (N, C) into each of `numbers` but the last, if they are fewer.
 
@@ -245,10 +251,15 @@ def merge_levels(
     numbers = [*(k for k in numbers[:-1] if k < probabilities.size(1)), probabilities.size(1)]
     if len(numbers) < 2:
         return []
-    space = FeatureSpace.of(features, run.config.seed, run.machine.device, run.config.search)
+    how = run.config.seed, run.machine.device, run.config.search
+
+    def embed() -> np.ndarray:
+        return FeatureSpace.of(features, *how).embedded.numpy()
+
+    embedded = torch.from_numpy(kept.get("embedded", [features.numpy(), *how], embed))
     clusters = F.one_hot(probabilities.argmax(1), probabilities.size(1))
     shares = clusters + 1e-6 * probabilities  # so that an empty cluster has a place, too
-    merged = partitions.merge_clusters(space.embedded, shares, numbers)
+    merged = partitions.merge_clusters(embedded, shares, numbers)
     return [{"clusters": k, "of_cluster": of} for k, of in zip(numbers, merged, strict=True)]
 
 

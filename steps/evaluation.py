@@ -9,7 +9,7 @@ from data import Dataset
 from utils import report
 from utils.analysis import metrics, plots, results
 from utils.analysis.prototypes import find_prototypes
-from utils.files import read_json
+from utils.files import KeptArrays, read_json
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
 from utils.training import resume
@@ -45,7 +45,12 @@ def finish_clustering(
 
 
 def describe_clusters(
-    run: Run, dataset: Dataset, features: torch.Tensor, probabilities: torch.Tensor, pretext: Path
+    run: Run,
+    dataset: Dataset,
+    features: torch.Tensor,
+    probabilities: torch.Tensor,
+    pretext: Path,
+    kept: KeptArrays | None = None,
 ) -> tuple[report.Assignment, dict[str, Any]]:
     """Look at each image and each cluster, without using labels.
 
@@ -53,6 +58,7 @@ def describe_clusters(
         features: float (N, D), of the backbone.
         probabilities: float (N, C), on the CPU.
         pretext: folder of the pretext step's results, which may be missing.
+        kept: of an earlier report.
 
     Returns:
         what is known of each image; and for metrics.json, `prototypes`, where the features come from, and
@@ -60,7 +66,9 @@ def describe_clusters(
     """
     machine, search = run.machine, run.config.search
     prototypes = find_prototypes(features, probabilities)
-    assignment = report.build_assignment(dataset, features, probabilities, prototypes, machine.device, search)
+    assignment = report.build_assignment(
+        dataset, features, probabilities, prototypes, machine.device, search, kept
+    )
     figures = assignment.figures(probabilities.size(1))
     learned = read_json(pretext / "metrics.json")
     origin: dict[str, Any] = {  # of pretrained features; nothing for features of our own

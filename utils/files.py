@@ -5,10 +5,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -99,6 +100,31 @@ def write_array(array: np.ndarray, path: str | Path) -> None:
     """Write a NumPy array to an .npy file."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)
+
+
+class KeptArrays:
+    """Arrays that take long to make, in a file for later commands. Without a path they are not kept."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.arrays: dict[str, np.ndarray] = {}
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
+            self.arrays = dict(np.load(path, allow_pickle=False)) if path else {}
+
+    def get(self, name: str, made_of: Sequence[object], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array of a name; it is made again if `made_of`, arrays or what has a text, is another."""
+        sum_ = hashlib.sha256()
+        for part in made_of:
+            sum_.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+        of = f"{name} of"
+        if str(self.arrays.get(of)) != sum_.hexdigest():
+            self.arrays |= {name: make(), of: np.array(sum_.hexdigest())}
+        return self.arrays[name]
+
+    def write(self) -> None:
+        if self.path:
+            with suppress(OSError), atomic(self.path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **self.arrays)  # type: ignore[arg-type]
 
 
 def digest(path: str | Path) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 
 from data import Dataset
 from data.csv_tables import read_table
@@ -283,18 +285,20 @@ def refit(
     x = features.float()
     mean = x.mean(0)
     unit = (x - mean).square().sum(1).mean().sqrt().clamp(min=1e-12)
-    start, x = F.linear(x, weights, biases), (x - mean) / unit
-    more, shift = torch.zeros_like(weights, requires_grad=True), torch.zeros_like(biases, requires_grad=True)
-    optimizer = torch.optim.LBFGS([more, shift], max_iter=FIT_ITERATIONS, line_search_fn="strong_wolfe")
+    start = F.linear(x, weights, biases)
+    x = F.pad((x - mean) / unit, (0, 1), value=1.0)
 
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        each = F.cross_entropy(start + F.linear(x, more, shift), targets, reduction="none")
-        total = (trust * each).mean() + DECAY * more.square().sum()
-        total.backward()
-        return total
+    def loss(change: np.ndarray) -> tuple[float, np.ndarray]:
+        more = torch.from_numpy(change).float().view(len(weights), -1).requires_grad_()
+        with torch.enable_grad():
+            each = F.cross_entropy(start + F.linear(x, more), targets, reduction="none")
+            total = (trust * each).mean() + DECAY * more[:, :-1].square().sum()
+        (gradient,) = torch.autograd.grad(total, more)
+        return total.item(), gradient.double().flatten().numpy()
 
-    with torch.enable_grad():
-        optimizer.step(loss)
-    more = more.detach() / unit
-    return weights + more, biases + shift.detach() - more @ mean
+    # not by torch.optim, which loads its compiler for two seconds
+    zeros, limit = np.zeros(len(weights) * x.size(1)), {"maxiter": FIT_ITERATIONS}
+    found = minimize(loss, zeros, jac=True, method="L-BFGS-B", options=limit).x
+    more, shift = torch.from_numpy(found).float().view(len(weights), -1).split([x.size(1) - 1, 1], 1)
+    more = more / unit
+    return weights + more, biases + shift.squeeze(1) - more @ mean

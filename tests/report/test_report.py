@@ -13,7 +13,7 @@ from PIL import Image
 from utils import report
 from utils.analysis import calibration, duplicates, health, metrics
 from utils.analysis.prototypes import find_prototypes
-from utils.files import write_parquet
+from utils.files import KeptArrays, write_parquet
 from utils.report import assignment, content, context, layout, thumbnails
 from utils.report.verdicts import verdicts
 from utils.report.words import percent
@@ -36,6 +36,9 @@ class Dataset:
 
     def content_hashes(self):
         return self.hashes
+
+    def content_digest(self):
+        return str(self.hashes)
 
     def raw(self, index):
         return torch.full((3, 20, 20), index % 256, dtype=torch.uint8)
@@ -347,6 +350,22 @@ def test_groups_are_apart_on_the_map():
     nearest = torch.cdist(places, places).fill_diagonal_(9).argmin(1)
     assert (labels[nearest] == labels).double().mean() > 0.93
     assert torch.equal(places, layout.lay_out(features)[0])
+
+
+def test_a_map_is_kept(tmp_path):
+    """Images keep their places, whichever come and go; new ones lie where they are like others."""
+    features, _, labels = blobs()
+    kept = KeptArrays(tmp_path / "kept.npz")
+    places = layout.lay_out(features[:180], 0, kept)[0]
+    kept.write()
+    kept = KeptArrays(tmp_path / "kept.npz")
+    assert torch.equal(layout.lay_out(features[:180], 0, kept)[0], places)
+    grown = layout.lay_out(features[10:], 0, kept)[0]
+    assert torch.equal(grown[:170], places[10:])
+    nearest = torch.cdist(grown[170:], places).argmin(1)
+    assert (labels[nearest] == labels[180:]).double().mean() > 0.8
+    (tmp_path / "kept.npz").write_bytes(b"PK")
+    assert not KeptArrays(tmp_path / "kept.npz").arrays
 
 
 @pytest.mark.parametrize(

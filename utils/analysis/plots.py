@@ -211,7 +211,7 @@ def save_contact_sheet(cells: Sequence[tuple[torch.Tensor, str]], title: str, pa
             sheet.paste(pixels.resize((side, side), Image.Resampling.BILINEAR), (left, top))
             draw.text((left, top + side), caption, fill="black")
         with atomic(path) as temporary:
-            sheet.save(temporary, "PNG")
+            sheet.save(temporary, "PNG", compress_level=1)
 
 
 def save_numbers(rows: list[dict[str, Any]], best: int, path: Path) -> None:

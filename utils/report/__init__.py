@@ -1,9 +1,11 @@
 """clusters.csv and report.html: what a clustering found, whether it can be trusted, what to do next."""
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from utils.analysis.plots import or_a_warning
@@ -54,7 +56,7 @@ def write_report(
     with or_a_warning(path):
         lists = content.page_lists(assignment, figures, context)
         sample = content.choose_sample(len(names), lists, seed)
-        places, method = lay_out(features[sample.indices], seed, context.kept_map)
+        places, method = lay_out(features[sample.indices], seed, context.kept)
         for axis, values in zip("xy", places.T, strict=True):
             for index, value in zip(sample.indices.tolist(), four_decimals(values), strict=True):
                 table[axis][index] = value
@@ -68,11 +70,16 @@ def write_report(
         indices = sample.indices.tolist()
         page = content.map_indices(page, lambda index: int(sample.row_of[index]))
         page["sample"] = len(indices) if len(indices) < len(names) else None
-        page["images"] = content.image_columns(names, features, assignment, sample, places, context.truth)
+        page["images"] = content.image_columns(names, features, assignment, sample, places, context)
         for name in ("part", "corrected"):
             if name in context.columns:
                 page["images"][name] = [context.columns[name][index] for index in indices]
-        page = _readable(page) | {"thumbnails": draw_sheets(dataset, indices)}
+        sheets = context.kept.get(
+            "thumbnails",
+            [dataset.content_digest() or dataset.fingerprint(), indices],
+            lambda: np.array(json.dumps(draw_sheets(dataset, indices)).encode()),
+        )
+        page = _readable(page) | {"thumbnails": json.loads(sheets.item())}
         with atomic(path) as temporary:
             temporary.write_text(render(page), encoding="utf-8")
         log.info("report in %s", path)

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from utils.analysis import duplicates, neighbors, unlikeness
 from utils.analysis.calibration import UNSURE_BELOW
+from utils.files import KeptArrays
 
 if TYPE_CHECKING:
     from data import Dataset
@@ -96,6 +98,7 @@ def build_assignment(
     prototypes: list[int | None],
     device: torch.device | str = "cpu",
     library: str = "auto",
+    kept: KeptArrays | None = None,
 ) -> Assignment:
     """Find each image's clusters and neighbors, and whether it is in the dataset more than once.
 
@@ -105,6 +108,7 @@ def build_assignment(
         probabilities: float (N, C), C >= 2.
         prototypes: C image indices, None for an empty cluster.
         device, library: of the search for neighbors, see `neighbors.nearest_neighbors`.
+        kept: has the neighbors, if an earlier report was made of the same features.
     """
     features = F.normalize(features.float().cpu(), dim=1)
     probabilities = probabilities.float().cpu()
@@ -112,7 +116,7 @@ def build_assignment(
     second, runner_up = probabilities.scatter(1, cluster[:, None], -1.0).max(1)
     prototype_of = torch.tensor([-1 if index is None else index for index in prototypes])
     first = duplicates.first_copies(dataset)
-    mined = mine_for_report(features, first, device, library)
+    mined = mine_for_report(features, first, kept or KeptArrays(), "neighbors", device, library)
     similarity = neighbors.similarities(features, mined)
     distances = unlikeness.own_distances(similarity)
     near, near_similarity = duplicates.near_duplicates(mined, similarity, first)
@@ -133,11 +137,23 @@ def build_assignment(
 
 
 def mine_for_report(
-    features: torch.Tensor, first: torch.Tensor, device: torch.device | str = "cpu", library: str = "auto"
+    features: torch.Tensor,
+    first: torch.Tensor,
+    kept: KeptArrays,
+    name: str = "neighbors",
+    device: torch.device | str = "cpu",
+    library: str = "auto",
 ) -> torch.Tensor:
-    """Neighbors int64 (N, 1 + k), normally with the image itself; see `duplicates.mine_distinct`."""
+    """Neighbors int64 (N, 1 + k), normally with the image itself; see `duplicates.mine_distinct`.
+
+    They are kept under that name.
+    """
     k = min(MAX_NEIGHBORS, duplicates.count_distinct(first) - 1)
-    return duplicates.mine_distinct(features, k, first, device, library)
+
+    def mine() -> np.ndarray:
+        return duplicates.mine_distinct(features, k, first, device, library).numpy()
+
+    return torch.from_numpy(kept.get(name, (features.numpy(), first.numpy()), mine))
 
 
 def four_decimals(values: torch.Tensor) -> list[str]:

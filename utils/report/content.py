@@ -321,7 +321,7 @@ def image_columns(
     assignment: Assignment,
     sample: Sample,
     places: torch.Tensor,
-    truth: GroundTruth | None,
+    context: ReportContext,
 ) -> dict[str, list]:
     """The columns of the images on the page; `places`: float32 (S, 2), on the map."""
     indices, row_of = sample
@@ -330,7 +330,9 @@ def image_columns(
     if len(indices) < len(names):  # the nearest of those that are on the page
         first = duplicates.first_of(shown.first.tolist())
         normalized = F.normalize(features[indices].float(), dim=1)
-        neighbors = indices[without_itself(mine_for_report(normalized, first))]
+        neighbors = indices[
+            without_itself(mine_for_report(normalized, first, context.kept, "neighbors on the page"))
+        ]
     images = {
         "name": [names[i] for i in indices.tolist()],
         "neighbors": row_of[neighbors].tolist(),
@@ -343,6 +345,7 @@ def image_columns(
         "confidence": _rounded(shown.confidence),
         "runner_up_confidence": _rounded(shown.runner_up_confidence),
     }
+    truth = context.truth
     return images | {"label": truth.labels[indices].tolist()} if truth else images
 
 

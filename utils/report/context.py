@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import torch
 
+from utils.files import KeptArrays
+
 
 class GroundTruth(NamedTuple):
     """Labels to compare the clusters with."""
@@ -34,7 +36,7 @@ class ReportContext:
         truth: the labels, if there are any.
         columns: further columns of clusters.csv, name -> N values. The page splits clusters by `part`, 0 or
             1, and marks what is `corrected`: "yes", "none" for an image that belongs nowhere, or "".
-        kept_map: file of the map, which is made again only for other features; None: it is not kept.
+        kept: what an earlier report was made of.
         seed: of the map, and of the sample if the page cannot show all images.
     """
 
@@ -48,7 +50,7 @@ class ReportContext:
     names: list[str] | None = None
     truth: GroundTruth | None = None
     columns: dict[str, list] = field(default_factory=dict)
-    kept_map: Path | None = None
+    kept: KeptArrays = field(default_factory=KeptArrays)
     seed: int = 0
 
 
