@@ -13,7 +13,7 @@ from utils.files import KeptArrays
 EQUAL = 1e-6  # features that differ by less are all the same
 TOO_FEW = 10  # images, for methods that look at neighborhoods
 MAP_NEIGHBORS = 15
-MOST_NEW, NEAREST = 0.2, 5  # share of new images in a kept map, at the mean place of their nearest ones
+MOST_NEW, PLACED_BY = 0.2, 5  # share of new images in a kept map; their nearest ones, between which they lie
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def lay_out(
     there = torch.tensor([row in place_of for row in rows])
     places = torch.stack([place_of.get(row, torch.zeros(2)) for row in rows])
     if not there.all():
-        near = neighbors.search(normalized[~there], normalized[there], min(NEAREST, int(there.sum())))[1]
+        near = neighbors.search(normalized[~there], normalized[there], min(PLACED_BY, int(there.sum())))[1]
         places[~there] = places[there][near].mean(1)
     return places, "neighbor layout (as UMAP)"
 
