@@ -39,6 +39,7 @@ class Correction:
     what: str  # a file as in clusters.csv, or a cluster
     to: str  # a cluster; of a move also NONE; of a move or split also the name of a new cluster
     clustering: str  # identity of the clustering whose numbers these are
+    content: str = ""  # of a move: hash of the image when it was moved, by which it is known if it is renamed
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
     """
     if not path.exists():
         return []
-    known = {*table_names(dataset), *head.images}
-    before = {row[:3]: row[3] for row in map(tuple, head.rows)}
+    contents = dict(zip(table_names(dataset), hashes_of(dataset), strict=True))
+    contents |= {file: kept.content for file, kept in head.images.items()}
+    done = [Correction(*row) for row in head.rows]
+    before = {(row.action, row.what, row.to): row.clustering for row in done}
+    moved = {astuple(row)[:4]: row.content for row in done}  # also of images that are gone
     rows, given = [], set()
     for line, cells in read_table(path, COLUMNS[:3], COLUMNS[3:]):
         action, what, to = cells["action"].lower(), cells["what"], cells["to"]
@@ -106,7 +110,7 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
             wrong = f"{shown(action)!r} is no action; expected move, merge or split"
         elif not what or (not to and action != "split"):
             wrong = f"{action} needs `what` and `to`"
-        elif action == "move" and what not in known and (action, what, to) not in before:
+        elif action == "move" and what not in contents and (action, what, to, of) not in moved:
             wrong = f"{shown(what)} is no file of clusters.csv"
         elif any(len(text) > 9 or int(text) > last for text in numbers):
             wrong = f"{' or '.join(numbers)} is no cluster; they are 0 to {last}"
@@ -114,8 +118,9 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
             wrong = f"only images can be in {NONE}"
         if wrong:
             raise UserError(f"{where}: {wrong}; correct or remove the row")
-        rows.append(Correction(action, what, to, of))
-    earlier = [Correction(*row) for row in head.rows if row[3] not in given]
+        content = moved.get((action, what, to, of)) or contents.get(what, "")
+        rows.append(Correction(action, what, to, of, content if action == "move" else ""))
+    earlier = [row for row in done if row.clustering not in given]
     return [*earlier, *rows] if len(given) == 1 and "" not in given else rows
 
 
@@ -141,7 +146,9 @@ def do_again(
     """
     handles, start, lost = [str(i) for i in range(base.size(1))], list(range(base.size(1))), 0
     shares, now, moved = base.clone(), base.argmax(1), torch.zeros(len(base), dtype=torch.bool)
-    place, merged = places(dataset, head), set()
+    files, merged = table_names(dataset), set()
+    contents = hashes_of(dataset)
+    by_name, by_content = ({key: i for i, key in enumerate(keys) if key} for keys in (files, contents))
 
     def find(row: Correction, text: str, from_: int | None = None) -> int | None:
         """The cluster that a row means; with `from_`, a new one that starts from there if there is none."""
@@ -155,7 +162,9 @@ def do_again(
 
     for row in rows:
         if row.action == "move":
-            i = place.get(row.what)  # None: the image was removed
+            i = by_name.get(row.what)  # None: the image was removed
+            if i is None or contents[i] != row.content:  # it was renamed, or else edited
+                i = by_content.get(row.content, i)
             to = (
                 NOWHERE if row.to == NONE else None if i is None else find(row, row.to, int(base[i].argmax()))
             )
@@ -174,8 +183,9 @@ def do_again(
             now[now == what] = to
             merged.add(what)
         elif row.action == "split":
-            files = [place[file] for file in head.second_part(row.clustering, row.what) if file in place]
-            part = torch.tensor(files, dtype=torch.int64)
+            those = {*head.second_part(row.clustering, row.what)}
+            inside = [i for i, keys in enumerate(zip(files, contents, strict=True)) if those & {*keys}]
+            part = torch.tensor(inside, dtype=torch.int64)
             part = part[~moved[part] | (now[part] == what)]
             shares[part, to] = shares[part, what].where(shares[part].argmax(1) == what, 1.0)
             shares[part, what] = 0
@@ -188,15 +198,6 @@ def do_again(
     number[left] = torch.arange(len(left))
     shares = F.normalize(shares[:, left], p=1, dim=1)
     return Corrected(shares, number[now], moved, [handles[i] for i in left], [start[i] for i in left], lost)
-
-
-def places(dataset: Dataset, head: FinalHead) -> dict[str, int]:
-    """The index of each image by its file in clusters.csv, or the earlier one if that was renamed."""
-    hashes, now = hashes_of(dataset), {file: i for i, file in enumerate(table_names(dataset))}
-    by_content = {content: i for i, content in enumerate(hashes) if content}
-    stay = {(file, hashes[i]) for file, i in now.items()}  # another image may have taken a name
-    gone = {file: kept.content for file, kept in head.images.items() if (file, kept.content) not in stay}
-    return now | {file: by_content[content] for file, content in gone.items() if content in by_content}
 
 
 # --- the head ------------------------------------------------------------------------------------
@@ -229,9 +230,7 @@ def corrected_head(
         weights, biases = refit(weights, biases, features[chosen], targets[chosen], trust[chosen])
     split = [(row.clustering, row.what) for row in rows if row.action == "split"]
     parts = {f"{of}:{what}": head.second_part(of, what) for of, what in split}
-    fitted = replace(
-        head, weights=weights, biases=biases, rows=[list(astuple(row)) for row in rows], parts=parts
-    )
+    fitted = replace(head, weights=weights, biases=biases, parts=parts)
     return replace(fitted, history=head.history | {fitted.clustering: [*wanted.handles]})
 
 

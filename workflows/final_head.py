@@ -58,7 +58,7 @@ class FinalHead:
         rows: of corrections.csv, that it was fitted to.
         history: of each clustering that rows may be of, by identity, the handles of its clusters: see
             `corrections`. None: a cluster that this model has not.
-        parts: the files in the second part of clusters that were split, by "identity:number".
+        parts: the second part of clusters that were split, see `second_part`, by "identity:number".
     """
 
     weights: torch.Tensor
@@ -91,10 +91,14 @@ class FinalHead:
         return [str(handle) for handle in self.history[self.clustering]]
 
     def second_part(self, clustering: str, number: str) -> list[str]:
-        """The files in the second part of a cluster of one of the clusterings, if that is still known."""
+        """The hashes, or names of files, in the second part of a cluster of one of the clusterings.
+
+        Nothing if that is no longer known.
+        """
         known = self.parts.get(f"{clustering}:{number}")
         if known is None and clustering == self.clustering:
-            known = [file for file, kept in self.images.items() if kept.cluster == int(number) and kept.part]
+            images = self.images.items()
+            known = [k.content or file for file, k in images if k.cluster == int(number) and k.part]
         return known or []
 
     def write(self, folder: Path) -> None:
@@ -157,7 +161,9 @@ def number_clusters(
         layer.weight.detach().cpu()[order],
         layer.bias.detach().cpu()[order],
     )
-    head = FinalHead(weights, biases, model, weights, biases, rows=earlier.rows, parts=earlier.parts)
+    head = FinalHead(
+        weights, biases, model, weights, biases, earlier.images, earlier.rows, parts=earlier.parts
+    )
     # the earlier clusters of which at least half is in one of these
     found = 2 * table.max(0) >= np.maximum(table.sum(0), 1)
     here = [str(own) if there else None for own, there in zip(table.argmax(0), found, strict=True)]

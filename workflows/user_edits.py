@@ -23,7 +23,6 @@ from workflows.corrections import (
     Correction,
     corrected_head,
     do_again,
-    places,
     read_corrections,
 )
 from workflows.final_head import (
@@ -109,30 +108,22 @@ def settle(
     names = carry_names(folder, before, head, named)
     keep_rows(folder / CORRECTIONS, rows)
     kept = zip(clusters.tolist(), hashes_of(dataset), corrected, part, strict=True)
-    head = replace(head, images=dict(zip(table_names(dataset), itertools.starmap(Kept, kept), strict=True)))
+    images = dict(zip(table_names(dataset), itertools.starmap(Kept, kept), strict=True))
+    head = replace(head, images=images, rows=[list(astuple(row)) for row in rows])
     head.write(folder)
     return Settled(head, probabilities, part, corrected, names)
 
 
 def read_all(folder: Path, given: Path | None, head: FinalHead, dataset: Dataset) -> list[Correction]:
-    """The corrections in the folder, and those of a given file that are not there.
-
-    They name files as they are called today. Raises UserError.
-    """
+    """The corrections in the folder, and those of a given file that are not there. Raises UserError."""
     rows = read_corrections(folder / CORRECTIONS, head, dataset)
-    rows += read_corrections(given, head, dataset) if given else []
-    names, place = table_names(dataset), places(dataset, head) if rows else {}
-    known = [row.action == "move" and row.what in place for row in rows]
-    called = [
-        replace(row, what=names[place[row.what]]) if renames else row
-        for row, renames in zip(rows, known, strict=True)
-    ]
-    return list(dict.fromkeys(called))
+    return list(dict.fromkeys([*rows, *(read_corrections(given, head, dataset) if given else [])]))
 
 
 def is_fitted(head: FinalHead, rows: list[Correction]) -> bool:
     """Whether the head was fitted to these corrections."""
-    return [list(astuple(row)) for row in rows] == head.rows
+    n = len(COLUMNS)
+    return [astuple(row)[:n] for row in rows] == [tuple(row[:n]) for row in head.rows]
 
 
 def parts_of(features: torch.Tensor, clusters: torch.Tensor) -> list[int]:
@@ -204,13 +195,13 @@ def take_edits(folder: Path) -> None:
 
 
 def keep_rows(path: Path, rows: list[Correction]) -> None:
-    """Write the corrections if they are not those of the file: others were given, or files were renamed."""
-    there = [tuple(cells.values()) for _, cells in read_table(path, COLUMNS[:3])] if path.exists() else []
-    if [astuple(row)[:3] for row in rows] == there:
+    """Write the corrections if they are not only those of the file, but also given ones or earlier ones."""
+    there = len(read_table(path, COLUMNS[:3])) if path.exists() else 0
+    if len(rows) <= there:
         return
     if there:
         print(f"{path}: the earlier file is kept: {set_aside(path, rows[-1].clustering)}")
-    write_csv(COLUMNS, map(astuple, rows), path)
+    write_csv(COLUMNS, (astuple(row)[: len(COLUMNS)] for row in rows), path)
 
 
 # --- names ---------------------------------------------------------------------------------------

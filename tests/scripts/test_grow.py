@@ -125,7 +125,30 @@ def test_corrections_follow_renamed_images(photos, capsys):
         assert (rows["00.png"]["cluster"], rows["00.png"]["corrected"]) == (first["03.png"]["cluster"], "")
         if "once.png" in photos.vectors:
             photos.rename("once.png", "twice.png")
-    assert (photos.results / "earlier-1/corrections.csv").read_text() == "action,what,to\n" + moves
+    assert (photos.results / "corrections.csv").read_text() == "action,what,to\n" + moves
+
+
+def test_corrected_images_come_and_go(photos, capsys):
+    """Also where one takes the name of another, parts of a split, and in another training."""
+    photos.cluster(capsys)
+    moves = "move,00.png,dogs\nmove,01.png,2\nmove,03.png,none\nsplit,0,\n"
+    (photos.results / "corrections.csv").write_text("action,what,to\n" + moves)
+    first = {name: (row["cluster"], row["corrected"]) for name, row in photos.cluster(capsys)[1].items()}
+    away = (photos.folder / "01.png").read_bytes(), photos.vectors["01.png"], photos.kinds["01.png"]
+    photos.remove("01.png")
+    names = {"later.png": "00.png", "00.png": "03.png", "p.png": "06.png"}
+    for new, old in names.items():
+        photos.rename(old, new)
+    for last in ("59.png", "58.png"):
+        photos.remove(last)
+        rows = photos.cluster(capsys)[1]
+        found = {names.get(name, name): (row["cluster"], row["corrected"]) for name, row in rows.items()}
+        assert found.items() <= first.items()
+    (photos.folder / "01.png").write_bytes(away[0])
+    photos.vectors["01.png"], photos.kinds["01.png"] = away[1:]
+    photos.rename("later.png", "latest.png")
+    rows = photos.cluster(capsys, "--retrain")[1]
+    assert [rows[name]["corrected"] for name in ("01.png", "latest.png", "00.png")] == ["yes", "yes", "none"]
 
 
 def test_added_folders_are_remembered(photos, capsys, monkeypatch):
