@@ -251,9 +251,12 @@ def move_to_earlier(folder: Path, steps: list[str]) -> None:
 
 
 def free_name(folder: Path) -> str:
-    """The name of a results folder beside `folder` that does not exist yet."""
-    names = (f"{folder.name}-{n}" for n in itertools.count(2))
-    return next(name for name in names if not (folder.parent / name).exists())
+    """The name of a folder beside `folder` that does not exist, or in which a command left nothing."""
+    for number in itertools.count(2):
+        path = folder.with_name(f"{folder.name}-{number}")
+        if not path.exists() or ((path / LOCK_FILE).exists() and not has_begun(path)):
+            break
+    return path.name
 
 
 def in_words_of_cluster(message: str, folder: Path) -> str:

@@ -1,7 +1,6 @@
 """Which results folder is that of a user's images: they are known by their place, or by their content."""
 
 import hashlib
-import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from errors import UserError
 from utils.files import read_json
 from workflows.final_head import HASH_DIGITS, earlier_clustering
 from workflows.own_command import ClusterOptions
-from workflows.own_experiment import COMMAND_FILE, LOCK_FILE, free_name, has_begun
+from workflows.own_experiment import COMMAND_FILE, free_name, has_begun
 
 LOOKED_AT = 100  # images whose content is looked at
 
@@ -33,16 +32,13 @@ def own_folder(options: ClusterOptions, named: Path) -> Path:
     unnamed = [path for path, record in records.items() if record.get("named") is False]
     numbered = [path for path in unnamed if path.name.startswith(f"{named.name}-")]
     begun = [path for path in (named, *numbered) if path in records]
-    own = next((path for path in begun if is_of(path, options, moved=False)), None)
-    own = own or next((path for path in begun if is_of(path, options)), None)
-    telling = (path for path in unnamed if path not in begun and records[path].get("trained"))
-    if own is None and (renamed := next((path for path in telling if is_of(path, options)), None)):
-        print(f"{renamed}: has the results of these images, whose folder had another name")
-        return renamed
-    if own is None:
-        more = (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))
-        own = named if named not in begun else next(filter(is_free, more))
-    if own != named:
+    renamed = [path for path in unnamed if path not in begun and records[path].get("trained")]
+    likely = [(path, False) for path in begun] + [(path, True) for path in (*begun, *renamed)]
+    own = next((path for path, moved in likely if is_of(path, options, moved)), None)
+    own = own or (named.with_name(free_name(named)) if named in begun else named)
+    if own in renamed:
+        print(f"{own}: has the results of these images, whose folder had another name")
+    elif own != named:
         print(f"{named}: holds clusters of other images; these have their results in {own}")
     return own
 
@@ -55,11 +51,6 @@ def with_added(options: ClusterOptions, folder: Path) -> ClusterOptions:
             print(f"{path}: was added before and is gone; its images leave the tables until it is back")
     there = [path for path in added if path.exists() and path not in options.images]
     return replace(options, added=there)
-
-
-def is_free(folder: Path) -> bool:
-    """Whether there is no such folder, or a command left nothing in it."""
-    return not folder.exists() or ((folder / LOCK_FILE).exists() and not has_begun(folder))
 
 
 def is_of(folder: Path, options: ClusterOptions, moved: bool = True) -> bool:
