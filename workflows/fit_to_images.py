@@ -54,8 +54,6 @@ def fit(experiment: OwnExperiment, n: int) -> None:
             train_db_name=name, val_db_name=name, num_classes=clusters, seed=options.seed,
             num_workers=min(8, os.cpu_count() or 1),
         )  # fmt: skip
-        if options.features:
-            content["features_file"] = str(options.features.resolve())
     set_network(contents, *default_network(options))
     config = experiment.plan_all()[0].config  # with the user's settings; a mistake in them shows now
     if options.from_scratch:

@@ -53,9 +53,10 @@ class ClusterOptions(CommandOptions):
         return paths if len(paths) > 1 else paths[0]
 
     def source_keys(self) -> dict[str, Any]:
-        """The keys that say where the images are, and how they are read, as far as that was given."""
+        """The keys that say where the images are, and how they are read, as far as that is given."""
         keys = {name: getattr(self, name) for name in ("every", "pages", "channels")}
         keys |= {"image_folder": self.image_folder(), "added_images": list(map(str, self.added))}
+        keys["features_file"] = self.features and str(self.features.resolve())
         return {key: value for key, value in keys.items() if value}
 
     def training_arguments(self) -> dict[str, str]:

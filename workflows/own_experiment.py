@@ -194,8 +194,6 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     for step_content in record.contents.values():
         step_content.pop("added_images", None)
         step_content.update(options.source_keys())
-        if options.features:
-            step_content["features_file"] = str(options.features.resolve())
     plan = experiment.plan_all()
     for step in plan * (not changed):
         run_steps.require_same_settings(step)
