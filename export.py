@@ -208,6 +208,7 @@ def description(
         "trained_on": config.train_db_name,
         "backbone": config.backbone,
         "num_clusters": trained.num_clusters,
+        "clustering": trained.clustering,
         "names": names,
         "head": trained.head,
         "versions": {

@@ -35,7 +35,7 @@ from workflows.cluster_names import ClusterNames, cluster_names
 from workflows.corrections import NONE
 from workflows.sort_files import require_room, sort_files, sorting_folders
 from workflows.trained_model import TrainedModel, load_trained_model
-from workflows.user_edits import changed_tables
+from workflows.user_edits import NAMES, changed_tables
 
 log = logging.getLogger("predict")
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         log.warning(
             "%s: changed since; give cluster.py's command again to use it here", " and ".join(changed)
         )
-    names = cluster_names(args.names, trained.num_clusters, trained.clustering)
+    names = find_names(args.names, trained)
     images = find_images(args.images, trained, args.results)
     output = args.output or default_table(args.results / "predictions", args.images.resolve())
     require_own_table(output)
@@ -92,7 +92,8 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     )  # fmt: skip
     add(
         "--names", metavar="names.csv", type=file_argument,
-        help="columns cluster,name with a row for each cluster; clusters of one name are merged",
+        help="columns cluster,name with a row for each cluster; clusters of one name are merged "
+        "(default: names.csv in the results folder)",
     )  # fmt: skip
     add("--unsure", metavar="SHARE", type=float, default=0.0, help="note images of less confidence as unsure")
     add(
@@ -124,6 +125,22 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         raise UserError(f"--device must be {expected}, found {args.device!r}") from None
     args.device = machine.choose_device(args.device)
     return args
+
+
+def find_names(given: Path | None, trained: TrainedModel) -> ClusterNames:
+    """The names of a given table, or those beside the results, if they are of this clustering.
+
+    Raises UserError for a given one that is wrong.
+    """
+    own = trained.folder.parent / NAMES
+    if given is None and own.exists():
+        try:
+            names = cluster_names(own, trained.num_clusters, trained.clustering)
+            log.info("the clusters' names are those of %s", own)
+            return names
+        except UserError as error:
+            log.warning("the clusters have only numbers: %s", error)
+    return cluster_names(given, trained.num_clusters, trained.clustering)
 
 
 # --- the images ----------------------------------------------------------------------------------

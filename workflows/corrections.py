@@ -53,6 +53,7 @@ class Corrected:
         handles: of the clusters, S different ones.
         start: for each cluster, the one of the training from whose head its own starts.
         lost: rows of clusters that a new training did not find again.
+        merged: pairs of handles: of a cluster that was merged, and of the one that it joined.
     """
 
     shares: torch.Tensor
@@ -61,6 +62,7 @@ class Corrected:
     handles: list[str]
     start: list[int]
     lost: int
+    merged: list[tuple[str, str]]
 
     def place(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Probabilities (N, S) in which each moved image surely is where the user put it."""
@@ -146,8 +148,8 @@ def do_again(
     """
     handles, start, lost = [str(i) for i in range(base.size(1))], list(range(base.size(1))), 0
     shares, now, moved = base.clone(), base.argmax(1), torch.zeros(len(base), dtype=torch.bool)
-    files, merged = table_names(dataset), set()
-    contents = hashes_of(dataset)
+    merged: list[tuple[str, str]] = []
+    files, contents = table_names(dataset), hashes_of(dataset)
     by_name, by_content = ({key: i for i, key in enumerate(keys) if key} for keys in (files, contents))
 
     def find(row: Correction, text: str, from_: int | None = None) -> int | None:
@@ -181,7 +183,7 @@ def do_again(
             shares[:, to] += shares[:, what]
             shares[:, what] = 0
             now[now == what] = to
-            merged.add(what)
+            merged.append((handles[what], handles[to]))
         elif row.action == "split":
             those = {*head.second_part(row.clustering, row.what)}
             inside = [i for i, keys in enumerate(zip(files, contents, strict=True)) if those & {*keys}]
@@ -191,13 +193,15 @@ def do_again(
             shares[part, what] = 0
             now[part] = to
     c = base.size(1)
-    left = [i for i in range(len(handles)) if (i < c and i not in merged) or (now == i).any()]
+    gone = {handle for handle, _ in merged}
+    left = [i for i, handle in enumerate(handles) if (i < c and handle not in gone) or (now == i).any()]
     if len(left) < 2:
         raise UserError(f"{CORRECTIONS}: a single cluster is left; merge fewer")
     number = torch.full((len(handles) + 1,), NOWHERE)  # the last one is that of NOWHERE
     number[left] = torch.arange(len(left))
     shares = F.normalize(shares[:, left], p=1, dim=1)
-    return Corrected(shares, number[now], moved, [handles[i] for i in left], [start[i] for i in left], lost)
+    handles, start = [handles[i] for i in left], [start[i] for i in left]
+    return Corrected(shares, number[now], moved, handles, start, lost, merged)
 
 
 # --- the head ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch import nn
 from data import Dataset
 from errors import UserError
 from utils.analysis.metrics import contingency
-from utils.files import atomic
+from utils.files import atomic, read_json
 
 HEAD_FILE = "head.npz"
 TABLE = "clusters.csv"
@@ -234,7 +234,7 @@ def earlier_clustering(folder: Path) -> Earlier:
             }
             return Earlier(head.images, head.rows, head.history, parts, head.handles, head.clustering)
         if images := read_clusters(place / TABLE):
-            return Earlier(images)
+            return Earlier(images, clustering=read_json(place / "metrics.json").get("clustering", ""))
     return Earlier()
 
 

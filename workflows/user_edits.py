@@ -2,6 +2,7 @@
 
 import filecmp
 import itertools
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
@@ -27,6 +28,7 @@ from workflows.corrections import (
 )
 from workflows.final_head import (
     HEAD_FILE,
+    IDENTITY_DIGITS,
     TABLE,
     Earlier,
     FinalHead,
@@ -89,6 +91,10 @@ def settle(
         base = classify(replace(head, weights=head.base_weights, biases=head.base_biases).linear())
         handle_of = {name: handle for handle, name in (named or {}).items()}
         wanted = do_again(rows, base, dataset, head, handle_of)
+        for handle, into in wanted.merged:  # a name stays where the other has none
+            name = (named or {}).get(handle) or ("" if handle.isdecimal() else handle)
+            if name and into.isdecimal():
+                named = {into: name} | (named or {})
         refitted = table is not None or not is_fitted(head, rows) or wanted.handles != head.handles
         if refitted:
             head = corrected_head(head, rows, wanted, features, dataset)
@@ -142,19 +148,13 @@ def parts_of(features: torch.Tensor, clusters: torch.Tensor) -> list[int]:
 
 
 def set_aside(path: Path, clustering: str) -> Path:
-    """Copy a table to the earlier-N/ of its clustering, or to a new one; returns the copy."""
-    older = sorted(path.parent.glob("earlier-*"))
-    for folder in older:
-        if (folder / path.name).exists() and filecmp.cmp(folder / path.name, path, shallow=False):
-            return folder / path.name
-    numbers = (path.parent / f"earlier-{number}" for number in itertools.count(1))
-    folder = next(folder for folder in numbers if not folder.exists())
-    for place in older:
-        head = FinalHead.read(place) if (place / HEAD_FILE).exists() else None
-        if head and head.clustering == clustering and not (place / path.name).exists():
-            folder = place
+    """Copy a table of a clustering to earlier-tables/, unless it is there; returns the copy."""
+    folder, identity = path.parent / "earlier-tables", re.sub(r"\W", "", clustering)[:IDENTITY_DIGITS]
     folder.mkdir(exist_ok=True)
-    return Path(shutil.copy2(path, folder / path.name))
+    name = f"{path.stem}-{identity or 'unknown'}"
+    copies = (folder / f"{name}{f'-{n}' * (n > 1)}{path.suffix}" for n in itertools.count(1))
+    copy = next(copy for copy in copies if not copy.exists() or filecmp.cmp(copy, path, shallow=False))
+    return copy if copy.exists() else Path(shutil.copy2(path, copy))
 
 
 def table_digests(folder: Path) -> dict[str, str]:
@@ -174,8 +174,16 @@ def take_edits(folder: Path) -> None:
 
     The table is copied aside, whatever was changed. Raises UserError if one of the two is wrong.
     """
-    path, corrections, head = folder / TABLE, folder / CORRECTIONS, FinalHead.read(folder)
-    if head is None or str(path) not in changed_tables(folder):
+    path, corrections, changed = folder / TABLE, folder / CORRECTIONS, changed_tables(folder)
+    try:
+        head = FinalHead.read(folder)
+    except UserError:
+        if changed or corrections.exists():
+            raise
+        head = None
+        print(f"{folder / HEAD_FILE}: cannot be read, and is made anew")
+        (folder / HEAD_FILE).unlink()
+    if head is None or str(path) not in changed:
         return
     moves = []
     for line, cells in read_table(path, ("file", "cluster")):

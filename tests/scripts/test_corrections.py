@@ -95,7 +95,7 @@ def test_corrections(copied, capsys):
     assert [(row["name"], row["clustering"]) for row in names] == [
         (n, now) for n in ("cats", "1", "cows", "dogs")
     ]
-    assert "0,cats\n1,1\n2,cows" in (folder / "earlier-1/names.csv").read_text()
+    assert "0,cats\n1,1\n2,cows" in (folder / f"earlier-tables/names-{was}.csv").read_text()
 
     same = written(folder)  # nothing new is written
     cluster.main(argv)
@@ -131,16 +131,15 @@ def test_a_cell_that_was_changed(copied, capsys, tmp_path):
     cluster.main(argv)
     out = capsys.readouterr().out
     assert "3 images have another cluster there: as moves in" in out
-    assert (folder / "earlier-1/clusters.csv").read_text().startswith("file;cluster;")
+    (copy,) = folder.glob("earlier-tables/clusters-*.csv")
+    assert copy.read_text().startswith("file;cluster;")
     found = {row["file"]: (row["cluster"], row["corrected"]) for row in rows_of(table)}
     assert [found[f"a0{i}.png"] for i in range(4)] == [("1", "yes"), ("0", "none"), ("3", "yes"), ("0", "")]
     assert [row["to"] for row in rows_of(folder / "corrections.csv")] == ["1", "none", "dogs"]
 
     files = sorted(found)
     np.savez(tmp_path / "new.npz", names=files, features=np.load(vectors))
-    predict.main(
-        [str(folder), str(tmp_path / "new.npz"), "--names", str(folder / "names.csv"), "--device", "cpu"]
-    )
+    predict.main([str(folder), str(tmp_path / "new.npz"), "--device", "cpu"])  # with names.csv
     rows = {row["file"]: row for row in rows_of(folder / "predictions/new.npz.csv")}
     assert [rows[f"a0{i}.png"]["note"] for i in range(4)] == ["corrected", "none", "corrected", ""]
     assert rows["a02.png"]["name"] == "dogs" and rows["a00.png"]["cluster"] == "1"
@@ -160,7 +159,7 @@ def test_names_after_another_training(copied, capsys, tmp_path):
     first = (folder / "names.csv").read_bytes()
     assert [row["name"] for row in rows_of(folder / "names.csv")] == ["cats", "cows", "gnus"]
     cluster.main([*argv[:2], "4", *argv[3:]])  # a and d are apart now
-    assert {path.name for path in folder.glob("earlier-2/*.csv")} == {"names.csv", "clusters.csv"}
+    assert [path.name for path in folder.glob("earlier-1/*.csv")] == ["clusters.csv"]
     table = {row["file"]: row for row in rows_of(folder / "clusters.csv")}
     assert [table[f"{kind}.png"]["name"] for kind in ("a00", "b00", "b01", "b02", "c00", "d00")] == [
         "cats", "cats", "gnus", "cows", "cows", "cats",
@@ -168,6 +167,28 @@ def test_names_after_another_training(copied, capsys, tmp_path):
     (tmp_path / "names.csv").write_bytes(first)
     message = fails(capsys, predict.main, [str(folder), argv[4], "--names", str(tmp_path / "names.csv")])
     assert "names.csv, line 2: names clustering" in message and len(message.strip().splitlines()) == 1
+
+
+def test_a_head_that_cannot_be_read(copied, capsys):
+    """It is made anew if no corrections are lost. A merged cluster keeps the only name there is."""
+    argv, folder = copied
+    (folder / "names.csv").write_text("cluster,name\n0,bees\n1,1\n2,2\n")
+    (folder / "corrections.csv").write_text("action,what,to\nmerge,0,2\n")
+    cluster.main(argv)
+    assert [row["name"] for row in rows_of(folder / "names.csv")] == ["0", "bees"]
+    head = (folder / "head.npz").read_bytes()
+    (folder / "head.npz").write_bytes(head[:-99])
+    assert "head.npz: damaged" in fails(capsys, cluster.main, argv)
+    (folder / "head.npz").write_bytes(head)
+    (folder / "corrections.csv").unlink()
+    cluster.main(argv)
+    (folder / "head.npz").write_bytes(head[:-99])
+    cluster.main(argv)
+    assert "head.npz: cannot be read, and is made anew" in capsys.readouterr().out
+    assert "bees" in [row["name"] for row in rows_of(folder / "names.csv")]
+    (folder / "names.csv").write_text("cluster,name,clustering\n0,a,0123\n1,b,0123\n2,c,0123\n")
+    predict.main([str(folder), argv[4], "--device", "cpu"])
+    assert "name" not in rows_of(folder / "predictions/x.npy.csv")[0]
 
 
 def test_broken_tables(command, tmp_path):
