@@ -156,6 +156,8 @@ def do_again(
         """The cluster that a row means; with `from_`, a new one that starts from there if there is none."""
         nonlocal shares
         handle = head.history[row.clustering][int(text)] if text.isdecimal() else named.get(text, text)
+        if handle and not handle.isdecimal() and handle not in head.handles:  # not found again: by its name
+            handle = named.get(handle, handle)
         if handle not in handles and handle is not None and from_ is not None:
             handles.append(handle)
             start.append(start[from_])

@@ -9,7 +9,7 @@ say what they are of, is a digest of this head.
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -138,7 +138,12 @@ def head_of(folder: Path, model: str) -> FinalHead | None:
 
 
 def number_clusters(
-    layer: nn.Linear, model: str, clusters: torch.Tensor, dataset: Dataset, earlier: "Earlier"
+    layer: nn.Linear,
+    model: str,
+    clusters: torch.Tensor,
+    dataset: Dataset,
+    earlier: "Earlier",
+    named: Mapping[str, str],
 ) -> tuple[FinalHead, np.ndarray]:
     """The final head of a step: its own, with its clusters renumbered; and `overlaps` of these.
 
@@ -146,6 +151,7 @@ def number_clusters(
         layer: the step's head.
         model: digest of its model.pth.tar.
         clusters: int64 (N,), of each image by `layer`.
+        named: the names of earlier clusters, by their handles; those not found again keep these.
     """
     c = layer.out_features
     table = overlaps(clusters, c, dataset, earlier.images)
@@ -170,7 +176,10 @@ def number_clusters(
     now = dict(zip(earlier.handles, here, strict=False))
 
     def handle_now(handle: str | None) -> str | None:
-        return now.get(handle or "") or (None if handle is None or handle.isdecimal() else handle)
+        if handle is None or now.get(handle):
+            return now.get(handle or "")
+        name = named.get(handle, "") if handle.isdecimal() else handle
+        return name if name and not name.isdecimal() else None
 
     history: History = {of: list(map(handle_now, handles)) for of, handles in earlier.history.items()}
     history[head.clustering] = [str(i) for i in range(c)]

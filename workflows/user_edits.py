@@ -82,7 +82,8 @@ def settle(
     earlier, table, head = Earlier(), None, head_of(folder, model)
     if head is None:
         earlier = earlier_clustering(folder)
-        head, table = number_clusters(layer, model, classify(layer).argmax(1), dataset, earlier)
+        called = names_by_handle(folder / NAMES, earlier.clustering, earlier, None) or {}
+        head, table = number_clusters(layer, model, classify(layer).argmax(1), dataset, earlier, called)
     before = head.clustering if table is None else earlier.clustering
     rows = read_all(folder, given, head, dataset)
     named = names_by_handle(folder / NAMES, before, head, table)
@@ -103,10 +104,9 @@ def settle(
         if refitted:
             others = int(((probabilities.argmax(1) != wanted.now) & ~wanted.moved).sum())
             lost = f"; {wanted.lost} were of clusters that are no longer there" if wanted.lost else ""
-            print(
-                f"{len(rows)} corrections: {int(wanted.moved.sum())} images are where they were moved, and "
-                f"{others} others followed{lost}"
-            )
+            done = f"{int(wanted.moved.sum())} images are where they were moved, and {others} others followed"
+            undone = "no corrections are left: the clusters are those of the training"
+            print(f"{len(rows)} corrections: {done}{lost}" if rows else undone)
     else:
         probabilities = classify(head.linear())
     clusters = probabilities.argmax(1)
@@ -216,7 +216,7 @@ def keep_rows(path: Path, rows: list[Correction]) -> None:
 
 
 def names_by_handle(
-    path: Path, before: str, head: FinalHead, table: np.ndarray | None
+    path: Path, before: str, head: FinalHead | Earlier, table: np.ndarray | None
 ) -> dict[str, str] | None:
     """What the user called the clusters, by their handles; None if there is no table, or of other clusters.
 

@@ -27,7 +27,7 @@ def numbers(clusters, dataset, earlier, c=3):
     layer = nn.Linear(c, c)
     layer.weight.data, layer.bias.data = torch.eye(c), torch.zeros(c)
     clusters_, known = torch.tensor(clusters), Earlier(earlier)
-    head, _ = final_head.number_clusters(layer, "0" * 16, clusters_, dataset, known)
+    head, _ = final_head.number_clusters(layer, "0" * 16, clusters_, dataset, known, {})
     assert head.handles == [str(number) for number in range(c)]
     return head.linear()(torch.eye(c)[clusters]).argmax(1).tolist()
 
@@ -50,6 +50,19 @@ def test_numbers(clusters, earlier, expected):
     names = NAMES[: len(clusters)]
     before = {name: Kept(cluster) for name, cluster in zip(names, earlier, strict=False)}
     assert numbers(clusters, Images(names), before) == expected
+
+
+def test_clusters_that_are_not_found_again():
+    """Corrections reach them by their name, unless that is a number or they have none."""
+    earlier = {
+        name: Kept(cluster) for name, cluster in zip("abcdefghi", [0] * 3 + [1] * 3 + [2] * 3, strict=True)
+    }
+    known = Earlier(earlier, history={"then": ["0", "1", "2", None, "gnus"]}, handles=["0", "1", "2"])
+    clusters, images = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 0]), Images([*"abcdefghi"])
+    for called, expected in (("cats", "cats"), ("2020", None), ("", None)):
+        named = {"0": called, "2": "cows"}
+        head, _ = final_head.number_clusters(nn.Linear(3, 3), "0" * 16, clusters, images, known, named)
+        assert head.history["then"] == [expected, None, "2", None, "gnus"]
 
 
 def test_images_are_known_by_their_content():
