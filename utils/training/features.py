@@ -78,7 +78,8 @@ def _about(run: Run, model: nn.Module, dataset: "Dataset") -> dict[str, Any]:
     """What is kept beside a file of features: `images`, a hash of each, and `how` they became features."""
     config = run.config
     decoded = to_dict(config.transformation_kwargs), config.crop_ratio, config.resize, dataset.white_level
-    how = json.dumps([*decoded, config.backbone, backbone_hash(model.state_dict())])
+    read = config.pages, config.channels, config.black_level
+    how = json.dumps([*decoded, *read, config.backbone, backbone_hash(model.state_dict())])
     return {"how": how, "images": dataset.content_hashes()}
 
 
