@@ -6,7 +6,7 @@ cluster also has a handle that stays: its number in the training's clustering, o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from data.messages import shown
 from errors import UserError
 from utils.analysis import duplicates, neighbors
 from utils.analysis.graph import MAX_FITTED
-from workflows.final_head import FinalHead, hashes_of, table_names
+from workflows.final_head import Correction, FinalHead, hashes_of, table_names
 
 CORRECTIONS = "corrections.csv"
 COLUMNS = "action", "what", "to", "clustering"
@@ -29,17 +29,6 @@ NEIGHBORS, RULE, ROUNDS = 10, 0.25, 3  # see `followers`
 TRUST = 10.0  # how many other images one that was moved counts for
 DECAY, FIT_ITERATIONS = 1e-4, 50  # of the fit, on features of unit scale
 NEW_BIAS = -8.0  # of a new cluster, below the one whose head it starts from: it has no image at first
-
-
-@dataclass(frozen=True)
-class Correction:
-    """A row of corrections.csv."""
-
-    action: str  # move, merge, split
-    what: str  # a file as in clusters.csv, or a cluster
-    to: str  # a cluster; of a move also NONE; of a move or split also the name of a new cluster
-    clustering: str  # identity of the clustering whose numbers these are
-    content: str = ""  # of a move: hash of the image when it was moved, by which it is known if it is renamed
 
 
 @dataclass(frozen=True)
@@ -91,9 +80,8 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
         return []
     contents = dict(zip(table_names(dataset), hashes_of(dataset), strict=True))
     contents |= {file: kept.content for file, kept in head.images.items()}
-    done = [Correction(*row) for row in head.rows]
-    before = {(row.action, row.what, row.to): row.clustering for row in done}
-    moved = {astuple(row)[:4]: row.content for row in done}  # also of images that are gone
+    before = {row[:3]: row.clustering for row in head.rows}
+    moved = {row[:4]: row.content for row in head.rows}  # also of images that are gone
     rows, given = [], set()
     for line, cells in read_table(path, COLUMNS[:3], COLUMNS[3:]):
         action, what, to = cells["action"].lower(), cells["what"], cells["to"]
@@ -122,7 +110,7 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
             raise UserError(f"{where}: {wrong}; correct or remove the row")
         content = moved.get((action, what, to, of)) or contents.get(what, "")
         rows.append(Correction(action, what, to, of, content if action == "move" else ""))
-    earlier = [row for row in done if row.clustering not in given]
+    earlier = [row for row in head.rows if row.clustering not in given]
     return [*earlier, *rows] if len(given) == 1 and "" not in given else rows
 
 
@@ -169,12 +157,11 @@ def do_again(
             i = by_name.get(row.what)  # None: the image was removed
             if i is None or contents[i] != row.content:  # it was renamed, or else edited
                 i = by_content.get(row.content, i)
-            to = (
-                NOWHERE if row.to == NONE else None if i is None else find(row, row.to, int(base[i].argmax()))
-            )
-            if i is not None and to is not None:
-                now[i], moved[i] = to, True
-            lost += to is None and i is not None
+            if i is not None:
+                to = NOWHERE if row.to == NONE else find(row, row.to, int(base[i].argmax()))
+                lost += to is None
+                if to is not None:
+                    now[i], moved[i] = to, True
             continue
         what = find(row, row.what)
         new = row.to or f"{row.what} (2)"  # of a split

@@ -41,6 +41,16 @@ class Kept(NamedTuple):
     part: int = 0  # which of its cluster's two finer parts it is in
 
 
+class Correction(NamedTuple):
+    """A row of corrections.csv."""
+
+    action: str  # move, merge, split
+    what: str  # a file as in clusters.csv, or a cluster
+    to: str  # a cluster; of a move also "none"; of a move or split also the name of a new cluster
+    clustering: str  # identity of the clustering whose numbers these are
+    content: str = ""  # of a move: hash of the image when it was moved, by which it is known if it is renamed
+
+
 Clustered = dict[str, Kept]  # by the file in clusters.csv
 History = dict[str, list[str | None]]
 
@@ -67,7 +77,7 @@ class FinalHead:
     base_weights: torch.Tensor
     base_biases: torch.Tensor
     images: Clustered = field(default_factory=dict)
-    rows: list[list[str]] = field(default_factory=list)
+    rows: list[Correction] = field(default_factory=list)
     history: History = field(default_factory=dict)
     parts: dict[str, list[str]] = field(default_factory=dict)
 
@@ -120,6 +130,7 @@ class FinalHead:
                 record = json.loads(saved["record"].tobytes())
             clustering = record.pop("clustering")
             record["images"] = {file: Kept(*kept) for file, kept in record["images"].items()}
+            record["rows"] = [Correction(*row) for row in record["rows"]]
             head = cls(**arrays, **record)
             whole = head.clustering == clustering
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile):
@@ -162,11 +173,7 @@ def number_clusters(
     first = torch.full((c,), len(clusters)).scatter_reduce(0, clusters, torch.arange(len(clusters)), "amin")
     others = iter(sorted(set(range(c)) - set(kept.values()), key=lambda own: (-sizes[own], first[own])))
     order = [kept[number] if number in kept else next(others) for number in range(c)]
-    table, weights, biases = (
-        table[order],
-        layer.weight.detach().cpu()[order],
-        layer.bias.detach().cpu()[order],
-    )
+    table, weights, biases = table[order], *(x.detach().cpu()[order] for x in (layer.weight, layer.bias))
     head = FinalHead(
         weights, biases, model, weights, biases, earlier.images, earlier.rows, parts=earlier.parts
     )
@@ -221,7 +228,7 @@ class Earlier:
     """What is known of an earlier clustering; of none, nothing. The attributes are those of FinalHead."""
 
     images: Clustered = field(default_factory=dict)
-    rows: list[list[str]] = field(default_factory=list)
+    rows: list[Correction] = field(default_factory=list)
     history: History = field(default_factory=dict)
     parts: dict[str, list[str]] = field(default_factory=dict)
     handles: list[str] = field(default_factory=list)

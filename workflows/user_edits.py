@@ -5,7 +5,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from workflows.cluster_names import named_clustering, read_names
 from workflows.corrections import (
     COLUMNS,
     CORRECTIONS,
-    Correction,
     corrected_head,
     do_again,
     read_corrections,
@@ -30,6 +29,7 @@ from workflows.final_head import (
     HEAD_FILE,
     IDENTITY_DIGITS,
     TABLE,
+    Correction,
     Earlier,
     FinalHead,
     Kept,
@@ -115,7 +115,7 @@ def settle(
     keep_rows(folder / CORRECTIONS, rows)
     kept = zip(clusters.tolist(), hashes_of(dataset), corrected, part, strict=True)
     images = dict(zip(table_names(dataset), itertools.starmap(Kept, kept), strict=True))
-    head = replace(head, images=images, rows=[list(astuple(row)) for row in rows])
+    head = replace(head, images=images, rows=rows)
     head.write(folder)
     return Settled(head, probabilities, part, corrected, names)
 
@@ -128,8 +128,8 @@ def read_all(folder: Path, given: Path | None, head: FinalHead, dataset: Dataset
 
 def is_fitted(head: FinalHead, rows: list[Correction]) -> bool:
     """Whether the head was fitted to these corrections."""
-    n = len(COLUMNS)
-    return [astuple(row)[:n] for row in rows] == [tuple(row[:n]) for row in head.rows]
+    n = len(COLUMNS)  # whatever is kept of the images
+    return [row[:n] for row in rows] == [row[:n] for row in head.rows]
 
 
 def parts_of(features: torch.Tensor, clusters: torch.Tensor) -> list[int]:
@@ -209,7 +209,7 @@ def keep_rows(path: Path, rows: list[Correction]) -> None:
         return
     if there:
         print(f"{path}: the earlier file is kept: {set_aside(path, rows[-1].clustering)}")
-    write_csv(COLUMNS, (astuple(row)[: len(COLUMNS)] for row in rows), path)
+    write_csv(COLUMNS, (row[: len(COLUMNS)] for row in rows), path)
 
 
 # --- names ---------------------------------------------------------------------------------------
