@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs = [images.float() / 255 for images in inputs]
     weights = keep_head(trained.model.state_dict(), trained.head)
     weights = {key: value.contiguous() for key, value in weights.items()}
-    with writing(output, "free some space, or give another --output"):
+    with writing(output, "give another --output"):
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output, prefix=".export-") as name:
             scratch = Path(name)

@@ -251,7 +251,7 @@ def write_table(
     places: list[int] = []
     levels = (f"level_{number}" for number in range(1, 1 + len(trained.levels)))
     header = (*TABLE_COLUMNS, *(NAME_COLUMNS if names.from_file else ()), *levels, "unlike", "note")
-    with writing(output, "free some space, or give another --output"):
+    with writing(output, "give another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(header, table_rows(trained, names, images, places, args), output)
     write_parquet(output)

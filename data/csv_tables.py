@@ -41,7 +41,7 @@ def read_table(
     for column in (*columns, *optional):
         name = next((name for name in column.split("|") if name in header), "")
         if (name and header.count(name) > 1) or (not name and column in columns):
-            wanted = ",".join(columns).replace("|", " or ")
+            wanted = ",".join(column.partition("|")[0] for column in columns)
             found = shown(",".join(header))[:80] or "nothing"
             raise UserError(f"{path}: its first line must be {wanted}, found {found}")
         index[column.partition("|")[0]] = header.index(name) if name else len(header)

@@ -40,7 +40,7 @@ def test_the_same_table(tmp_path, caplog, text, encoding, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"", ["must be cluster,name or label, found nothing"]),
+        (b"", ["must be cluster,name, found nothing"]),
         (b"cluster,x\n0,a\n", ["found cluster,x"]),
         (b"cluster,name,name\n0,a\n", ["found cluster,name,name"]),
         (b"cluster,name\n0,a,b\n", ["line 2", "more than 2 columns", "quotes"]),

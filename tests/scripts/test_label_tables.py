@@ -46,7 +46,7 @@ def test_what_may_mean_several_images_matches_none(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("picture,label\n1.png,x\n", ["its first line must be file or filename or", "found picture,label"]),
+        ("picture,label\n1.png,x\n", ["its first line must be file,label", "found picture,label"]),
         ("file,label\nx1.png,x\nx2.png,y\n", ["the images are in 0 classes", "named such as a/1.png"]),
         ("file,label\n1.png,x\n1,2,3\n", ["line 3"]),
     ],
