@@ -229,7 +229,8 @@ def names_by_handle(
     of = named_clustering(path) or before
     if table is not None and of == before:
         names = read_names(path, max(table.shape[1], len(read_table(path, ("cluster", "name")))))
-        most, half = table.argmax(1), table.sum(1) / 2
+        most = table.argmax(1)  # of the one or the other, at least half is in both
+        half = np.minimum(table.sum(1), table.sum(0)[most]) / 2
         pairs = [(str(i), old) for i, old in enumerate(most) if table[i, old] >= max(half[i], 1)]
     elif of in head.history:
         names = read_names(path, len(head.history[of]))

@@ -236,3 +236,20 @@ def test_broken_tables(command, tmp_path):
             assert "\n" not in str(error) and name in str(error)
         assert path.read_bytes() == content and len(list(tmp_path.iterdir())) <= 2
     assert 100 < refused < 290
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ([[10, 0, 0], [0, 9, 0], [0, 1, 8]], ["cats", "dogs", "cows"]),
+        ([[20, 4, 20], [0, 3, 0], [0, 3, 0]], ["cats", "dogs", "dogs"]),  # half of each new one
+        ([[30, 9, 0], [5, 0, 0], [0, 0, 9]], ["cats", "cats", "cows"]),
+        ([[4, 7, 4], [5, 3, 4], [5, 3, 4]], ["dogs", None, None]),  # half of an earlier one
+        ([[4, 4, 4], [5, 5, 5], [5, 5, 5]], [None, None, None]),
+    ],
+)
+def test_names_go_with_most_images(command, tmp_path, table, expected):
+    (tmp_path / "names.csv").write_text("cluster,name\n0,cats\n1,dogs\n2,cows\n")
+    head = FinalHead.read(command[1])
+    named = user_edits.names_by_handle(tmp_path / "names.csv", "", head, np.array(table))
+    assert [named.get(str(i)) for i in range(3)] == expected
