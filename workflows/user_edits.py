@@ -246,23 +246,21 @@ def carry_names(folder: Path, before: str, head: FinalHead, named: dict[str, str
     None if there are no names; a table of other clusters is set aside.
     """
     path = folder / NAMES
-    made = [handle for handle in head.handles if not handle.isdecimal()]
+    known = {handle: handle for handle in head.handles if not handle.isdecimal()} | (named or {})
     of = (named_clustering(path) or before) if path.exists() else None
     if of == head.clustering:
         return read_names(path, len(head.handles))
     copy = set_aside(path, of) if of is not None else None
-    if copy and not named and not made:
-        path.unlink()
-        print(f"{path}: names other clusters than those of now; set aside: {copy}")
+    if not known:
+        if copy:
+            path.unlink()
+            print(f"{path}: names other clusters than those of now; set aside: {copy}")
         return None
-    if not copy and not made:
-        return None
-    given = [(named or {}).get(handle) or (handle if handle in made else None) for handle in head.handles]
-    names = [name or str(number) for number, name in enumerate(given)]
+    names = [known.get(handle, str(number)) for number, handle in enumerate(head.handles)]
     write_csv(
         ("cluster", "name", "clustering"), [(i, name, head.clustering) for i, name in enumerate(names)], path
     )
-    without = [str(number) for number, name in enumerate(given) if not name]
+    without = [str(number) for number, handle in enumerate(head.handles) if handle not in known]
     what = f"; clusters without a name: {', '.join(without)}" * bool(without)
     print(f"{path}: the names were carried over{what}" + (f"; the earlier file: {copy}" if copy else ""))
     return names
