@@ -108,8 +108,10 @@ class KeptArrays:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.arrays: dict[str, np.ndarray] = {}
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
-            self.arrays = dict(np.load(path, allow_pickle=False)) if path else {}
+        unreadable = OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile
+        if path:
+            with suppress(*unreadable), np.load(path, allow_pickle=False) as saved:
+                self.arrays = dict(saved)
 
     def get(self, name: str, made_of: Sequence[object], make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of a name; it is made again if `made_of`, arrays or what has a text, is another."""

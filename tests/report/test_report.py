@@ -364,8 +364,10 @@ def test_a_map_is_kept(tmp_path):
     assert torch.equal(grown[:170], places[10:])
     nearest = torch.cdist(grown[170:], places).argmin(1)
     assert (labels[nearest] == labels[180:]).double().mean() > 0.8
-    (tmp_path / "kept.npz").write_bytes(b"PK")
-    assert not KeptArrays(tmp_path / "kept.npz").arrays
+    content = (tmp_path / "kept.npz").read_bytes()
+    for damaged in (b"", b"PK", content[:-99], content[:200] + b"?" + content[201:]):
+        (tmp_path / "kept.npz").write_bytes(damaged)
+        assert not KeptArrays(tmp_path / "kept.npz").arrays
 
 
 @pytest.mark.parametrize(
