@@ -111,12 +111,14 @@ def settle(
         probabilities = classify(head.linear())
     clusters = probabilities.argmax(1)
     part = parts_of(features, clusters)
-    names = carry_names(folder, before, head, named)
     keep_rows(folder / CORRECTIONS, rows)
     kept = zip(clusters.tolist(), hashes_of(dataset), corrected, part, strict=True)
     images = dict(zip(table_names(dataset), itertools.starmap(Kept, kept), strict=True))
     head = replace(head, images=images, rows=rows)
     head.write(folder)
+    names = carry_names(
+        folder, before, head, named
+    )  # at last: only this head knows the clustering that it names
     return Settled(head, probabilities, part, corrected, names)
 
 

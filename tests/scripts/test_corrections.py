@@ -253,3 +253,16 @@ def test_names_go_with_most_images(command, tmp_path, table, expected):
     head = FinalHead.read(command[1])
     named = user_edits.names_by_handle(tmp_path / "names.csv", "", head, np.array(table))
     assert [named.get(str(i)) for i in range(3)] == expected
+
+
+def test_an_end_while_names_are_written(copied, monkeypatch):
+    """The next command carries them over."""
+    argv, folder = copied
+    (folder / "names.csv").write_text("cluster,name,clustering\n0,cats,\n1,dogs,\n2,cows,\n")
+    cluster.main(argv)
+    (folder / "corrections.csv").write_text("action,what,to\nmove,b00.png,cats\nmove,b01.png,gnus\n")
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(FinalHead, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        cluster.main(argv)
+    cluster.main(argv)
+    assert [row["name"] for row in rows_of(folder / "names.csv")] == ["cats", "dogs", "cows", "gnus"]
