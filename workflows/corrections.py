@@ -25,7 +25,7 @@ from workflows.final_head import Correction, FinalHead, hashes_of, table_names
 CORRECTIONS = "corrections.csv"
 COLUMNS = "action", "what", "to", "clustering"
 NONE, NOWHERE = "none", -1  # where an image is moved that belongs to no cluster: in the table, as a number
-NEIGHBORS, RULE, ROUNDS = 10, 0.25, 3  # see `followers`
+NEIGHBORS, RULE, ROUNDS, ALL = 10, 0.25, 3, 2 / 3  # see `followers`
 TRUST = 10.0  # how many other images one that was moved counts for
 DECAY, FIT_ITERATIONS = 1e-4, 50  # of the fit, on features of unit scale
 NEW_BIAS = -8.0  # of a new cluster, below the one whose head it starts from: it has no image at first
@@ -233,8 +233,9 @@ def followers(features: torch.Tensor, wanted: Corrected, first: torch.Tensor) ->
     Of a cluster from which images were moved to another, an image follows as far as its neighbors were moved,
     in units of how far those of the moved images were: these are only some of the images that are wrong
     (Elkan and Noto, Learning classifiers from only positive and unlabeled data, 2008). At least RULE of the
-    NEIGHBORS count as one unit, so that a single move is no rule. In the second of the ROUNDS, neighbors that
-    mostly follow count, too. Copies always follow.
+    NEIGHBORS count as one unit, so that a single move is no rule. From the second of the ROUNDS on, neighbors
+    that mostly follow count, too. If more than ALL of a cluster would go, the moved images are not unlike the
+    rest, and none follows. Copies always do.
 
     Args:
         first: int64 (N,), see `duplicates.first_copies`.
@@ -256,6 +257,8 @@ def followers(features: torch.Tensor, wanted: Corrected, first: torch.Tensor) ->
                 share = (around / unit).clamp(max=1)
                 follow[members, t] = share
                 share = torch.where(ours[members], 1.0, share * (share > 0.5))
+            if (share > 0.5).float().mean() > ALL > ours[members].float().mean():
+                follow[members, t] = 0
     follow /= follow.sum(1, keepdim=True).clamp(min=1)
     for i in moved.nonzero().squeeze(1).tolist():
         copies = (first == first[i]) & ~wanted.moved

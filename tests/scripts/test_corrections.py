@@ -13,7 +13,7 @@ import cluster
 import predict
 from errors import UserError
 from workflows import user_edits
-from workflows.corrections import do_again, read_corrections
+from workflows.corrections import Corrected, do_again, followers, read_corrections
 from workflows.final_head import FinalHead
 
 KINDS = {"a": 40, "b": 30, "c": 20, "d": 20}  # images, of which d looks like a
@@ -117,6 +117,19 @@ def test_corrections(copied, capsys):
     cluster.main(argv)
     assert clusters_of(folder) == first and figures(folder)["clustering"] == was
     assert [row["name"] for row in rows_of(folder / "names.csv")] == ["cats", "1", "cows"]
+
+
+@pytest.mark.parametrize(("kinds", "least", "most"), [(1, 0, 0), (2, 15, 21)])
+def test_a_whole_cluster_does_not_follow(kinds, least, most):
+    random = np.random.default_rng(0)
+    of = np.arange(60) // 20 % kinds  # with two kinds, images 20 to 39 are the second
+    features = torch.from_numpy(np.float32(np.eye(12)[of] + 0.05 * random.normal(size=(60, 12))))
+    shares = torch.tensor([[1.0, 0.0]]).repeat(60, 1)
+    moved = torch.zeros(60, dtype=torch.bool)
+    moved[20:26] = True
+    wanted = Corrected(shares, moved.long(), moved, ["0", "new"], [0, 0], 0, [])
+    follow = followers(features, wanted, torch.arange(60))
+    assert least <= int((follow[:, 1] > 0.5).sum()) <= most
 
 
 def test_a_cell_that_was_changed(copied, capsys, tmp_path):
