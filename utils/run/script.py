@@ -36,7 +36,7 @@ def run_script(
     except UserError as error:
         _fail(str(error))
     except OSError as error:  # no permission, no space, ...
-        _fail(f"{error.filename}: cannot be used {refusal(error)}" if error.filename else refusal(error))
+        _fail(f"{error.filename or 'a file'}: cannot be used {refusal(error)}")
     except (MemoryError, RuntimeError) as error:
         message = _message_for(error)
         if message is None:
