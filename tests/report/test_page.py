@@ -82,7 +82,7 @@ def bare(count=300, clusters=5, side=32):
         "clusters": cluster_cards(found, [*range(full), None]),
         "labels": None,
         "sample": None,
-        "images": image_columns(names, confidence, found, sample, places, None),
+        "images": image_columns(names, confidence, found, sample, places, context),
         "thumbnails": thumbnails.draw_sheets(Colors(side), range(count)),
         "map_method": "PCA",
     }
