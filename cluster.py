@@ -64,7 +64,7 @@ def find_clusters(experiment: OwnExperiment) -> None:
     """Run the steps, and write what they found."""
     options, folder = experiment.options, experiment.folder
     n = count_images(options, folder)
-    take_edits(folder)
+    take_edits(folder, options.corrections)
     if not take_earlier(experiment):
         fit(experiment, n)
     pretext = experiment.run("pretext")

@@ -68,8 +68,8 @@ class Corrected:
 # --- the table -----------------------------------------------------------------------------------
 
 
-def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Correction]:
-    """The rows of corrections.csv; none without the file.
+def read_corrections(path: Path, head: FinalHead, dataset: Dataset | None) -> list[Correction]:
+    """The rows of corrections.csv; none without the file. Without a dataset, any file may be one of it.
 
     A row without an identity is of the clustering of `head`, or of that for which it was applied before. A
     table of the report's page has what was done on that page alone: what its clustering rests on comes first.
@@ -78,7 +78,7 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
     """
     if not path.exists():
         return []
-    contents = dict(zip(table_names(dataset), hashes_of(dataset), strict=True))
+    contents = dict(zip(table_names(dataset), hashes_of(dataset), strict=True)) if dataset else {}
     contents |= {file: kept.content for file, kept in head.images.items()}
     before = {row[:3]: row.clustering for row in head.rows}
     moved = {row[:4]: row.content for row in head.rows}  # also of images that are gone
@@ -100,7 +100,7 @@ def read_corrections(path: Path, head: FinalHead, dataset: Dataset) -> list[Corr
             wrong = f"{shown(action)!r} is no action; expected move, merge or split"
         elif not what or (not to and action != "split"):
             wrong = f"{action} needs `what` and `to`"
-        elif action == "move" and what not in contents and (action, what, to, of) not in moved:
+        elif action == "move" and dataset and what not in contents and (action, what, to, of) not in moved:
             wrong = f"{shown(what)} is no file of clusters.csv"
         elif any(len(text) > 9 or int(text) > last for text in numbers):
             wrong = f"{' or '.join(numbers)} is no cluster; they are 0 to {last}"

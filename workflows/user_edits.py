@@ -171,10 +171,11 @@ def changed_tables(folder: Path) -> list[str]:
     return sorted(str(folder / name) for name, sum_ in changed if sum_ != "none")
 
 
-def take_edits(folder: Path) -> None:
+def take_edits(folder: Path, given: Path | None = None) -> None:
     """Add to corrections.csv what the user changed in the column `cluster` of clusters.csv.
 
-    The table is copied aside, whatever was changed. Raises UserError if one of the two is wrong.
+    The table is copied aside, whatever was changed. Raises UserError if one of the two, or the `given` file of
+    corrections, is wrong: before anything is trained or moved aside.
     """
     path, corrections, changed = folder / TABLE, folder / CORRECTIONS, changed_tables(folder)
     try:
@@ -185,7 +186,11 @@ def take_edits(folder: Path) -> None:
         head = None
         print(f"{folder / HEAD_FILE}: cannot be read, and is made anew")
         (folder / HEAD_FILE).unlink()
-    if head is None or str(path) not in changed:
+    if head is None:
+        return
+    for table in filter(None, (corrections, given)):
+        read_corrections(table, head, None)
+    if str(path) not in changed:
         return
     moves = []
     for line, cells in read_table(path, ("file", "cluster")):

@@ -171,6 +171,11 @@ def test_names_after_another_training(copied, capsys, tmp_path):
     cluster.main(argv)
     first = (folder / "names.csv").read_bytes()
     assert [row["name"] for row in rows_of(folder / "names.csv")] == ["cats", "cows", "gnus"]
+    corrections = (folder / "corrections.csv").read_text()
+    (folder / "corrections.csv").write_text(f"{corrections}shift,b02.png,0\n")
+    assert "'shift' is no action" in fails(capsys, cluster.main, [*argv[:2], "4", *argv[3:]])
+    assert not list(folder.glob("earlier-*"))  # nothing was trained or moved for it
+    (folder / "corrections.csv").write_text(corrections)
     cluster.main([*argv[:2], "4", *argv[3:]])  # a and d are apart now
     assert [path.name for path in folder.glob("earlier-1/*.csv")] == ["clusters.csv"]
     table = {row["file"]: row for row in rows_of(folder / "clusters.csv")}
