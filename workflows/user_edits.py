@@ -174,7 +174,7 @@ def changed_tables(folder: Path) -> list[str]:
 def take_edits(folder: Path, given: Path | None = None) -> None:
     """Add to corrections.csv what the user changed in the column `cluster` of clusters.csv.
 
-    The table is copied aside, whatever was changed. Raises UserError if one of the two, or the `given` file of
+    The table is copied aside, whatever was changed. Raises UserError if one of the two, or a `given` file of
     corrections, is wrong: before anything is trained or moved aside.
     """
     path, corrections, changed = folder / TABLE, folder / CORRECTIONS, changed_tables(folder)

@@ -63,7 +63,10 @@ ERRORS = [  # what torch and the system say, and what the user reads
     (MemoryError("Unable to allocate 9 GiB"), "lower batch_size or the images' size"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is full (DefaultCPUAllocator"),
     (RuntimeError("unable to write to file </torch_5>: No space left\nshm"), "--shm-size", "num_workers=0"),
-    (OSError(28, "No space left on device", "a.npy"), "a.npy: cannot be used (No space left on device); free some space"),
+    (
+        OSError(28, "No space left on device", "a.npy"),
+        "a.npy: cannot be used (No space left on device); free",
+    ),
     (PermissionError(13, "Permission denied"), "(Permission denied); change its permissions"),
     (OSError("a pipe broke"), "(a pipe broke)"),
     (RuntimeError("dataloader's workers are out of shared memory."), "--shm-size"),

@@ -174,7 +174,7 @@ def test_names_after_another_training(copied, capsys, tmp_path):
     corrections = (folder / "corrections.csv").read_text()
     (folder / "corrections.csv").write_text(f"{corrections}shift,b02.png,0\n")
     assert "'shift' is no action" in fails(capsys, cluster.main, [*argv[:2], "4", *argv[3:]])
-    assert not list(folder.glob("earlier-*"))  # nothing was trained or moved for it
+    assert not list(folder.glob("earlier-[0-9]*"))  # nothing was trained or moved for it
     (folder / "corrections.csv").write_text(corrections)
     cluster.main([*argv[:2], "4", *argv[3:]])  # a and d are apart now
     assert [path.name for path in folder.glob("earlier-1/*.csv")] == ["clusters.csv"]
