@@ -140,7 +140,8 @@ def write_results(experiment: OwnExperiment) -> None:
     drawn = len(list((folder / "clusters").glob("*.png"))) >= full  # a full disk may have left pictures out
     drawn &= all((folder / name).exists() for name in ("report.html", "prototypes.png"))
     if not (fitted and figures.get("made_of") == made_of and drawn):
-        growth = Growth.since(earlier_clustering(folder).images, experiment.record.trained, dataset)
+        known = (head or earlier_clustering(folder)).images
+        growth = Growth.since(known, experiment.record.trained, dataset)
         described = describe(experiment, last, dataset, growth)
         made_of[-2:] = digest(folder / NAMES), described["clustering"]
         figures = {"made_of": made_of, "tables": table_digests(folder), **described}

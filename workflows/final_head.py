@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from zipfile import BadZipFile
@@ -81,7 +82,7 @@ class FinalHead:
     history: History = field(default_factory=dict)
     parts: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def clustering(self) -> str:
         """The identity of the clustering."""
         sum_ = hashlib.sha256(self.model.encode())

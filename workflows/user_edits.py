@@ -18,13 +18,7 @@ from errors import UserError
 from utils.analysis import embedding, partitions
 from utils.files import digest, read_json, write_csv
 from workflows.cluster_names import named_clustering, read_names
-from workflows.corrections import (
-    COLUMNS,
-    CORRECTIONS,
-    corrected_head,
-    do_again,
-    read_corrections,
-)
+from workflows.corrections import COLUMNS, CORRECTIONS, corrected_head, do_again, read_corrections
 from workflows.final_head import (
     HEAD_FILE,
     IDENTITY_DIGITS,
@@ -116,9 +110,8 @@ def settle(
     images = dict(zip(table_names(dataset), itertools.starmap(Kept, kept), strict=True))
     head = replace(head, images=images, rows=rows)
     head.write(folder)
-    names = carry_names(
-        folder, before, head, named
-    )  # at last: only this head knows the clustering that it names
+    # at last: only this head knows the clustering that it names
+    names = carry_names(folder, before, head, named)
     return Settled(head, probabilities, part, corrected, names)
 
 
