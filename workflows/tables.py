@@ -18,20 +18,6 @@ PRETEXT_NOTES = {
     "knn_accuracy": "k-NN accuracy",
     "train_neighbors_of_same_class": "neighbors of the same class",
 }
-ABOUT_RESULTS = """# Results
-
-Made by `reproduce.py --record` from `docs/records/`; nothing is typed by hand. Test split, in %, mean ±
-standard deviation (n - 1) over the seeds. The clusters that each seed found are in `docs/records/`, too, and
-a test computes the figures again from them. [LOG.md](LOG.md) says how the settings of the experiment files
-were chosen: by labels of the train split, or without any; self-labeling of cifar-10-cpu is the exception,
-set after a look at the test split. The files of MNIST, Fashion-MNIST and cifar-10-cpu use two options
-that are not of the paper, `head_init: graph` and `neighbor-vote-cross-entropy` ([RUNS.md](RUNS.md)).
-k-means clusters the features that mining uses: the head's outputs or, where a file says `features:
-backbone`, the backbone's. The CPUs were shared with other work. MNIST and Fashion-MNIST are not
-downloaded by themselves: `python benchmarks/data/known.py mnist` makes the file, see
-[IMAGES.md](IMAGES.md#array-files).
-"""
-
 Rows = list[list[str]]  # of a table, the header first
 Figures = dict[str, dict[str, Spread]]  # by method and metric, shares in [0, 1]
 
@@ -210,18 +196,3 @@ def write_tables(summary: Summary | AblationSummary, path: Path) -> None:
     with atomic(f"{path}.md") as temporary:
         temporary.write_text(markdown(summary), encoding="utf-8")
     write_csv(*csv_table(summary), f"{path}.csv")
-
-
-def results_page(summaries: list[Summary]) -> str:
-    """RESULTS.md: all recorded results, in Markdown."""
-    rows = [["data", "method", "ACC", "worst", "NMI", "ARI", "seeds", "minutes a seed", "machine"]]
-    for summary in summaries:
-        settings = " (other settings, see below)" if summary["settings"] else ""
-        seeds = len(summary["seeds"])
-        minutes = f"{training_minutes(summary) / seeds:.0f}"
-        machines = ", ".join(dict.fromkeys(maker["machine"] for maker in summary["made_with"]))
-        for method, figures in summary["methods"].items():
-            acc, nmi, ari = (mean_and_std(figures[name]) for name in METRICS)
-            row = [summary["dataset"] + settings, method, acc, worst(figures["acc"]), nmi, ari]
-            rows.append([*row, str(seeds), minutes, machines])
-    return "\n".join([ABOUT_RESULTS, *markdown_table(rows), "", *map(markdown, summaries)])

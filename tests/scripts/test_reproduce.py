@@ -19,9 +19,11 @@ import scan
 from utils.analysis import metrics
 from utils.run import interrupt
 from utils.run.config import read_yaml
+from utils.run.folder import read_epochs
 from utils.run.machine import Machine
 from utils.run.script import run_script
 from workflows import experiments, provenance, run_steps, tables
+from workflows.records import read_curves
 
 SETTINGS = ["--set", "epochs=2", "confidence_threshold=0.2"]
 SEEDS = (3, 1)
@@ -70,7 +72,7 @@ def test_all_tables_say_what_the_steps_found(copied, steps_run, monkeypatch, cap
         kept = read_json(folder / "kmeans.json")["figures"]
         kept |= {method: read_json(folder / step / "metrics.json") for step, method in tables.METHODS.items()}
         found |= {(seed, method): {name: kept[method][name] for name in tables.METRICS} for method in kept}
-    assert read_csv(copied) == found and len(found) == 8
+    assert read_csv(copied) == found and len(found) == 10
 
     summary, text = read_json(copied / "digits.json"), (copied / "digits.md").read_text()
     reproduce.main(command(copied))
@@ -112,9 +114,16 @@ def test_results_are_recorded(copied, tmp_path, monkeypatch):
         again = metrics.contingency(found["selflabel"].astype(int), found["labels"].astype(int), 10, 10)
         share = metrics.matched_share(again, metrics.hungarian_match(again))
         assert share == pytest.approx(summary["methods"]["self-labeling"]["acc"]["values"][number])
+        assert {"k-means on pixels", "k-means on head outputs", "k-means on backbone features"} < set(found)
+    curves = read_curves(records / "mine-curves.csv")
+    logged = read_epochs(copied / "seed-3/digits/scan")
+    assert curves["scan"]["entropy"]["seed 3"] == [(line["epoch"], line["entropy"]) for line in logged]
+    assert curves["pretext"].keys() == {"loss", "knn_accuracy"} and len(curves["selflabel"]["loss"]) == 2
+    assert (tmp_path / "docs/curves_mine.png").exists()
     page = (tmp_path / "docs/RESULTS.md").read_text()
     assert (copied / "digits.md").read_text() in page
     assert "| digits (other settings, see below) | self-labeling | " in page
+    assert "(curves_mine.png)" in page
 
 
 def test_published_figures_and_differences(copied, monkeypatch, capsys):
@@ -155,14 +164,15 @@ def test_every_experiment_file_is_used():
     assert shipped - used == {ROOT / "configs/scan/imagenet_eval.yml"}  # a model to evaluate, no training
 
 
-def test_what_k_means_could_not_do_is_told(copied, monkeypatch, capsys):
+def test_what_k_means_could_not_do_is_told(copied, monkeypatch):
     monkeypatch.setattr(reproduce, "MOST_PIXELS", 0)
     monkeypatch.setattr(reproduce, "SLOW", 0)
     (copied / "seed-1/digits/kmeans.json").unlink()
     reproduce.main(command(copied, seeds=[1]))
     assert "k-means on pixels" not in read_json(copied / "digits.json")["methods"]
-    printed = capsys.readouterr().out
-    assert "the best by inertia of 1 (features) initializations" in printed and "Not on pixels" in printed
+    text = (copied / "digits.md").read_text()
+    assert "the best by inertia of 1 (head outputs) and 1 (backbone features)" in text
+    assert "Not on pixels" in text
 
 
 def test_k_means_with_fewer_clusters_than_classes():

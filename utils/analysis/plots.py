@@ -288,3 +288,23 @@ def save_curves(epochs: list[dict[str, Any]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else None)
             if i > len(curves) - columns:
                 axes.set_xlabel("epoch")
+
+
+def save_run_curves(steps: dict[str, dict[str, dict[str, list[tuple[int, float]]]]], path: Path) -> None:
+    """Plot numbers of several runs over the epochs, a row of panels for each step.
+
+    `steps`: step -> number -> run -> (epoch, value) pairs.
+    """
+    columns = max(map(len, steps.values()))
+    runs = {run: None for numbers in steps.values() for found in numbers.values() for run in found}
+    colors = {run: f"C{number}" for number, run in enumerate(runs)}
+    with _figure(path, figsize=(3.4 * columns, 2.4 * len(steps)), layout="constrained") as figure:
+        for row, (step, numbers) in enumerate(steps.items()):
+            for column, (name, found) in enumerate(numbers.items()):
+                axes = figure.add_subplot(
+                    len(steps), columns, row * columns + column + 1, title=f"{step}: {name}"
+                )
+                for run, points in found.items():
+                    marker = "." if len(points) < 20 else None
+                    axes.plot(*zip(*points, strict=True), color=colors[run], label=run, marker=marker, lw=1)
+        figure.axes[0].legend(fontsize="small")
