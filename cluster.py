@@ -31,7 +31,7 @@ from utils import report
 from utils.analysis import baselines, health, partitions
 from utils.files import KeptArrays, digest, read_json, write_json
 from utils.run.config import read_yaml
-from utils.run.folder import Run, read_epochs
+from utils.run.folder import Run
 from utils.run.machine import Machine, one_thread, threads_for
 from utils.run.script import default_environment, run_script
 from utils.training.features import backbone_features, digest_of, features_path, remove_stale_features
@@ -174,7 +174,6 @@ def describe(
     numbers = experiment.options.clusters
     levels = merge_levels(numbers, features[distinct], probabilities[distinct], run, kept)
     save_levels(levels, last.folder, head.clustering)
-    epochs = {step: read_epochs(path) for step, path in folders.items()}
     scan = read_json(folders["scan"] / "metrics.json")
     figures = {
         "folder": experiment.options.image_folder(),
@@ -186,7 +185,7 @@ def describe(
         "neighbors": scan["train_neighbors"],
         "candidates": scan.get("candidates", []),
         "groups": scan.get("groups"),
-        "troubles": [trouble for epoch in epochs[last.name] for trouble in epoch.get("warned_of", ())],
+        "troubles": [trouble for epoch in run.read_epochs() for trouble in epoch.get("warned_of", ())],
         "agreement": agreement,
         "levels": levels,
     }
@@ -223,7 +222,6 @@ def describe(
         results=folder,
         facts=facts,
         advice=health.advice_for(config),
-        epochs=epochs,
         image_url=link,
         clustering=head.clustering,
         names=settled.names,

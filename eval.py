@@ -29,15 +29,13 @@ from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
 from utils.run import distributed
 from utils.run.config import Config, load_config, read_yaml
-from utils.run.folder import FINGERPRINT, Run, read_epochs
+from utils.run.folder import FINGERPRINT, Run
 from utils.run.machine import Machine, one_thread
 from utils.run.script import file_argument, parse_arguments, run_script
 from utils.run.weights import load_weights
 from utils.training.inference import dry_run, infer, infer_to_file
 
 log = logging.getLogger("eval")
-
-STEPS = ["pretext", "scan", "selflabel"]  # names of folders
 
 
 @dataclass(frozen=True)
@@ -228,15 +226,12 @@ def report_context(
 ) -> report.ReportContext:
     """What the report says of the evaluation of the checkpoint file `model`."""
     images = f"{figures['dataset']}, {figures['split']} split"
-    own = model.parent.name
-    steps = STEPS[: STEPS.index(own) + 1] if own in STEPS else [own]
     labels, classes = dataset.labels, dataset.classes
     return report.ReportContext(
         title=figures["dataset"],
         results=model.parent if (model.parent / FINGERPRINT).exists() else None,
         facts={"images": images, "model": model, "network": config.backbone},
         advice=health.advice_for(config),
-        epochs={step: read_epochs(model.parent.parent / step) for step in steps},
         truth=None if labels is None else report.GroundTruth(labels, classes or [], "true classes"),
         seed=config.seed,
     )

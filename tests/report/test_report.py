@@ -64,13 +64,11 @@ def write(folder, dataset, features, probabilities, truth=None, part=None, **mor
     if truth:
         known = truth[0] >= 0
         figures |= metrics.clustering_metrics(probabilities[known], truth[0][known], len(truth[1]))
-    epochs = {"scan": [{"epoch": 1, "loss": 2.0, "cluster_sizes": [1]}, {"epoch": 2, "loss": 1.0}]}
     context = report.ReportContext(
         title="mine",
         results=Path("my results"),
         facts={"images": "here"},
         advice=health.SCAN_ADVICE,
-        epochs=epochs,
         truth=truth and report.GroundTruth(*truth),
         columns={"part": part} if part else {},
     )

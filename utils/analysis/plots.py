@@ -262,8 +262,8 @@ def save_variants(
         axes.legend()
 
 
-def curves_of(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Each logged number, except lists, over the epochs: name -> (epoch, value) pairs.
+def save_curves(epochs: list[dict[str, Any]], path: Path) -> None:
+    """Plot each logged number, except lists, over the epochs, in a panel of its own.
 
     `epochs`: see `read_epochs`.
     """
@@ -272,12 +272,6 @@ def curves_of(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]
         for name, value in line.items():
             if name not in NOT_CURVES and not isinstance(value, list):
                 curves.setdefault(name, []).append((line["epoch"], value))
-    return curves
-
-
-def save_curves(epochs: list[dict[str, Any]], path: Path) -> None:
-    """Plot each of `curves_of` the logged epochs in a panel of its own."""
-    curves = curves_of(epochs)
     if not curves:
         return
     columns = min(3, len(curves))

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import math
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from utils.analysis import calibration, duplicates, metrics
 from utils.analysis.calibration import UNSURE_BELOW
 from utils.analysis.neighbors import without_itself
-from utils.analysis.plots import curves_of
 
 from .assignment import Assignment, mine_for_report
 from .context import GroundTruth, ReportContext, told
@@ -62,7 +60,6 @@ def page_head(
         "num_near": figures["near_duplicate"],
         "unsure": {"below": UNSURE_BELOW, "count": int((assignment.confidence < UNSURE_BELOW).sum())},
         "verdicts": [verdict._asdict() for verdict in verdicts(figures, context.advice)],
-        "curves": finite_curves(context.epochs),
         "folder": context.image_url,
         "groups": grouped(list(range(len(sizes))), levels, sizes) if levels else [],
         "numbers": figures.get("numbers"),
@@ -206,16 +203,6 @@ def outliers(assignment: Assignment) -> list[list[Any]]:
         return []
     order = assignment.unlike.argsort(descending=True, stable=True)[:OUTLIERS]
     return [[i, assignment.unlike[i].item() / 100] for i in order.tolist()]
-
-
-def finite_curves(epochs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list]]:
-    """The training curves, by step and name; `epochs`: see ReportContext."""
-    finite: dict[str, dict[str, list]] = {}
-    for step, lines in epochs.items():
-        for name, points in curves_of(lines).items():
-            if kept := [point for point in points if math.isfinite(point[1])]:
-                finite.setdefault(step, {})[name] = kept
-    return finite
 
 
 def compare_with_labels(

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -28,7 +28,6 @@ class ReportContext:
         results: the folder to give to predict.py; None for no such advice.
         facts: what the page was made from, term -> value; of a path the page says only the last name.
         advice: problem -> what to do about it, see health.advice_for.
-        epochs: step -> its logged lines, see `read_epochs`.
         image_url: URL of the folder of the image files, ending in a slash; None for no links to them.
         clustering: the clustering's identity, by which names and corrections are known to belong to it; the
             page corrects only a clustering that has one.
@@ -44,7 +43,6 @@ class ReportContext:
     results: Path | None
     facts: dict[str, object]
     advice: dict[str, str]
-    epochs: dict[str, list[dict[str, Any]]]
     image_url: str | None = None
     clustering: str = ""
     names: list[str] | None = None

@@ -842,36 +842,6 @@ function startMap() {
   });
 }
 
-// --- a confusion matrix that is too large for a table -------------------------------------------
-
-function startMatrix() {
-  const target = $('#matrix');
-  if (!target) return;
-  const { classes } = data;
-  const { columns, matrix } = data.matrix;
-  [target.width, target.height] = [columns.length, classes.length];
-  const context = target.getContext('2d');
-  const draw = () => {
-    context.clearRect(0, 0, target.width, target.height);
-    context.fillStyle = getComputedStyle(target).color;
-    matrix.forEach((shares, line) => shares.forEach((share, column) => {
-      if (!share) return;
-      context.globalAlpha = 0.1 + 0.9 * share;
-      context.fillRect(column, line, 1, 1);
-    }));
-  };
-  draw();
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
-  target.addEventListener('pointermove', (event) => {
-    const which = (share, count) => Math.max(0, Math.min(count - 1, Math.floor(share * count)));
-    const column = which(event.offsetX / target.clientWidth, columns.length);
-    const line = which(event.offsetY / target.clientHeight, classes.length);
-    const cluster = Number(columns[column]);
-    const where = Number.isInteger(cluster) ? nameOf(cluster) : columns[column];
-    $('#cell').textContent = `${classes[line]} in ${where}: ${percent(matrix[line][column])}`;
-  });
-}
-
 // --- corrections --------------------------------------------------------------------------------
 // A list of what was done, which is done again from the start after each change. A unit is an image or, if the
 // page shows a sample, the other images of a cluster's part.
@@ -1107,6 +1077,5 @@ startGallery();
 startOrder();
 startDialog();
 startMap();
-startMatrix();
 fillLists();
 if (data.clustering) startCorrections();

@@ -8,11 +8,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .words import four_digits, percent, plural, thousands
+from .words import percent, plural, thousands
 
 HERE = Path(__file__).parent
-LARGEST_TABLE = 30  # classes or clusters; a larger confusion matrix is drawn as a picture
-CURVE_WIDTH, CURVE_HEIGHT = 240, 90  # of a training curve, in units of its SVG
+LARGEST_TABLE = 30  # classes or clusters; of a larger confusion matrix, each class's main cluster
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -45,10 +44,6 @@ def render(content: dict[str, Any]) -> str:
         style_hash=integrity(style),
         script_hash=integrity(script),
         data=data_of_script(content),
-        steps={
-            step: [drawn(name, points) for name, points in curves.items()]
-            for step, curves in content["curves"].items()
-        },
         bars_of=bars_of,
         as_table=is_table(content["labels"]),
         columns_of={str(cluster): cluster for cluster in range(len(content["clusters"]))},
@@ -65,10 +60,7 @@ def data_of_script(content: dict[str, Any]) -> dict[str, Any]:
     keys = "id", "clustering", "names", "folder", "num_images", "images", "thumbnails"
     data = {key: content[key] for key in keys}
     data["clusters"] = [{key: c[key] for key in ("name", "prototype", "parts")} for c in content["clusters"]]
-    labels = content["labels"]
-    data["classes"] = labels and labels["classes"]
-    if labels and not is_table(labels):
-        data["matrix"] = {key: labels[key] for key in ("columns", "matrix")}
+    data["classes"] = content["labels"] and content["labels"]["classes"]
     return data
 
 
@@ -96,25 +88,3 @@ def bars_of(histogram: list[int], below: float) -> list[dict[str, Any]]:
         for index, count in enumerate(histogram)
         if count
     ]
-
-
-def drawn(name: str, curve: list[tuple[int, float]]) -> dict[str, Any]:
-    """A training curve as a line of an SVG, and the texts beside it."""
-    epochs, values = zip(*curve, strict=True)
-    low, high, first, last = min(values), max(values), min(epochs), max(epochs)
-    x = [CURVE_WIDTH * ((epoch - first) / (last - first) if last > first else 0.5) for epoch in epochs]
-    y = [CURVE_HEIGHT * ((high - value) / (high - low) if high > low else 0.5) for value in values]
-    points = list(zip(x, y, strict=True))
-    return {
-        "name": name.replace("_", " "),
-        "width": CURVE_WIDTH,
-        "height": CURVE_HEIGHT,
-        "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
-        "end": points[-1],
-        "low": four_digits(low),
-        "high": four_digits(high),
-        "first": first,
-        "last": last,
-        "start_value": four_digits(values[0]),
-        "end_value": four_digits(values[-1]),
-    }

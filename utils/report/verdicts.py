@@ -52,13 +52,11 @@ def verdicts(figures: dict[str, Any], advice: dict[str, str]) -> list[Verdict]:
     Args:
         figures: as in metrics.json: `neighbors` (see neighbor_quality), what `Assignment.figures` returns;
             and, if known, `groups` (see groups.find_groups), `troubles` of the training (names, see
-            health.ClusterMonitor), `agreement` (see baselines.measure_agreement) and `candidates` (see
-            judged_clusters.Candidate.figures).
+            health.ClusterMonitor) and `agreement` (see baselines.measure_agreement).
         advice: problem -> what to do about it, see health.advice_for.
     """
     return [
-        *_features(figures), *_clusters(figures, advice), *_candidates(figures), *_baselines(figures),
-        *_copies(figures),
+        *_features(figures), *_clusters(figures, advice), *_baselines(figures), *_copies(figures),
     ]  # fmt: skip
 
 
@@ -115,20 +113,6 @@ def _clusters(figures: dict[str, Any], advice: dict[str, str]) -> Iterator[Verdi
         yield Verdict("warning", f"{unsure}.", look)
     else:
         yield Verdict("good", f"{unsure}. A confident model can still be wrong: look at the clusters.")
-
-
-def _candidates(figures: dict[str, Any]) -> Iterator[Verdict]:
-    """What `head_init: judged` compared, the chosen one first."""
-    if len(figures.get("candidates", ())) < 2:
-        return
-    chosen, *others = figures["candidates"]
-    sizes = health.describe_counts(torch.tensor(others[0]["sizes"]))
-    text = (
-        f"Of {1 + len(others)} clusterings, a score without labels prefers this one ({chosen['name']}, "
-        f"{chosen['score']:.2f}; next is {others[0]['name']}, {others[0]['score']:.2f}, with clusters of "
-        f"{sizes} different images)."
-    )
-    yield Verdict("note", text)
 
 
 def _baselines(figures: dict[str, Any]) -> Iterator[Verdict]:

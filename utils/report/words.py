@@ -20,11 +20,6 @@ def percent(share: float) -> str:
     return f"{math.floor(value + 0.5)} %"  # a half is rounded up, as in page.js
 
 
-def four_digits(value: float) -> str:
-    """-0.123456 -> −0.1235."""
-    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
-
-
 def plural(count: int, singular: str) -> str:
     """1 image, 12,345 images."""
     return f"{thousands(count)} {singular if count == 1 else singular + 's'}"
