@@ -55,7 +55,7 @@ def test_the_report_of_an_evaluation(results, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     evaluate("scan", model, flags=output)  # no picture or report of earlier figures stays
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "assignment.csv", "confusion_matrix.png", "calibration.png", "log.txt", "notes.txt")
+        *("metrics.json", "assignment.csv", "confusion_matrix.png", "log.txt", "notes.txt")
     }
 
 

@@ -135,37 +135,6 @@ def save_confusion_matrix(matrix: np.ndarray, rows: list[str], columns: list[str
         figure.colorbar(picture, ax=axes, label="share of the true class")
 
 
-def save_calibration(figures: dict[str, Any], path: Path) -> None:
-    """Draw `calibration_figures`: reliability diagram, histogram of confidence, coverage-accuracy curve.
-
-    Dashed lines show where images begin to count as unsure.
-    """
-    bins, coverage = figures["bins"], figures["coverage"]
-    width, total = 1 / len(bins["count"]), sum(bins["count"])
-    middles = [(i + 0.5) * width for i in range(len(bins["count"]))]
-    filled = [i for i, count in enumerate(bins["count"]) if count]
-    mean, accuracy = ([bins[name][i] for i in filled] for name in ("confidence", "accuracy"))
-    dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "color": "tab:orange"}
-    with _figure(path, figsize=(9, 4.5), layout="constrained") as figure:
-        axes = figure.subplot_mosaic([["reliability", "curve"], ["histogram", "curve"]], height_ratios=[3, 1])
-        panel = axes["reliability"]
-        panel.bar([middles[i] for i in filled], accuracy, 0.94 * width, color="tab:blue", alpha=0.5)
-        panel.plot(mean, accuracy, "o", color="tab:blue", markersize=4)
-        panel.plot([0, 1], [0, 1], linestyle=":", color="gray")
-        panel.axvline(figures["unsure_below"], **dashed)
-        title = f"expected calibration error {100 * figures['ece']:.1f} %"
-        panel.set(title=title, ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-        panel = axes["histogram"]
-        panel.bar(middles, [count / total for count in bins["count"]], 0.94 * width, color="tab:gray")
-        panel.axvline(figures["unsure_below"], **dashed)
-        panel.set(xlabel="confidence", ylabel="share of images", xlim=(0, 1))
-        panel = axes["curve"]
-        panel.plot(coverage["share"], coverage["accuracy"], marker=".")
-        panel.axvline(figures["sure"]["count"] / total, **dashed)
-        title = "accuracy of the most confident images"
-        panel.set(title=title, xlabel="share of images", ylabel="accuracy", xlim=(0, 1.02))
-
-
 def save_image_sheet(cells: Iterable[Cell], path: Path) -> None:
     """A grid of images, SHEET_COLUMNS in a row, under their titles of one or two lines.
 

@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 PARTS = (
     "assignment.csv",
     "confusion_matrix.png",
-    "calibration.png",
     "prototypes.png",
     "neighbors.png",
     "clusters.csv",
@@ -40,9 +39,7 @@ def write_figures(figures: dict[str, Any], folder: Path) -> None:
 def save_clustering(
     folder: Path, probabilities: torch.Tensor, dataset: "Dataset", about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Evaluate clusters; write metrics.json and assignment.csv.
-
-    With labels, also confusion_matrix.png and calibration.png.
+    """Evaluate clusters; write metrics.json and assignment.csv and, with labels, confusion_matrix.png.
 
     Args:
         probabilities: on the CPU.
@@ -92,5 +89,4 @@ def save_clustering(
         matrix, columns = metrics.confusion_matrix(table, figures["matches"])
         names = ["(none)" if cluster is None else str(cluster) for cluster in columns]
         plots.save_confusion_matrix(matrix, classes, names, folder / "confusion_matrix.png")
-        plots.save_calibration(figures["calibration"], folder / "calibration.png")
     return figures

@@ -30,7 +30,7 @@ EPOCHS, FIGURES = "metrics.jsonl", "metrics.json"
 MINED_TRAIN, MINED_TEST = "topk-train-neighbors.npy", "topk-val-neighbors.npy"
 # FINGERPRINT holds the digests of these, so that a file that was replaced is noticed.
 SIGNED = (MODEL, MINED_TRAIN, MINED_TEST, FIGURES)
-PICTURES = "curves.png", "confusion_matrix.png", "calibration.png"
+PICTURES = "curves.png", "confusion_matrix.png"
 TRAINING_FEATURES = "training_features.npz"
 RESULTS = (CHECKPOINT, *SIGNED, EPOCHS, *PICTURES, "assignment.csv", TRAINING_FEATURES, FINGERPRINT)
 
