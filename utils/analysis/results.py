@@ -22,7 +22,6 @@ PARTS = (
     "prototypes.png",
     "neighbors.png",
     "clusters.csv",
-    "clusters.parquet",
     "report.html",
 )
 
