@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import data
-from data.augment.transforms import center_crop
 from errors import UserError
 from steps.load_model import keep_head
 from utils.files import read_json, write_json, writing
@@ -36,7 +34,6 @@ PACKAGES = (*ONNX_PACKAGES, "safetensors")
 EXPORTED = ("model.onnx", "model.safetensors", "model.json")
 FORMAT = "scan-clusters-1"  # in model.json
 TOLERANCE = 1e-4  # largest difference of a probability
-REAL_IMAGES = 16  # that the comparison reads, if the training images are there
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output or args.results / "export"
     require_own_export(output)
     network = Probabilities(trained, args.input).eval()
-    inputs = [*random_inputs(trained), *real_inputs(trained)]
+    inputs = random_inputs(trained)
     if args.input == "float" and trained.vector_width is None:
         inputs = [images.float() / 255 for images in inputs]
     weights = keep_head(trained.model.state_dict(), trained.head)
@@ -165,21 +162,6 @@ def random_inputs(trained: TrainedModel) -> list[torch.Tensor]:
     smooth = [torch.rand(n, 3, 3, 3, generator=random) for n in (1, 7)]
     smooth = [nn.functional.interpolate(images, size=side, mode="bilinear") for images in smooth]
     return [(255 * images).byte() for images in (noise, *smooth)]
-
-
-def real_inputs(trained: TrainedModel) -> list[torch.Tensor]:
-    """A batch of a few training images, if their folder is there, else none."""
-    config = trained.config
-    if trained.vector_width:
-        return []
-    without = config.root_dir, trained.folder.parent, trained.folder
-    try:
-        files = data.images_of(data.image_sources(config), without, config.every, pages=config.pages).files
-    except UserError:  # no such folder, or it is empty
-        return []
-    some = files[:: max(1, len(files) // REAL_IMAGES)][:REAL_IMAGES]
-    images = torch.cat([part for _, part, _ in trained.decode(some)])
-    return [center_crop(images, config.transformation_kwargs.crop_size)] if len(images) else []
 
 
 # --- model.json ----------------------------------------------------------------------------------

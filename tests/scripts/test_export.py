@@ -7,31 +7,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from digits_files import DIGITS
 from digits_steps import fails, images_and_probabilities, read_json
-from image_folders import gradient
 from mistakes import assert_holds
-from PIL import Image
 from safetensors.torch import load_file
 
-import data
 import export
 from models import build_model
-from workflows.trained_model import load_trained_model
 
 NAMES = ["zero", "one", "zwei, drei", *"3456789"]
 
 
 @pytest.fixture(scope="module")
 def digits(results, tmp_path_factory):
-    """A copy of the results whose training images are files, and whose clusters have names."""
+    """A copy of the results whose clusters have names."""
     root = tmp_path_factory.mktemp("export")
-    (root / "digits").mkdir()
-    for number, image in enumerate(data.build_dataset(DIGITS, "test").images[:20].permute(0, 2, 3, 1)):
-        Image.fromarray(image.numpy()).save(root / f"digits/{number}.png")
     shutil.copytree(results, root / "results")
-    config = root / "results/selflabel/config.yml"
-    config.write_text(config.read_text().replace("data_dir: datasets", f"data_dir: {root}"))
     names = "".join(f'{number},"{name}"\n' for number, name in enumerate(NAMES))
     (root / "results/names.csv").write_text(f"cluster,name\n{names}")
     return root / "results"
@@ -95,21 +85,6 @@ def test_the_best_of_several_heads_and_float_images(copied, tmp_path):
     assert torch.equal(weights["cluster_head.0.weight"], content["model"][f"cluster_head.{other}.weight"])
     assert not any(key.startswith("cluster_head.1") for key in weights)
     assert read_json(tmp_path / "x/model.json")["head"] == other
-
-
-def test_real_images_are_those_of_the_training_folder(digits):
-    trained = load_trained_model(digits)
-    (real,) = export.real_inputs(trained)
-    assert real.shape == (export.REAL_IMAGES, 3, 8, 8)
-    every = data.build_dataset(DIGITS, "test").images[:20]
-    assert all((image == every).flatten(1).all(1).any() for image in real)
-    (digits / "clusters").mkdir()
-    for i in range(20):
-        gradient().save(digits / f"clusters/{i}.png")
-    trained.config.image_folder = str(digits.parent)  # the results are in it
-    assert torch.equal(export.real_inputs(trained)[0], real)
-    trained.config.image_folder = "nowhere"
-    assert export.real_inputs(trained) == []
 
 
 def test_what_differs_from_torch_is_not_kept(digits, exported, tmp_path, monkeypatch, capsys):
