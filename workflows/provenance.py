@@ -26,7 +26,6 @@ class Origin(TypedDict):
     dataset: str
     command: str
     finished: str  # date of the last step
-    rehearsal: bool
     settings: list[str]  # other than those of the experiment files
     seeds: list[int]
     protocol: list[str]  # sentences on how the figures were obtained
@@ -69,7 +68,6 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
     unlabeled = any("unlabeled" in of and of["unlabeled"] != of["train"] for of in splits)
     several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
     protocol = [
-        "A rehearsal: the figures mean nothing." if args.rehearse else "",
         f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
         "the test split; labels serve these figures only.",
         *lines,
@@ -80,7 +78,6 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
         "dataset": args.dataset,
         "command": command_of(args),
         "finished": datetime.date.fromtimestamp(finished).isoformat(),
-        "rehearsal": args.rehearse,
         "settings": args.overrides,
         "seeds": args.seeds,
         "protocol": [line for line in protocol if line],
@@ -93,7 +90,6 @@ def command_of(args: argparse.Namespace) -> str:
     command = ["python", "reproduce.py", args.dataset]
     command += ["--ablation", args.ablation] if args.ablation else []
     command += ["--seeds", *map(str, args.seeds)]
-    command += ["--rehearse"] if args.rehearse else []
     command += ["--set", *args.overrides] if args.overrides else []
     return shlex.join(command)
 
