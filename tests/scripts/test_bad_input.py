@@ -1,7 +1,7 @@
 """Mistakes through the real scripts: each ends in one line that names it, and exit status 1.
 
 Here are those that only a whole script meets, and one or two of each kind that are tested beside the file
-which finds them: run/test_config_mistakes.py, run/test_bad_weights.py, data/sets/test_npz.py, ...
+which finds them: run/test_config_mistakes.py, run/test_weights.py, data/sets/test_npz.py, ...
 """
 
 import numpy as np
@@ -81,10 +81,3 @@ def test_mistake(copied, capsys, script, prepare, words):
     else:
         main, argv = STEPS[script][0].main, arguments(script, copied, flags=more)
     assert_holds(fails(capsys, main, argv), words)
-
-
-def test_eval_with_torchrun(results, capsys, monkeypatch):
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
-        monkeypatch.setenv(name, value)
-    argv = eval_arguments("scan", results / "scan/model.pth.tar")
-    assert "works in one process: start it with python" in fails(capsys, evaluation.main, argv)

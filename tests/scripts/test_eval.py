@@ -13,8 +13,6 @@ from sklearn.cluster import KMeans
 import data
 import eval as evaluation
 from models import build_model
-from utils.analysis import health
-from utils.run.schema import Config
 
 
 @torch.no_grad()
@@ -152,12 +150,3 @@ def test_eval_tells_of_much_larger_images_and_too_many_clusters_at_once(results,
     assert "k-means needs at least 2000 training images" in fails(capsys, evaluation.main, argv)
     log = (tmp_path / "out/log.txt").read_text()
     assert "only the middle 8 x 8 pixels of images of 32 pixels" in log and "searches" not in log
-
-
-@pytest.mark.parametrize(("epochs", "advice"), [(0, health.UNTRAINED_ADVICE), (5, health.SCAN_ADVICE)])
-def test_the_report_advises_what_can_help(epochs, advice, tmp_path):
-    config = Config(setup="scan", epochs=epochs, backbone="resnet18", seed=0)
-    unlabeled = argparse.Namespace(labels=None, classes=None)
-    file = tmp_path / "scan/model.pth.tar"
-    told = evaluation.report_context(config, {"dataset": "mine", "split": "test"}, unlabeled, file)
-    assert told.advice is advice
