@@ -23,7 +23,7 @@ from utils.run.folder import lock
 from utils.run.script import yaml_text
 from utils.training.features import digest_of
 from workflows import grown_images, run_steps
-from workflows.experiments import settings_of, split_step
+from workflows.experiments import settings_of
 from workflows.own_command import ClusterOptions
 from workflows.run_steps import SCRIPTS, DatasetCache, PlannedStep
 
@@ -76,28 +76,11 @@ class OwnExperiment:
 
     def plan(self, step: str) -> PlannedStep:
         """Check the configuration of a step, with the user's settings."""
-        overrides = self.options.overrides
-        try:
-            return self._plan(step, settings_of(step, overrides))
-        except UserError as error:
-            for_all = [override for override in overrides if split_step(override)[0] is None]
-            wrong = [override for override in for_all if not self._takes(step, override)]
-            right = [f"{of}.{key}" for key in wrong for of in self.record.contents if self._takes(of, key)]
-            if not right:
-                raise
-            raise UserError(f"{error}; a key of one step: --set {' '.join(right)}") from None
-
-    def _takes(self, step: str, setting: str) -> bool:
-        try:
-            return bool(self._plan(step, [setting]))
-        except UserError:
-            return False
-
-    def _plan(self, step: str, overrides: list[str]) -> PlannedStep:
         given, machine = self.options.pretrained if step == "pretext" else None, self.options.config_env
         flags = ["--pretrained", str(given)] if given else []
         flags += ["--config_env", str(machine)] if machine else []
-        settings = [f"root_dir={yaml_text(self.folder.parent)}", *overrides]
+        own = settings_of(step, self.options.overrides)
+        settings = [f"root_dir={yaml_text(self.folder.parent)}", *own]
         white = read_json(self.folder / "scan/metrics.json").get("white_level") if self.grown else None
         settings += [f"white_level={white}"] * bool(white)  # so that known images look as they did
         arguments = [*flags, "--config_exp", str(self.file(step)), "--set", *settings]
