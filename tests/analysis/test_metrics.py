@@ -102,17 +102,6 @@ def test_validation_objective_loop(n):
 # --- prototypes ----------------------------------------------------------------------------------
 
 
-def test_prototypes_loop():
-    probabilities, _ = draw(300, 6, 6)
-    features = torch.randn(300, 8, generator=torch.Generator().manual_seed(3))
-    found = find_prototypes(features, probabilities)
-    for cluster in range(6):
-        members = [i for i in range(300) if probabilities[i].argmax() == cluster]
-        best = sorted(members, key=lambda i: -probabilities[i, cluster])[:10]
-        mean = features[best].mean(0)
-        assert found[cluster] == min(best, key=lambda i: (features[i] - mean).norm().item())
-
-
 def test_prototype_of_small_and_empty_clusters():
     probabilities = one_hot([0, 0, 0, 2], 4)
     features = torch.tensor([[0.0], [1.0], [5.0], [9.0]])

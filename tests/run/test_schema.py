@@ -13,7 +13,7 @@ import data
 import losses
 import models
 from data.augment.strong import draw_holes
-from data.augment.transforms import SimCLRAugmentation, StrongAugmentation, draw_color_jitter
+from data.augment.transforms import draw_color_jitter
 from data.folder.splits import build_folder
 from errors import UserError, did_you_mean
 from models import ContrastiveModel
@@ -131,18 +131,6 @@ def test_defaults_within_a_group_are_those_of_the_function(group):
                 assert default == key.default, name
             elif not key.required:
                 assert default is inspect.Parameter.empty
-
-
-def test_default_of_the_flip():
-    """The only default within a group of keys that is not compared above."""
-    normalize, name = {"mean": [0.5] * 3, "std": [0.5] * 3}, "augmentation_kwargs.random_horizontal_flip"
-    flips = {
-        SimCLRAugmentation({"size": 8, "scale": [0.2, 1]}, normalize).flip,
-        StrongAugmentation(8, 1, {"n_holes": 1, "length": 2}, normalize).flip,
-    }
-    assert flips == {KEYS[name].default["p"]}
-    within = {key.name for key in EXPERIMENT if "." in key.name and key.default is not None}
-    assert {key for key in within if key.rpartition(".")[0] not in GROUPS} == {name}
 
 
 def test_the_defaults_depend_on_the_setup():

@@ -126,13 +126,6 @@ def test_the_best_model_is_missing(results, after, capsys):
     assert "it has no model, optimizer, epoch" in fails(capsys, scan.main, arguments("scan", root))
 
 
-@pytest.mark.parametrize("given", ["", "https://example.org/model.pth.tar"])
-def test_no_file_is_given(tmp_path, capsys, given):
-    with pytest.raises(SystemExit):
-        simclr.main(arguments("pretext", tmp_path, flags=("--pretrained", given)))
-    assert "expected a file on this machine" in capsys.readouterr().err
-
-
 def test_scan_from_a_given_model(results, tmp_path, published_pretext, capsys):
     folder = tmp_path / "digits/pretext"
     folder.mkdir(parents=True)  # neighbors, but no model
@@ -156,10 +149,7 @@ def test_selflabel_from_a_given_model(results, tmp_path):
 @pytest.mark.parametrize(
     ("main", "step", "given", "message"),
     [
-        (simclr.main, "pretext", "scan", "a clustering model .*, but a pretext model"),
         (scan.main, "scan", "selflabel", "a clustering model .*, but a pretext model"),
-        (selflabel.main, "selflabel", "pretext", "a pretext model .*, but a clustering model"),
-        (evaluation.main, "scan", "pretext", "a pretext model .*, but a clustering model"),
         (evaluation.main, "pretext", "scan", "a clustering model .*, but a pretext model"),
     ],
 )
