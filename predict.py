@@ -33,7 +33,7 @@ from utils.run.script import file_argument, run_script
 from utils.training.runtimes import fastest_features
 from workflows.cluster_names import ClusterNames, cluster_names
 from workflows.corrections import NONE
-from workflows.sort_files import require_room, sort_files, sorting_folders
+from workflows.sort_files import place_in, require_room, sort_files, sorting_folders
 from workflows.trained_model import TrainedModel, load_trained_model
 from workflows.user_edits import NAMES, changed_tables
 
@@ -371,7 +371,7 @@ def sort_images(images: NewImages, places: list[int], folders: list[Path], args:
     """Copy or link each readable image into the folder of its place; print how many."""
     bar = tqdm(images.files, desc="sorting", unit="image", leave=False, disable=None)
     targets = (
-        (file, folders[place] / images.name(file))
+        (file, place_in(folders[place], images.name(file)))
         for file, place in zip(map(str, bar), places, strict=True)
         if place != UNREADABLE
     )

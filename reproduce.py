@@ -12,6 +12,7 @@ which docs/RESULTS.md is made. --ablation NAME compares variants instead, see wo
 
 import os
 import signal
+import sys
 import threading
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
@@ -165,7 +166,9 @@ def require_known_name(name: str, known: Iterable[str], problem: str) -> None:
 
 def stop_after(minutes: float) -> None:
     """Send this process SIGTERM after so many minutes, as a scheduler would: it saves and stops."""
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    # os.kill would end the process at once on Windows; elsewhere it also wakes a process that waits
+    send = signal.raise_signal if sys.platform == "win32" else partial(os.kill, os.getpid())
+    timer = threading.Timer(60 * minutes, send, (signal.SIGTERM,))
     timer.daemon = True
     timer.start()
 

@@ -73,7 +73,7 @@ def measure(root, count, workers):
     argv = [str(root / "results"), str(images), "--output", str(output), "--num_workers", str(workers)]
     predict.main([*argv, "--device", "cpu"])
     seconds = time.perf_counter() - start
-    with open(output) as file:
+    with open(output, encoding="utf-8") as file:
         rows = sum(1 for _ in file) - 1
     peak, worker = (
         resource.getrusage(who).ru_maxrss * kilobyte

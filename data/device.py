@@ -9,13 +9,19 @@ from .messages import say_once
 log = logging.getLogger(__name__)
 
 Device = torch.device | str
+WITHOUT_FLOAT64 = ("mps",)
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to `device`; pinned first, because otherwise the copy would synchronize the GPU."""
     if device.type == "cuda":
         values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
+def for_float64(device: torch.device) -> torch.device:
+    """The device, or the CPU in place of one that does not compute in float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def moved_if_it_fits(tensor: torch.Tensor, device: Device, what: str) -> torch.Tensor:

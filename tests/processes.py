@@ -9,9 +9,10 @@ from digits_steps import ROOT, draw_nothing
 
 from utils.run.script import run_script
 
-PROCESSES = multiprocessing.get_context("forkserver")
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+PROCESSES = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 PROCESSES.set_forkserver_preload(["digits_steps", "faiss", "torch._dynamo"])
-os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server looks for them
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # where the server looks for them
 
 
 def start(main, *args, output, environment=None):
@@ -55,4 +56,4 @@ def run_all(main, *args, count, output):
         place = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(start(main, *args, output=f"{output}{rank}", environment=place))
     codes = [finish(process) for process in processes]
-    return codes, [Path(f"{output}{rank}").read_text() for rank in range(count)]
+    return codes, [Path(f"{output}{rank}").read_text(encoding="utf-8") for rank in range(count)]

@@ -40,13 +40,13 @@ def writing(path: Path, advice: str) -> Iterator[None]:
 
 def write_json(content: Any, path: str | Path) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; an empty dict if the file is missing, damaged or something else."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

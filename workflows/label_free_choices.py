@@ -16,7 +16,7 @@ from steps.load_model import load_model
 from utils.analysis import choose_k, duplicates, health
 from utils.analysis.groups import find_groups
 from utils.files import digest, read_json, write_csv, write_json
-from utils.run.folder import MINED_TRAIN, Run
+from utils.run.folder import MINED_TRAIN, Run, rename
 from utils.run.machine import Machine, threads_for
 from utils.training.features import backbone_features
 from workflows.own_experiment import LEFT_OUT, OwnExperiment
@@ -100,7 +100,7 @@ def self_label(experiment: OwnExperiment) -> None:
             if here.exists():
                 write_json({"scan": model, "reason": why}, here / "reason.json")
                 shutil.rmtree(aside, ignore_errors=True)  # of other clusters
-                here.rename(aside)
+                rename(here, aside)
         except (UserError, MemoryError, torch.OutOfMemoryError) as error:
             why = first_line(error)
     experiment.left_out = why

@@ -51,7 +51,7 @@ def note_maker(folder: Path, machine: Machine) -> None:
 def read_makers(folder: Path) -> list[dict[str, str]]:
     """The records of `note_maker`, a list of dicts; empty if the step's script was run by hand."""
     path = folder / MADE_WITH
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -> Origin:

@@ -4,6 +4,7 @@ import filecmp
 import os
 import re
 import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,6 +14,9 @@ import data
 from data.messages import numbered
 from errors import UserError
 from utils.files import writing
+
+ON_WINDOWS = sys.platform == "win32"
+DEVICE_NAMES = r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]"  # reserved there
 
 
 def sorting_folders(root: Path, names: Sequence[str], images: Path) -> list[Path]:
@@ -44,7 +48,16 @@ def folder_name(name: str) -> str:
     """A name as that of a folder on any system: never a path, hidden, too long or reserved."""
     name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).strip(" .")
     name = name.encode()[:200].decode(errors="ignore").strip(" .") or "_"
-    return f"_{name}" if re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name, re.I) else name
+    return f"_{name}" if re.match(rf"({DEVICE_NAMES}) *(\.|$)", name, re.I) else name
+
+
+def place_in(folder: Path, name: str) -> Path:
+    """Where an image of this name goes in a folder; on Windows under a name that Windows takes."""
+    if not ON_WINDOWS:
+        return folder / name
+    stem, suffix = os.path.splitext(name)
+    *folders, last = map(folder_name, stem.split("/"))
+    return folder.joinpath(*folders, last + suffix)
 
 
 def require_room(files: Iterable[str], root: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from ..device import to_device
+from ..device import for_float64, to_device
 
 # name: (low, high, mirrored): the magnitude is uniform in [low, high], negated with probability 1/2
 OPERATIONS = {
@@ -103,7 +103,8 @@ def _blend(images: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor) 
     )
     images = images.float()
     luma = _luma(images)  # (n, 1, H, W)
-    mean = (luma.mean((2, 3), keepdim=True, dtype=torch.float64) + 0.5).floor().float()
+    mean = luma.to(for_float64(luma.device)).mean((2, 3), keepdim=True, dtype=torch.float64)
+    mean = (mean + 0.5).floor().float().to(luma.device)
     return _enhance(images, luma.mul_(takes_luma).add_(mean * takes_mean), factor)
 
 
@@ -138,7 +139,7 @@ def _smooth(images: torch.Tensor) -> torch.Tensor:
 
 def _solarize(images: torch.Tensor, operation: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     value = torch.arange(256, device=images.device).view(1, 1, 256)
-    threshold = to_device(threshold, images.device).view(-1, 1, 1)
+    threshold = to_device(threshold.ceil().int(), images.device).view(-1, 1, 1)  # as exact for whole numbers
     return _look_up(images, torch.where(value < threshold, value, 255 - value))
 
 
@@ -148,15 +149,15 @@ def _posterize(images: torch.Tensor, operation: torch.Tensor, bits: torch.Tensor
 
 def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Replace each value by its entry in the table of its image and channel, (n, 3 or 1, 256)."""
-    table = table.to(torch.uint8).expand(-1, 3, -1)
+    table = table.to(images.device, torch.uint8).expand(-1, 3, -1)
     return table.gather(2, images.flatten(2).long()).view_as(images)
 
 
 def _autocontrast(images: torch.Tensor, operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Stretch each channel so that its darkest value becomes 0 and its lightest 255."""
-    value = torch.arange(256, device=images.device).view(1, 1, 256)
-    flat = images.flatten(2)
-    low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
+    place, flat = for_float64(images.device), images.flatten(2)
+    value = torch.arange(256, device=place).view(1, 1, 256)
+    low, high = (limit(2, keepdim=True).to(place, torch.float64) for limit in (flat.amin, flat.amax))
     # `255 / tensor` would round twice, as 255 * (1 / tensor)
     scale = torch.full_like(high, 255) / (high - low)
     stretched = (value * scale - low * scale).clamp(0, 255).nan_to_num().long()

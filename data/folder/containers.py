@@ -93,8 +93,8 @@ def contained(path: str, every: float) -> list[str]:
 
 
 def _is_member(path: str) -> bool:
-    lower = path.lower()
-    return any(f"{suffix}{os.sep}" in lower for suffix in (*_KINDS, *_PAGED)) and not os.path.lexists(path)
+    lower = path.lower().replace(os.sep, "/")
+    return any(f"{suffix}/" in lower for suffix in (*_KINDS, *_PAGED)) and not os.path.lexists(path)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -46,7 +46,9 @@ class FolderImages(Dataset):
 
     def paths(self) -> list[str]:
         """Each file with its folder, as the file system has it: not always text that UTF-8 can encode."""
-        return [os.fsdecode(b"/".join(path.split(b"/")[-2:])) for path in self.files.tolist()]
+        return [
+            "/".join(os.fsdecode(path).replace(os.sep, "/").split("/")[-2:]) for path in self.files.tolist()
+        ]
 
     def names(self) -> list[str]:
         """The images' names, all different, as text that UTF-8 can encode."""
@@ -89,16 +91,16 @@ class FolderImages(Dataset):
         self, index_batches: Iterable[torch.Tensor], device: Device, num_workers: int = 0
     ) -> Iterator[torch.Tensor]:
         """Yield the uint8 images of each index batch, (*index.shape, 3, size, size), on `device`."""
-        index_batches = list(index_batches)
+        index_batches, pinned = list(index_batches), torch.device(device).type == "cuda"
         loader = decoding_loader(
             self,
             num_workers,
             batch_sampler=[index.flatten().tolist() for index in index_batches],
-            pin_memory=torch.device(device).type == "cuda",
+            pin_memory=pinned,
         )
         try:
             for index, images in zip(index_batches, loader, strict=True):
-                yield images.to(device, non_blocking=True).unflatten(0, index.shape)
+                yield images.to(device, non_blocking=pinned).unflatten(0, index.shape)
         except UserError as error:  # a worker process puts its traceback before the message
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
 

@@ -53,9 +53,9 @@ def list_images(folder: Path, without: Sequence[str | Path | None] = ()) -> tupl
 
 
 def names_within(folder: Path, files: Sequence[str]) -> list[str]:
-    """The paths of a folder's files within it."""
+    """The paths of a folder's files within it, with slashes on any system."""
     start = len(os.path.join(folder, ""))
-    return [file[start:] for file in files]
+    return [file[start:].replace(os.sep, "/") for file in files]
 
 
 def require_folder(folder: Path) -> None:

@@ -20,7 +20,8 @@ def available_memory() -> float:
     """
     available = 4e9  # if the system does not say
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        lines = dict(line.split(":") for line in text.splitlines())
         available = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError):
         if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):

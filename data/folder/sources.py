@@ -115,7 +115,10 @@ def listed_images(path: Path) -> SourceImages:
     folder, places = os.path.abspath(path.parent), list(map(os.path.abspath, files))
     whole = any(os.path.isabs(line) for _, line in lines)
     if whole or not all(place.startswith(os.path.join(folder, "")) for place in places):
-        folder = os.path.commonpath(map(os.path.dirname, places))
+        try:
+            folder = os.path.commonpath(map(os.path.dirname, places))
+        except ValueError:  # several drives of Windows
+            return SourceImages(files, [place.replace(os.sep, "/") for place in places], ignored)
     return SourceImages(files, listing.names_within(Path(folder), places), ignored)
 
 

@@ -31,7 +31,7 @@ def build_imagenet(data_dir: Path, split: str, size: int, subset: int | None = N
         wnids = names = of_train or present  # evaluation alone does not need train
         require_known(train, wnids, root, present)
     else:
-        lines = (SUBSETS / f"imagenet_{subset}.txt").read_text().splitlines()
+        lines = (SUBSETS / f"imagenet_{subset}.txt").read_text(encoding="utf-8").splitlines()
         wnids, names = map(list, zip(*(line.split(" ", 1) for line in lines), strict=True))
     missing = [wnid for wnid in wnids if not (root / wnid).is_dir()]
     if missing:

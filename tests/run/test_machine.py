@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from errors import UserError
+from utils.analysis import neighbors
 from utils.run import machine
+from utils.run.checks import DEVICE
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -73,6 +75,29 @@ def test_what_is_compiled(monkeypatch, setting, device, steps, shape, mode):
     chosen = machine.compiled(network, setting, device, steps)
     assert chosen(images) is chosen(images) is network.return_value
     assert modes == ([] if mode == "eager" else [mode])
+
+
+def test_apples_gpu(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device mps: torch sees no GPU of Apple's here; set device to auto"):
+        machine.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert machine.choose_device("auto").type == "cpu"  # only where it is asked for
+    device = machine.choose_device(DEVICE.convert("mps"))
+    assert device.type == "mps"
+    with pytest.raises(UserError, match="one process; start it with python, not with torchrun"):
+        machine.choose_device("mps", 0)
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: True)
+    for name in ("auto", "fp32"):
+        assert machine.choose_precision(name, device) == torch.float32
+    with pytest.raises(UserError, match="float32 only; set precision to auto or fp32"):
+        machine.choose_precision("bf16", device)
+    network = mock.MagicMock()
+    assert machine.compiled(network, "on", device, 10**6) is network
+    assert neighbors._faiss_for(device) == (None, "faiss does not search on mps")
+    with machine.Machine(device, torch.float32).autocast():
+        assert not torch.is_autocast_enabled("mps")
 
 
 def test_beside_a_gpu_one_thread_trains(monkeypatch):

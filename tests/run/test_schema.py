@@ -50,7 +50,7 @@ def names_in(content, prefix=""):
 
 def written_without(path, name, folder):
     """A copy of a file without the dotted key."""
-    content = yaml.safe_load(Path(path).read_text())
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     *groups, last = name.split(".")
     inner = content
     for group in groups:
@@ -145,7 +145,7 @@ def test_an_older_experiment_is_one_with_the_defaults():
     for path in SHIPPED:
         config = load(path, training=False)
         here = experiment_of(config)
-        written = yaml.safe_load(Path(path).read_text())
+        written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         read = {key: written[key] for key in ("num_workers", "image_folder", "knn_every") if key in written}
         assert with_defaults({**written, "seed": 0}) == {**here, **read}
         assert not mismatches(config)
@@ -168,7 +168,7 @@ def test_a_training_of_before_a_key_was_new_goes_on(copied):
 @pytest.mark.parametrize("setup", DIGITS)
 def test_each_required_key_is_missed(setup, tmp_path):
     config, missed = load(DIGITS[setup]), set()
-    for name in names_in(yaml.safe_load(Path(DIGITS[setup]).read_text())):
+    for name in names_in(yaml.safe_load(Path(DIGITS[setup]).read_text(encoding="utf-8"))):
         path = written_without(DIGITS[setup], name, tmp_path)
         if not KEYS[name].is_required(config, training=True):
             load(path)

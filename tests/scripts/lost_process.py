@@ -1,18 +1,19 @@
-"""simclr.py, its second process killed once, when the second epoch is saved; see test_distributed.py."""
+"""A step, its second process killed once, when the second epoch is saved; see test_distributed.py."""
 
 import os
 import signal
 import sys
 import time
 
-import simclr
+from digits_steps import STEPS
+
 from utils.run import checkpoint, distributed
 from utils.run.folder import Run
 from utils.run.script import run_script
 from utils.training import engine
 
 
-def main(argv):
+def main(argv, step="pretext"):
     engine.SECONDS_PER_CHECKPOINT = 0
     log_epoch = Run.log_epoch
 
@@ -24,7 +25,7 @@ def main(argv):
             os.kill(os.getpid(), signal.SIGKILL)
 
     Run.log_epoch = log_and_die
-    simclr.main(argv)
+    STEPS[step][0].main(argv)
 
 
 if __name__ == "__main__":

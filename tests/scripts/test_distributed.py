@@ -1,5 +1,6 @@
 """Several processes: they compute what one does, one of them writes, and a lost one is no disaster."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import lost_process
 import numpy as np
 import pytest
 import torch
-from digits_steps import ROOT, STEPS, arguments, epochs, weights
+from digits_steps import ROOT, STEPS, arguments, before, epochs, weights
 from processes import finish, run_all, start
 from torch import nn
 
@@ -18,7 +19,9 @@ import data
 import simclr
 from data.sets.arrays import ArrayImages
 from errors import UserError
-from utils.run import checkpoint, distributed
+from utils.run import checkpoint, distributed, machine
+from utils.run.folder import Run
+from utils.training import engine
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -100,11 +103,37 @@ def test_a_lost_process_ends_the_run_and_the_next_resumes(tmp_path):
     assert [line["epoch"] for line in epochs(folder)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("step", ["scan", "selflabel"])
+def test_one_process_then_two_then_one(step, after, tmp_path, monkeypatch):
+    """The first is lost, one of the two is lost, and the last ends the step."""
+    argv = arguments(step, after(*before(step)), "epochs=3", "batch_size=718", "precision=fp32")
+    folder, log_epoch = tmp_path / "digits" / step, Run.log_epoch
+
+    def log_or_fail(run, metrics):
+        if metrics["epoch"] == 2:
+            raise ZeroDivisionError
+        log_epoch(run, metrics)
+
+    monkeypatch.setattr(engine, "SECONDS_PER_CHECKPOINT", 0)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Run, "log_epoch", log_or_fail)
+        STEPS[step][0].main(argv)
+    logging.basicConfig(force=True)  # its log is open, and locked, until this process ends or logs elsewhere
+    codes, printed = run_all(lost_process.main, argv, step, count=2, output=tmp_path / "output")
+    assert codes == [1, -signal.SIGKILL], printed
+    assert "2 processes" in printed[0] and "resuming after epoch 1" in printed[0]
+    assert "another process of this run was lost" in printed[0].splitlines()[-1]
+    STEPS[step][0].main(argv)
+    assert "resuming after epoch 2" in (folder / "log.txt").read_text(encoding="utf-8")
+    assert [line["epoch"] for line in epochs(folder)] == [1, 2, 3]
+    assert (folder / "metrics.json").exists()
+
+
 def test_torchrun_restarts_a_lost_process_and_resumes(tmp_path):
     command = [*TORCHRUN, "--max_restarts", "1", "tests/scripts/lost_process.py"]
     done = subprocess.run(
         [sys.executable, *command, *arguments("pretext", tmp_path, "epochs=3", flags=["--fresh"])],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -122,6 +151,35 @@ def test_a_users_mistake_is_one_line_of_each_process(tmp_path):
         last = text.splitlines()[-1]
         assert last.startswith(f"error in process {rank}: batch_size 255 does not divide by 2 processes")
         assert "UserError" not in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("gpus, backend", [(8, "nccl"), (0, "gloo")])
+def test_each_process_of_a_machine_takes_its_gpu(monkeypatch, gpus, backend):
+    """Process 13 of 16 on two machines; none of the GPUs is there."""
+    place = {"RANK": "13", "WORLD_SIZE": "16", "LOCAL_RANK": "5", "TORCHELASTIC_RESTART_COUNT": "2"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    chosen, joined, wrapped = [], [], []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url, timeout: iter([(store, 13, 16)]))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *args, **options: joined.append((args, options))
+    )
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda *_, **options: wrapped.append(options))
+
+    device = machine.choose_device("auto", distributed.local_rank())
+    distributed.start(device)
+    distributed.parallel(nn.Linear(1, 1), device)
+    assert (str(device), chosen) == (("cuda:5", [5]) if gpus else ("cpu", []))
+    (((found,), options),) = joined
+    assert found == backend and (options["rank"], options["world_size"]) == (13, 16)
+    assert options["timeout"] == distributed.TIMEOUT  # longer than mining takes, in one of the processes
+    options["store"].set("key", "value")
+    assert store.check(["attempt 2/key"])  # not in the way of the processes before the restart
+    assert wrapped[0]["device_ids"] == ([5] if gpus else None)
 
 
 class WithActivation(nn.BatchNorm2d):

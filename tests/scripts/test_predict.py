@@ -165,7 +165,7 @@ def test_images_of_16_bits_have_the_white_of_the_training(copied, tmp_path, capl
     figures["white_level"] = white if where == "metrics.json" else None
     (step / "metrics.json").write_text(json.dumps(figures))
     if where == "config.yml":
-        with open(step / "config.yml", "a") as file:
+        with open(step / "config.yml", "a", encoding="utf-8") as file:
             file.write(f"\nwhite_level: {white}\n")
     messages.say_once.cache_clear()
     trained = load_trained_model(copied / "digits")

@@ -129,6 +129,8 @@ def _faiss_for(device: torch.device) -> tuple[ModuleType | None, str | None]:
         import faiss
     except ImportError:
         return None, "faiss is not installed (pip install faiss-cpu or faiss-gpu)"
+    if device.type == "mps":
+        return None, "faiss does not search on mps"
     if device.type == "cuda" and faiss.get_num_gpus() <= (device.index or 0):
         return None, f"faiss does not see {device} (pip install faiss-gpu)"
     return faiss, None

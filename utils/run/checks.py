@@ -102,7 +102,7 @@ def _is_name(value: Any) -> bool:
 
 def _is_relative(name: str) -> bool:
     path = Path(name)  # it names folders of data and of results
-    return not path.is_absolute() and ".." not in path.parts and path != Path()
+    return not path.anchor and ".." not in path.parts and path != Path()
 
 
 def _on_or_off(value: Any) -> Any:
@@ -115,10 +115,12 @@ STRING = satisfying(_is_name, "a name")
 DATASET = satisfying(
     _is_relative,
     "the name of a dataset within data_dir",
-    lambda value: str(Path(STRING.convert(value))),  # without a slash at the end, as a shell completes it
+    lambda value: Path(
+        STRING.convert(value)
+    ).as_posix(),  # without a slash at the end, as a shell completes it
 )
 DEVICE = satisfying(
-    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(value)), "auto, cpu, cuda or cuda:N"
+    lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", str(value)), "auto, cpu, cuda, cuda:N or mps"
 )
 _AUTO_ON_OFF = one_of("auto", "on", "off")
 ON_OR_OFF = Check(_AUTO_ON_OFF.words, lambda value: _AUTO_ON_OFF.convert(_on_or_off(value)))

@@ -1,10 +1,10 @@
 """One run of one step: its results folder, its log and its seed."""
 
+import atexit
 import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,11 +109,13 @@ class Run:
             yield folder
             return
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # Windows keeps files that are mapped
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     # --- what is written: by the main process only -----------------------------------------------
 
@@ -126,7 +128,7 @@ class Run:
         """Save the resolved configuration beside the results."""
         if self.main:
             with atomic(self.folder / "config.yml") as path:
-                path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
+                path.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False), encoding="utf-8")
 
     def log_epoch(self, metrics: dict[str, Any]) -> None:
         """Append one JSON line of metrics to metrics.jsonl."""
@@ -139,7 +141,7 @@ class Run:
         if self.main:
             kept = [line for line in self.read_epochs() if line["epoch"] <= epochs_done]
             with atomic(self.folder / EPOCHS) as path:
-                path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def read_epochs(self) -> list[dict[str, Any]]:
         """The metrics of the epochs so far."""
@@ -150,7 +152,7 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
     """The logged metrics of the epochs of a step, by its folder."""
     path = folder / EPOCHS
     epochs = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             epoch = json.loads(line)
         except json.JSONDecodeError:  # a line cut short by a crash; its epoch will be repeated
@@ -182,15 +184,26 @@ def find_earlier_folder(config: Config, step: str, run_name: str | None) -> Path
     return shared if lacks and (shared / MODEL).exists() else own
 
 
+def rename(folder: Path, target: Path) -> None:
+    """Rename a step's folder, although its log may be open, which Windows would refuse."""
+    handlers = (h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler))
+    logs = [handler for handler in handlers if folder.resolve() in Path(handler.baseFilename).parents]
+    for handler in logs:
+        handler.close()  # the next message opens it again
+    folder.rename(target)
+    for handler in logs:
+        handler.baseFilename = str(target.resolve() / "log.txt")
+
+
 def lock(file: IO[Any], folder: Path, apart: str, holder: str = "") -> None:
     """Lock an open file of a folder until this process ends or closes it; without locks, do nothing.
 
     Raises UserError if another process, `holder`, has locked it; `apart` is what keeps two runs apart.
     """
-    if sys.platform == "win32":
+    try:
+        import fcntl
+    except ImportError:  # Windows
         return
-    import fcntl
-
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -81,6 +81,11 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("device mps: torch sees no GPU of Apple's here; set device to auto or cpu")
+        if local_rank is not None:
+            raise UserError("device mps: works in one process; start it with python, not with torchrun")
     if device.type != "cuda":
         return device
     if local_rank is not None:
@@ -106,9 +111,13 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware computes in it, else float32."""
     if name == "auto":
         # torch.cuda.is_bf16_supported() also counts emulation, which is slow
-        gpu = device.type == "cuda"
-        native = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else _cpu_has_bf16()
+        if device.type == "cuda":
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            native = device.type == "cpu" and _cpu_has_bf16()
         name = "bf16" if native else "fp32"
+    if name == "bf16" and device.type == "mps":
+        raise UserError("device mps: computes in float32 only; set precision to auto or fp32")
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
@@ -169,7 +178,7 @@ def compiled(
     minutes. On a CPU nearly all of the time goes to convolutions, which use the same library either way.
     """
     repays = device.type == "cuda" and iterations >= ITERATIONS_THAT_REPAY
-    if setting == "off" or (setting == "auto" and not repays):
+    if setting == "off" or (setting == "auto" and not repays) or device.type == "mps":
         return network
     log.info("compiling the network (compile: %s); the first iteration takes a minute or two", setting)
     return _CompiledOrEager(network)

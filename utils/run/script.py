@@ -1,6 +1,7 @@
 """What every script does around its work: its command line, and how it ends."""
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -30,6 +31,8 @@ def run_script(
     `when_stopped` says, after a signal, what to do next.
     """
     interrupt.listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that Windows' code pages lack
     try:
         main()
         distributed.stop()
@@ -54,7 +57,7 @@ def _message_for(error: Exception) -> str | None:
     """The message for an error that is no bug: memory that is full, or a process that was lost; else None."""
     text = str(error)
     line = first_line(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "backend out of memory" in text:  # the latter: MPS
         return f"the GPU's memory is full ({line}); lower batch_size"
     if isinstance(error, MemoryError) or "allocate memory" in text:  # how torch says it on a CPU
         return f"the memory is full ({line}); lower batch_size or the images' size"

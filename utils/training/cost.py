@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-MEASURED_IMAGES = {"cpu": 8, "cuda": 128}  # of random pixels; fewer would not keep a GPU busy
+MEASURED_IMAGES = {"cpu": 8, "cuda": 128, "mps": 128}  # of random pixels; fewer would not keep a GPU busy
 
 
 def seconds_per_image(backbone: nn.Module, size: int, device: torch.device) -> float:
@@ -62,8 +62,8 @@ def _seconds(function: Callable[[], object], device: torch.device) -> float:
     for _ in range(3):
         start = time.perf_counter()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
 

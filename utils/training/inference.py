@@ -79,7 +79,9 @@ def infer(function: Callable[[Any], Outputs], loader: "Loader", title: str) -> O
     for outputs in _outputs(function, loader, title):
         parts = _tensors_of(outputs)
         if not whole:  # allocated once, and each batch copied into place: torch.cat needs twice the memory
-            whole = [part.new_empty(n, *part.shape[1:]) for part in parts]
+            # on the CPU in place of MPS, since the figures are computed in float64
+            at = "cpu" if parts[0].is_mps else parts[0].device
+            whole = [part.new_empty(n, *part.shape[1:], device=at) for part in parts]
         for place, part in zip(whole, parts, strict=True):
             place[done : done + len(part)] = part
         done += len(parts[0])

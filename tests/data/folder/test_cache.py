@@ -120,7 +120,7 @@ def test_images_larger_than_the_memory_can_be_mapped(five, results, another_proc
         for _ in range(2):  # when they are written, and when they are found
             another_process()
             dataset = build(five, root_dir=str(results))
-            with open("/proc/self/maps") as file:
+            with open("/proc/self/maps", encoding="utf-8") as file:
                 maps = [line.split()[1] for line in file if str(results) in line]
             assert maps and set(maps) == {"r--s"}
             dataset.raw(0).zero_()
