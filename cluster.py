@@ -312,5 +312,9 @@ def tell(figures: dict[str, Any], advice: dict[str, str], folder: Path) -> None:
             print(f"  {folder / name}")
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_script(main, "give the same command again to go on")
+
+
+if __name__ == "__main__":
+    command()

@@ -244,5 +244,9 @@ def save_features(features: torch.Tensor, dataset: data.Dataset, path: Path) -> 
     log.info("features %s in %s", tuple(features.shape), path)
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_script(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -25,7 +25,7 @@ from steps.load_model import keep_head
 from utils.files import read_json, write_json, writing
 from utils.run import distributed
 from utils.run.machine import dtype_name
-from utils.run.script import file_argument, run_script
+from utils.run.script import add_version, file_argument, run_script
 from utils.training.runtimes import ONNX_PACKAGES, write_onnx
 from workflows.cluster_names import read_names
 from workflows.trained_model import TrainedModel, load_trained_model
@@ -77,6 +77,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         "--input", choices=["uint8", "float"], default="uint8",
         help="values of the ONNX file's images: uint8, 0 to 255, or float32, 0 to 1 (default: %(default)s)",
     )  # fmt: skip
+    add_version(parser)
     args = parser.parse_args(argv)
     distributed.require_one_process("export.py")
     return args
@@ -214,5 +215,9 @@ def description(
     return content
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_script(main, "nothing was written")
+
+
+if __name__ == "__main__":
+    command()

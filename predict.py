@@ -29,7 +29,7 @@ from utils.files import read_json, write_csv, write_json, writing
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.folder import TRAINING_FEATURES
-from utils.run.script import file_argument, run_script
+from utils.run.script import add_version, file_argument, run_script
 from utils.training.runtimes import fastest_features
 from workflows.cluster_names import ClusterNames, cluster_names
 from workflows.corrections import NONE
@@ -107,6 +107,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     add("--num_workers", type=int, help="processes that decode images (default: half the cores)")
     add("--device", default="auto", help=f"{DEVICE.words} (default: %(default)s)")
+    add_version(parser)
     args = parser.parse_args(argv)
     distributed.require_one_process("predict.py")
     if not 0 <= args.unsure <= 1:
@@ -380,5 +381,9 @@ def sort_images(images: NewImages, places: list[int], folders: list[Path], args:
     print(f"{made} {kind} made in {shown(str(args.sort_into))}{there}")
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_script(main, "the same command starts over; what was sorted stays, and will not be sorted twice")
+
+
+if __name__ == "__main__":
+    command()

@@ -34,7 +34,7 @@ from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import FIGURES, FINGERPRINT, read_epochs
 from utils.run.machine import choose_device
-from utils.run.script import add_overrides, is_name, parse_arguments, run_script, yaml_text
+from utils.run.script import add_overrides, add_version, is_name, parse_arguments, run_script, yaml_text
 from utils.training.inference import infer
 from workflows import records, tables
 from workflows.ablations import ABLATIONS, run_ablation
@@ -137,6 +137,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("--ablation", metavar="NAME", help=f"compare variants: {', '.join(ABLATIONS)}")
     add("--record", metavar="NAME", help=f"also keep the results as {RECORDS}/NAME, for docs/RESULTS.md")
     add_overrides(parser, "override a key of all three experiment files, or of one: scan.epochs=9")
+    add_version(parser)
     args = parser.parse_args(argv)
     distributed.require_one_process("reproduce.py")
     files = f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset"
@@ -145,6 +146,8 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.minutes is not None and args.minutes <= 0:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
+    if args.record and not RECORDS.is_dir():
+        raise UserError(f"--record {args.record}: only in a checkout, which has {RECORDS}")
     if args.record and not is_name(args.record):
         raise UserError(f"--record {args.record}: use letters, digits, '_', '-' and '.'")
     if args.ablation:
@@ -315,5 +318,9 @@ def protocol(configs: Configs, baselines: dict[str, Metrics], args: Namespace) -
     ]
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_script(main)
+
+
+if __name__ == "__main__":
+    command()

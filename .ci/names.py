@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # what every command, or every step, has by agreement
-SHARED = {"main", "add_arguments", "read_arguments", "run_step"}
+SHARED = {"main", "command", "add_arguments", "read_arguments", "run_step"}
 # the published bounds of loss and validation objective: losses/ and utils/ do not import each other
 SHARED |= {"MIN_PROBABILITY", "MIN_LOG"}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.run.config import Config, read_yaml
-from utils.run.script import default_environment, yaml_text
+from utils.run.script import default_environment, own_file, yaml_text
 from workflows.run_steps import SCRIPTS, PlannedStep, plan_step, require_same_settings
 
 Plan = dict[str, PlannedStep]  # by name
@@ -29,7 +29,7 @@ EXPERIMENTS = {
 def experiment_files(dataset: str) -> dict[str, str]:
     """The experiment file of each step, for a dataset of EXPERIMENTS."""
     names = zip(SCRIPTS, EXPERIMENTS[dataset], strict=True)
-    return {step: f"configs/{step}/{name}.yml" for step, name in names}
+    return {step: own_file(f"configs/{step}/{name}.yml") for step, name in names}
 
 
 def split_step(override: str) -> tuple[str | None, str]:

@@ -11,7 +11,7 @@ from errors import UserError
 from steps.options import CommandOptions
 from utils.analysis import choose_k, partitions
 from utils.run import distributed
-from utils.run.script import add_overrides, file_argument, is_name
+from utils.run.script import add_overrides, add_version, file_argument, is_name
 from workflows.experiments import split_step
 from workflows.run_steps import SCRIPTS
 
@@ -133,6 +133,7 @@ def read_arguments(argv: list[str] | None, description: str) -> ClusterOptions:
     add_overrides(
         parser, "override a key of all experiment files, or of one (pretext, scan, selflabel): scan.epochs=9"
     )
+    add_version(parser)
     args = parser.parse_args(argv)
     args.clusters, args.candidates = args.clusters
     distributed.require_one_process("cluster.py")

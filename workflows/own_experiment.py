@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ def take_earlier(experiment: OwnExperiment) -> bool:
     content = read_json(folder / COMMAND_FILE)
     if not content:
         raise UserError(f"{folder}: holds results of other scripts; give {apart}")
-    record, asked = CommandRecord(**content), options.training_arguments()
+    known = {key.name: content[key.name] for key in fields(CommandRecord) if key.name in content}
+    record, asked = CommandRecord(**known), options.training_arguments()
     changed = differences(record.arguments, asked)
     moved = changed.pop("images", None)  # `own_folder` says that they are the same
     if "features" in asked and "features" in record.arguments:  # they are compared with the images

@@ -16,6 +16,8 @@ from utils.files import write_json
 from utils.run.fingerprint import read_fingerprint
 from utils.run.folder import FINGERPRINT
 from utils.run.machine import Machine, dtype_name
+from utils.run.script import PROGRAM
+from utils.run.version import VERSION
 
 MADE_WITH = "made_with.json"  # in each step's folder: the machines and versions that produced its results
 
@@ -87,18 +89,20 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
 
 def command_of(args: argparse.Namespace) -> str:
     """The command line of reproduce.py that gives these figures, without the folders."""
-    command = ["python", "reproduce.py", args.dataset]
+    command = [args.dataset]
     command += ["--ablation", args.ablation] if args.ablation else []
     command += ["--seeds", *map(str, args.seeds)]
     command += ["--set", *args.overrides] if args.overrides else []
-    return shlex.join(command)
+    return f"python reproduce.py {shlex.join(command)}"
 
 
 def _commit() -> str:
-    """The git commit of this program, with -dirty appended if files differ from it."""
+    """The git commit of this program, with -dirty appended if files differ from it; or its version."""
+    if not (PROGRAM / ".git").exists():  # the commit would be that of whatever it lies in
+        return f"v{VERSION}"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        git = subprocess.run(command, cwd=PROGRAM, capture_output=True, text=True)
     except OSError:  # no git on this machine
         return "unknown"
     return git.stdout.strip() or "unknown"

@@ -131,7 +131,9 @@ def run_steps(plan: Mapping[str, PlannedStep], build_dataset: BuildDataset) -> d
     `build_dataset`: a DatasetCache, to build nothing twice.
     """
     for step in plan.values():
-        print(f"\n$ python {step.script.__name__}.py {shlex.join(step.arguments)}", flush=True)
+        name = step.script.__name__
+        script = f"-m {name}" if "." in name else f"{name}.py"  # in the installed package, in a checkout
+        print(f"\n$ python {script} {shlex.join(step.arguments)}", flush=True)
         if is_finished(step, build_dataset):
             print(f"done before: {step.folder}", flush=True)
         else:

@@ -102,7 +102,7 @@ class FolderImages(Dataset):
             for index, images in zip(index_batches, loader, strict=True):
                 yield images.to(device, non_blocking=pinned).unflatten(0, index.shape)
         except UserError as error:  # a worker process puts its traceback before the message
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")) from None
+            raise UserError(str(error).strip().splitlines()[-1].rpartition("errors.UserError: ")[2]) from None
 
 
 def decoding_loader(dataset: Any, num_workers: int, **options: Any) -> torch.utils.data.DataLoader:

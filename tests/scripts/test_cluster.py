@@ -23,6 +23,7 @@ import predict
 import scan
 import simclr
 from errors import CannotTrainError, UserError
+from utils.files import read_json, write_json
 from utils.run.config import read_yaml
 from utils.run.folder import Run
 from utils.training import features
@@ -163,6 +164,17 @@ def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeyp
     shutil.rmtree(folder / "clusters")
     cluster.main(argv)
     assert before == written() and figures(folder)["num_clusters"] == 4
+
+
+def test_results_of_a_newer_version(command, tmp_path, capsys):
+    """They are used, what this one does not know is not, and one line tells."""
+    argv, folder = copied(command, tmp_path)
+    before = times(folder)
+    for path in (folder / "cluster.json", *folder.glob("*/fingerprint.json")):
+        write_json({**read_json(path), "version": "2.1.0", "of_the_future": []}, path)
+    cluster.main(argv)
+    assert before == times(folder)
+    assert capsys.readouterr().err.count(f"{folder}: made by version 2.1.0, which") == 1
 
 
 def test_a_step_can_be_repeated_from_its_file(command, tmp_path):

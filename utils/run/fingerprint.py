@@ -14,6 +14,7 @@ from utils.files import digest, read_json, write_json
 from .config import differences, experiment_of, listed
 from .folder import CHECKPOINT, FINGERPRINT, MODEL, SIGNED
 from .schema import Config
+from .version import VERSION, warn_if_newer
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Fingerprint:
         """
         files = {name: digest(folder / name) for name in SIGNED if (folder / name).exists()}
         content = {**self.content, "backbone_weights": backbone_hash(weights), "files": files}
+        content["version"] = VERSION
         write_json(content, folder / FINGERPRINT)
 
 
@@ -68,8 +70,12 @@ def backbone_hash(weights: dict[str, torch.Tensor]) -> str:
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """What `Fingerprint.write` wrote; empty if it did not, as for files of the original program."""
+    """What `Fingerprint.write` wrote; empty if it did not, as for files of the original program.
+
+    Results of a newer major version are warned of. Those before 1.0 have no `version`.
+    """
     content = read_json(folder / FINGERPRINT)
+    warn_if_newer(str(content.get("version", "")), folder.parent)
     whole = "backbone_weights" in content and all(
         isinstance(content.get(key), dict) for key in ("data", "files")
     )

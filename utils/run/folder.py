@@ -94,7 +94,7 @@ class Run:
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             lock(file.stream, self.folder, "--run NAME")  # type: ignore[arg-type]  # it is open
             logging.getLogger().addHandler(file)
-        logging.getLogger("utils").setLevel(logging.DEBUG)  # details, for the file only
+        logging.getLogger(__name__.split(".run.")[0]).setLevel(logging.DEBUG)  # details, for the file only
         logging.getLogger("faiss").setLevel(logging.WARNING)  # it lists the instruction sets that it tried
 
     def seed(self, epoch: int = -1) -> None:

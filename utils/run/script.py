@@ -19,8 +19,11 @@ from termcolor import colored
 from errors import UserError, first_line, refusal
 
 from . import config, distributed, interrupt, schema
+from .version import VERSION
 
 log = logging.getLogger(__name__)
+
+PROGRAM = Path(__file__).resolve().parents[2]
 
 
 def run_script(
@@ -115,19 +118,24 @@ class _ListKeys(argparse.Action):
         parser.exit()
 
 
+def own_file(name: str) -> str:
+    """A file of this program, such as one in configs/; relative if the program is in the current folder."""
+    return name if Path(name).resolve() == (PROGRAM / name).resolve() else str(PROGRAM / name)
+
+
 def default_environment() -> str:
     """configs/env.yml of this program; or that of the current folder, if it holds keys of this program only.
 
     A line tells of the latter, whether it is read or not.
     """
-    here, own = Path("configs/env.yml"), Path(__file__).parents[2] / "configs/env.yml"
-    if not here.exists() or here.resolve() == own.resolve():
-        return str(here if here.exists() else own)
+    here, own = Path("configs/env.yml"), own_file("configs/env.yml")
+    if not here.exists() or str(here) == own:
+        return own
     try:
         config.read_environment(here)
     except UserError as error:
         _tell(f"{error}; so it is taken for another program's, and {own} is read")
-        return str(own)
+        return own
     _tell(f"this machine's settings are those of {here.resolve()}; the program's own: --config_env {own}")
     return str(here)
 
@@ -170,12 +178,15 @@ def parse_arguments(
         default=argparse.SUPPRESS,
         help="print every key of both files with its values, its default and what requires it, and exit",
     )
+    add_version(parser)
     if pretrained_help is not None:
         _add_start_arguments(parser, pretrained_help)
     if add_arguments:
         add_arguments(parser)
     args = parser.parse_args(argv)
     args.config_env = args.config_env or default_environment()
+    if not Path(args.config_exp).exists() and (PROGRAM / args.config_exp).is_file():
+        args.config_exp = own_file(args.config_exp)
     if args.data_dir:
         args.overrides.append(f"data_dir={yaml_text(args.data_dir)}")
     return args
@@ -192,6 +203,11 @@ def yaml_text(path: str | Path) -> str:
     if re.fullmatch(r"[\w./-]*/[\w./-]*", text):
         return text
     return json.dumps(text, ensure_ascii=False)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version to a command line."""
+    parser.add_argument("--version", action="version", version=f"scan-clustering {VERSION}")
 
 
 def add_overrides(parser: argparse.ArgumentParser, help_: str) -> None:
