@@ -15,19 +15,19 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).parent
-API, PROGRAM = "scan_clustering", "scan_clustering._program"
-PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-MODULES = {path.stem for path in ROOT.glob("*.py")} - {"setup", API}
-KINDS = {".py", ".yml", ".txt", ".html", ".css", ".js"}
+API, INNER = "scan_clustering", "scan_clustering._program"
+FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+TOP_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"setup", API}
+SUFFIXES = {".py", ".yml", ".txt", ".html", ".css", ".js"}
 SCRIPT = re.compile(r"(?:python )?\b(cluster|predict|export|eval|reproduce)\.py\b")  # as users know them
-NO_API = f"from {PROGRAM}.utils.run.version import VERSION as __version__\n"
+NO_API = f"from {INNER}.utils.run.version import VERSION as __version__\n"
 
 
 def sources() -> list[Path]:
     """The files of the program, relative to ROOT."""
-    within = [path for folder in (*PACKAGES, "configs") for path in (ROOT / folder).rglob("*")]
-    files = [*(ROOT / f"{name}.py" for name in MODULES), *within]
-    return sorted(path.relative_to(ROOT) for path in files if path.suffix in KINDS)
+    within = [path for folder in (*FOLDERS, "configs") for path in (ROOT / folder).rglob("*")]
+    files = [*(ROOT / f"{name}.py" for name in TOP_MODULES), *within]
+    return sorted(path.relative_to(ROOT) for path in files if path.suffix in SUFFIXES)
 
 
 def rewritten(path: Path) -> str:
@@ -38,13 +38,13 @@ def rewritten(path: Path) -> str:
         for node in ast.walk(ast.parse(text)):
             match node:
                 case ast.ImportFrom(module=str(name), level=0):
-                    names, old, new = [name.split(".")[0]], "from ", f"from {PROGRAM}."
+                    names, old, new = [name.split(".")[0]], "from ", f"from {INNER}."
                 case ast.Import(aliases):
                     names = [alias.name for alias in aliases]
-                    old, new = "import ", f"from {PROGRAM} import "
+                    old, new = "import ", f"from {INNER} import "
                 case _:
                     continue
-            if PACKAGES.union(MODULES).isdisjoint(name.split(".")[0] for name in names):
+            if FOLDERS.union(TOP_MODULES).isdisjoint(name.split(".")[0] for name in names):
                 continue
             start = lines[node.lineno - 1][node.col_offset :]
             if len(names) > 1 or "." in names[0] or not start.startswith(old):
