@@ -36,14 +36,12 @@ def rewritten(path: Path) -> str:
     if path.suffix == ".py":
         lines = text.split("\n")
         for node in ast.walk(ast.parse(text)):
-            match node:
-                case ast.ImportFrom(module=str(name), level=0):
-                    names, old, new = [name.split(".")[0]], "from ", f"from {INNER}."
-                case ast.Import(aliases):
-                    names = [alias.name for alias in aliases]
-                    old, new = "import ", f"from {INNER} import "
-                case _:
-                    continue
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names, old, new = [str(node.module).split(".")[0]], "from ", f"from {INNER}."
+            elif isinstance(node, ast.Import):
+                names, old, new = [alias.name for alias in node.names], "import ", f"from {INNER} import "
+            else:
+                continue
             if FOLDERS.union(TOP_MODULES).isdisjoint(name.split(".")[0] for name in names):
                 continue
             start = lines[node.lineno - 1][node.col_offset :]
