@@ -20,7 +20,7 @@ FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 TOP_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"setup", API}
 SUFFIXES = {".py", ".yml", ".txt", ".html", ".css", ".js"}
 SCRIPT = re.compile(r"(?:python )?\b(cluster|predict|export|eval|reproduce)\.py\b")  # as users know them
-NO_API = f"from {INNER}.utils.run.version import VERSION as __version__\n"
+VERSION_LINE = f"\nfrom {INNER}.utils.run.version import VERSION as __version__\n"
 
 
 def sources() -> list[Path]:
@@ -63,7 +63,7 @@ class BuildPackage(build_py):
         contents = {Path("_program", path): rewritten(path) for path in sources()}
         contents[Path("_program/__init__.py")] = '"""The program: not for other programs to import."""\n'
         api = Path(f"{API}.py")
-        contents[Path("__init__.py")] = rewritten(api) if (ROOT / api).exists() else NO_API
+        contents[Path("__init__.py")] = (rewritten(api) if (ROOT / api).exists() else "") + VERSION_LINE
         for path, text in contents.items():
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             (package / path).write_text(text, encoding="utf-8")
