@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -11,7 +12,9 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import threading
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -25,12 +28,15 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import check_estimator
 
 import cluster as command
 import data
 import estimator
 from errors import UserError
 from scan_clustering import ImageClusterer, cluster
+from steps import judged_clusters
+from utils import report
 
 N = 60
 VECTORS = load_digits().data[:N]
@@ -230,7 +236,7 @@ def test_table(fitted, monkeypatch):
         assert fitted.table == (library, expected)
 
 
-def test_show(fitted, monkeypatch, pictures):
+def test_show(fitted, monkeypatch):
     assert fitted.show() == fitted.folder_ / "prototypes.png"
     Image.new("RGB", (3, 3)).save(fitted.show())
     shown = []
@@ -265,9 +271,40 @@ def test_parameters():
         clusters.predict(VECTORS)
 
 
-def test_notebook(monkeypatch, tmp_path, capsys):
-    """Its cells run, and docs/PYTHON.md shows what they do."""
+FEW = "it fits to 10 to 20 samples; at least 21 are needed, so that each has 20 neighbors"
+CHECKS_WITH_FEW = (
+    "dict_unchanged", "dont_overwrite_parameters", "estimators_dtypes", "estimators_empty_data_messages",
+    "estimators_nan_inf", "f_contiguous_array_estimator", "fit2d_1feature", "fit2d_predict1d",
+    "methods_sample_order_invariance", "methods_subset_invariance", "n_features_in_after_fitting",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_scikit_learns_own_checks(monkeypatch, tmp_path):
+    """With a short training; the same data are clustered once."""
+    monkeypatch.setattr(judged_clusters, "HEAD_ITERATIONS", 5)
+    monkeypatch.setattr(report, "render", mock.Mock(return_value=""))
+
+    def run_once(argv, verbose):
+        root, name = (argv[argv.index(flag) + 1] for flag in ("--root_dir", "--name"))
+        kept = (
+            tmp_path / hashlib.sha256((root / name / "given.npy").read_bytes() + bytes(argv[2])).hexdigest()
+        )
+        if not kept.exists():
+            run_here(argv, verbose)
+            shutil.copytree(root / name, kept)
+        shutil.copytree(kept, root / name, dirs_exist_ok=True)
+
+    monkeypatch.setattr(estimator, "run_command", run_once)
+    expected = {f"check_{name}": FEW for name in CHECKS_WITH_FEW}
+    done = check_estimator(ImageClusterer(2), expected_failed_checks=expected, on_skip=None)
+    status = Counter(check["status"] for check in done)
+    assert status["xfail"] == len(CHECKS_WITH_FEW) and status["passed"] >= 30
+
+
+def test_the_cells_of_the_notebook(monkeypatch, tmp_path):
     monkeypatch.setattr(estimator, "run_command", run_here)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cells = json.loads((ROOT / "docs/notebook.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in cells)
