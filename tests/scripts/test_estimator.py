@@ -140,7 +140,7 @@ def test_what_the_command_prints(program, capfd):
 
 
 def test_interrupted(program, tmp_path):
-    program(f"echo $$ > {tmp_path / 'process'}; kill -INT $PPID; exec sleep 60")
+    program(f"echo $$ > {tmp_path / 'process'}; sleep 1; kill -INT $PPID; exec sleep 60")
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
