@@ -4,7 +4,7 @@ python reproduce.py DATASET --ablation NAME [--seeds 0 1 2] [--minutes 8] [--set
 
 Whatever variants have in common is trained once: the experiment files' own results are those of reproduce.py
 without --ablation, in ROOT_DIR/seed-N/DATASET/; those of a variant are in ROOT_DIR/seed-N/NAME-VARIANT/. The
-same command resumes. It writes ROOT_DIR/DATASET-ablation-NAME.md, .csv and .json.
+same command resumes. It writes ROOT_DIR/DATASET-ablation-NAME.md, .csv, .json and .png.
 """
 
 import json
@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from utils.analysis import plots
 from utils.analysis.metrics import spread
 from utils.files import read_json
 from utils.run.config import to_dict
@@ -161,8 +162,9 @@ def run_ablation(args: Namespace, experiment: DatasetExperiment, configs: Config
     summary = ablation_summary(args, variants, plans)
     path = experiment.root / f"{args.dataset}-ablation-{args.ablation}"
     tables.write_tables(summary, path)
+    save_figure(summary, Path(f"{path}.png"))
     print("", *tables.console(summary), "", sep="\n")
-    print(f"This table: {path}.md, .csv, .json")
+    print(f"This table: {path}.md, .csv, .json; as a figure: {path}.png")
 
 
 def plan_variants(name: str, variants: Variants, experiment: DatasetExperiment, seed: int) -> dict[str, Plan]:
@@ -212,3 +214,13 @@ def ablation_summary(args: Namespace, variants: Variants, plans: list[dict[str, 
         "methods": [METHODS[step] for step in ablation.steps],
         "variants": rows,
     }
+
+
+def save_figure(summary: AblationSummary, path: Path) -> None:
+    variants, metric = summary["variants"], summary["metric"]
+    figures = {
+        method: {label: variant["figures"][method][metric] for label, variant in variants.items()}
+        for method in summary["methods"]
+    }
+    own = next(label for label, variant in variants.items() if not variant["settings"])
+    plots.save_variants(figures, own, summary["about"], METRIC_TITLES[metric], path)

@@ -13,7 +13,7 @@ import data
 from errors import CannotTrainError, UserError, first_line
 from steps.judged_clusters import FeatureSpace
 from steps.load_model import load_model
-from utils.analysis import choose_k, duplicates, health
+from utils.analysis import choose_k, duplicates, health, plots
 from utils.analysis.groups import find_groups
 from utils.files import digest, read_json, write_csv, write_json
 from utils.run.folder import MINED_TRAIN, Run, rename
@@ -33,7 +33,7 @@ def choose_number(
 ) -> int:
     """The number of clusters that the neighbors suggest, among `candidates`, or many if there are none.
 
-    Writes numbers.csv to `folder`. `pretext` is the first step, which is finished, and
+    Writes numbers.csv and numbers.png to `folder`. `pretext` is the first step, which is finished, and
     `dataset` its images; copies among them do not count.
     """
     made_of = ["Ward's linkage", digest(pretext.folder / MINED_TRAIN), list(candidates)]
@@ -58,6 +58,7 @@ def choose_number(
         write_json(content, path)
     rows, best = content["numbers"], content["suggestion"]
     write_csv(rows[0], [row.values() for row in rows], folder / "numbers.csv")
+    plots.save_numbers(rows, best, folder / "numbers.png")
     for row in rows:
         print(
             f"{row['clusters']:4} clusters of {row['smallest']} to {row['largest']} images: modularity "

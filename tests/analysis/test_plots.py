@@ -80,6 +80,16 @@ def test_an_image_that_is_gone_costs_the_picture_only(tmp_path, caplog):
     assert "sheet.png: no picture (FileNotFoundError: x.png)" in messages(caplog, "WARNING")[0]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_variants(tmp_path, caplog, several):
+    values = [0.5, 0.9] if several else [0.7]
+    found = {"mean": 0.7, "std": 0.28 if several else None, "values": values}
+    methods = {name: {"1": found, "strong, strong": found} for name in ("SCAN loss", "self-labeling")}
+    plots.save_variants(methods, "1", "what differs", "ACC", tmp_path / "variants.png")
+    assert messages(caplog, "WARNING") == []
+    assert 1000 < (tmp_path / "variants.png").stat().st_size < 30_000
+
+
 def test_contact_sheet(tmp_path, caplog):
     red, blue = torch.zeros(2, 3, 30, 30, dtype=torch.uint8)
     red[0], blue[2] = 255, 255

@@ -1,4 +1,4 @@
-"""reproduce.py --ablation: variants that share what they have in common, and a table of them."""
+"""reproduce.py --ablation: variants that share what they have in common, and a table and figure of them."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from digits_steps import note_steps, read_json, rows_of
+from PIL import Image
 
 import reproduce
 from utils.analysis import metrics
@@ -68,7 +69,7 @@ def test_what_variants_share_is_trained_once(finished):
             assert start["inputs"] == {"scan/model.pth.tar": models[places["scan"]]}
 
 
-def test_the_table_says_what_the_steps_found(root, steps_run, capsys):
+def test_table_and_figure_say_what_the_steps_found(root, steps_run, pictures, capsys):
     reproduce.main(command(root))
     printed = capsys.readouterr().out
     assert not steps_run and printed.count("done before: ") == 6 * len(SEEDS)
@@ -91,6 +92,8 @@ def test_the_table_says_what_the_steps_found(root, steps_run, capsys):
         assert re.search(r"\s+".join(map(re.escape, cells)) + "$", printed, re.M)
     given = "digits --ablation augmentation --seeds 3 1 --set epochs=1 confidence_threshold=0.2"
     assert f"`python reproduce.py {given}`" in text
+    picture = root / "digits-ablation-augmentation.png"
+    assert Image.open(picture).width < 600 and picture.stat().st_size < 30_000
 
 
 def test_over_clustering_counts_by_majority_vote(root, steps_run, monkeypatch, capsys):

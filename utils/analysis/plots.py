@@ -42,6 +42,7 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(["font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 7),
     **{"axes.labelsize": 8, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3},
 }
+LEAST_SPAN = 8  # percentage points of an axis, so that chance does not look like an effect
 NOT_CURVES = ("epoch", "seconds", "images_per_second")
 
 Cell = tuple[torch.Tensor | None, str]  # an image, uint8 (3, H, W), or None for an empty place; its title
@@ -180,6 +181,54 @@ def save_contact_sheet(cells: Sequence[tuple[torch.Tensor, str]], title: str, pa
             draw.text((left, top + side), caption, fill="black")
         with atomic(path) as temporary:
             sheet.save(temporary, "PNG", compress_level=1)
+
+
+def save_numbers(rows: list[dict[str, Any]], best: int, path: Path) -> None:
+    """Plot what choose_k.compare_numbers returned over the number of clusters, with `best` marked."""
+    numbers = [row["clusters"] for row in rows]
+    with _figure(path, figsize=(12, 3), layout="constrained") as figure:
+        for place, name in enumerate(("modularity", "silhouette", "stability"), start=1):
+            axes = figure.add_subplot(1, 3, place, title=name, xlabel="number of clusters", xscale="log")
+            axes.plot(numbers, [row[name] for row in rows], marker="o")
+            axes.axvline(best, color="gray", linestyle=":")
+            axes.set_xticks(numbers, map(str, numbers))
+            axes.minorticks_off()
+
+
+def save_variants(
+    methods: dict[str, dict[str, Any]], default: str, label: str, metric: str, path: Path
+) -> None:
+    """Plot a metric in % over the variants of an ablation: each seed's, their mean and standard deviation.
+
+    Args:
+        methods: method -> variant -> metrics.Spread of the seeds' shares in [0, 1].
+        default: the variant of the experiment files, which is marked.
+        label, metric: texts at the axis of variants and at the other one.
+    """
+    names = list(next(iter(methods.values())))
+    with _figure(path, figsize=(max(4.2, 0.7 * len(names)), 2.6), layout="constrained") as figure:
+        axes, ends = figure.add_subplot(), []
+        for number, (method, variants) in enumerate(methods.items()):
+            offset = 0.24 * (number - (len(methods) - 1) / 2)  # so that error bars stand beside each other
+            places = [place + offset for place in range(len(names))]
+            for place, found in zip(places, variants.values(), strict=True):
+                values = [100 * value for value in found["values"]]
+                ends += values
+                axes.plot([place + 0.08] * len(values), values, ".", color=f"C{number}", alpha=0.5, mew=0)
+            means = [100 * found["mean"] for found in variants.values()]
+            deviations = [100 * (found["std"] or 0) for found in variants.values()]
+            axes.errorbar(places, means, deviations, marker="_", ls=":", lw=1, capsize=3, label=method)
+            for mean, deviation in zip(means, deviations, strict=True):
+                ends += [mean - deviation, mean + deviation]
+        low, high = min(ends), max(ends)
+        margin = max(0.06 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+        axes.set_ylim(low - margin, min(high + margin, 100.5))
+        axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+        axes.get_xticklabels()[names.index(default)].set_fontweight("bold")
+        seeds = len(found["values"])
+        axes.set_xlabel(f"{label} (bold: as in the files; {seeds} seed{'s' * (seeds > 1)})")
+        axes.set_ylabel(f"{metric}, %")
+        axes.legend()
 
 
 def save_curves(epochs: list[dict[str, Any]], path: Path) -> None:
