@@ -2,7 +2,7 @@
 # make test    the tests; a part of them with pytest's ARGS="tests/run -k config"
 # make lint    style, types, spelling, and that a name means one thing
 # make bench   the plain way and ours, side by side
-# make cifar10 CIFAR-10 as published, for a GPU; MINUTES=8 for a slice of so many
+# make cifar10 CIFAR-10 as published, for a GPU; MINUTES=8 for a slice of so many; ARGS=--rehearse for anything else
 # Each sets up .venv first, from requirements.txt (and requirements-test.txt), if need be. Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv

@@ -1,6 +1,6 @@
 """All steps on a dataset, seed by seed, then one table beside the published figures.
 
-python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--set KEY=VALUE ...]
+python reproduce.py DATASET [--seeds 0 1 2] [--minutes 8] [--rehearse] [--set KEY=VALUE ...]
 
 If it is interrupted, give the same command again: finished steps are skipped, and an interrupted one resumes
 within its epoch. The results of a seed are in ROOT_DIR/seed-N/DATASET/, the table in ROOT_DIR/DATASET.md,
@@ -29,7 +29,7 @@ from steps.load_model import load_model
 from steps.options import BuildDataset
 from utils.analysis import kmeans
 from utils.analysis.metrics import spread
-from utils.files import digest, read_json, write_json
+from utils.files import atomic, digest, read_json, write_json
 from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import FIGURES, FINGERPRINT, read_epochs
@@ -82,6 +82,13 @@ K_MEANS_PUBLISHED = {
     "126) and 34.7 from weights that they trained in full. So there is no difference to give."
 }
 
+# --rehearse: a narrow network, few images, few epochs
+REHEARSAL_IMAGES = {"train": 2000, "test": 1000}
+REHEARSAL = {
+    "pretext": ["epochs=4", "batch_size=128", "optimizer_kwargs.lr=0.06"],
+    "scan": ["epochs=3", "update_cluster_head_only=True", "optimizer_kwargs.lr=0.001"],
+    "selflabel": ["epochs=2", "batch_size=250", "confidence_threshold=0.2"],
+}
 # k-means keeps the best of N_INIT by inertia, or runs once if values x clusters exceed SLOW, as more
 # would take hours. Pixels are clustered only if the train split has at most MOST_PIXELS values (1.2 GB).
 N_INIT, SLOW, MOST_PIXELS = 10, 4e9, 3e8
@@ -132,6 +139,11 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("dataset", metavar="DATASET", help=", ".join(EXPERIMENTS))
     add("--seeds", type=int, nargs="+", default=[0])
     add("--minutes", type=float, help="save and stop after this many minutes (exit status 143)")
+    add(
+        "--rehearse", action="store_true",
+        help="check in minutes, on any machine, that everything runs: a few epochs of a narrow network on "
+        "few images, in ROOT_DIR/rehearsal/; the figures mean nothing",
+    )  # fmt: skip
     add("--root_dir", help="results go to ROOT_DIR/seed-N (default: that of configs/env.yml)")
     add("--data_dir", help="folder of the datasets (default: that of configs/env.yml)")
     add("--ablation", metavar="NAME", help=f"compare variants: {', '.join(ABLATIONS)}")
@@ -148,12 +160,16 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         raise UserError(f"--minutes {args.minutes:g}: must be above 0")
     if args.record and not RECORDS.is_dir():
         raise UserError(f"--record {args.record}: only in a checkout, which has {RECORDS}")
+    if args.record and args.rehearse:
+        raise UserError(f"--record {args.record}: --rehearse runs cannot be recorded")
     if args.record and not is_name(args.record):
         raise UserError(f"--record {args.record}: use letters, digits, '_', '-' and '.'")
     if args.ablation:
         require_known_name(args.ablation, ABLATIONS, f"--ablation {args.ablation}: unknown")
     if args.ablation and args.record:
         raise UserError(f"--record {args.record}: not with --ablation")
+    if args.rehearse and EXPERIMENTS[args.dataset][0].startswith("moco"):
+        raise UserError(f"--rehearse: only for images in arrays, not for the image files of {args.dataset}")
     for override in args.overrides:
         key = split_step(override)[1].partition("=")[0]
         if key in RESERVED:
@@ -180,12 +196,39 @@ def chosen_experiment(args: Namespace) -> DatasetExperiment:
     """The experiment files with the settings of the command line."""
     files = experiment_files(args.dataset)
     environment = load_config(parse_arguments(["--config_exp", files["scan"]], ""), ["scan"])
-    root = Path(args.root_dir or environment.root_dir).expanduser()
-    if args.dataset != environment.train_db_name:  # other files of the same dataset
+    root, dataset = Path(args.root_dir or environment.root_dir).expanduser(), environment.train_db_name
+    data_dir = args.data_dir
+    if args.dataset != dataset:  # other files of the same dataset
         root /= args.dataset
-    shared = [f"data_dir={yaml_text(args.data_dir)}"] if args.data_dir else []
-    settings = {step: [*shared, *settings_of(step, args.overrides)] for step in files}
+    if args.rehearse:
+        root /= "rehearsal"
+        write_few_images(dataset, Path(data_dir or environment.data_dir).expanduser(), root)
+        data_dir = root
+    shared = [f"data_dir={yaml_text(data_dir)}"] if data_dir else []
+    settings = {}
+    for step in files:
+        rehearsal = ["backbone=resnet10_narrow", *REHEARSAL[step]] if args.rehearse else []
+        settings[step] = [*shared, *rehearsal, *settings_of(step, args.overrides)]
     return DatasetExperiment(root, files, settings)
+
+
+def write_few_images(dataset: str, data_dir: Path, folder: Path) -> None:
+    """Write an .npz file with a few of the dataset's images, unless there is one."""
+    path = folder / f"{dataset}.npz"
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"train_db_name": dataset, "val_db_name": dataset, "data_dir": data_dir}
+    arrays: dict[str, Any] = {}
+    for split, most in REHEARSAL_IMAGES.items():
+        images = data.build_dataset(config, split)
+        few = torch.stack([images.raw(index) for index in range(min(most, len(images)))])
+        arrays[f"{split}_images"] = few.permute(0, 2, 3, 1).numpy()
+        if images.labels is not None:
+            arrays[f"{split}_labels"] = images.labels[:most].numpy()
+            arrays["classes"] = images.classes
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -279,7 +322,7 @@ def summary_of(args: Namespace, plans: dict[int, Plan], baselines: list[dict[str
         for method, figures in found.items()
     }
     published: list[Published] = []
-    for method, of, *values in PUBLISHED.get(args.dataset, []):
+    for method, of, *values in [] if args.rehearse else PUBLISHED.get(args.dataset, []):
         theirs = dict(zip(METRICS, values, strict=False))
         difference = {name: 100 * methods[method][name]["mean"] - value for name, value in theirs.items()}
         published.append({"method": method, "of": of, "figures": theirs, "difference": difference})
@@ -314,7 +357,7 @@ def protocol(configs: Configs, baselines: dict[str, Metrics], args: Namespace) -
         "ACC: after one-to-one matching of clusters to classes.",
         f"k-means: fitted on the train split, the best by inertia of {' and '.join(tries)} initializations.",
         "" if ON_PIXELS in baselines else "Not on pixels, which are image files or too many numbers.",
-        K_MEANS_PUBLISHED.get(args.dataset, ""),
+        "" if args.rehearse else K_MEANS_PUBLISHED.get(args.dataset, ""),
     ]
 
 

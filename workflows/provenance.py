@@ -28,6 +28,7 @@ class Origin(TypedDict):
     dataset: str
     command: str
     finished: str  # date of the last step
+    rehearsal: bool
     settings: list[str]  # other than those of the experiment files
     seeds: list[int]
     protocol: list[str]  # sentences on how the figures were obtained
@@ -70,6 +71,7 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
     unlabeled = any("unlabeled" in of and of["unlabeled"] != of["train"] for of in splits)
     several = "; mean ± standard deviation (n - 1); worst: the lowest ACC" if len(args.seeds) > 1 else ""
     protocol = [
+        "A rehearsal: the figures mean nothing." if args.rehearse else "",
         f"Data: trained on the train split{' (pretext: train+unlabeled)' if unlabeled else ''}, evaluated on "
         "the test split; labels serve these figures only.",
         *lines,
@@ -80,6 +82,7 @@ def origin_of(args: argparse.Namespace, folders: list[Path], lines: list[str]) -
         "dataset": args.dataset,
         "command": command_of(args),
         "finished": datetime.date.fromtimestamp(finished).isoformat(),
+        "rehearsal": args.rehearse,
         "settings": args.overrides,
         "seeds": args.seeds,
         "protocol": [line for line in protocol if line],
@@ -92,6 +95,7 @@ def command_of(args: argparse.Namespace) -> str:
     command = [args.dataset]
     command += ["--ablation", args.ablation] if args.ablation else []
     command += ["--seeds", *map(str, args.seeds)]
+    command += ["--rehearse"] if args.rehearse else []
     command += ["--set", *args.overrides] if args.overrides else []
     return f"python reproduce.py {shlex.join(command)}"
 

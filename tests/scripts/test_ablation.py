@@ -114,13 +114,15 @@ def test_over_clustering_counts_by_majority_vote(root, steps_run, monkeypatch, c
     assert "ACC by majority vote" in printed and "labels decide" in printed
 
 
-def test_steps_after_the_last_one_shown_do_not_run(tmp_path, steps_run, monkeypatch):
+def test_steps_after_the_last_one_shown_do_not_run(tmp_path, steps_run, monkeypatch, capsys):
+    """And a rehearsal is called one."""
     few = ablations.values_of("scan", "num_neighbors", (2,))
     monkeypatch.setitem(ablations.ABLATIONS, "neighbors", ablations.Ablation("number", ("scan",), few))
-    reproduce.main(command(tmp_path, "neighbors", seeds=[1]))
+    reproduce.main(command(tmp_path, "neighbors", "--rehearse", seeds=[1]))
     assert steps_run == ["simclr", "scan", "scan"]
-    text = (tmp_path / "digits-ablation-neighbors.md").read_text()
+    text = (tmp_path / "rehearsal/digits-ablation-neighbors.md").read_text()
     assert text.index("| 2 |") < text.index("| 5 (as in the files) |")
+    assert "the figures mean nothing" in text and "the figures mean nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dataset", experiments.EXPERIMENTS)

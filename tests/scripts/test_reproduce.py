@@ -12,6 +12,7 @@ import pytest
 import torch
 from digits_files import write_digits
 from digits_steps import ROOT, fails, read_json, rows_of
+from image_folders import pictures
 
 import reproduce
 import scan
@@ -226,6 +227,26 @@ def test_each_machine_that_worked_on_a_step_is_told(tmp_path):
     assert [maker["precision"] for maker in makers] == ["float32", "bfloat16"]
 
 
+def test_rehearsal(tmp_path, monkeypatch, capsys, steps_run):
+    """On random pixels: every step, and the table."""
+    random = np.random.default_rng(0)
+    arrays = {"train_labels": random.integers(0, 10, 300), "test_labels": random.integers(0, 10, 150)}
+    arrays |= {"train_images": pictures(300), "test_images": pictures(150)}
+    np.savez(tmp_path / "cifar-10.npz", **arrays)
+    monkeypatch.setattr(reproduce, "REHEARSAL_IMAGES", {"train": 250, "test": 120})
+    budget = ["epochs=1", "batch_size=100", "confidence_threshold=0.0", "backbone=resnet10_narrow"]
+    monkeypatch.setattr(reproduce, "REHEARSAL", dict.fromkeys(run_steps.SCRIPTS, budget))
+    argv = ["cifar-10", "--rehearse", "--data_dir", str(tmp_path), "--root_dir", str(tmp_path / "out")]
+    reproduce.main(argv)
+    folder = tmp_path / "out/rehearsal"
+    summary = read_json(folder / "cifar-10.json")
+    assert summary["rehearsal"] and not summary["published"]
+    assert "the figures mean nothing" in capsys.readouterr().out
+    assert len(rows_of(folder / "seed-0/cifar-10/selflabel/assignment.csv")) == 120
+    reproduce.main(argv)  # what is done is not done again
+    assert steps_run == ["simclr", "scan", "selflabel"]
+
+
 def test_settings_of_all_steps_and_of_one(tmp_path):
     overrides = ["--set", "epochs=2", "scan.epochs=3", "selflabel.optimizer_kwargs.lr=0.5"]
     args = reproduce.read_arguments(["digits", "--root_dir", str(tmp_path), *overrides])
@@ -245,7 +266,9 @@ def test_settings_of_all_steps_and_of_one(tmp_path):
         (["digits", "--seeds", "1", "0", "1"], "--seeds 1 0 1: give each seed once"),
         (["digits", "--seeds", "0", "-1"], "seed must be a whole number of at least 0"),
         (["digits", "--minutes", "0"], "--minutes 0: must be above 0"),
+        (["imagenet_50", "--rehearse"], "--rehearse: only for images in arrays"),
         (["digits", "--record", "a/b"], "--record a/b: use letters"),
+        (["digits", "--record", "mine", "--rehearse"], "--record mine: --rehearse runs cannot be recorded"),
         (["digits", "--set", "seed=3"], "--set seed=3: give it by --seeds"),
         (["digits", "--set", "val_db_name=mine"], "give it by DATASET"),
         (["digits", "--ablation", "neighbor"], r"did you mean neighbors\? there are neighbors, "),
