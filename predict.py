@@ -25,7 +25,7 @@ import data
 from data.messages import shown
 from errors import UserError
 from utils.analysis.unlikeness import unlike_text
-from utils.files import read_json, write_csv, write_json, writing
+from utils.files import read_json, write_csv, write_json, write_parquet, writing
 from utils.run import distributed, machine
 from utils.run.checks import DEVICE
 from utils.run.folder import TRAINING_FEATURES
@@ -255,6 +255,7 @@ def write_table(
     with writing(output, "give another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(header, table_rows(trained, names, images, places, args), output)
+    write_parquet(output)
     return places
 
 

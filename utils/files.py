@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+# of tables; the other columns are numbers, or text if some of their cells are
+TEXT_COLUMNS = ("file", "name", "runner_up_name", "note", "copy_of", "near_duplicate_of")
 
 
 @contextmanager
@@ -61,6 +67,33 @@ def write_csv(header: Iterable[str], rows: Iterable[Sequence[object]], path: str
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def write_parquet(table: Path) -> None:
+    """Write FILE.parquet, with the columns of FILE.csv, beside a table, if pyarrow is installed.
+
+    A file that was not made so is not replaced. Logs a warning for that, and if it cannot be written.
+    """
+    path, mark = table.with_suffix(".parquet"), {b"made_of": os.fsencode(table.name)}
+    try:
+        import pyarrow.csv as csv_files
+        import pyarrow.parquet as parquet
+    except ImportError:
+        if path.exists():
+            log.warning("%s: is not made of the new %s; pip install pyarrow", path, table.name)
+        return
+    try:
+        if path.exists() and parquet.read_schema(path).metadata != mark:
+            raise OSError(f"it exists, and was not made of {table.name}")
+        columns = csv_files.read_csv(
+            table,
+            parse_options=csv_files.ParseOptions(newlines_in_values=True),
+            convert_options=csv_files.ConvertOptions(column_types=dict.fromkeys(TEXT_COLUMNS, "string")),
+        )
+        with atomic(path) as temporary:
+            parquet.write_table(columns.replace_schema_metadata(mark), temporary)
+    except Exception as error:  # the table is there in any case
+        log.warning("%s: not written (%s)", path, first_line(error))
 
 
 def write_array(array: np.ndarray, path: str | Path) -> None:

@@ -35,7 +35,8 @@ LOCK_FILE = ".lock"  # there, too: which process works in it
 LEFT_OUT = "selflabel-left-out"  # there: a self-labeling that made nothing better
 CLUSTER_FILES = (
     "report.html", "clusters.csv", "clusters", "prototypes.png", "metrics.json", "numbers.csv", "numbers.png",
-    "predictions", "export", "head.npz", "new_kinds.csv", "new_kinds.png", LEFT_OUT,
+    "predictions", "export", "head.npz", "new_kinds.csv", "new_kinds.png", "clusters.parquet",
+    LEFT_OUT,
 )  # fmt: skip
 
 

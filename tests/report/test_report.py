@@ -13,7 +13,7 @@ from PIL import Image
 from utils import report
 from utils.analysis import calibration, duplicates, health, metrics
 from utils.analysis.prototypes import find_prototypes
-from utils.files import KeptArrays
+from utils.files import KeptArrays, write_parquet
 from utils.report import assignment, content, context, layout, thumbnails
 from utils.report.verdicts import verdicts
 from utils.report.words import percent
@@ -152,6 +152,40 @@ def test_copies_near_duplicates_and_outliers(tmp_path, pages):
     assert [i for i, row in enumerate(table) if row["copy_of"] == "00010.png"] == [50, 60]
     assert table[99]["unlike"] == "99.49" and table[10]["unlike"] == table[50]["unlike"]
     assert table[70]["near_duplicate_of"] == "00020.png"
+
+
+@pytest.fixture
+def parquet():
+    return pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.mark.usefixtures("pages")
+def test_parquet_beside_the_table(tmp_path, parquet):
+    features, probabilities, _ = blobs()
+    for _ in range(2):  # it replaces its own
+        write(tmp_path, Dataset(200, [str(i // 2) for i in range(200)]), features, probabilities)
+        table, typed = rows_of(tmp_path / "clusters.csv"), parquet.read_table(tmp_path / "clusters.parquet")
+        assert typed.column_names == list(table[0])
+        for row, expected in zip(typed.to_pylist(), table, strict=True):
+            assert (row["file"], row["copy_of"]) == (expected["file"], expected["copy_of"])
+            assert row["cluster"] == int(expected["cluster"])
+            assert row["confidence"] == float(expected["confidence"])
+
+
+def test_other_parquet_files_are_not_replaced(tmp_path, parquet, caplog):
+    (tmp_path / "t.csv").write_text('file,cluster,name\n0,1,"a\nb"\n01,,2024-01-01\n')
+    write_parquet(tmp_path / "t.csv")
+    rows = [
+        (row["file"], row["cluster"], row["name"])
+        for row in parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    ]
+    assert rows == [("0", 1, "a\nb"), ("01", None, "2024-01-01")] and not caplog.messages
+    (tmp_path / "t.parquet").rename(tmp_path / "mine.parquet")
+    (tmp_path / "mine.csv").write_text("file\na\n")
+    before = (tmp_path / "mine.parquet").read_bytes()
+    write_parquet(tmp_path / "mine.csv")
+    assert (tmp_path / "mine.parquet").read_bytes() == before
+    assert "mine.parquet: not written (it exists, and was not made of mine.csv)" in caplog.messages[-1]
 
 
 def test_neighbors_are_the_nearest_others():

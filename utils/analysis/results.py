@@ -22,6 +22,7 @@ PARTS = (
     "prototypes.png",
     "neighbors.png",
     "clusters.csv",
+    "clusters.parquet",
     "report.html",
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from utils.analysis.plots import or_a_warning
-from utils.files import atomic, write_csv
+from utils.files import atomic, write_csv, write_parquet
 
 from . import content
 from .assignment import Assignment, build_assignment, four_decimals
@@ -63,6 +63,7 @@ def write_report(
         page = content.page_head(names, assignment, figures, context) | lists | {"map_method": method}
     table |= context.columns
     write_csv(list(table), zip(*table.values(), strict=True), folder / "clusters.csv")
+    write_parquet(folder / "clusters.csv")
     if page is None:
         return
     with or_a_warning(path):
