@@ -1,6 +1,7 @@
 """A user's own folder of images as a dataset: its splits, its classes, and the images that can be read."""
 
 import logging
+import os
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
@@ -19,6 +20,7 @@ from .sources import described, images_of
 
 log = logging.getLogger(__name__)
 
+ANNOTATIONS = "val_annotations.txt"  # TinyImageNet's labels of val/images/
 LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
@@ -51,8 +53,9 @@ def build_folder(
     """A user's own images under `{root}/{train,test}/`: a folder per class, or none and then no labels.
 
     Without test/, train/ serves as both splits; without either, `root` itself does. Evaluation does not need
-    train/. Folders are read recursively. Images of anything but one folder are in both splits, without
-    labels. Every image is decoded once, and those that cannot be read are left out; see `decode_pass`.
+    train/. Where there is TinyImageNet's list of the labels of val/, that is the test split. Folders are read
+    recursively. Images of anything but one folder are in both splits, without labels. Every image is decoded
+    once, and those that cannot be read are left out; see `decode_pass`.
 
     Args:
         root: a folder, or sources as `sources.images_of` takes them.
@@ -150,6 +153,8 @@ def _files_of_split(folder: Path, train: Path) -> SplitFiles:
     """The files of a split's folder; `train`: the folder of the train split, if there is one."""
     where, present = shown(str(folder)), listing.class_folders(folder)
     of_train = listing.class_folders(train) if train.is_dir() else []
+    if _is_annotated(folder):
+        return _annotated_files(folder, of_train)
     classes = of_train if len(of_train) > 1 else present  # a single class means nothing
     require_known(train, classes, folder, present)
     require_few(classes, where)
@@ -164,13 +169,36 @@ def _files_of_split(folder: Path, train: Path) -> SplitFiles:
     return SplitFiles(files, listing.names_within(folder, files), ignored, labels, classes)
 
 
+def _is_annotated(folder: Path) -> bool:
+    """Whether TinyImageNet's file says the classes of the images in a folder."""
+    return (folder / ANNOTATIONS).is_file() and (folder / "images").is_dir()
+
+
+def _annotated_files(folder: Path, classes: list[str]) -> SplitFiles:
+    """The files of a folder that `_is_annotated`; `classes`: of the train split, or empty."""
+    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    class_of = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    present = sorted(set(class_of.values()))
+    classes = classes or present
+    require_known(folder.parent / "train", classes, folder, present)
+    found, ignored = listing.images_in(folder / "images")
+    files = [path for path in found if os.path.basename(path) in class_of]
+    if len(files) < len(found):
+        n = len(found) - len(files)
+        say_once(log.warning, f"{shown(str(folder))}: {n} images that are not in {ANNOTATIONS} are left out")
+    number = {name: label for label, name in enumerate(classes)}
+    labels = [number[class_of[os.path.basename(path)]] for path in files]
+    return SplitFiles(files, listing.names_within(folder, files), ignored, labels, classes)
+
+
 # --- splits ----------------------------------------------------------------------------------------
 
 
 def _folder_of_split(root: Path, split: str) -> Path:
     """The folder that a split is read from. Logs which images serve as both splits, and what is left out."""
     where, inside = shown(str(root)), listing.class_folders(root)
-    if "train" not in inside and "test" not in inside:
+    annotated = _is_annotated(root / "val")
+    if "train" not in inside and "test" not in inside and not annotated:
         similar = [name for name in inside if name.lower() in LIKE_SPLITS]
         similar += [f"{name}/train" for name in inside if (root / name / "train").is_dir()]
         if similar:
@@ -178,13 +206,17 @@ def _folder_of_split(root: Path, split: str) -> Path:
             raise UserError(f"{where}: has {names}; the splits must be {where}/train/ and {where}/test/")
         say_once(log.info, f"{where}: neither train/ nor test/ in it, so all its images are in both splits")
         return root
-    others = [name for name in inside if name not in ("train", "test")]
-    beside = [f"{shown(name)}/" for name in others if listing.holds_an_image(root / name)]
+    splits = "train", "val" if annotated else "test"
+    beside = [
+        f"{shown(name)}/" for name in inside if name not in splits and listing.holds_an_image(root / name)
+    ]
     loose, _ = listing.images_in(root, deep=False)
     beside += [f"{len(loose)} images"] if loose else []
     if beside:
-        hint = "" if "test" in inside else "; the test split is called test/"
-        say_once(log.warning, f"{where}: {', '.join(beside)} beside train/ or test/ left out{hint}")
+        hint = "" if annotated or "test" in inside else "; the test split is called test/"
+        say_once(log.warning, f"{where}: {', '.join(beside)} beside {'/ or '.join(splits)}/ left out{hint}")
+    if split == "test" and annotated:
+        return root / "val"
     if split == "test" and "test" in inside:
         return root / "test"
     if "train" not in inside:

@@ -246,3 +246,48 @@ def test_another_dataset_is_evaluated(tmp_path, root):
     save_all(tmp_path, "mine/a.png", "new/b.png")
     found = build_anywhere(root, "test", val_db_name="new", data_dir=str(tmp_path))
     assert found.names() == ["new/b.png"]
+
+
+# --- TinyImageNet --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(root):
+    for wnid in ("n01", "n02", "n03"):
+        save_all(root, f"train/{wnid}/images/{wnid}_0.JPEG", f"train/{wnid}/images/{wnid}_1.JPEG")
+        (root / f"train/{wnid}/{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+    save_all(root, *[f"{name}_{i}.JPEG" for name in ("val/images/val", "test/images/test") for i in range(4)])
+    lines = [f"val_{i}.JPEG\tn0{3 - i % 3}\t0\t32\t44\t62\n" for i in range(4)]
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+def test_tiny_imagenet(tiny, caplog):
+    train, test = both(tiny)
+    assert (train.labels.tolist(), train.classes) == ([0, 0, 1, 1, 2, 2], ["n01", "n02", "n03"])
+    assert (test.labels.tolist(), test.classes) == ([2, 1, 0, 2], train.classes)
+    assert (train.names()[0], test.names()[3]) == ("n01/images/n01_0.JPEG", "images/val_3.JPEG")
+    assert caplog.text.count("mine: test/ beside train/ or val/ left out") == 1
+    (tiny / "train").rename(tiny / ".train")
+    assert build(tiny / "train", "test").labels.tolist() == [2, 1, 0, 2]
+
+
+def test_tiny_imagenet_that_does_not_fit(tiny, caplog):
+    annotations = tiny / "val/val_annotations.txt"
+    annotations.write_text(annotations.read_text().replace("val_3.JPEG", "val_9.JPEG") + "\nno tab\n")
+    assert build(tiny / "train", "test").labels.tolist() == [2, 1, 0]
+    assert "val: 1 images that are not in val_annotations.txt are left out" in caplog.text
+    annotations.write_text("val_0.JPEG\tn77\n")
+    with pytest.raises(UserError, match="mine/train: has no class folder n77, but .*mine/val has"):
+        build(tiny / "train", "test")
+
+
+def test_tiny_imagenet_sorted_into_folders(tiny):
+    """As a script that many use does it; the list stays."""
+    for i in range(4):
+        (tiny / f"val/n0{3 - i % 3}").mkdir(exist_ok=True)
+        (tiny / f"val/images/val_{i}.JPEG").rename(tiny / f"val/n0{3 - i % 3}/val_{i}.JPEG")
+    (tiny / "val/images").rmdir()
+    (tiny / "test").rename(tiny / ".test")
+    (tiny / "val").rename(tiny / "test")
+    assert build(tiny / "train", "test").labels.tolist() == [0, 1, 2, 2]
