@@ -1,4 +1,4 @@
-"""Links between the pages lead somewhere."""
+"""Links between the pages lead somewhere, on GitHub and in the site, and the site has all pages."""
 
 import re
 
@@ -22,8 +22,16 @@ def test_links(page):
             continue
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
-        assert linked.exists(), target
+        assert linked.is_file(), target  # the site has no pages of folders
         assert not anchor or anchor in anchors(linked), target
+
+
+def test_the_site_has_every_page_once():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1]
+    listed = re.findall(r"^ +- .*?(\S+\.md)$", nav, re.MULTILINE)
+    assert sorted(listed) == sorted(page.relative_to(ROOT).as_posix() for page in PAGES), (
+        "see nav in mkdocs.yml"
+    )
 
 
 def test_the_tree_names_files_that_exist():
