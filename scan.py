@@ -24,7 +24,7 @@ from steps.clustering_inputs import (
     keep_training_features,
     start_heads,
 )
-from steps.evaluation import finish_clustering, validation_accuracy
+from steps.evaluation import finish_clustering, log_clusters, validation_accuracy
 from steps.load_model import read_checkpoint
 from steps.options import StepOptions, build_splits, open_run
 from steps.pretext_results import find_pretext
@@ -116,6 +116,9 @@ def run_step(config: Config, options: StepOptions) -> None:
     if config.trains_on == "features" or config.features_file:
         keep_training_features(run, model, train_set, pretext.folder)
     finish_clustering(run, fingerprint, weights, probabilities, test_set, further)
+    if config.logger:
+        backbone = model.backbone if inputs.final is model else nn.Identity()
+        log_clusters(run, test_set, infer(backbone, inputs.test, "features").cpu(), probabilities.cpu())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,16 +164,17 @@ class Selection:
         with self.run.machine.autocast():
             of_heads = infer(predictor(self.inputs.network), self.inputs.validation, "validation")
         objectives = [metrics.validation_objective(p, neighbors, images) for p in of_heads]
-        head = min(range(len(objectives)), key=lambda i: objectives[i]["loss"])
-        new_best = objectives[head]["loss"] < self.best_loss
+        losses = [objective["loss"] for objective in objectives]
+        head = losses.index(min(losses))
+        new_best = losses[head] < self.best_loss
         if new_best:
             self.run.save({"model": self.model.state_dict(), "head": head}, "model.pth.tar")
-            self.best_loss, self.best_head = objectives[head]["loss"], head
+            self.best_loss, self.best_head = losses[head], head
         values = {f"val_{name}": value for name, value in objectives[head].items()}
         probabilities = of_heads[head].cpu()
         clusters = probabilities.argmax(1)
         values["neighbor_agreement"] = metrics.neighbor_agreement(clusters, neighbors, images)
-        values |= self.watch(epoch, probabilities[images]) | {"new_best": new_best}
+        values |= self.watch(epoch, probabilities[images]) | {"new_best": new_best, "val_losses": losses}
         return values | validation_accuracy(probabilities[images], self.splits.val_set, images)
 
 

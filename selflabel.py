@@ -11,7 +11,7 @@ import torch
 
 import data
 from losses import CRITERIA, NO_VOTE, SelfLabelingLoss
-from steps.evaluation import finish_clustering, validation_accuracy
+from steps.evaluation import finish_clustering, log_clusters, validation_accuracy
 from steps.load_model import load_model
 from steps.options import StepOptions, build_splits, open_run
 from steps.votes import Votes
@@ -116,6 +116,8 @@ def run_step(config: Config, options: StepOptions) -> None:
     run.save(model.state_dict(), "model.pth.tar")
     probabilities = infer(predict, test, "evaluation")  # in float32
     finish_clustering(run, fingerprint, model.state_dict(), probabilities, test_set)
+    if config.logger:
+        log_clusters(run, test_set, infer(model.backbone, test, "features").cpu(), probabilities.cpu())
 
 
 def require_pseudo_labels(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from data import Dataset
+from data.messages import shown
 from utils import report
 from utils.analysis import metrics, plots, results
 from utils.analysis.prototypes import find_prototypes
@@ -42,6 +43,19 @@ def finish_clustering(
         results.save_clustering(run.folder, probabilities.cpu(), dataset, about | (further or {}))
         plots.save_curves(run.read_epochs(), run.folder / "curves.png")
     resume.mark_finished(run, fingerprint, weights)
+
+
+def log_clusters(run: Run, dataset: Dataset, features: torch.Tensor, probabilities: torch.Tensor) -> None:
+    """Give the run's loggers an image of each cluster, and features, float (N, D), of at most 2000 images."""
+    found = enumerate(find_prototypes(features, probabilities))
+    pictures = {f"prototypes/{cluster}": dataset.raw(i) for cluster, i in found if i is not None}
+    run.loggers.log(lambda logger: [logger.add_image(*item) for item in pictures.items()])
+    columns: dict[str, list] = {"image": dataset.names(), "cluster": probabilities.argmax(1).tolist()}
+    if dataset.labels is not None and dataset.classes:
+        columns["class"] = [dataset.classes[label] for label in dataset.labels.tolist()]
+    some = slice(None, None, -(-len(features) // 2000))
+    rows = [[shown(str(cell)) for cell in row] for row in zip(*columns.values(), strict=True)][some]
+    run.loggers.log(lambda logger: logger.add_embedding(features[some], rows, metadata_header=[*columns]))
 
 
 def describe_clusters(

@@ -19,6 +19,7 @@ from utils.files import atomic
 
 from . import checkpoint, distributed
 from .config import mismatches, to_dict
+from .loggers import Loggers
 from .machine import Machine
 from .schema import Config
 
@@ -63,6 +64,7 @@ class Run:
         self.main = distributed.is_main()
         self.fresh = fresh and not distributed.restarted()
         self.accept_changes = accept_changes
+        self.loggers = Loggers((config.logger or []) if self.main else [], folder, config)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.start_logging()
@@ -135,6 +137,7 @@ class Run:
         if self.main:
             with open(self.folder / EPOCHS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
+            self.loggers.log_epoch(metrics)
 
     def truncate_epochs(self, epochs_done: int) -> None:
         """Remove the lines of later epochs, which will be repeated, from metrics.jsonl."""
@@ -142,6 +145,8 @@ class Run:
             kept = [line for line in self.read_epochs() if line["epoch"] <= epochs_done]
             with atomic(self.folder / EPOCHS) as path:
                 path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            for line in kept:
+                self.loggers.log_epoch(line)
 
     def read_epochs(self) -> list[dict[str, Any]]:
         """The metrics of the epochs so far."""

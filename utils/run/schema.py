@@ -260,6 +260,9 @@ class Environment(Settings):
         "is installed, equal and faster, else torch.",
         default="auto",
     )
+    logger: str | list[str] | None = key(
+        one_or_several(STRING), "What also shows the run: tensorboard, MODULE:CLASS; several with commas."
+    )
 
 
 class Experiment(Settings):

@@ -250,6 +250,7 @@ def archive_results(run: Run, names: Iterable[str], sources: Iterable[Path]) -> 
     """Rename an earlier run's results to *.old, *.old2, ...; copy those that this run reads, `sources`."""
     if not run.main:
         return
+    shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
     files = [file for file in (run.folder / name for name in names) if file.exists()]
     if not any(file.suffix == ".tar" for file in files):  # nothing was trained
         for file in files:
