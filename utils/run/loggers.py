@@ -3,7 +3,6 @@
 import logging
 import pkgutil
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 from errors import UserError, first_line
 
 log = logging.getLogger(__name__)
+
+MOST_CURVES = 200
 
 
 class Logger(Protocol):
@@ -24,7 +25,6 @@ class Logger(Protocol):
 def tensorboard(folder: Path, config: dict[str, Any]) -> Logger:
     from torch.utils.tensorboard import SummaryWriter
 
-    threading.excepthook = lambda failed: log.debug("%s", failed.exc_value)  # a full disk, in its thread
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     return SummaryWriter(folder / "tensorboard", purge_step=0)  # an open page forgets what it has read
 
@@ -49,13 +49,16 @@ class Loggers:
             try:
                 self.running[name] = logger = self.running.get(name) or make(*self.made_with)
                 call(logger)
-                getattr(logger, "flush", int)()
+                if hasattr(logger, "flush"):
+                    logger.flush()
             except Exception as error:  # such as a full disk
                 log.warning("logger %s: %s; it gets nothing more, the run goes on", name, first_line(error))
                 del self.makers[name]
 
     def log_epoch(self, line: dict[str, Any]) -> None:
-        """Log a line of metrics.jsonl: its first 200 numbers. Those of a list are NAME/0, NAME/1, ..."""
+        """Log a line of metrics.jsonl: its first numbers. Those of a list are NAME/0, NAME/1, ..."""
         each = {f"{k}/{i}": v for k, of in line.items() if isinstance(of, list) for i, v in enumerate(of)}
-        items = [(name, v) for name, v in (line | each).items() if isinstance(v, int | float)]
-        self.log(lambda logger: [logger.add_scalar(*item, line["epoch"]) for item in items[1:200]])
+        numbers = {name: v for name, v in (line | each).items() if isinstance(v, int | float)}
+        epoch = int(numbers.pop("epoch"))
+        scalars = list(numbers.items())[:MOST_CURVES]
+        self.log(lambda logger: [logger.add_scalar(*scalar, epoch) for scalar in scalars])
