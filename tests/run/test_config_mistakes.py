@@ -31,7 +31,7 @@ SETTINGS = [
     ("pretext", "epochs=0", "epochs must be a whole number of at least 1, found 0"),
     ("scan", ["epochs=0", "head_init=graph"], "epochs must be a whole number of at least 1, found 0"),
     ("scan", "seed=-1", "seed must be", "at least 0"),
-    ("scan", "device=tpu", "--set: device must be auto, cpu, cuda or cuda:N, found 'tpu'"),
+    ("scan", "device=tpu", "--set: device must be auto, cpu, cuda, cuda:N or mps, found 'tpu'"),
     ("scan", "precision=bfp16", "did you mean 'bf16'"),
     ("pretext", "data_dir=7", "--set: data_dir must be a name, found 7"),
     ("pretext", "train_db_name=''", "train_db_name must be a name"),
