@@ -346,7 +346,6 @@ def protocol(configs: Configs, baselines: dict[str, Metrics], args: Namespace) -
     tries = [
         f"{found['initialisations']} ({method.removeprefix('k-means on ')})"
         for method, found in baselines.items()
-        if "initialisations" in found  # not in older results
     ]
     return [
         "Pretext: the official MoCo v2 weights." if configs["pretext"].setup == "moco" else "",

@@ -116,9 +116,8 @@ def run_step(config: Config, options: StepOptions) -> None:
     if config.trains_on == "features" or config.features_file:
         keep_training_features(run, model, train_set, pretext.folder)
     finish_clustering(run, fingerprint, weights, probabilities, test_set, further)
-    if config.logger:
-        backbone = model.backbone if inputs.final is model else nn.Identity()
-        log_clusters(run, test_set, infer(backbone, inputs.test, "features").cpu(), probabilities.cpu())
+    backbone = model.backbone if inputs.final is model else nn.Identity()
+    log_clusters(run, test_set, backbone, inputs.test, probabilities)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -116,8 +116,7 @@ def run_step(config: Config, options: StepOptions) -> None:
     run.save(model.state_dict(), "model.pth.tar")
     probabilities = infer(predict, test, "evaluation")  # in float32
     finish_clustering(run, fingerprint, model.state_dict(), probabilities, test_set)
-    if config.logger:
-        log_clusters(run, test_set, infer(model.backbone, test, "features").cpu(), probabilities.cpu())
+    log_clusters(run, test_set, model.backbone, test, probabilities)
 
 
 def require_pseudo_labels(

@@ -62,15 +62,14 @@ class BuildPackage(build_py):
         shutil.rmtree(package, ignore_errors=True)
         contents = {Path("_program", path): rewritten(path) for path in sources()}
         contents[Path("_program/__init__.py")] = '"""The program: not for other programs to import."""\n'
-        api = Path(f"{API}.py")
-        contents[Path("__init__.py")] = (rewritten(api) if (ROOT / api).exists() else "") + VERSION_LINE
+        contents[Path("__init__.py")] = rewritten(Path(f"{API}.py")) + VERSION_LINE
         for path, text in contents.items():
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             (package / path).write_text(text, encoding="utf-8")
 
     def get_source_files(self) -> list[str]:
         """What the source distribution holds."""
-        return [*map(str, sources()), *map(str, ROOT.glob(f"{API}.py"))]
+        return [*map(str, sources()), f"{API}.py"]
 
 
 setup(cmdclass={"build_py": BuildPackage})

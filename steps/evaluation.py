@@ -1,11 +1,12 @@
 """How good the clusters are: after each epoch, at the end of a step, and for the report."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data import Dataset
+from data import Dataset, Loader
 from data.messages import shown
 from utils import report
 from utils.analysis import metrics, plots, results
@@ -14,6 +15,7 @@ from utils.files import KeptArrays, read_json
 from utils.run.fingerprint import Fingerprint
 from utils.run.folder import Run
 from utils.training import resume
+from utils.training.inference import infer
 
 
 def validation_accuracy(
@@ -45,8 +47,20 @@ def finish_clustering(
     resume.mark_finished(run, fingerprint, weights)
 
 
-def log_clusters(run: Run, dataset: Dataset, features: torch.Tensor, probabilities: torch.Tensor) -> None:
-    """Give the run's loggers an image of each cluster, and features, float (N, D), of at most 2000 images."""
+def log_clusters(
+    run: Run,
+    dataset: Dataset,
+    backbone: Callable[[torch.Tensor], torch.Tensor],
+    images: Loader,
+    probabilities: torch.Tensor,
+) -> None:
+    """Give the run's loggers, if it has any, an image of each cluster, and features of at most 2000 images.
+
+    `backbone` gives the features, float (N, D), of the dataset's `images`; `probabilities`: (N, C).
+    """
+    if not run.config.logger:
+        return
+    features, probabilities = infer(backbone, images, "features").cpu(), probabilities.cpu()
     found = enumerate(find_prototypes(features, probabilities))
     pictures = {f"prototypes/{cluster}": dataset.raw(i) for cluster, i in found if i is not None}
     run.loggers.log(lambda logger: [logger.add_image(*item) for item in pictures.items()])

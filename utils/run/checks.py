@@ -115,9 +115,7 @@ STRING = satisfying(_is_name, "a name")
 DATASET = satisfying(
     _is_relative,
     "the name of a dataset within data_dir",
-    lambda value: Path(
-        STRING.convert(value)
-    ).as_posix(),  # without a slash at the end, as a shell completes it
+    lambda value: Path(STRING.convert(value)).as_posix(),  # no slash at the end, as a shell completes it
 )
 DEVICE = satisfying(
     lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", str(value)), "auto, cpu, cuda, cuda:N or mps"
