@@ -21,17 +21,17 @@ from models import ClusteringModel, ContrastiveModel, PretrainedModel, build_mod
 from steps import sheets
 from steps.evaluation import describe_clusters
 from steps.load_model import read_checkpoint
-from steps.options import BuildDataset, CommandOptions
+from steps.options import BuildDataset
 from utils import report
 from utils.analysis import duplicates, health, kmeans, neighbors, results
 from utils.analysis.neighbor_quality import neighbor_quality
 from utils.analysis.prototypes import find_prototypes
 from utils.files import write_array, write_csv
-from utils.run import distributed
 from utils.run.config import Config, load_config, read_yaml
 from utils.run.folder import FINGERPRINT, Run
 from utils.run.machine import Machine, one_thread
-from utils.run.script import file_argument, parse_arguments, run_script
+from utils.run.processes import require_one_process
+from utils.run.script import CommandOptions, file_argument, parse_arguments, run_script
 from utils.run.weights import load_weights
 from utils.training.inference import dry_run, infer, infer_to_file
 
@@ -54,7 +54,7 @@ class EvalOptions(CommandOptions):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__, add_arguments)
-    distributed.require_one_process("eval.py")
+    require_one_process("eval.py")
     config = load_config(args, ["simclr", "moco", "pretrained", "scan", "selflabel"], training=False)
     evaluate_checkpoint(config, EvalOptions.from_arguments(args))
 

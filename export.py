@@ -23,8 +23,8 @@ from torch import nn
 from errors import UserError
 from steps.load_model import keep_head
 from utils.files import read_json, write_json, writing
-from utils.run import distributed
 from utils.run.machine import dtype_name
+from utils.run.processes import require_one_process
 from utils.run.script import add_version, file_argument, run_script
 from utils.training.runtimes import ONNX_PACKAGES, write_onnx
 from workflows.cluster_names import read_names
@@ -79,7 +79,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     )  # fmt: skip
     add_version(parser)
     args = parser.parse_args(argv)
-    distributed.require_one_process("export.py")
+    require_one_process("export.py")
     return args
 
 

@@ -26,9 +26,10 @@ from data.messages import shown
 from errors import UserError
 from utils.analysis.unlikeness import unlike_text
 from utils.files import read_json, write_csv, write_json, write_parquet, writing
-from utils.run import distributed, machine
+from utils.run import machine
 from utils.run.checks import DEVICE
 from utils.run.folder import TRAINING_FEATURES
+from utils.run.processes import require_one_process
 from utils.run.script import add_version, file_argument, run_script
 from utils.training.runtimes import fastest_features
 from workflows.cluster_names import ClusterNames, cluster_names
@@ -109,7 +110,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add("--device", default="auto", help=f"{DEVICE.words} (default: %(default)s)")
     add_version(parser)
     args = parser.parse_args(argv)
-    distributed.require_one_process("predict.py")
+    require_one_process("predict.py")
     if not 0 <= args.unsure <= 1:
         raise UserError(f"--unsure {args.unsure:g}: must be from 0 to 1")
     if args.unlike is not None and not 0 <= args.unlike <= 100:

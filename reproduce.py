@@ -30,10 +30,10 @@ from steps.options import BuildDataset
 from utils.analysis import kmeans
 from utils.analysis.metrics import spread
 from utils.files import atomic, digest, read_json, write_json
-from utils.run import distributed
 from utils.run.config import load_config
 from utils.run.folder import FIGURES, FINGERPRINT, read_epochs
 from utils.run.machine import choose_device
+from utils.run.processes import require_one_process
 from utils.run.script import add_overrides, add_version, is_name, parse_arguments, run_script, yaml_text
 from utils.training.inference import infer
 from workflows import records, tables
@@ -151,7 +151,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     add_overrides(parser, "override a key of all three experiment files, or of one: scan.epochs=9")
     add_version(parser)
     args = parser.parse_args(argv)
-    distributed.require_one_process("reproduce.py")
+    require_one_process("reproduce.py")
     files = f"{args.dataset}: configs/ holds no experiment files of all three steps for this dataset"
     require_known_name(args.dataset, EXPERIMENTS, files)
     if len(set(args.seeds)) < len(args.seeds):

@@ -1,34 +1,20 @@
 """What a step starts from: its options, its run and its images."""
 
-import argparse
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 import data
 from utils.run import distributed
 from utils.run.config import Config
 from utils.run.folder import Run, results_folder
 from utils.run.machine import Machine
+from utils.run.script import CommandOptions
 
 log = logging.getLogger(__name__)
 
 BuildDataset = Callable[[Config, str], data.Dataset]  # as data.build_dataset: configuration, split
-
-
-@dataclass(frozen=True)
-class CommandOptions:
-    """Choices of a command line, in a field each."""
-
-    @classmethod
-    def from_arguments(cls, args: argparse.Namespace) -> Self:
-        """The options among the arguments of a command line; the others keep their default."""
-        given: dict[str, Any] = {
-            field.name: getattr(args, field.name, field.default) for field in fields(cls)
-        }
-        return cls(**given)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line of cluster.py."""
+"""The command line of cluster.py, parsed before anything imports torch, so that --help answers at once."""
 
 import argparse
 import re
@@ -6,14 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import data
 from errors import UserError
-from steps.options import CommandOptions
-from utils.analysis import choose_k, partitions
-from utils.run import distributed
-from utils.run.script import add_overrides, add_version, file_argument, is_name
-from workflows.experiments import split_step
-from workflows.run_steps import SCRIPTS
+from utils.run.processes import require_one_process
+from utils.run.script import CommandOptions, add_overrides, add_version, file_argument, is_name
 
 BACKBONE = "timm/vit_small_patch14_dinov2.lvd142m"
 
@@ -135,8 +130,13 @@ def read_arguments(argv: list[str] | None, description: str) -> ClusterOptions:
     )
     add_version(parser)
     args = parser.parse_args(argv)
+
+    import data
+    from workflows.experiments import split_step
+    from workflows.run_steps import SCRIPTS
+
     args.clusters, args.candidates = args.clusters
-    distributed.require_one_process("cluster.py")
+    require_one_process("cluster.py")
     sources = {
         "--features": args.features, "--pretrained": args.pretrained, "--from-scratch": args.from_scratch,
     }  # fmt: skip
@@ -189,6 +189,9 @@ def numbers_argument(text: str) -> tuple[list[int], list[int]]:
         )
     if ":" not in text:
         return sorted(set(numbers)), []
+
+    from utils.analysis import choose_k, partitions
+
     low, high = numbers
     if not low < high <= partitions.GROUPS:
         raise argparse.ArgumentTypeError(f"expected LOW < HIGH <= {partitions.GROUPS}; found {text!r}")

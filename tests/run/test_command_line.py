@@ -1,5 +1,8 @@
 """Command lines that no script takes, and paths that YAML would take for something else."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from digits_steps import ROOT, STEPS
@@ -99,3 +102,10 @@ def test_data_dir_is_no_yaml(name, tmp_path):
     with pytest.raises(UserError, match="neither ") as error:
         data.build_dataset(config, "train")
     assert f"neither {tmp_path / name}/faces.npz nor" in str(error.value)
+
+
+def test_help_answers_at_once():
+    """torch, which takes seconds to import, is not imported for it."""
+    code = "import sys, cluster\ntry: cluster.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "--clusters" in done.stdout and done.stdout.endswith("\nFalse\n")

@@ -7,7 +7,7 @@ import time
 
 from digits_steps import STEPS
 
-from utils.run import checkpoint, distributed
+from utils.run import checkpoint, processes
 from utils.run.folder import Run
 from utils.run.script import run_script
 from utils.training import engine
@@ -19,7 +19,7 @@ def main(argv, step="pretext"):
 
     def log_and_die(run, metrics):
         log_epoch(run, metrics)
-        if distributed.rank() == 1 and metrics["epoch"] == 2 and not distributed.restarted():
+        if processes.rank() == 1 and metrics["epoch"] == 2 and processes.attempt() == 0:
             while checkpoint.load(run.folder / "checkpoint.pth.tar")["epoch"] < 2:  # process 0 saves it
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -27,7 +27,7 @@ from utils.files import read_json, write_json
 from utils.run.config import read_yaml
 from utils.run.folder import Run
 from utils.training import features
-from workflows import fit_to_images, label_free_choices, own_experiment
+from workflows import fit_to_images, label_free_choices, own_clusters, own_experiment
 from workflows.own_command import numbers_argument
 
 N, COPIES = 200, 3
@@ -158,7 +158,7 @@ def test_results_that_were_interrupted_are_made_again(command, tmp_path, monkeyp
     before = written()
     (folder / "clusters/0.png").unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cluster.sheets, "save_clusters", mock.Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(own_clusters.sheets, "save_clusters", mock.Mock(side_effect=KeyboardInterrupt))
         cluster.main(argv)
     assert not (folder / "metrics.json").exists()
     shutil.rmtree(folder / "clusters")
@@ -229,7 +229,7 @@ def test_killed_while_the_files_change(command, tmp_path, place):
     killed = mock.patch(f"workflows.own_experiment.{place}", side_effect=KeyboardInterrupt)
     with killed, pytest.raises(KeyboardInterrupt):
         cluster.main([*argv[:2], "5", *argv[3:]])
-    with mock.patch("cluster.write_results"):
+    with mock.patch("workflows.own_clusters.write_results"):
         cluster.main(argv)
     assert read_yaml(folder / "configs/scan.yml")["num_classes"] == 4
     assert read_yaml(folder / "scan/config.yml")["num_classes"] == 4

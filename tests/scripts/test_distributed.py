@@ -19,7 +19,7 @@ import data
 import simclr
 from data.sets.arrays import ArrayImages
 from errors import UserError
-from utils.run import checkpoint, distributed, machine
+from utils.run import checkpoint, distributed, machine, processes
 from utils.run.folder import Run
 from utils.training import engine
 
@@ -170,7 +170,7 @@ def test_each_process_of_a_machine_takes_its_gpu(monkeypatch, gpus, backend):
     )
     monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda *_, **options: wrapped.append(options))
 
-    device = machine.choose_device("auto", distributed.local_rank())
+    device = machine.choose_device("auto", processes.local_rank())
     distributed.start(device)
     distributed.parallel(nn.Linear(1, 1), device)
     assert (str(device), chosen) == (("cuda:5", [5]) if gpus else ("cpu", []))

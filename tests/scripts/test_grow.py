@@ -11,6 +11,7 @@ from digits_steps import ROOT, fails, rows_of
 from PIL import Image
 
 import cluster
+from workflows import own_clusters
 
 CENTERS = np.eye(5, 6, dtype=np.float32) * 9
 KINDS = 3  # at first; a fourth one comes later, and the fifth is of lone images
@@ -185,7 +186,9 @@ def test_added_folders_are_remembered(photos, capsys, monkeypatch):
 
 def test_whose_results_a_folder_holds(tmp_path, monkeypatch, capsys):
     """They are asked for before anything is read."""
-    monkeypatch.setattr(cluster, "find_clusters", lambda experiment: folders.append(experiment.folder.name))
+    monkeypatch.setattr(
+        own_clusters, "run_experiment", lambda experiment: folders.append(experiment.folder.name)
+    )
     folders, out, first, second = [], tmp_path / "out", tmp_path / "a/in", tmp_path / "b/in"
 
     def run(place, *more, **said):

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import scan
-from utils.run import distributed
+from utils.run import processes
 from utils.run.folder import Run
 from utils.run.loggers import Loggers
 from utils.training.resume import TrainingState, archive_results
@@ -129,5 +129,5 @@ def test_a_full_disk(tmp_path, caplog, capfd):
 def test_only_the_main_process_logs(tmp_path, monkeypatch):
     config = config_of("scan", "logger=tensorboard")
     for main in (True, False):
-        monkeypatch.setattr(distributed, "is_main", lambda main=main: main)
+        monkeypatch.setattr(processes, "is_main", lambda main=main: main)
         assert bool(Run(config, Path(tmp_path), mock.Mock()).loggers.makers) == main

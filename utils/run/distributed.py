@@ -10,7 +10,6 @@ Process r computes term r. DistributedDataParallel averages the terms instead of
 pass of `gather` multiplies by W. BatchNorm takes its statistics over all shares.
 """
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,25 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from errors import UserError, first_line
 
+from .processes import attempt, is_main, launched, rank, world_size
+
 Model = TypeVar("Model", bound=nn.Module)
 
 TIMEOUT = timedelta(hours=2)  # one process may mine the neighbors of ImageNet while the others wait
-
-
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return dist.is_available() and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
-
-
-def require_one_process(script: str) -> None:
-    """Raise UserError if torchrun started this script, which works in one process."""
-    if launched():
-        raise UserError(f"{script} works in one process: start it with python, not with torchrun")
-
-
-def local_rank() -> int | None:
-    """Number of this process on its machine; None without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if launched() else None
 
 
 def start(device: torch.device) -> None:
@@ -52,7 +37,7 @@ def start(device: torch.device) -> None:
     try:
         store, place, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
         # after a restart the store still holds the addresses of the processes before it
-        store = dist.PrefixStore(f"attempt {_restarts()}", store)
+        store = dist.PrefixStore(f"attempt {attempt()}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=TIMEOUT)
     except RuntimeError as error:
@@ -64,28 +49,6 @@ def start(device: torch.device) -> None:
 def stop() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Whether torchrun started the processes again after one was lost."""
-    return launched() and _restarts() > 0
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes the results."""
-    return rank() == 0
 
 
 def barrier() -> None:

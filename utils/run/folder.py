@@ -17,7 +17,7 @@ from termcolor import colored
 from errors import UserError
 from utils.files import atomic
 
-from . import checkpoint, distributed
+from . import checkpoint, processes
 from .config import mismatches, to_dict
 from .loggers import Loggers
 from .machine import Machine
@@ -61,8 +61,8 @@ class Run:
         self.config = config
         self.folder = folder
         self.machine = machine
-        self.main = distributed.is_main()
-        self.fresh = fresh and not distributed.restarted()
+        self.main = processes.is_main()
+        self.fresh = fresh and not processes.attempt() > 0
         self.accept_changes = accept_changes
         self.loggers = Loggers((config.logger or []) if self.main else [], folder, config)
         try:

@@ -15,7 +15,7 @@ from torch import nn
 
 from errors import UserError, first_line
 
-from . import distributed
+from . import distributed, processes
 from .distributed import Model
 from .schema import Config
 
@@ -42,14 +42,14 @@ class Machine:
 
         Raises UserError if torch does not see the device, or the other processes cannot be reached.
         """
-        device = choose_device(config.device, distributed.local_rank())
+        device = choose_device(config.device, processes.local_rank())
         distributed.start(device)
         return cls(device, choose_precision(config.precision, device))
 
     def __str__(self) -> str:
-        count = distributed.world_size()
-        processes = f"{count} processes, " if count > 1 else ""
-        return f"{processes}{self.device} ({dtype_name(self.precision)})"
+        count = processes.world_size()
+        how_many = f"{count} processes, " if count > 1 else ""
+        return f"{how_many}{self.device} ({dtype_name(self.precision)})"
 
     def loading(self, config: Config) -> dict[str, Any]:
         """Keyword arguments for every data.Loader."""
@@ -57,8 +57,8 @@ class Machine:
             "batch_size": config.batch_size,
             "num_workers": config.num_workers,
             "device": self.device,
-            "rank": distributed.rank(),
-            "world_size": distributed.world_size(),
+            "rank": processes.rank(),
+            "world_size": processes.world_size(),
         }
 
     def autocast(self) -> torch.autocast:

@@ -9,21 +9,34 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
-import torch
 from termcolor import colored
 
 from errors import UserError, first_line, refusal
 
-from . import config, distributed, interrupt, schema
+from . import config, interrupt, processes, schema
 from .version import VERSION
 
 log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Choices of a command line, in a field each."""
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Self:
+        """The options among the arguments of a command line; the others keep their default."""
+        given: dict[str, Any] = {
+            field.name: getattr(args, field.name, field.default) for field in fields(cls)
+        }
+        return cls(**given)
 
 
 def run_script(
@@ -38,7 +51,10 @@ def run_script(
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that Windows' code pages lack
     try:
         main()
-        distributed.stop()
+        if processes.launched():
+            from . import distributed  # imports torch, which --help does without
+
+            distributed.stop()
     except UserError as error:
         _fail(str(error))
     except OSError as error:  # no permission, no space, ...
@@ -50,7 +66,7 @@ def run_script(
         log.debug("%s", error)
         _fail(message)
     except interrupt.Interrupted as signal:
-        if distributed.is_main():
+        if processes.is_main():
             with suppress(OSError):  # a terminal that was closed
                 print(f"stopped by {signal}; {when_stopped}", file=sys.stderr)
         sys.exit(128 + signal.number)
@@ -60,7 +76,7 @@ def _message_for(error: Exception) -> str | None:
     """The message for an error that is no bug: memory that is full, or a process that was lost; else None."""
     text = str(error)
     line = first_line(error)
-    if isinstance(error, torch.OutOfMemoryError) or "backend out of memory" in text:  # the latter: MPS
+    if type(error).__name__ == "OutOfMemoryError" or "backend out of memory" in text:  # the latter: MPS
         return f"the GPU's memory is full ({line}); lower batch_size"
     if isinstance(error, MemoryError) or "allocate memory" in text:  # how torch says it on a CPU
         return f"the memory is full ({line}); lower batch_size or the images' size"
@@ -69,7 +85,7 @@ def _message_for(error: Exception) -> str | None:
             "the processes that decode images do not fit in /dev/shm; set num_workers=0, or make it larger "
             "(docker run --shm-size=8g, or --ipc=host)"
         )
-    if distributed.world_size() > 1 and re.search("connection|peer|nccl|gloo", text, re.I):
+    if processes.world_size() > 1 and re.search("connection|peer|nccl|gloo", text, re.I):
         return (
             "another process of this run was lost, so this one stops; the last checkpoint is intact: "
             "the same command, without --fresh, resumes from it (torchrun --max_restarts does so by itself)"
@@ -78,7 +94,7 @@ def _message_for(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> NoReturn:
-    where = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
+    where = f" in process {processes.rank()}" if processes.world_size() > 1 else ""
     log.debug("error: %s", message)  # to log.txt, where there is one
     print(colored(f"error{where}:", "red", attrs=["bold"]), message, file=sys.stderr)
     sys.stderr.flush()
