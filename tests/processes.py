@@ -17,12 +17,12 @@ os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # where the se
 
 def start(main, *args, output, environment=None):
     """Start `main(*args)` as a script's command would; what it prints is appended to the file `output`."""
-    process = PROCESSES.Process(target=_work, args=(main, args, output, environment or {}))
+    process = PROCESSES.Process(target=work, args=(main, args, output, environment or {}))
     process.start()
     return process
 
 
-def _work(main, args, output, environment):
+def work(main, args, output, environment):
     os.chdir(ROOT)
     os.environ.update({"CUDA_VISIBLE_DEVICES": "", **environment})
     torch.set_num_threads(1)

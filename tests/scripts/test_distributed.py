@@ -1,19 +1,17 @@
 """Several processes: they compute what one does, one of them writes, and a lost one is no disaster."""
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 
 import exact_steps
 import lost_process
 import numpy as np
 import pytest
 import torch
-from digits_steps import ROOT, STEPS, arguments, before, epochs, weights
-from processes import finish, run_all, start
+from digits_steps import STEPS, arguments, before, epochs, weights
+from processes import PROCESSES, finish, run_all, start, work
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import data
 import simclr
@@ -22,8 +20,6 @@ from errors import UserError
 from utils.run import checkpoint, distributed, machine, processes
 from utils.run.folder import Run
 from utils.training import engine
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +126,14 @@ def test_one_process_then_two_then_one(step, after, tmp_path, monkeypatch):
 
 
 def test_torchrun_restarts_a_lost_process_and_resumes(tmp_path):
-    command = [*TORCHRUN, "--max_restarts", "1", "tests/scripts/lost_process.py"]
-    done = subprocess.run(
-        [sys.executable, *command, *arguments("pretext", tmp_path, "epochs=3", flags=["--fresh"])],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    """What torchrun calls, with processes forked from one that has imported what they need."""
+    launch = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, monitor_interval=0.05,
+        start_method=PROCESSES.get_start_method(), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert "resuming after epoch 2" in done.stdout  # although the command says --fresh
+    argv, output = arguments("pretext", tmp_path, "epochs=3", flags=["--fresh"]), tmp_path / "output"
+    elastic_launch(launch, work)(lost_process.main, (argv,), output, {})
+    assert "resuming after epoch 2" in output.read_text(encoding="utf-8")  # although the command says --fresh
     folder = tmp_path / "digits/pretext"
     assert [line["epoch"] for line in epochs(folder)] == [1, 2, 3]
     assert (folder / "metrics.json").exists()
